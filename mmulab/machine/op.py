@@ -1,0 +1,260 @@
+"""The op: a small typed record of one thing that a guest, the VMM or the host does.
+
+Scenarios, streams and the explorer are sources of ops; only
+:meth:`mmulab.machine.machine.Machine.execute` gives them effect. A *guest op* is
+one instruction of a vCPU; a *host op* is one action of the VMM or of the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """Privilege of a guest access, with the scenario language's letters."""
+
+    SUPERVISOR = "s"
+    """CPL 0, EFLAGS.AC=0."""
+    USER = "u"
+    """CPL 3."""
+    SUPERVISOR_AC = "a"
+    """CPL 0, EFLAGS.AC=1: explicit accesses are exempt from SMAP."""
+    IMPLICIT = "i"
+    """An implicit supervisor access (descriptors, exception delivery) at any CPL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One op; `vcpu` is the number of the vCPU that guest ops run on."""
+
+    vcpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Op):
+    """``mov`` from memory of `size` bytes."""
+
+    mode: Mode
+    size: int
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Op):
+    """``mov`` to memory."""
+
+    mode: Mode
+    size: int
+    gva: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Op):
+    """``xchg`` with memory (locked by itself)."""
+
+    mode: Mode
+    size: int
+    gva: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompareExchange(Op):
+    """``cmpxchg8b``: store `new` if memory holds `old`."""
+
+    mode: Mode
+    size: int
+    gva: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Execute(Op):
+    """Execute a one-byte NOP at `gva`."""
+
+    mode: Mode
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touch(Op):
+    """A read access that needs no value, without an instruction around it (streams)."""
+
+    mode: Mode
+    gva: int
+    write: bool = False
+    fetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCr(Op):
+    """``mov`` to CR0, CR3 or CR4; `compat`: from compatibility mode."""
+
+    cr: int
+    value: int
+    compat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WriteEfer(Op):
+    """``wrmsr`` to EFER."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invlpg(Op):
+    """``invlpg``."""
+
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nop(Op):
+    """A one-byte NOP at the instruction stub."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStore(Op):
+    """A guest store by physical address through write tracking, without translation.
+
+    What a device model or a replayed stream does to a page that KVM may shadow.
+    """
+
+    size: int
+    gpa: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostWrite(Op):
+    """A store to the VMM's memory behind KVM's back."""
+
+    size: int
+    gpa: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetMemslot(Op):
+    """``KVM_SET_USER_MEMORY_REGION``: create, move or change the flags of a slot."""
+
+    id: int
+    gpa: int
+    size: int
+    flags: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteMemslot(Op):
+    """``KVM_SET_USER_MEMORY_REGION`` with size 0."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetDirtyLog(Op):
+    """``KVM_GET_DIRTY_LOG``."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearDirtyLog(Op):
+    """``KVM_CLEAR_DIRTY_LOG`` of `count` pages from `first`."""
+
+    id: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidateHva(Op):
+    """The host changes and restores the protection of a range: MMU-notifier invalidation."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetNrMmuPages(Op):
+    """``KVM_SET_NR_MMU_PAGES``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetSregs(Op):
+    """``KVM_SET_SREGS``."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Teardown(Op):
+    """The VM is destroyed."""
+
+
+class OutcomeKind(StrEnum):
+    """How an op ended."""
+
+    OK = "ok"
+    EXC = "exc"
+    HOST = "host"
+    INTERNAL_ERROR = "internal_error"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Mmio:
+    """One exit to a device; reads get ``0xd0`` in every byte."""
+
+    write: bool
+    gpa: int
+    size: int
+    value: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the guest and the VMM see of an op.
+
+    Attributes
+    ----------
+    kind : OutcomeKind
+    rip : int or None
+        Instruction pointer afterwards; of an exception, of the faulting instruction.
+    rax : int
+        The value read, else the operand.
+    vector, error_code, cr2 : int or None
+        The exception.
+    hpa : int
+        Host-physical address that the data access reached; -1 if none did.
+    mmio : list of Mmio
+    result : int or None
+        Return value of a host op.
+    dirty : list of int or None
+        Pages set in the returned dirty bitmap.
+    zf : int or None
+        Of ``cmpxchg8b``.
+    """
+
+    kind: OutcomeKind
+    rip: int | None = None
+    rax: int = 0
+    vector: int | None = None
+    error_code: int | None = None
+    cr2: int | None = None
+    hpa: int = -1
+    mmio: list[Mmio] | None = None
+    result: int | None = None
+    dirty: list[int] | None = None
+    zf: int | None = None
+    suberror: int | None = None

@@ -1,0 +1,141 @@
+"""Host physical memory: one array of 4 KiB frames.
+
+Shadow tables, special roots and the guest's own memory are frames of the same
+array, because the processor sees nothing else. Python reads and writes it
+through memoryviews (plain ints), compiled code through :attr:`HostMemory.frames`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FRAME_WORDS = 512
+FRAME_BYTES = 4096
+
+
+class OutOfFramesError(RuntimeError):
+    """The pool has no free frame left."""
+
+
+class HostMemory:
+    """A pool of frames, allocated once and never resized (zeroed memory is lazy).
+
+    Frame 0 is never handed out. Frames for tables come from the low part, one
+    at a time; the guest's backing is one aligned run behind them.
+
+    Parameters
+    ----------
+    backing_bytes : int
+        Size of the guest's backing in bytes, a multiple of 4096.
+    table_frames : int
+        Frames for shadow tables and special roots.
+    align : int
+        Alignment of the backing in bytes: the largest host page it may be made of.
+
+    Attributes
+    ----------
+    frames : numpy.ndarray, shape (n, 512), dtype uint64
+    words, dwords, bytes : memoryview
+        The same memory as 64-, 32- and 8-bit unsigned integers.
+    written : numpy.ndarray, shape (n,), dtype uint32
+        For each frame, the epoch of the last write to it; see :attr:`epoch`.
+    stamp : memoryview of `written`.
+    epoch : int
+        Number that writes leave in `written`. A checkpoint raises it, so that
+        the next one copies only frames written since.
+    backing : int
+        Frame number of the backing's first page.
+    """
+
+    __slots__ = (
+        "_free",
+        "_next",
+        "_table_frames",
+        "backing",
+        "backing_frames",
+        "bytes",
+        "dwords",
+        "epoch",
+        "frames",
+        "stamp",
+        "words",
+        "written",
+    )
+
+    def __init__(
+        self, backing_bytes: int, *, table_frames: int = 1 << 15, align: int = 1 << 21
+    ) -> None:
+        if backing_bytes <= 0 or backing_bytes % FRAME_BYTES:
+            raise ValueError(f"backing of {backing_bytes:#x} bytes is not a multiple of 4096")
+        step = align // FRAME_BYTES
+        self.backing = -(-(table_frames + 1) // step) * step
+        self.backing_frames = backing_bytes // FRAME_BYTES
+        count = self.backing + self.backing_frames
+        self.frames: npt.NDArray[np.uint64] = np.zeros((count, FRAME_WORDS), np.uint64)
+        self.written: npt.NDArray[np.uint32] = np.zeros(count, np.uint32)
+        self.stamp = memoryview(self.written)
+        flat = memoryview(self.frames).cast("B")
+        self.bytes = flat
+        self.words = flat.cast("Q")
+        self.dwords = flat.cast("I")
+        self.epoch = 1
+        self._table_frames = table_frames
+        self._next = 1
+        self._free: list[int] = []
+
+    def alloc_frame(self) -> int:
+        """Take a zeroed frame from the pool and return its number.
+
+        The frame freed last is given out first, so a run's frame numbers depend
+        only on what it did.
+
+        Raises
+        ------
+        OutOfFramesError
+        """
+        if self._free:
+            frame = self._free.pop()
+            self.frames[frame] = 0
+        else:
+            if self._next > self._table_frames:
+                raise OutOfFramesError(f"all {self._table_frames} table frames are in use")
+            frame = self._next
+            self._next += 1
+        self.stamp[frame] = self.epoch
+        return frame
+
+    def free_frame(self, frame: int) -> None:
+        """Give a frame from :meth:`alloc_frame` back."""
+        self._free.append(frame)
+
+    def load64(self, hpa: int, level: int = 0) -> int:
+        """Read the aligned 64-bit word at `hpa`; usable as a walk's ``load``."""
+        return self.words[hpa >> 3]
+
+    def store64(self, hpa: int, value: int) -> None:
+        """Write the aligned 64-bit word at `hpa`; usable as a walk's ``store``."""
+        self.words[hpa >> 3] = value
+        self.stamp[hpa >> 12] = self.epoch
+
+    def read(self, hpa: int, size: int) -> int:
+        """Read `size` bytes at `hpa` as a little-endian integer."""
+        return int.from_bytes(self.bytes[hpa : hpa + size], "little")
+
+    def write(self, hpa: int, size: int, value: int) -> None:
+        """Write `value` as `size` little-endian bytes at `hpa`, within one frame."""
+        self.bytes[hpa : hpa + size] = value.to_bytes(size, "little")
+        self.stamp[hpa >> 12] = self.epoch
+
+    def fill(self, hpa: int, length: int, byte: int) -> None:
+        """Set `length` bytes from `hpa` to `byte`."""
+        self.bytes[hpa : hpa + length] = bytes([byte]) * length
+        first, last = hpa >> 12, (hpa + max(length, 1) - 1) >> 12
+        self.written[first : last + 1] = self.epoch
+
+    def __repr__(self) -> str:
+        used = self._next - 1 - len(self._free)
+        return (
+            f"HostMemory({len(self.frames)} frames, {used} of {self._table_frames} table frames "
+            f"used, backing {self.backing:#x}+{self.backing_frames:#x})"
+        )

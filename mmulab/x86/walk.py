@@ -1,0 +1,235 @@
+"""The page walk: one algorithm for guest tables, shadow tables and nested ones.
+
+SDM 3, 4.3 to 4.7. What differs between walkers and modes is in
+:class:`~mmulab.x86.paging.Paging`; what differs between memories is in the
+`load` function: it reads host frames for the processor on shadow tables, goes
+through memslots for KVM, and through another walk for a nested guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mmulab.x86.mode import PT64_NX_SHIFT, PT_BASE_ADDR_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+from mmulab.x86.paging import Paging
+from mmulab.x86.pferr import (
+    ACC_ALL,
+    ACC_EXEC_MASK,
+    ACC_USER_MASK,
+    PFERR_FETCH_MASK,
+    PFERR_PK_MASK,
+    PFERR_PRESENT_MASK,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+)
+
+Load = Callable[[int, int], int | None]
+"""``load(address, level)`` reads one entry; None where nothing is there."""
+Store = Callable[[int, int], None]
+"""``store(address, entry)`` writes one entry back with its A or D bit."""
+
+_ACCESS = PFERR_WRITE_MASK | PFERR_USER_MASK
+
+
+class Walk:
+    """What a walk met on its way and where it arrived.
+
+    Lists are indexed by level (index 0 unused) and valid from `max_level` down
+    to `level`.
+
+    Attributes
+    ----------
+    va, pfec : int
+        The address and the kind of access, as error-code bits.
+    level, max_level : int
+        Level of the last entry read, and of the first one in memory.
+    table, entry_addr, ptes : list of int
+        Address of each table, of the entry in it, and the entry.
+    pt_access : list of int
+        Rights of the path above each level (``ACC_*``).
+    pte_access : int
+        Rights of the whole path so far.
+    pdpte : int or None
+        The PDPTE register used.
+    pa : int
+        The physical address; -1 after a fault.
+    error : int or None
+        The error code of the page fault, None if there was none.
+    ad_done : bool
+        A (and D, for a write) was set in the leaf.
+    pkey : int
+        Protection key of the leaf.
+    """
+
+    __slots__ = (
+        "ad_done",
+        "entry_addr",
+        "error",
+        "level",
+        "max_level",
+        "pa",
+        "pdpte",
+        "pfec",
+        "pkey",
+        "pt_access",
+        "pte_access",
+        "ptes",
+        "table",
+        "va",
+    )
+
+    def __init__(self, va: int, pfec: int) -> None:
+        self.va = va
+        self.pfec = pfec
+        self.level = 0
+        self.max_level = 0
+        self.table = [0] * 6
+        self.entry_addr = [0] * 6
+        self.ptes = [0] * 6
+        self.pt_access = [0] * 6
+        self.pte_access = ACC_ALL
+        self.pdpte: int | None = None
+        self.pa = -1
+        self.error: int | None = None
+        self.ad_done = True
+        self.pkey = 0
+
+
+def walk(
+    paging: Paging,
+    root: int,
+    va: int,
+    pfec: int,
+    load: Load,
+    store: Store | None = None,
+    *,
+    pdptes: Sequence[int] | None = None,
+    not_smap: bool = False,
+    pkru: int = 0,
+) -> Walk:
+    """Translate `va` through the tables at `root`.
+
+    Parameters
+    ----------
+    paging : Paging
+        A configuration whose mode has tables (not ``nonpaging``).
+    root : int
+        CR3 (its page-frame bits are used).
+    va : int
+        A canonical linear address.
+    pfec : int
+        Kind of access: W, U and F bits of an error code.
+    load, store : callable
+        Memory. `store` is needed where ``paging.sets_ad``.
+    pdptes : sequence of 4 int, optional
+        PAE's PDPTE registers. None: they are read from memory, as under nested
+        paging on AMD (APM 2, 15.25).
+    not_smap : bool
+        EFLAGS.AC=1 and the access is explicit, so SMAP does not apply.
+    pkru : int
+        PKRU.
+
+    Returns
+    -------
+    Walk
+        ``error`` is None and ``pa`` the translation, or ``error`` the code.
+    """
+    mode = paging.mode
+    w = Walk(va, pfec)
+    level = mode.root_level
+    entry = root
+    width = mode.entry_bytes
+    bits = mode.index_bits
+    index_mask = (1 << bits) - 1
+    rsvd = paging.rsvd
+    access = ACC_ALL
+    if level == 3 and mode.root_index_bits == 2:
+        pdpte = _pdpte(paging, root, va, load, pdptes)
+        w.pdpte = pdpte
+        w.level = w.max_level = 3
+        if pdpte is None or not pdpte & 1:
+            return _fault(w, paging, 0)
+        if pdptes is None and pdpte & paging.pdpte_rsvd:
+            return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
+        entry = pdpte
+        level = 2
+    w.max_level = level
+    sets_ad = paging.sets_ad
+    accessed = paging.accessed_mask
+    while True:
+        w.level = level
+        w.pt_access[level] = access
+        shift = 12 + (level - 1) * bits
+        table = entry & PT_BASE_ADDR_MASK
+        addr = table + ((va >> shift) & index_mask) * width
+        w.table[level] = table
+        w.entry_addr[level] = addr
+        loaded = load(addr, level)
+        if loaded is None:
+            return _fault(w, paging, 0)
+        entry = loaded
+        w.ptes[level] = entry
+        access &= entry & (PT_WRITABLE_MASK | PT_USER_MASK) | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
+        w.pte_access = access
+        if not entry & paging.present_mask:
+            return _fault(w, paging, 0)
+        if entry & rsvd[entry >> 7 & 1][level]:
+            return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
+        if level == 1 or entry & paging.page_size_mask[level]:
+            break
+        if sets_ad and not entry & accessed:
+            assert store is not None
+            entry |= accessed
+            w.ptes[level] = entry
+            store(addr, entry)
+        level -= 1
+    w.pkey = entry >> 59 & 15
+    code = _permission(w, paging, access, not_smap, pkru)
+    if code:
+        return _fault(w, paging, code)
+    need = accessed | paging.dirty_mask if pfec & PFERR_WRITE_MASK else accessed
+    if entry & need != need:
+        if sets_ad:
+            assert store is not None
+            entry |= need
+            w.ptes[level] = entry
+            store(addr, entry)
+        else:
+            w.ad_done = False
+    offset = (1 << shift) - 1
+    w.pa = entry & PT_BASE_ADDR_MASK & ~offset | va & offset
+    if level == 2 and paging.pse36_mask:
+        w.pa = entry & 0xFFC00000 | va & offset | (entry & paging.pse36_mask) << 19
+    return w
+
+
+def _pdpte(
+    paging: Paging, root: int, va: int, load: Load, pdptes: Sequence[int] | None
+) -> int | None:
+    index = va >> 30 & 3
+    if pdptes is not None:
+        return pdptes[index]
+    return load((root & 0xFFFFFFE0) + 8 * index, 3)
+
+
+def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int:
+    """Return 0, or P (and PK) if the rights forbid the access."""
+    pfec = w.pfec & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
+    index = (pfec | PFERR_RSVD_MASK if not_smap else pfec) >> 1
+    code = PFERR_PRESENT_MASK if paging.permissions[index] >> access & 1 else 0
+    if paging.pke and access & ACC_USER_MASK and not pfec & PFERR_FETCH_MASK:
+        key = pkru >> (2 * w.pkey) & 3
+        writes = pfec & PFERR_WRITE_MASK and (pfec & PFERR_USER_MASK or paging.wp)
+        if key & 1 or (key & 2 and writes):
+            code |= PFERR_PK_MASK | PFERR_PRESENT_MASK
+    return code
+
+
+def _fault(w: Walk, paging: Paging, code: int) -> Walk:
+    code |= w.pfec & _ACCESS
+    if w.pfec & PFERR_FETCH_MASK and paging.fetch_bit:
+        code |= PFERR_FETCH_MASK
+    w.error = code
+    w.pa = -1
+    return w
