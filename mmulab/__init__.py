@@ -1,0 +1,42 @@
+"""mmulab: KVM's shadow page tables on a laptop, event for event, with the design open to change.
+
+The model runs guests of every x86 paging mode over shadow page tables kept the
+way Linux 6.1.192 keeps them, records what the kernel's tracepoints would have
+shown, and compares every access with what the architecture allows.
+
+The house
+---------
+Imports point downward only, and a room never knows who lives above it; a test
+holds to that.
+
+=====  ======================  ===================================================
+floor  room                    what lives there
+=====  ======================  ===================================================
+7      :mod:`mmulab.cli`       the command line
+7      :mod:`mmulab.lab`       experiments: notebooks run with checked parameters,
+                               exported pages, provenance, results tables
+7      :mod:`mmulab.widgets`   the notebooks' controls and figures
+6      ``mmulab.check``        the architectural oracle, invariants, explorer and
+                               shrinker, the catalogue of historical bugs
+5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
+                               of ops
+5      ``mmulab.workload``     guest builders and workloads
+5      ``mmulab.conform``      comparison with recorded kernels
+4      ``mmulab.trace``        recorder, recordings, ftrace text in and out
+3      ``mmulab.machine``      VM and vCPUs; the *op*, and the one function that
+                               executes it
+2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file
+1      ``mmulab.memory``       host physical memory, memslots
+0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
+       :mod:`mmulab.events`
+=====  ======================  ===================================================
+
+Two ideas hold it together. *The hardware only sees bits*: shadow tables are
+frames of host memory and the processor's walk reads those frames, so a fault
+of the hypervisor shows as what the guest sees. *Everything observable is an
+event or a counter*: figures, reports and comparisons read those and nothing else.
+
+Importing the package or its engine imports no notebook package.
+"""
+
+__version__ = "0.1.0"

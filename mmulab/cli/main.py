@@ -1,0 +1,120 @@
+"""The entry of the command line: ``mmulab COMMAND ...``.
+
+A command is a click command in a module of its own, imported only when it is
+called; its row in :data:`COMMANDS` is all that ``mmulab --help`` reads. What a
+command may raise, and what the user then sees, is decided here once:
+
+=====================  ============================================  =========
+raised                 shown                                         exit code
+=====================  ============================================  =========
+``InputError``         one line on stderr                            2
+``click`` usage error  one line on stderr                            2
+``KeyboardInterrupt``  one line on stderr                            130
+``BrokenPipeError``    nothing: the reader has seen enough           141
+``ctx.exit(n)``        nothing                                       n
+anything else          a traceback, because it is a bug              1
+=====================  ============================================  =========
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from mmulab import __version__
+from mmulab.errors import InputError
+
+
+class Entry(NamedTuple):
+    """Where a command lives (``module:attribute``) and its line in ``mmulab --help``."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to a page that needs no network."),
+}
+"""Every command, in the order in which ``mmulab --help`` lists them."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
+BROKEN_PIPE = 141
+"""Exit code when the reader of stdout went away: 128 + SIGPIPE."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command `cmd_name`; None if the table has no such row."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.target.split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command), f"{entry.target} is no click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the map of the command line from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="'mmulab COMMAND --help' explains a command. Errors exit with 2 and say the mend in one line.",
+)
+@click.version_option(__version__, prog_name="mmulab", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """KVM's shadow page tables on a laptop: run them, watch them, compare them with recorded kernels."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the command line `args` (without the program's name) and return the exit code."""
+    try:
+        with cli.make_context("mmulab", list(args)) as ctx:
+            cli.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except InputError as error:
+        return _complain(str(error), 2)
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; let it flush into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print("mmulab:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Run the command line of this process and leave it with the exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
