@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
-    "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to a page that needs no network."),
+    "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to an offline page."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
 

@@ -1,0 +1,45 @@
+# make setup    a .venv with everything in it
+# make report   run the notebooks, write out/report/index.html
+# make test     the tests (SELECT= runs the slow ones too)
+# make lint     ruff, mypy --strict, import directions
+# make lab      JupyterLab on the notebooks
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+JOBS   ?= 2
+SELECT ?= -m "not slow"
+
+# The first of these interpreters that runs and has a supported version.
+PYTHONS  ?= python3 python3.13 python3.12 python3.11 python
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.PHONY: setup report test lint lab clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@for python in $(PYTHONS); do \
+	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then exec "$$python" -m venv $(VENV); fi; \
+	done; \
+	echo "make setup: none of '$(PYTHONS)' is a Python 3.11 to 3.13; install one or set PYTHONS" >&2; exit 1
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
+
+report: $(STAMP)
+	$(BIN)/mmulab report
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) $(SELECT)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

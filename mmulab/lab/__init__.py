@@ -1,0 +1,1 @@
+"""Floor 7: experiments: notebooks run with checked parameters, pages, provenance, results."""

@@ -1,0 +1,1 @@
+"""Floor 7: the figures and controls of the notebooks."""

@@ -1,0 +1,1 @@
+"""Floor 0: what the processor manuals define, as data and one walk."""

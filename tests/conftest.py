@@ -1,0 +1,53 @@
+"""What all tests share: the checkout's paths and how subprocesses find the package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples in every run; no deadline, because a busy machine is no bug.
+settings.register_profile("mmulab", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("mmulab")
+
+# Kernels and commands that tests start see this checkout, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+class CommandLine:
+    """Runs ``mmulab`` in a process of its own, the way a user does."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+
+    def __call__(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run ``mmulab args...`` and return its exit code and texts."""
+        command = [sys.executable, "-m", "mmulab.cli.main", *map(str, args)]
+        return subprocess.run(command, cwd=self.cwd, capture_output=True, text=True, check=False)
+
+    def error(self, *args: str | Path) -> str:
+        """Run a command that must refuse its input, and return the one line that it says."""
+        done = self(*args)
+        assert done.returncode == 2, done
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("mmulab: ")
+        return lines[0].removeprefix("mmulab: ")
+
+
+@pytest.fixture
+def mmulab(tmp_path: Path) -> CommandLine:
+    """The command line, run in an empty folder."""
+    return CommandLine(tmp_path)

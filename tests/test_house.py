@@ -1,0 +1,168 @@
+"""The house rules: who imports whom, what stays out of a quick start, what lies where."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from mmulab.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = {"IPython", "bqplot", "ipywidgets", "jupyterlab", "nbconvert", "numba", "pandas", "papermill"}
+ABOVE_THE_ENGINE = {"mmulab.cli", "mmulab.lab", "mmulab.widgets", "mmulab.check"}
+TOP_LEVEL = {
+    ".ci",
+    ".gitattributes",
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "data",
+    "environment.yml",
+    "mmulab",
+    "notebooks",
+    "pyproject.toml",
+    "tests",
+}
+
+
+def tracked() -> list[Path]:
+    """Return the files of the repository, relative to its top."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def modules() -> list[str]:
+    """Return the name of every module of the package."""
+    paths = sorted((ROOT / "mmulab").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+def python(script: str) -> str:
+    """Run `script` in a fresh interpreter and return what it prints; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def imported_by(statement: str) -> set[str]:
+    """Run `statement` in a fresh interpreter and return the top-level modules it left behind."""
+    script = f"{statement}\nimport sys\nprint('\\n'.join({{name.split('.')[0] for name in sys.modules}}))"
+    return set(python(script).split("\n"))
+
+
+def test_imports_point_downward() -> None:
+    command = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    assert "0 broken" in python(command)
+
+
+def test_package_imports_nothing() -> None:
+    bare = imported_by("pass")
+    assert imported_by("import mmulab") - bare == {"mmulab"}
+
+
+def test_engine_imports_no_notebook_package() -> None:
+    engine = [name for name in modules() if ".".join(name.split(".")[:2]) not in ABOVE_THE_ENGINE]
+    assert "mmulab.events" in engine
+    assert not imported_by("import " + ", ".join(engine)) & HEAVY
+
+
+def test_command_line_help_imports_no_notebook_package() -> None:
+    loaded = imported_by("from mmulab.cli.main import run\nassert run(['--help']) == 0")
+    assert "click" in loaded
+    assert not loaded & HEAVY
+
+
+def test_every_command_is_listed() -> None:
+    named = {entry.target.split(":")[0] for entry in COMMANDS.values()}
+    commands = {
+        f"mmulab.cli.{path.stem}"
+        for path in (ROOT / "mmulab/cli").glob("*.py")
+        if "@click.command" in path.read_text("utf-8")
+    }
+    assert named == commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_listed_command_exists(name: str) -> None:
+    module, attribute = COMMANDS[name].target.split(":")
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == attribute]
+    assert functions, f"{COMMANDS[name].target} is missing"
+    assert ast.get_docstring(functions[0])
+
+
+def test_packages_say_what_they_are() -> None:
+    folders = {path.parent for path in (ROOT / "mmulab").rglob("*.py")}
+    for folder in sorted(folders):
+        init = folder / "__init__.py"
+        assert init.exists(), f"{init} is missing"
+        assert ast.get_docstring(ast.parse(init.read_text("utf-8"))), f"{init} has no docstring"
+
+
+def test_files_stay_small() -> None:
+    files = [path for path in tracked() if path.suffix == ".py"]
+    sizes = {str(path): len((ROOT / path).read_text("utf-8").splitlines()) for path in files}
+    assert sizes
+    assert not {path: size for path, size in sizes.items() if size >= 500}
+
+
+def test_top_level_is_exactly_what_is_allowed() -> None:
+    found = {path.parts[0] for path in tracked()}
+    assert found <= TOP_LEVEL
+    assert TOP_LEVEL - found <= {".gitattributes"}
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_committed_clean(path: Path) -> None:
+    notebook = json.loads(path.read_text("utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert "widgets" not in notebook["metadata"]
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "one cell is tagged 'parameters'"
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    """Return name -> version range of requirement lines."""
+    return {item.name: str(item.specifier) for item in map(Requirement, lines)}
+
+
+def test_environment_matches_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    pip = [line for line in environment["dependencies"] if isinstance(line, dict)]
+    ranges = requirements([line.replace("python", "python ", 1) for line in conda])
+    assert set(ranges) == {"python", "pip"}
+    assert Requirement("python" + project["requires-python"]).specifier == Requirement(conda[0]).specifier
+    # Everything else comes from pyproject.toml itself, so names and ranges cannot differ from it.
+    assert pip == [{"pip": ["-e .[dev]"]}]
+    assert "dev" in project["optional-dependencies"]
+
+
+def test_mandated_packages_are_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = requirements(project["dependencies"])
+    for name in ("jupyterlab", "ipywidgets", "numpy", "bqplot", "papermill"):
+        assert ">=" in declared[name]
+        assert "<" in declared[name]
