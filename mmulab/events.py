@@ -197,7 +197,8 @@ class kvm_exit(NamedTuple):
     `reason` is the lower-case name without vendor prefix (``pf``, ``npf``,
     ``ept_violation``, ``write_cr3``). Of the rest only what that exit has is
     not None: `error_code` and `address` of a #PF or #NPF, `qualification` of a
-    VMX exit, `idt_vectoring` (SVM: EXITINTINFO) of an exit during delivery.
+    VMX exit (SVM: EXITINFO1 of an I/O or MSR exit), `idt_vectoring` (SVM:
+    EXITINTINFO) of an exit during delivery.
     """
 
     reason: str
@@ -260,6 +261,44 @@ class kvm_cr(NamedTuple):
 
 class kvm_unmap_hva_range(NamedTuple):
     """The host unmaps a range of the VMM's memory (MMU notifier)."""
+
+
+class kvm_nested_vmenter(NamedTuple):
+    """L1 enters L2; `nested_pgd` is its EPTP or nested CR3 if `tdp`, else the guest's CR3."""
+
+    vmcb: int
+    nested_rip: int
+    tdp: bool
+    nested_pgd: int
+
+
+class kvm_nested_vmenter_failed(NamedTuple):
+    """A VM entry of L1 failed its checks."""
+
+    err: int
+
+
+class kvm_nested_vmexit(NamedTuple):
+    """The processor left L2.
+
+    `exit_int_info` and `exit_int_info_err` are None where the exit has none.
+    """
+
+    reason: str
+    exit_info1: int
+    exit_info2: int
+    exit_int_info: int | None = None
+    exit_int_info_err: int | None = None
+
+
+class kvm_nested_vmexit_inject(NamedTuple):
+    """L1 is told of an exit of L2."""
+
+    reason: str
+    exit_info1: int
+    exit_info2: int
+    exit_int_info: int | None = None
+    exit_int_info_err: int | None = None
 
 
 # Function entries ------------------------------------------------------------
@@ -359,6 +398,10 @@ KVM: tuple[type, ...] = (
     kvm_msr,
     kvm_cr,
     kvm_unmap_hva_range,
+    kvm_nested_vmenter,
+    kvm_nested_vmenter_failed,
+    kvm_nested_vmexit,
+    kvm_nested_vmexit_inject,
 )
 FUNCTIONS: tuple[type, ...] = (
     kvm_mmu_load,
