@@ -258,3 +258,117 @@ class Outcome:
     dirty: list[int] | None = None
     zf: int | None = None
     suberror: int | None = None
+
+
+# Ops of the scenario language beyond one guest's own paging --------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sysexit(Op):
+    """``sysexit`` at the supervisor stub: CPL 3 afterwards, no memory access but the fetch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sysenter(Op):
+    """``sysenter`` at the user stub: CPL 0 afterwards, no memory access but the fetch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invpcid(Op):
+    """``invpcid`` of `type` with the descriptor (`pcid`, `gva`)."""
+
+    type: int
+    pcid: int
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCpuid(Op):
+    """``KVM_SET_CPUID2`` with one feature changed; `key` as in a scenario's ``cpu`` line."""
+
+    key: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Smm(Op):
+    """Enter or leave system management mode."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vmrun(Op):
+    """``vmrun`` of the VMCB (on Intel: entry with the VMCS) at `gpa`."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmmcall(Op):
+    """``vmmcall``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vmxon(Op):
+    """``vmxon`` with the region at `gpa`."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmptrld(Op):
+    """``vmptrld`` of the VMCS at `gpa`."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmclear(Op):
+    """``vmclear`` of the VMCS at `gpa`."""
+
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmlaunch(Op):
+    """``vmlaunch`` of the current VMCS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vmcall(Op):
+    """``vmcall``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vmwrite(Op):
+    """``vmwrite`` to `field` of the current VMCS."""
+
+    field: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invept(Op):
+    """``invept`` of `type` with the descriptor (`eptp`, `reserved`)."""
+
+    type: int
+    eptp: int
+    reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Invvpid(Op):
+    """``invvpid`` of `type` with the descriptor (`vpid`, `gva`)."""
+
+    type: int
+    vpid: int
+    gva: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmfunc(Op):
+    """``vmfunc`` of function `function` with ECX = `index`."""
+
+    function: int
+    index: int
