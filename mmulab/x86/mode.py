@@ -47,6 +47,11 @@ class PagingMode:
     root_index_bits : int
         Bits that the root table consumes (2 for PAE's page-directory-pointer
         table).
+    root_mask : int
+        Bits of CR3 that locate the root table (SDM 3, tables 4-3, 4-7, 4-12).
+    has_pdptes : bool
+        The root table is PAE's, of four entries that the processor keeps in
+        registers (SDM 3, 4.4.1).
     """
 
     name: str
@@ -55,6 +60,8 @@ class PagingMode:
     index_bits: int
     va_bits: int
     root_index_bits: int
+    root_mask: int = PT_BASE_ADDR_MASK
+    has_pdptes: bool = False
 
     def level_shift(self, level: int) -> int:
         """Return the number of address bits below the index of `level`."""
@@ -66,8 +73,8 @@ class PagingMode:
 
 
 NONPAGING = PagingMode("nonpaging", 0, 8, 9, 32, 0)
-PAGING_32 = PagingMode("32", 2, 4, 10, 32, 10)
-PAGING_PAE = PagingMode("pae", 3, 8, 9, 32, 2)
+PAGING_32 = PagingMode("32", 2, 4, 10, 32, 10, root_mask=0xFFFFF000)
+PAGING_PAE = PagingMode("pae", 3, 8, 9, 32, 2, root_mask=0xFFFFFFE0, has_pdptes=True)
 PAGING_4LEVEL = PagingMode("4level", 4, 8, 9, 48, 9)
 PAGING_5LEVEL = PagingMode("5level", 5, 8, 9, 57, 9)
 

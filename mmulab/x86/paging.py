@@ -55,16 +55,22 @@ class Walker:
         (``FNAME(update_accessed_dirty_bits)`` runs after a walk that succeeded).
     pse36_bits : int or None
         Physical-address bits above 32 in a 4 MiB PDE. None: by MAXPHYADDR, at
-        most 8 (SDM 3, table 4-4). KVM takes 4 whatever CPUID says.
+        most 8 (SDM 3, table 4-4). KVM takes 4 whatever CPUID says
+        (``is_cpuid_PSE36``, Linux 6.1 ``arch/x86/kvm/mmu/mmu.c``).
+    fetch_needs_pae : bool
+        Without SMEP, a processor reports a fetch in the error code only if
+        EFER.NX and CR4.PAE are both set (SDM 3, 4.7; APM 2, 8.4.2). KVM asks
+        for EFER.NX alone (``FNAME(walk_addr_generic)``, ``paging_tmpl.h``).
     """
 
     name: str
     sets_ad: bool
     pse36_bits: int | None
+    fetch_needs_pae: bool = True
 
 
 PROCESSOR = Walker("processor", True, None)
-KVM_WALK = Walker("kvm", False, 4)
+KVM_WALK = Walker("kvm", False, 4, fetch_needs_pae=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +92,14 @@ class Paging:
     nx : bool
         EFER.NX.
     fetch_bit : bool
-        The error code of a fetch has F only with EFER.NX or CR4.SMEP (SDM 3, 4.7).
+        The error code of a fetch has F (needs NX or SMEP; see :class:`Walker`).
     wp, pke : bool
     have_ad, sets_ad : bool
         The format has A/D bits; this walker sets them as it goes.
     pse36_mask : int
         Bits of a 4 MiB PDE, from bit 13, that hold physical address bits from 32.
+    pdpte_rsvd : int
+        See :func:`pdpte_reserved`; a walk checks it where PDPTEs come from memory.
     """
 
     mode: PagingMode
@@ -154,9 +162,9 @@ def _reserved(
     no_gb = 0 if cpu.gbpages else 1 << 7
     for level in range(1, 6):
         small[level] = large[level] = high
-    large[2] |= rsvd_bits(13, 20)
+    large[2] |= rsvd_bits(13, mode.level_shift(2) - 1)
     small[3] |= no_gb
-    large[3] |= no_gb | rsvd_bits(13, 29)
+    large[3] |= no_gb | rsvd_bits(13, mode.level_shift(3) - 1)
     for level in (4, 5):
         small[level] = large[level] = high | bit8 | 1 << 7
     return tuple(small), tuple(large)
@@ -179,7 +187,7 @@ def make_paging(cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker = P
         page_size_mask=tuple(leaf),
         permissions=permission_bitmask(wp=wp, smep=smep, smap=smap, nx=nx),
         nx=nx,
-        fetch_bit=nx or smep,
+        fetch_bit=smep or (nx and not (walker.fetch_needs_pae and mode.entry_bytes == 4)),
         wp=wp,
         pke=bool(efer & EFER_LMA and cr4 & X86_CR4_PKE),
         sets_ad=walker.sets_ad,

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mmulab.x86.mode import PT64_NX_SHIFT, PT_BASE_ADDR_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+from mmulab.x86.mode import (
+    PT64_NX_SHIFT,
+    PT_BASE_ADDR_MASK,
+    PT_PRESENT_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+)
 from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import (
     ACC_ALL,
@@ -57,7 +63,8 @@ class Walk:
     error : int or None
         The error code of the page fault, None if there was none.
     ad_done : bool
-        A (and D, for a write) was set in the leaf.
+        Nothing is left to do: A was set in each entry (and D in the leaf, for
+        a write), or this walker has set it.
     pkey : int
         Protection key of the leaf.
     """
@@ -113,9 +120,8 @@ def walk(
     Parameters
     ----------
     paging : Paging
-        A configuration whose mode has tables (not ``nonpaging``).
     root : int
-        CR3 (its page-frame bits are used).
+        CR3 (the bits of it that locate the root table are used).
     va : int
         A canonical linear address.
     pfec : int
@@ -138,22 +144,26 @@ def walk(
     mode = paging.mode
     w = Walk(va, pfec)
     level = mode.root_level
-    entry = root
+    if not level:
+        w.pa = va
+        return w
+    entry = root & mode.root_mask
     width = mode.entry_bytes
     bits = mode.index_bits
     index_mask = (1 << bits) - 1
     rsvd = paging.rsvd
     access = ACC_ALL
-    if level == 3 and mode.root_index_bits == 2:
-        pdpte = _pdpte(paging, root, va, load, pdptes)
+    if mode.has_pdptes:
+        index = va >> mode.level_shift(level) & 3
+        pdpte = load(entry + 8 * index, level) if pdptes is None else pdptes[index]
         w.pdpte = pdpte
-        w.level = w.max_level = 3
-        if pdpte is None or not pdpte & 1:
+        w.level = w.max_level = level
+        if pdpte is None or not pdpte & PT_PRESENT_MASK:
             return _fault(w, paging, 0)
         if pdptes is None and pdpte & paging.pdpte_rsvd:
             return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
         entry = pdpte
-        level = 2
+        level -= 1
     w.max_level = level
     sets_ad = paging.sets_ad
     accessed = paging.accessed_mask
@@ -178,11 +188,14 @@ def walk(
             return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
         if level == 1 or entry & paging.page_size_mask[level]:
             break
-        if sets_ad and not entry & accessed:
-            assert store is not None
-            entry |= accessed
-            w.ptes[level] = entry
-            store(addr, entry)
+        if entry & accessed != accessed:
+            if sets_ad:
+                assert store is not None
+                entry |= accessed
+                w.ptes[level] = entry
+                store(addr, entry)
+            else:
+                w.ad_done = False
         level -= 1
     w.pkey = entry >> 59 & 15
     code = _permission(w, paging, access, not_smap, pkru)
@@ -199,18 +212,9 @@ def walk(
             w.ad_done = False
     offset = (1 << shift) - 1
     w.pa = entry & PT_BASE_ADDR_MASK & ~offset | va & offset
-    if level == 2 and paging.pse36_mask:
-        w.pa = entry & 0xFFC00000 | va & offset | (entry & paging.pse36_mask) << 19
+    if level == 2:
+        w.pa |= (entry & paging.pse36_mask) << 19
     return w
-
-
-def _pdpte(
-    paging: Paging, root: int, va: int, load: Load, pdptes: Sequence[int] | None
-) -> int | None:
-    index = va >> 30 & 3
-    if pdptes is not None:
-        return pdptes[index]
-    return load((root & 0xFFFFFFE0) + 8 * index, 3)
 
 
 def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int:
