@@ -1,0 +1,49 @@
+"""``mmulab report``: run the notebooks, write pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmulab.lab import paths
+from mmulab.lab.notebook import CELL_TIMEOUT
+from mmulab.lab.report import report as write_report
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/report"),
+    show_default=True,
+    help="Folder to write; an earlier report there is replaced.",
+)
+@click.option("--notebook", "names", metavar="NAME", multiple=True, help="Run only this one (repeatable).")
+@click.option(
+    "-p",
+    "given",
+    metavar="NAME VALUE",
+    nargs=2,
+    multiple=True,
+    help="Set a parameter of every notebook that runs (repeatable).",
+)
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    default=CELL_TIMEOUT,
+    show_default=True,
+    help="Seconds a cell may take.",
+)
+def report(out: Path, names: tuple[str, ...], given: tuple[tuple[str, str], ...], timeout: int) -> None:
+    """Run the project's notebooks and export each to a page that shows everything with no network.
+
+    Each notebook gets a folder with its page, the executed notebook, its results tables, and what
+    is needed to run it again. The last line is the path of the report's first page.
+    """
+    notebooks = [paths.notebook(name) for name in dict.fromkeys(names)] or paths.notebooks()
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    click.echo(write_report(notebooks, out, dict(given), timeout=timeout, say=say))

@@ -1,0 +1,122 @@
+"""An executed notebook as one HTML page that needs neither network nor script.
+
+A live widget cannot be seen without a kernel and the scripts that draw it, so
+every figure carries a picture of the same content (:mod:`mmulab.widgets.figure`)
+and the page shows that one. An output that exists only as a live control is
+replaced by a line that says so: no gap without a word. The page forbids itself
+every request by its content security policy, and :func:`remote_references`
+finds what would have needed one.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+__all__ = ["export", "remote_references", "shell"]
+
+TEMPLATES = Path(__file__).parent / "template"
+STATIC = ("image/svg+xml", "text/html", "image/png", "image/jpeg", "text/markdown", "text/plain")
+"""What the page can show, best first."""
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+LIVE_ONLY = "<p class='live-only'>In JupyterLab an interactive control stands here.</p>"
+
+
+def export(notebook: Any, title: str) -> str:
+    """Return the page of an executed notebook.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        It is not changed.
+    title : str
+
+    Raises
+    ------
+    ValueError
+        If an output needs a script or something from the network: a bug of the notebook.
+    """
+    from nbconvert.exporters import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+    from traitlets.config import Config
+
+    config = Config()
+    config.NbConvertBase.display_data_priority = list(STATIC)
+    exporter = HTMLExporter(
+        config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)], embed_images=True
+    )
+    style = _style() + HtmlFormatter(nobackground=True).get_style_defs(".highlight")
+    resources = {"metadata": {"name": title}, "mmulab_style": style}
+    html, _ = exporter.from_notebook_node(_without_live_views(notebook), resources=resources)
+    found = remote_references(html)
+    if found:
+        raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
+    return str(html)
+
+
+def shell(title: str, body: str) -> str:
+    """Return a page of the same look around `body`, which is HTML."""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>\n{_style()}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _style() -> str:
+    return (TEMPLATES / "mmulab" / "style.css").read_text("utf-8")
+
+
+def _without_live_views(notebook: Any) -> Any:
+    """Return a copy in which every widget view gives way to the picture beside it, or to a line of text."""
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if data.pop(WIDGET_MIME, None) and not set(STATIC[:-1]) & set(data):
+                data["text/html"] = LIVE_ONLY
+    return notebook
+
+
+def remote_references(html: str) -> list[str]:
+    """Return what in `html` is a script or would be fetched when the page is opened; links do not count."""
+    finder = _Finder()
+    finder.feed(html)
+    finder.close()
+    return finder.found
+
+
+class _Finder(HTMLParser):
+    """Collects scripts, attributes that load something, and style sheets that do."""
+
+    _LOADING = frozenset({"src", "srcset", "data", "poster", "background", "action", "formaction"})
+    _CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!#|data:)", re.IGNORECASE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._in_style = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_style = tag == "style"
+        if tag in ("script", "base"):
+            self.found.append(f"<{tag}>")
+        for name, value in attrs:
+            value = value or ""
+            loads = name in self._LOADING or (name.endswith("href") and tag != "a")
+            if (loads and not value.startswith(("data:", "#"))) or (
+                name == "style" and self._CSS_LOAD.search(value)
+            ):
+                self.found.append(f"<{tag} {name}={value[:60]!r}>")
+            if name.startswith("on"):
+                self.found.append(f"<{tag} {name}>")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style and self._CSS_LOAD.search(data):
+            self.found.append("style sheet that loads something")

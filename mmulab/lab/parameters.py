@@ -1,0 +1,240 @@
+"""Parameters of a notebook: declared in its tagged cell, checked before and while it runs.
+
+papermill only warns when it is given a parameter that a notebook does not
+have, and never looks at values. Two checks stand in for that:
+
+* :func:`resolve` compares what is given with the cell tagged ``parameters``
+  before a kernel starts;
+* :func:`check`, called by the notebook in the cell after its parameters, refuses
+  unknown names and wrong values however the notebook was started, plain
+  ``papermill`` included::
+
+      from mmulab.lab.parameters import check, choice, integer
+      check(globals(), derivation=choice(DERIVATIONS), seed=integer(low=0))
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmulab.errors import InputError
+
+__all__ = ["Kind", "Parameter", "check", "choice", "declared", "flag", "integer", "number", "resolve", "text"]
+
+TAG = "parameters"
+INJECTED_HEADER = "# Parameters"
+"""First line of the cell that papermill puts after the tagged one."""
+
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter as the tagged cell declares it: ``name: type = default  # help``.
+
+    Attributes
+    ----------
+    name : str
+    type : type
+        int, float, str or bool.
+    default : int, float, str or bool
+    help : str
+        The comment at the end of the line.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+
+    def accept(self, value: object) -> Any:
+        """Return `value` with the parameter's type; a string is read as the command line gives it.
+
+        Raises
+        ------
+        InputError
+        """
+        if isinstance(value, str) and self.type is not str:
+            value = self._read(value)
+        if self.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.type:
+            raise InputError(f"parameter '{self.name}': {value!r} is no {self.type.__name__}")
+        return value
+
+    def _read(self, text: str) -> object:
+        try:
+            if self.type is int:
+                return int(text, 0)
+            if self.type is float:
+                return float(text)
+        except ValueError:
+            return text
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def declared(path: Path) -> dict[str, Parameter]:
+    """Return the parameters that the notebook at `path` declares, by name.
+
+    Raises
+    ------
+    InputError
+        If the file is no notebook, has no single cell tagged ``parameters``, or that cell
+        holds anything else than assignments of a literal int, float, str or bool.
+    """
+    try:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a Jupyter notebook (no JSON with 'cells')") from error
+    tagged = [cell for cell in cells if TAG in cell.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(f"{path}: {len(tagged)} cells are tagged '{TAG}', one must be")
+    source = "".join(tagged[0]["source"])
+    try:
+        return {found.name: found for found in map(_read_line(source), ast.parse(source).body)}
+    except (SyntaxError, ValueError) as error:
+        mend = "write lines 'name: type = value  # help'"
+        raise InputError(f"{path}: cell '{TAG}': {error}; {mend}") from error
+
+
+def _read_line(source: str) -> Callable[[ast.stmt], Parameter]:
+    lines = source.splitlines()
+
+    def read(statement: ast.stmt) -> Parameter:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                default = ast.literal_eval(value)
+                kind = type(default).__name__
+            case ast.AnnAssign(ast.Name(id=name), ast.Name(id=kind), ast.expr() as value):
+                default = ast.literal_eval(value)
+            case _:
+                raise ValueError(f"line {statement.lineno} declares no parameter")
+        if kind not in _TYPES:
+            raise ValueError(f"line {statement.lineno} has type {kind}, not one of {', '.join(_TYPES)}")
+        comment = lines[value.end_lineno - 1 if value.end_lineno else 0][value.end_col_offset or 0 :]
+        parameter = Parameter(name, _TYPES[kind], default, comment.strip().lstrip("#").strip())
+        return replace(parameter, default=parameter.accept(default))
+
+    return read
+
+
+def resolve(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
+    """Return every parameter of the notebook at `path`: what is `given`, and the defaults of the rest.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    given : mapping of str to object
+        Values of the right type, or strings as the command line has them.
+
+    Raises
+    ------
+    InputError
+        On an unknown name (the message lists the known ones) or a value of the wrong type.
+    """
+    known = declared(path)
+    for name in given:
+        if name not in known:
+            raise InputError(f"{path.name}: unknown parameter '{name}'; it has {', '.join(known) or 'none'}")
+    try:
+        return {
+            name: parameter.accept(given[name]) if name in given else parameter.default
+            for name, parameter in known.items()
+        }
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a parameter may be: `accepts` tests a value, `expects` says it in words."""
+
+    expects: str
+    accepts: Callable[[object], bool]
+
+
+def integer(low: int | None = None, high: int | None = None) -> Kind:
+    """Return the kind of an int of at least `low` and at most `high`."""
+    return Kind(
+        "an integer" + _bounds(low, high),
+        lambda value: type(value) is int and _within(value, low, high),
+    )
+
+
+def number(low: float | None = None, high: float | None = None) -> Kind:
+    """Return the kind of an int or float of at least `low` and at most `high`."""
+    return Kind(
+        "a number" + _bounds(low, high),
+        lambda value: type(value) in (int, float) and _within(value, low, high),  # type: ignore[arg-type]
+    )
+
+
+def choice(options: Iterable[str]) -> Kind:
+    """Return the kind of one of `options`, a table's keys for example."""
+    known = list(options)
+    return Kind("one of " + ", ".join(known), lambda value: value in known)
+
+
+def text() -> Kind:
+    """Return the kind of any string."""
+    return Kind("a string", lambda value: type(value) is str)
+
+
+def flag() -> Kind:
+    """Return the kind of True or False."""
+    return Kind("True or False", lambda value: type(value) is bool)
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    ends = (("at least", low), ("at most", high))
+    words = [f"{word} {end}" for word, end in ends if end is not None]
+    return " of " + " and ".join(words) if words else ""
+
+
+def check(namespace: Mapping[str, Any], **kinds: Kind) -> None:
+    """Check a notebook's parameters from inside it, in the cell right after them.
+
+    Parameters
+    ----------
+    namespace : mapping
+        The notebook's ``globals()``.
+    **kinds : Kind
+        What each parameter may be; every parameter must be named.
+
+    Raises
+    ------
+    InputError
+        If the cell that papermill injected sets a name that is not in `kinds`, or a value is wrong.
+    """
+    known = ", ".join(kinds)
+    for name in _injected(namespace.get("In", [])):
+        if name not in kinds:
+            raise InputError(f"unknown parameter '{name}'; the notebook has {known}")
+    for name, kind in kinds.items():
+        if name not in namespace:
+            raise InputError(f"parameter '{name}' is not set; run the cell tagged '{TAG}' first")
+        if not kind.accepts(namespace[name]):
+            raise InputError(f"parameter '{name}' is {namespace[name]!r}; it must be {kind.expects}")
+
+
+def _injected(history: list[str]) -> list[str]:
+    """Return the names that the cell before the running one assigns, if papermill wrote it.
+
+    `history` is IPython's ``In``: its last entry is the running cell. Only the cell right
+    before counts, so names that the notebook defines further down never look like parameters.
+    """
+    if len(history) < 2 or not history[-2].startswith(INJECTED_HEADER):
+        return []
+    assigned = [node for node in ast.parse(history[-2]).body if isinstance(node, ast.Assign)]
+    return [target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)]

@@ -1,0 +1,62 @@
+"""Where the checkout keeps its notebooks and its data.
+
+mmulab is installed from its checkout (``make setup``, or ``pip install -e .``):
+the folders ``notebooks/`` and ``data/`` lie beside the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmulab.errors import InputError
+
+__all__ = ["checkout", "data", "notebook", "notebooks"]
+
+
+def checkout() -> Path:
+    """Return the top of the checkout that this package was imported from.
+
+    Raises
+    ------
+    InputError
+        If the package lies elsewhere, without ``notebooks/`` and ``data/``.
+    """
+    top = Path(__file__).resolve().parents[2]
+    for folder in ("notebooks", "data"):
+        if not (top / folder).is_dir():
+            mend = "clone the repository and run 'make setup' in it"
+            raise InputError(f"{top}: no folder '{folder}' beside the package; {mend}")
+    return top
+
+
+def data(name: str) -> Path:
+    """Return the path of `name` (a file or folder, with ``/``) below ``data/``.
+
+    Raises
+    ------
+    InputError
+        If nothing of that name is there.
+    """
+    path = checkout() / "data" / name
+    if not path.exists():
+        raise InputError(f"{path}: no such file in the project's data")
+    return path
+
+
+def notebooks() -> list[Path]:
+    """Return the project's notebooks, in the order of their names."""
+    return sorted((checkout() / "notebooks").glob("*.ipynb"))
+
+
+def notebook(name: str) -> Path:
+    """Return the path of the project's notebook `name`, given without ``.ipynb``.
+
+    Raises
+    ------
+    InputError
+        If there is no such notebook; the message names those there are.
+    """
+    known = {path.stem: path for path in notebooks()}
+    if name not in known:
+        raise InputError(f"notebook '{name}': unknown; the project has {', '.join(known) or 'none'}")
+    return known[name]

@@ -1,0 +1,111 @@
+"""Results tables: shown in the notebook, kept in it as data, written beside it by a run.
+
+A table travels inside the notebook's own outputs, so it is the same however the
+notebook was run; :func:`harvest` takes the tables out of an executed notebook and
+:meth:`Table.csv` is their file form. Nothing of the machine, the hour or the path
+gets in: running again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+__all__ = ["TABLE_MIME", "Table", "harvest"]
+
+TABLE_MIME = "application/vnd.mmulab.table+json"
+
+Value = int | float | str | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A results table.
+
+    Attributes
+    ----------
+    name : str
+        Its file name without ``.csv``: letters, digits, ``-`` and ``_``.
+    columns : sequence of str
+    rows : sequence of sequence
+        One value a column; ints, floats, strings, bools, None, or numpy scalars of those.
+    caption : str
+        One sentence for the reader.
+    """
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Turn values into plain Python ones and check the shape."""
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"'{self.name}' is no name for a table's file")
+        rows = tuple(tuple(_plain(value) for value in row) for row in self.rows)
+        width = len(self.columns)
+        for number, row in enumerate(rows):
+            if len(row) != width:
+                raise ValueError(f"table {self.name}: row {number} has {len(row)} values, not {width}")
+        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "rows", rows)
+
+    def csv(self) -> str:
+        """Return the table as CSV text: header, rows in order, ``\\n`` line ends, None as empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
+        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        record = {"name": self.name, "columns": self.columns, "rows": self.rows, "caption": self.caption}
+        return {TABLE_MIME: record, "text/html": self._repr_html_(), "text/plain": self.csv()}
+
+
+def _plain(value: Any) -> Value:
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or isinstance(value, int | float | str | bool):
+        return value
+    raise TypeError(f"{value!r} cannot be kept in a results table; give a number, a string or None")
+
+
+def _cell(value: Value) -> str:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    shown = "" if value is None else f"{value:,}" if isinstance(value, int) and numeric else str(value)
+    return f'<td style="text-align: {"right" if numeric else "left"}">{escape(shown)}</td>'
+
+
+def harvest(notebook: Any) -> list[Table]:
+    """Return the tables in the outputs of an executed notebook, in order.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+
+    Raises
+    ------
+    ValueError
+        If two tables have one name.
+    """
+    tables = [
+        Table(**output["data"][TABLE_MIME])
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if TABLE_MIME in output.get("data", {})
+    ]
+    names = [table.name for table in tables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the notebook shows two results tables named '{name}'")
+    return tables
