@@ -48,6 +48,6 @@ class CommandLine:
 
 
 @pytest.fixture
-def mmulab(tmp_path: Path) -> CommandLine:
+def command(tmp_path: Path) -> CommandLine:
     """The command line, run in an empty folder."""
     return CommandLine(tmp_path)

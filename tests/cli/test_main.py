@@ -1,0 +1,121 @@
+"""The command line's entry: what is shown, where, and with which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from mmulab import __version__
+from mmulab.cli import main
+from mmulab.errors import InputError
+
+if TYPE_CHECKING:
+    from tests.conftest import CommandLine
+
+
+def add(monkeypatch: pytest.MonkeyPatch, body: object) -> None:
+    """Put a command ``try`` that calls `body` into the table."""
+
+    @click.command()
+    @click.option("--count", type=int)
+    @click.pass_context
+    def tried(ctx: click.Context, count: int | None) -> None:
+        body(ctx)  # type: ignore[operator]
+
+    monkeypatch.setattr(main, "_tried", tried, raising=False)
+    monkeypatch.setitem(main.COMMANDS, "try", main.Entry("mmulab.cli.main:_tried", "Try."))
+
+
+def raising(error: BaseException) -> object:
+    def body(ctx: click.Context) -> None:
+        raise error
+
+    return body
+
+
+def test_version(command: CommandLine) -> None:
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"mmulab {__version__}\n")
+
+
+def test_help_is_the_map_of_the_command_line(command: CommandLine) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert listed[: len(main.COMMANDS)] == list(main.COMMANDS)
+    assert command().stdout == done.stdout
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([name, "--help"]) == 0
+    assert f"Usage: mmulab {name}" in capsys.readouterr().out
+
+
+def test_unknown_command_is_one_line(command: CommandLine) -> None:
+    assert "'nonsense'" in command.error("nonsense")
+
+
+def test_wrong_option_value_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(monkeypatch, lambda ctx: None)
+    assert main.run(["try", "--count", "many"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mmulab: Invalid value for '--count'")
+    assert captured.err.count("\n") == 1
+
+
+def test_bad_input_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add(monkeypatch, raising(InputError("a.npz: record 3: cut short;\nfetch it again")))
+    assert main.run(["try"]) == 2
+    assert capsys.readouterr().err == "mmulab: a.npz: record 3: cut short; fetch it again\n"
+
+
+def test_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    add(monkeypatch, raising(KeyboardInterrupt()))
+    assert main.run(["try"]) == 130
+    assert capsys.readouterr().err == "mmulab: interrupted\n"
+
+
+def test_command_chooses_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, lambda ctx: ctx.exit(1))
+    assert main.run(["try"]) == 1
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main.run(["try"])
+
+
+def test_reader_that_leaves_is_no_error() -> None:
+    program = """
+import click, sys
+from mmulab.cli import main
+
+@click.command()
+def endless():
+    while True:
+        click.echo("line " * 100)
+
+main._tried = endless
+main.COMMANDS["try"] = main.Entry("mmulab.cli.main:_tried", "Try.")
+sys.argv = ["mmulab", "try"]
+main.main()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        assert writer.stdout.readline().startswith("line")
+        writer.stdout.close()
+        said = writer.stderr.read()
+    assert said == ""
+    assert writer.returncode == 141
