@@ -1,0 +1,171 @@
+"""``mmulab conform``: the model against recordings of real kernels."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
+from mmulab.conform.explain import event_str, explain
+from mmulab.conform.outcome import outcome_str
+from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
+from mmulab.errors import InputError
+
+
+class _Job(NamedTuple):
+    path: Path
+    level: Level
+    explain: bool
+
+
+class _Answer(NamedTuple):
+    comparison: Comparison
+    line: str
+    explanation: str
+
+
+def _work(job: _Job) -> _Answer | InputError:
+    """Compare one recording; bad input comes back as a value, since a pool hides where it was raised."""
+    try:
+        recording = read_recording(job.path)
+    except InputError as error:
+        return error
+    try:
+        comparison = compare(recording, job.level)
+        text = explain(recording, job.level, comparison) if job.explain and comparison.difference else ""
+    except InputError as error:
+        events = sum(len(job.level.events(op.events)) for op in recording.ops)
+        comparison = Comparison(recording.path, len(recording.ops), events, problem=str(error))
+        return _Answer(comparison, str(error), "")
+    line = "" if comparison.agrees else _difference_line(recording, comparison)
+    return _Answer(comparison, line, text)
+
+
+def _difference_line(recording: Recording, comparison: Comparison) -> str:
+    difference = comparison.difference
+    assert difference is not None
+    vendor = recording.scenario.header.vendor
+    at = difference.number
+    op: RecordedOp | None = recording.ops[at] if at < len(recording.ops) else None
+    where = f"line {op.line}: op {op.index} {op.text!r}" if op else "after the last op"
+    if difference.part is Part.FAILURE:
+        return f"{recording.path}: {where}: the model failed: {difference.model.strip().splitlines()[-1]}"
+    return (
+        f"{recording.path}: {where}: {_part(difference)}"
+        f" recorded {_side(difference, difference.recorded, vendor)},"
+        f" model {_side(difference, difference.model, vendor)}"
+    )
+
+
+def _part(difference: Difference) -> str:
+    return f"event {difference.event}:" if difference.part is Part.EVENT else f"{difference.part}:"
+
+
+def _side(difference: Difference, side: object, vendor: str) -> str:
+    if side is None:
+        return "nothing"
+    if difference.part is Part.EVENT:
+        return event_str(side, vendor)
+    if difference.part is Part.OP:
+        return str(side)
+    assert isinstance(side, dict)
+    return outcome_str(side if "out" in side else {"out": "", **side}).strip() or "none"
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--level", type=click.Choice(list(Level)), default=Level.MMU, show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Processes; all processors if left out.")
+@click.option("--explain", "explained", is_flag=True, help="Show first differences with the model's state.")
+@click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Scenarios to explain.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.pass_context
+def conform(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    level: str,
+    jobs: int | None,
+    explained: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Run recorded scenarios in the model and compare op for op.
+
+    PATH is a recording (.jsonl, .jsonl.gz, .jsonl.xz) or a folder of them.
+    Exit code 0 only if every scenario agrees at the level, 1 otherwise.
+    """
+    chosen = Level(level)
+    work = [_Job(path, chosen, explained) for path in find_recordings(paths)]
+    answers = _run(work, jobs or len(os.sched_getaffinity(0)), show=not as_json)
+    if as_json:
+        click.echo(json.dumps(_summary(chosen, answers)))
+    else:
+        for answer in answers:
+            if answer.line:
+                click.echo(answer.line)
+        for answer in [a for a in answers if a.explanation][:limit]:
+            click.echo(f"\n{answer.explanation}\n")
+        click.echo(_last_line(chosen, answers))
+    ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
+
+
+def _run(work: list[_Job], jobs: int, *, show: bool) -> list[_Answer]:
+    from tqdm import tqdm
+
+    hidden = not show or not sys.stderr.isatty()
+    answers = []
+    with tqdm(total=len(work), unit="scenario", leave=False, disable=hidden) as bar:
+        if jobs == 1 or len(work) == 1:
+            for job in work:
+                answers.append(_unwrap(_work(job)))
+                bar.update()
+        else:
+            with multiprocessing.Pool(min(jobs, len(work))) as pool:
+                for answer in pool.imap(_work, work):
+                    answers.append(_unwrap(answer))
+                    bar.update()
+    return answers
+
+
+def _unwrap(answer: _Answer | InputError) -> _Answer:
+    if isinstance(answer, InputError):
+        raise answer
+    return answer
+
+
+def _counts(answers: list[_Answer]) -> dict[str, tuple[int, int]]:
+    all_ = [a.comparison for a in answers]
+    return {
+        "scenarios": (sum(c.agrees for c in all_), len(all_)),
+        "ops": (sum(c.ops_agree for c in all_), sum(c.ops for c in all_)),
+        "events": (sum(c.events_agree for c in all_), sum(c.events for c in all_)),
+    }
+
+
+def _last_line(level: Level, answers: list[_Answer]) -> str:
+    counts = " ".join(f"{name} {agree}/{total}" for name, (agree, total) in _counts(answers).items())
+    return f"conform: level={level} {counts}"
+
+
+def _summary(level: Level, answers: list[_Answer]) -> dict[str, object]:
+    counts = {name: {"agree": a, "total": b} for name, (a, b) in _counts(answers).items()}
+    return {
+        "level": str(level),
+        **counts,
+        "recordings": [
+            {
+                "path": a.comparison.path,
+                "agrees": a.comparison.agrees,
+                "ops": {"agree": a.comparison.ops_agree, "total": a.comparison.ops},
+                "events": {"agree": a.comparison.events_agree, "total": a.comparison.events},
+                "difference": a.line or None,
+            }
+            for a in answers
+        ],
+    }

@@ -1,0 +1,195 @@
+"""Comparison of a recording with the model's run of the same scenario.
+
+Three nested levels: what the guest and the VMM see, the MMU's events, every
+event and statistic. A scenario conforms at a level when each op agrees on it,
+in order, with all fields.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from mmulab import events as ev
+from mmulab.conform.codec import FrameMap, canonical
+from mmulab.conform.outcome import encode_outcome
+from mmulab.conform.recording import RecordedOp, Recording
+from mmulab.memory.host import HostMemory
+from mmulab.scenario.runner import Result, Runner
+
+MMU_EVENTS = frozenset((*ev.KVMMMU, ev.kvm_page_fault, ev.kvm_inj_exception))
+"""Types compared at level ``mmu``."""
+
+_STAT_PREFIXES = ("mmu_", "pages_", "pf_", "remote_tlb_flush")
+_STATS = ("invlpg", "tlb_flush", "nx_lpage_splits")
+
+
+class Level(StrEnum):
+    """How much is compared; each level includes the ones before."""
+
+    OUTCOME = "outcome"
+    MMU = "mmu"
+    FULL = "full"
+
+    def events(self, events: Iterable[ev.Event]) -> list[ev.Event]:
+        """Return those of `events` that this level compares."""
+        if self is Level.OUTCOME:
+            return []
+        if self is Level.MMU:
+            return [e for e in events if type(e) in MMU_EVENTS]
+        return list(events)
+
+    def stats(self, stats: dict[str, int]) -> dict[str, int]:
+        """Return those of `stats` that this level compares."""
+        if self is not Level.FULL:
+            return {}
+        return {k: v for k, v in stats.items() if v and (k in _STATS or k.startswith(_STAT_PREFIXES))}
+
+
+class Part(StrEnum):
+    """What of an op differs."""
+
+    OP = "op"
+    OUTCOME = "outcome"
+    EVENT = "event"
+    STATS = "stats"
+    FAILURE = "failure"
+    """The model raised an exception, which is a bug of the model."""
+
+
+class Difference(NamedTuple):
+    """Where a recording and the model part.
+
+    Attributes
+    ----------
+    number : int
+        Position in the recording's ops, ``init`` being 0.
+    part : Part
+    event : int
+        For an event: its position among those that the level compares.
+    recorded, model : object or None
+        Op, outcome, event or statistics of both sides; None if the side has no more.
+        After a failure `model` is the traceback.
+    """
+
+    number: int
+    part: Part
+    event: int
+    recorded: Any
+    model: Any
+
+
+@dataclass(slots=True)
+class Comparison:
+    """How far a recording and the model agree.
+
+    Attributes
+    ----------
+    path : str
+    ops, ops_agree : int
+    events, events_agree : int
+        Recorded events of the level; those that agree up to the first difference of their op.
+    difference : Difference or None
+        The first one.
+    problem : str or None
+        Why the model could not run the scenario to its end.
+    """
+
+    path: str
+    ops: int
+    events: int
+    ops_agree: int = 0
+    events_agree: int = 0
+    difference: Difference | None = None
+    problem: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every op agrees."""
+        return self.difference is None and self.problem is None
+
+
+def frame_map(memory: HostMemory) -> FrameMap:
+    """Return which frames of a machine are the guest's backing."""
+    return FrameMap(memory.backing, memory.backing_frames)
+
+
+def compare_op(
+    recorded: RecordedOp, result: Result, level: Level, frames: FrameMap, number: int
+) -> tuple[Difference | None, int]:
+    """Compare one op; return the first difference and the number of events that agree."""
+    if (recorded.index, recorded.text) != (result.index, result.text):
+        theirs, ours = f"{recorded.index} {recorded.text}", f"{result.index} {result.text}"
+        return Difference(number, Part.OP, 0, theirs, ours), 0
+    theirs_events = level.events(recorded.events)
+    ours_events = [canonical(e, frames) for e in level.events(result.events)]
+    at = first_difference(theirs_events, ours_events)
+    if at is not None:
+        pair = (_item(theirs_events, at), _item(ours_events, at))
+        return Difference(number, Part.EVENT, at, *pair), at
+    agree = len(theirs_events)
+    outcome = encode_outcome(result.outcome)
+    if outcome != recorded.outcome:
+        return Difference(number, Part.OUTCOME, 0, recorded.outcome, outcome), agree
+    theirs_stats, ours_stats = level.stats(recorded.stats), level.stats(result.stats)
+    if theirs_stats != ours_stats:
+        return Difference(number, Part.STATS, 0, theirs_stats, ours_stats), agree
+    return None, agree
+
+
+def first_difference(theirs: list[ev.Event], ours: list[ev.Event]) -> int | None:
+    """Return the first position at which two lists of events differ, None if they are equal."""
+    for at, (a, b) in enumerate(zip(theirs, ours, strict=False)):
+        if type(a) is not type(b) or a != b:
+            return at
+    return None if len(theirs) == len(ours) else min(len(theirs), len(ours))
+
+
+def _item(items: list[ev.Event], at: int) -> ev.Event | None:
+    return items[at] if at < len(items) else None
+
+
+def compare(recording: Recording, level: Level) -> Comparison:
+    """Run a recording's scenario in the model and compare op for op.
+
+    Parameters
+    ----------
+    recording : Recording
+    level : Level
+
+    Raises
+    ------
+    InputError
+        The scenario has an op that is not modelled.
+    """
+    ops = recording.ops
+    total = sum(len(level.events(op.events)) for op in ops)
+    done = Comparison(recording.path, len(ops), total)
+    runner = Runner(recording.scenario)
+    frames = frame_map(runner.machine.memory)
+    count = 0
+    end: Difference | None = None
+    try:
+        for result in runner.results():
+            if count >= len(ops):
+                end = Difference(count, Part.OP, 0, None, result.text)
+                break
+            difference, agree = compare_op(ops[count], result, level, frames, count)
+            done.difference = done.difference or difference
+            done.ops_agree += difference is None
+            done.events_agree += agree
+            count += 1
+    except Exception:  # a bug of the model; the report says which op met it
+        end = Difference(count, Part.FAILURE, 0, None, traceback.format_exc())
+    if end is None and count < len(ops):
+        end = Difference(count, Part.OP, 0, ops[count].text, None)
+    done.difference = done.difference or end
+    return done
+
+
+def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which two outcomes or statistics differ, in order."""
+    return [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]

@@ -1,0 +1,86 @@
+"""Outcomes as a recording writes them.
+
+A recorded outcome is a flat JSON object; :func:`decode_outcome` turns its
+numbers into ints, :func:`encode_outcome` gives a model's outcome the same
+form, so that the two compare key by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmulab.machine.op import Mmio, Outcome, OutcomeKind
+
+Decoded = dict[str, Any]
+"""An outcome: ``out`` and the keys of that kind, numbers as ints."""
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else int(value, 16)
+
+
+def _mmio(exits: Any) -> list[Mmio]:
+    return [
+        Mmio(write=m["rw"] == "w", gpa=_int(m["gpa"]), size=m["len"], value=_int(m["data"])) for m in exits
+    ]
+
+
+def _dirty(pages: str) -> list[int]:
+    return [int(page, 16) for page in pages.split(",") if page]
+
+
+def _name(value: Any) -> str:
+    return str(value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"out": _name, "mmio": _mmio, "dirty": _dirty}
+
+
+def decode_outcome(record: dict[str, Any]) -> Decoded:
+    """Return a recorded outcome with its numbers as ints.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        Not an outcome.
+    """
+    return {key: _READERS[key](value) if key in _READERS else _int(value) for key, value in record.items()}
+
+
+def encode_outcome(outcome: Outcome) -> Decoded:
+    """Return a model's outcome in the form of a decoded recorded one."""
+    o = outcome
+    fields: dict[OutcomeKind, tuple[tuple[str, Any], ...]] = {
+        OutcomeKind.OK: (("rip", o.rip), ("rax", o.rax), ("mmio", o.mmio or None), ("zf", o.zf)),
+        OutcomeKind.EXC: (
+            ("vec", o.vector),
+            ("err", o.error_code),
+            ("rip", o.rip),
+            ("cr2", o.cr2),
+            ("mmio", o.mmio or None),
+            ("zf", o.zf),
+        ),
+        OutcomeKind.HOST: (("ret", o.result), ("dirty", o.dirty)),
+        OutcomeKind.INTERNAL_ERROR: (("sub", o.suberror),),
+        OutcomeKind.SHUTDOWN: (),
+    }
+    encoded = {key: value for key, value in fields[o.kind] if value is not None}
+    return {"out": str(o.kind), **encoded}
+
+
+def outcome_str(decoded: Decoded) -> str:
+    """Print an outcome in one line, numbers in hex.
+
+    >>> outcome_str({"out": "exc", "vec": 14, "err": 5})
+    'exc vec=e err=5'
+    """
+    return " ".join([decoded["out"], *(f"{k}={_value(v)}" for k, v in decoded.items() if k != "out")])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:x}"
+    if isinstance(value, Mmio):
+        return f"{'w' if value.write else 'r'}{value.size}@{value.gpa:x}={value.value:x}"
+    return ",".join(_value(v) for v in value)
