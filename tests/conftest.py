@@ -51,3 +51,13 @@ class CommandLine:
 def command(tmp_path: Path) -> CommandLine:
     """The command line, run in an empty folder."""
     return CommandLine(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on the small notebook that the tests keep for themselves."""
+    from mmulab.lab.report import report
+
+    return report(
+        [ROOT / "tests/lab/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
+    ).parent

@@ -45,12 +45,10 @@ def export(notebook: Any, title: str) -> str:
 
     config = Config()
     config.NbConvertBase.display_data_priority = list(STATIC)
-    exporter = HTMLExporter(
-        config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)], embed_images=True
-    )
+    exporter = HTMLExporter(config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)])
     style = _style() + HtmlFormatter(nobackground=True).get_style_defs(".highlight")
     resources = {"metadata": {"name": title}, "mmulab_style": style}
-    html, _ = exporter.from_notebook_node(_without_live_views(notebook), resources=resources)
+    html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
     found = remote_references(html)
     if found:
         raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
@@ -69,11 +67,15 @@ def _style() -> str:
     return (TEMPLATES / "mmulab" / "style.css").read_text("utf-8")
 
 
-def _without_live_views(notebook: Any) -> Any:
-    """Return a copy in which every widget view gives way to the picture beside it, or to a line of text."""
+def _still(notebook: Any) -> Any:
+    """Return a copy without live views: the picture beside one stays, or a line of text stands for it.
+
+    Cells are numbered, because papermill gives the one that it adds a random name.
+    """
     notebook = copy.deepcopy(notebook)
     notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if data.pop(WIDGET_MIME, None) and not set(STATIC[:-1]) & set(data):
@@ -93,7 +95,7 @@ class _Finder(HTMLParser):
     """Collects scripts, attributes that load something, and style sheets that do."""
 
     _LOADING = frozenset({"src", "srcset", "data", "poster", "background", "action", "formaction"})
-    _CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!#|data:)", re.IGNORECASE)
+    _CSS_LOAD = re.compile(r"@import|url\((?!\s*['\"]?(?:#|data:))", re.IGNORECASE)
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,9 +109,7 @@ class _Finder(HTMLParser):
         for name, value in attrs:
             value = value or ""
             loads = name in self._LOADING or (name.endswith("href") and tag != "a")
-            if (loads and not value.startswith(("data:", "#"))) or (
-                name == "style" and self._CSS_LOAD.search(value)
-            ):
+            if (loads and not value.startswith(("data:", "#"))) or self._CSS_LOAD.search(value):
                 self.found.append(f"<{tag} {name}={value[:60]!r}>")
             if name.startswith("on"):
                 self.found.append(f"<{tag} {name}>")

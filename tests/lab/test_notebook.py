@@ -1,0 +1,44 @@
+"""Running notebooks: parameters arrive, failures keep their kind, time is limited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill import PapermillExecutionError
+
+from mmulab.errors import InputError
+from mmulab.lab.notebook import execute
+
+MakeNotebook = Callable[..., Path]
+
+
+def test_given_parameters_arrive(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    path = make_notebook("count: int = 1\nname = 'a'", "print(count, name)")
+    executed = execute(path, tmp_path / "out.ipynb", {"count": "0x20"})
+    assert executed.cells[-1].outputs[0].text == "32 a\n"
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text == "32 a\n"
+
+
+def test_unknown_parameter_starts_no_kernel(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown parameter 'bad'"):
+        execute(make_notebook("count: int = 1"), tmp_path / "out.ipynb", {"bad": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_input_error_inside_stays_one(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    cell = "from mmulab.lab.parameters import check, integer\ncheck(globals(), count=integer(high=3))"
+    with pytest.raises(InputError, match=r"^made.ipynb: parameter 'count' is 4; it must be an integer"):
+        execute(make_notebook("count: int = 1", cell), tmp_path / "out.ipynb", {"count": 4})
+
+
+def test_bug_inside_keeps_its_traceback(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+        execute(make_notebook("count: int = 1", "1 / 0"), tmp_path / "out.ipynb", {})
+
+
+def test_endless_cell_is_stopped(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"made.ipynb: a cell took longer than 1 s"):
+        execute(make_notebook("count: int = 1", "while True: pass"), tmp_path / "out.ipynb", {}, timeout=1)

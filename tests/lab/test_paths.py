@@ -1,0 +1,37 @@
+"""Where the checkout keeps its things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmulab.errors import InputError
+from mmulab.lab import paths
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_checkout() -> None:
+    assert paths.checkout() == ROOT
+
+
+def test_package_without_its_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "mmulab" / "lab" / "paths.py"))
+    with pytest.raises(InputError, match="no folder 'notebooks' beside the package; clone"):
+        paths.checkout()
+
+
+def test_missing_data_is_named() -> None:
+    with pytest.raises(InputError, match="nothing-of-that-name: no such file in the project's data"):
+        paths.data("nothing-of-that-name")
+
+
+def test_unknown_notebook_names_the_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("notebooks/b.ipynb", "notebooks/a.ipynb", "data/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
+    assert paths.notebook("a") == tmp_path / "notebooks" / "a.ipynb"
+    with pytest.raises(InputError, match="notebook 'c': unknown; the project has a, b"):
+        paths.notebook("c")
