@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mmulab.x86.mode import (
-    NONPAGING,
     PT_ACCESSED_MASK,
     PT_DIRTY_MASK,
+    PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
     PagingMode,
     paging_mode,
@@ -170,6 +170,13 @@ def _reserved(
     return tuple(small), tuple(large)
 
 
+def _largest_page_level(mode: PagingMode, pse: bool) -> int:
+    """Return the highest level whose entries may map a page; above it bit 7 is reserved."""
+    if mode.entry_bytes == 4 and not pse:
+        return 1
+    return 3 if mode.root_level > 3 else 2
+
+
 @lru_cache(maxsize=4096)
 def make_paging(cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker = PROCESSOR) -> Paging:
     """Work out the paging configuration that these registers select on `cpu`."""
@@ -180,11 +187,11 @@ def make_paging(cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker = P
     pse36 = walker.pse36_bits
     if pse36 is None:
         pse36 = max(0, min(cpu.maxphyaddr, 40) - 32) if cpu.pse36 else 0
-    leaf = [0, 0] + [1 << 7] * 4 if mode is not NONPAGING and (mode.name != "32" or pse) else [0] * 6
+    largest = _largest_page_level(mode, pse)
     return Paging(
         mode=mode,
         rsvd=_reserved(mode, cpu, nx=nx, pse=pse, pse36_bits=pse36),
-        page_size_mask=tuple(leaf),
+        page_size_mask=tuple(PT_PAGE_SIZE_MASK if 2 <= level <= largest else 0 for level in range(6)),
         permissions=permission_bitmask(wp=wp, smep=smep, smap=smap, nx=nx),
         nx=nx,
         fetch_bit=smep or (nx and not (walker.fetch_needs_pae and mode.entry_bytes == 4)),

@@ -1,8 +1,8 @@
 """Page-fault error codes and access rights.
 
 Bits of the error code: SDM 3, 4.7. ``ACC_*`` is KVM's three-bit form of a
-page's effective rights (Linux 6.1 ``arch/x86/kvm/mmu/spte.h``); the order
-x, w, u is also the order in which the trace prints them.
+page's effective rights (Linux 6.1 ``arch/x86/kvm/mmu/spte.h``); the trace
+prints them in the order w, u, x.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ ACC_STRINGS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
 
 def pferr_str(code: int) -> str:
     """Name the bits of a page-fault error code as the kernel's trace does.
+
+    The trace has no name for PK and prints 0x20 (``mmutrace.h``); here it has one.
 
     >>> pferr_str(7)
     'P|W|U'
