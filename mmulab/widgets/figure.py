@@ -85,7 +85,7 @@ def bar_chart(
             tooltip=bqplot.Tooltip(fields=["x", "y"], labels=["", value_label]),
         )
         axes = [
-            bqplot.Axis(scale=scales["x"], orientation="vertical"),
+            bqplot.Axis(scale=scales["x"], side="left"),
             bqplot.Axis(scale=scales["y"], label=value_label),
         ]
         left = max((len(label) for label in labels), default=0) * 8 + 20
@@ -179,7 +179,7 @@ def heat_map(
 def _axes(scales: Mapping[str, Any], x_label: str, y_label: str) -> list[Any]:
     return [
         bqplot.Axis(scale=scales["x"], label=x_label),
-        bqplot.Axis(scale=scales["y"], label=y_label, orientation="vertical", label_offset="4em"),
+        bqplot.Axis(scale=scales["y"], label=y_label, side="left", label_offset="4em"),
     ]
 
 

@@ -45,7 +45,9 @@ def test_version(command: CommandLine) -> None:
 def test_help_is_the_map_of_the_command_line(command: CommandLine) -> None:
     done = command("--help")
     assert done.returncode == 0
-    listed = [line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines() if line.strip()]
+    listed = [
+        line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines() if line.strip()
+    ]
     assert listed[: len(main.COMMANDS)] == list(main.COMMANDS)
     assert command().stdout == done.stdout
 
