@@ -46,6 +46,9 @@ class HostMemory:
         the next one copies only frames written since.
     backing : int
         Frame number of the backing's first page.
+    split_huge : dict of int to None
+        2 MiB runs (frame >> 9) that the host maps with 4 KiB pages although it
+        had a huge page there.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class HostMemory:
         "dwords",
         "epoch",
         "frames",
+        "split_huge",
         "stamp",
         "words",
         "written",
@@ -80,6 +84,7 @@ class HostMemory:
         self.words = flat.cast("Q")
         self.dwords = flat.cast("I")
         self.epoch = 1
+        self.split_huge: dict[int, None] = {}
         self._table_frames = table_frames
         self._next = 1
         self._free: list[int] = []
@@ -108,6 +113,14 @@ class HostMemory:
     def free_frame(self, frame: int) -> None:
         """Give a frame from :meth:`alloc_frame` back."""
         self._free.append(frame)
+
+    def mapping_level(self, frame: int, backing_level: int) -> int:
+        """Return the size of the host's page at `frame`: 1 (4 KiB) to 3 (1 GiB).
+
+        `backing_level` is the size the slot's backing was made of; a huge page
+        that the host had to split counts as 4 KiB pages.
+        """
+        return 1 if frame >> 9 in self.split_huge else backing_level
 
     def load64(self, hpa: int, level: int = 0) -> int:
         """Read the aligned 64-bit word at `hpa`; usable as a walk's ``load``."""

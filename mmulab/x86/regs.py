@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 X86_CR0_PE = 1 << 0
+X86_CR0_TS = 1 << 3
 X86_CR0_ET = 1 << 4
 X86_CR0_WP = 1 << 16
 X86_CR0_NW = 1 << 29

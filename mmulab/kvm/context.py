@@ -1,0 +1,118 @@
+"""MMU contexts: which roles they have, and when they are configured again.
+
+A context keeps two roles. The *CPU role* says what the guest's CPU is doing and
+decides whether anything has to be configured at all; the *root role* is the word
+of the pages that are built for it.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
+``kvm_init_shadow_mmu``, ``shadow_mmu_init_context``, ``kvm_mmu_create``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.role import CpuRole, RoleFacts
+from mmulab.kvm.state import Kvm, Mmu, Vcpu
+from mmulab.x86.paging import KVM_WALK, make_paging
+from mmulab.x86.regs import (
+    EFER_LMA,
+    EFER_NX,
+    X86_CR0_PG,
+    X86_CR0_WP,
+    X86_CR4_LA57,
+    X86_CR4_PAE,
+    X86_CR4_PKE,
+    X86_CR4_PSE,
+    X86_CR4_SMAP,
+    X86_CR4_SMEP,
+    CpuModel,
+)
+
+PT32E_ROOT_LEVEL = 3
+
+
+def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, *, smm: int, guest_mode: bool) -> CpuRole:
+    """Work out the CPU role that these registers give."""
+    if not cr0 & X86_CR0_PG:
+        return CpuRole(direct=1, smm=smm, guest_mode=int(guest_mode), valid=1)
+    wp, lma = bool(cr0 & X86_CR0_WP), bool(efer & EFER_LMA)
+    smep, smap = bool(cr4 & X86_CR4_SMEP), bool(cr4 & X86_CR4_SMAP)
+    pae, la57 = bool(cr4 & X86_CR4_PAE), lma and bool(cr4 & X86_CR4_LA57)
+    if lma:
+        level = 5 if la57 else 4
+    else:
+        level = 3 if pae else 2
+    return CpuRole(
+        level=level,
+        has_4_byte_gpte=int(not pae),
+        efer_nx=int(bool(efer & EFER_NX)),
+        cr0_wp=int(wp),
+        smep_andnot_wp=int(smep and not wp),
+        smap_andnot_wp=int(smap and not wp),
+        guest_mode=int(guest_mode),
+        smm=smm,
+        valid=1,
+        cr4_pse=int(bool(cr4 & X86_CR4_PSE)),
+        cr4_pke=int(lma and bool(cr4 & X86_CR4_PKE)),
+        cr4_smap=int(smap),
+        cr4_smep=int(smep),
+        cr4_la57=int(la57),
+        efer_lma=int(lma),
+    )
+
+
+def base_facts(cpu: CpuRole) -> RoleFacts:
+    """Return the facts of a page that the CPU role's base describes."""
+    return RoleFacts(
+        level=cpu.level,
+        has_4_byte_gpte=bool(cpu.has_4_byte_gpte),
+        quadrant=0,
+        direct=bool(cpu.direct),
+        access=cpu.access,
+        invalid=False,
+        efer_nx=bool(cpu.efer_nx),
+        cr0_wp=bool(cpu.cr0_wp),
+        smep_andnot_wp=bool(cpu.smep_andnot_wp),
+        smap_andnot_wp=bool(cpu.smap_andnot_wp),
+        ad_disabled=bool(cpu.ad_disabled),
+        guest_mode=bool(cpu.guest_mode),
+        passthrough=False,
+        smm=cpu.smm,
+    )
+
+
+def kvm_init_mmu(vcpu: Vcpu) -> None:
+    """Configure the context in use for the vCPU's registers, unless nothing changed.
+
+    Without TDP the context is ``root_mmu``: at least PAE tables, and always NX,
+    because KVM itself uses NX (``kvm_init_shadow_mmu``).
+    """
+    cpu_role = kvm_calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, smm=vcpu.smm, guest_mode=False)
+    facts = base_facts(cpu_role)
+    facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
+    shadow_mmu_init_context(vcpu, vcpu.root_mmu, cpu_role, facts)
+
+
+def shadow_mmu_init_context(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: RoleFacts) -> None:
+    """Give a context its roles and its view of the guest's paging."""
+    root_role = vcpu.kvm.config.design.pack(facts, cpu_role)
+    if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
+        return
+    mmu.cpu_role = cpu_role
+    mmu.root_role = root_role
+    mmu.root_facts = facts
+    mmu.root_level = facts.level
+    mmu.direct = facts.direct
+    if not cpu_role.level:
+        mmu.kind = "nonpaging"
+    else:
+        mmu.kind = "paging32" if cpu_role.has_4_byte_gpte else "paging64"
+    mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+
+
+def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:
+    """Add a vCPU with its contexts; without TDP a page for PAE's four roots goes with it."""
+    vcpu = Vcpu(kvm, len(kvm.vcpus), cpu)
+    kvm.vcpus.append(vcpu)
+    if not kvm.config.tdp:
+        vcpu.root_mmu.pae_root = kvm.memory.alloc_frame()
+    return vcpu

@@ -1,0 +1,143 @@
+"""Direct maps: tables with no guest table behind them.
+
+A guest without paging runs on one whose addresses are guest-physical.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``direct_page_fault``, ``direct_map``,
+``fast_page_fault``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
+from mmulab.kvm.fault import (
+    handle_abnormal_pfn,
+    is_page_fault_stale,
+    kvm_faultin_pfn,
+    page_fault_handle_page_track,
+)
+from mmulab.kvm.prefetch import direct_pte_prefetch
+from mmulab.kvm.set_spte import (
+    PageFault,
+    RetPf,
+    disallowed_hugepage_adjust,
+    kvm_mmu_hugepage_adjust,
+    mmu_set_spte,
+    trace_spte_requested,
+)
+from mmulab.kvm.shadow_page import ShadowWalk, kvm_mmu_get_child_sp, link_shadow_page, shadow_path
+from mmulab.kvm.spte import (
+    is_access_track_spte,
+    is_executable_pte,
+    is_last_spte,
+    is_shadow_present_pte,
+    is_writable_pte,
+    restore_acc_track_spte,
+)
+from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.zap import make_mmu_pages_available
+from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
+from mmulab.x86.pferr import ACC_ALL
+
+
+def nonpaging_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Handle a fault of a guest without paging; its tables are PAE's, so 2 MiB is the most."""
+    fault.max_level = 2
+    return direct_page_fault(vcpu, fault)
+
+
+def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Handle a fault whose address is guest-physical."""
+    fault.gfn = fault.addr >> 12
+    fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
+    if page_fault_handle_page_track(vcpu, fault):
+        return RetPf.EMULATE
+    ret = fast_page_fault(vcpu, fault)
+    if ret != RetPf.INVALID:
+        return ret
+    ret = kvm_faultin_pfn(vcpu, fault)
+    if ret != RetPf.CONTINUE:
+        return ret
+    ret = handle_abnormal_pfn(vcpu, fault, ACC_ALL)
+    if ret != RetPf.CONTINUE:
+        return ret
+    if not make_mmu_pages_available(vcpu):
+        raise RuntimeError("no shadow page can be made available (-ENOSPC)")
+    if is_page_fault_stale(vcpu):
+        return RetPf.RETRY
+    return direct_map(vcpu, fault)
+
+
+def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Build the direct tables down to the wanted page size and set the leaf."""
+    kvm = vcpu.kvm
+    kvm_mmu_hugepage_adjust(kvm, fault)
+    trace_spte_requested(kvm, fault)
+    it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
+    while it.okay():
+        if fault.nx_huge_page_workaround_enabled:
+            disallowed_hugepage_adjust(fault, kvm.memory.words[it.sptep >> 3], it.level)
+        if it.level == fault.goal_level:
+            break
+        base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL)
+        if sp is not None:
+            link_shadow_page(kvm, it.sptep, sp)
+        it.next()
+    base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+    ret = mmu_set_spte(vcpu, fault.slot, it.sptep, ACC_ALL, base_gfn, fault.pfn, fault)
+    if ret != RetPf.SPURIOUS:
+        direct_pte_prefetch(vcpu, it.sptep)
+    return ret
+
+
+def _can_be_fast(vcpu: Vcpu, fault: PageFault) -> bool:
+    """Whether an entry may need no more than its W bit, or its rights back."""
+    if fault.rsvd:
+        return False
+    return fault.write if fault.present else not vcpu.kvm.fmt.ad_enabled
+
+
+def _is_access_allowed(vcpu: Vcpu, fault: PageFault, spte: int) -> bool:
+    if fault.exec:
+        return is_executable_pte(vcpu.kvm.fmt, spte)
+    return is_writable_pte(spte) if fault.write else spte & PT_PRESENT_MASK != 0
+
+
+def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Try to mend the entry without the MMU lock; INVALID if that is not enough."""
+    if not _can_be_fast(vcpu, fault):
+        return RetPf.INVALID
+    kvm = vcpu.kvm
+    path = shadow_path(vcpu, fault.addr)
+    _, sptep, spte = path[-1] if path else (0, -1, 0)
+    ret = RetPf.INVALID
+    if is_shadow_present_pte(spte) and is_last_spte(spte, sptep_to_sp(kvm, sptep).level):
+        ret = _fix_spte(vcpu, fault, sptep, spte)
+    emit = kvm.emit
+    if emit is not None:
+        now = kvm.memory.words[sptep >> 3] if sptep >= 0 else 0
+        emit(ev.fast_page_fault(fault.addr, fault.error_code, sptep, spte, now, int(ret)))
+    if ret != RetPf.INVALID:
+        vcpu.stat["pf_fast"] += 1
+    return ret
+
+
+def _fix_spte(vcpu: Vcpu, fault: PageFault, sptep: int, spte: int) -> RetPf:
+    kvm, slot = vcpu.kvm, fault.slot
+    if _is_access_allowed(vcpu, fault, spte):
+        return RetPf.SPURIOUS
+    new = spte
+    if not kvm.fmt.ad_enabled and is_access_track_spte(kvm.fmt, spte):
+        new = restore_acc_track_spte(kvm.fmt, new)
+    if fault.write and spte & kvm.fmt.mmu_writable:
+        new |= PT_WRITABLE_MASK
+        logged = slot is not None and kvm_slot_dirty_track_enabled(slot)
+        if sptep_to_sp(kvm, sptep).level > 1 and logged:
+            return RetPf.INVALID
+    if new == spte or not _is_access_allowed(vcpu, fault, new):
+        return RetPf.INVALID
+    kvm.memory.store64(sptep, new)
+    if is_writable_pte(new) and not is_writable_pte(spte) and slot is not None:
+        mark_page_dirty_in_slot(slot, fault.gfn)
+    return RetPf.FIXED

@@ -1,0 +1,300 @@
+"""The instruction emulator, for the instructions that scenarios contain.
+
+KVM emulates what the processor cannot be let to execute: a write to a tracked
+guest table, a device access, and, without decode assists, every intercepted
+instruction. It first fetches the opcode, which is a walk of the guest's tables
+of its own, and then walks again for each memory operand.
+
+Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``x86_emulate_instruction``,
+``reexecute_instruction``, ``retry_instruction``, ``emulator_read_write_onepage``,
+``emulator_cmpxchg_emulated``), ``emulate.c`` (``x86_emulate_insn``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from mmulab import events as ev
+from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
+from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
+from mmulab.kvm.inject import UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
+from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
+from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
+from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
+from mmulab.kvm.zap import kvm_mmu_unprotect_page
+from mmulab.x86.insn import WRITES_MEMORY, Instruction, Mnemonic
+from mmulab.x86.pferr import (
+    PFERR_FETCH_MASK,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+)
+
+APIC_DEFAULT_PHYS_BASE = 0xFEE00000
+INVALID_GFN = (1 << 52) - 1
+_PAGE = 4096
+
+
+class Verdict(Enum):
+    """What an exit handler tells the run loop."""
+
+    RESUME = "resume"
+    """Enter the guest again; the instruction is still to be executed, or faults."""
+    DONE = "done"
+    """The instruction has been executed by KVM."""
+    MMIO = "mmio"
+    """The VMM must perform the accesses in :attr:`Emulation.mmio`."""
+    FAILED = "failed"
+    """KVM cannot emulate this: an internal error for the VMM."""
+
+
+@dataclass(slots=True)
+class EmulationType:
+    """Why an instruction is emulated (``EMULTYPE_*``)."""
+
+    page_fault: bool = False
+    skip: bool = False
+    allow_retry: bool = False
+    write_pf_to_sp: bool = False
+
+
+class _GuestFault(Exception):
+    """A memory operand faults: error code and address of a #PF."""
+
+    def __init__(self, error_code: int, address: int) -> None:
+        super().__init__(error_code, address)
+        self.error_code = error_code
+        self.address = address
+
+
+def _user(vcpu: Vcpu) -> int:
+    return PFERR_USER_MASK if vcpu.cpl == 3 else 0
+
+
+def x86_emulate_instruction(
+    vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction
+) -> Verdict:
+    """Emulate `insn`, or unprotect a guest table and let the processor try again.
+
+    Parameters
+    ----------
+    cr2 : int
+        Faulting address, 0 if the cause is no fault.
+    """
+    vcpu.exception = None
+    if not _decode(vcpu, cr2, kind, insn):
+        return _decode_failed(vcpu, cr2, kind, insn)
+    if kind.skip:
+        return Verdict.DONE
+    if _retry_instruction(vcpu, cr2, kind, insn):
+        return Verdict.RESUME
+    vcpu.emulation = Emulation()
+    try:
+        EXECUTE[insn.mnemonic](vcpu, cr2, kind, insn)
+    except _GuestFault as fault:
+        kvm_inject_emulated_page_fault(vcpu, fault.error_code, fault.address)
+        return Verdict.RESUME
+    if vcpu.emulation.mmio:
+        vcpu.stat["mmio_exits"] += 1
+        return Verdict.MMIO
+    return Verdict.DONE
+
+
+def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
+    """Fetch the opcode; False if that cannot be. A stream's access has no opcode."""
+    emit = vcpu.kvm.emit
+    fetched, vcpu.fetch_fault = insn.code, None
+    if insn.rip is not None:
+        gpa, error = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.rip, _user(vcpu) | PFERR_FETCH_MASK)
+        if gpa is None:
+            fetched, vcpu.fetch_fault = b"", (error, insn.rip)
+        elif kvm_read_guest(vcpu, gpa, 1) is None:
+            fetched = b""
+        if emit is not None:
+            emit(ev.kvm_emulate_insn(insn.rip, len(fetched), fetched.hex(), False))
+    vcpu.stat["insn_emulation"] += 1
+    return insn.rip is None or bool(fetched)
+
+
+def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> Verdict:
+    if _reexecute_instruction(vcpu, cr2, kind):
+        return Verdict.RESUME
+    if vcpu.fetch_fault is not None and not kind.skip:
+        kvm_inject_emulated_page_fault(vcpu, *vcpu.fetch_fault)
+        return Verdict.RESUME
+    vcpu.stat["insn_emulation_fail"] += 1
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_emulate_insn(insn.rip or 0, 0, "", True))
+    kvm_queue_exception(vcpu, UD_VECTOR)
+    return Verdict.FAILED if vcpu.cpl == 0 else Verdict.RESUME
+
+
+def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
+    """Whether the processor should try what could not be emulated, the page unprotected."""
+    if not kind.allow_retry:
+        return False
+    gpa: int | None = cr2
+    if not vcpu.mmu.direct:
+        gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, cr2, _user(vcpu) | PFERR_WRITE_MASK)
+        if gpa is None:
+            return True
+    assert gpa is not None
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    if slot is None or slot.readonly:
+        return False
+    if vcpu.mmu.direct:
+        if vcpu.kvm.indirect_shadow_pages:
+            kvm_mmu_unprotect_page(vcpu.kvm, gpa >> 12)
+        return True
+    kvm_mmu_unprotect_page(vcpu.kvm, gpa >> 12)
+    return not kind.write_pf_to_sp
+
+
+def _retry_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
+    """Whether to unprotect and retry, because this instruction is not one that writes tables."""
+    last_eip, last_addr = vcpu.last_retry_eip, vcpu.last_retry_addr
+    vcpu.last_retry_eip = vcpu.last_retry_addr = 0
+    if not kind.allow_retry or insn.mnemonic in WRITES_MEMORY:
+        return False
+    if insn.rip == last_eip and last_addr == cr2:
+        return False
+    vcpu.last_retry_eip, vcpu.last_retry_addr = insn.rip or 0, cr2
+    gpa: int | None = cr2
+    if not vcpu.mmu.direct:
+        gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, cr2, _user(vcpu) | PFERR_WRITE_MASK)
+    kvm_mmu_unprotect_page(vcpu.kvm, INVALID_GFN if gpa is None else gpa >> 12)
+    return True
+
+
+def _mmio_gva_to_gpa(vcpu: Vcpu, gva: int, known_gpa: int | None, write: bool) -> tuple[int, bool]:
+    """Translate an operand's address.
+
+    Returns
+    -------
+    gpa : int
+    is_mmio : bool
+        It is known to be device memory.
+    """
+    if known_gpa is not None and not (known_gpa ^ gva) & 0xFFF:
+        return known_gpa, _is_mmio_gpa(vcpu, known_gpa)
+    access = _user(vcpu) | (PFERR_WRITE_MASK if write else 0)
+    if vcpu_match_mmio_gva(vcpu, gva) and _cached_access_allows(vcpu, access):
+        return vcpu.mmio_gfn << 12 | gva & 0xFFF, True
+    gpa, error = gva_to_gpa(vcpu, vcpu.walk_mmu, gva, access)
+    if gpa is None:
+        raise _GuestFault(error, gva)
+    return gpa, _is_mmio_gpa(vcpu, gpa)
+
+
+def _is_mmio_gpa(vcpu: Vcpu, gpa: int) -> bool:
+    return gpa & ~0xFFF == APIC_DEFAULT_PHYS_BASE or vcpu_match_mmio_gpa(vcpu, gpa)
+
+
+def _cached_access_allows(vcpu: Vcpu, access: int) -> bool:
+    paging = vcpu.walk_mmu.paging
+    if paging is None or paging.mode.root_level == 0:
+        return True
+    index = (access | (PFERR_RSVD_MASK if vcpu.ac else 0)) >> 1
+    return not paging.permissions[index] >> vcpu.mmio_access & 1
+
+
+def _pieces(insn: Instruction) -> list[tuple[int, int, int]]:
+    """Split an operand at a page border into (gva, size, shift of its value)."""
+    first = _PAGE - (insn.gva & 0xFFF)
+    if insn.size <= first:
+        return [(insn.gva, insn.size, 0)]
+    return [(insn.gva, first, 0), (insn.gva + first, insn.size - first, 8 * first)]
+
+
+def _known_gpa(vcpu: Vcpu, cr2: int, kind: EmulationType) -> int | None:
+    """Return the gpa that a fault on a direct map already told."""
+    return cr2 if kind.page_fault and vcpu.mmu.direct else None
+
+
+def _read_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> int:
+    """Read the memory operand; device parts are left to the VMM and read as 0xd0 bytes."""
+    emit = vcpu.kvm.emit
+    mmio = vcpu.emulation.mmio
+    result = 0
+    for gva, size, shift in _pieces(insn):
+        gpa, is_mmio = _mmio_gva_to_gpa(vcpu, gva, _known_gpa(vcpu, cr2, kind), False)
+        value = None if is_mmio else kvm_read_guest(vcpu, gpa, size)
+        if value is None:
+            value = int.from_bytes(b"\xd0" * size, "little")
+            mmio.append(MmioAccess(False, gpa, size, value))
+        result |= value << shift
+    if mmio and emit is not None:
+        emit(ev.kvm_mmio("unsatisfied-read", mmio[0].size, mmio[0].gpa))
+        emit(ev.kvm_mmio("read", insn.size, mmio[0].gpa))
+    return result
+
+
+def _write_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value: int) -> None:
+    """Write the memory operand; device parts are left to the VMM."""
+    emit = vcpu.kvm.emit
+    for gva, size, shift in _pieces(insn):
+        gpa, is_mmio = _mmio_gva_to_gpa(vcpu, gva, _known_gpa(vcpu, cr2, kind), True)
+        part = value >> shift & ((1 << 8 * size) - 1)
+        if is_mmio or not emulator_write_phys(vcpu, gpa, size, part):
+            if emit is not None:
+                emit(ev.kvm_mmio("write", size, gpa))
+            vcpu.emulation.mmio.append(MmioAccess(True, gpa, size, part))
+
+
+def _load(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    vcpu.emulation.result = _read_memory(vcpu, cr2, kind, insn)
+
+
+def _store(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    _write_memory(vcpu, cr2, kind, insn, insn.value)
+
+
+def _read_for_write(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> int:
+    """Read an operand that will be written: a fault of the read is reported as a write."""
+    try:
+        return _read_memory(vcpu, cr2, kind, insn)
+    except _GuestFault as fault:
+        fault.error_code |= PFERR_WRITE_MASK
+        raise
+
+
+def _xchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    vcpu.emulation.result = _read_for_write(vcpu, cr2, kind, insn)
+    _cmpxchg(vcpu, cr2, kind, insn, insn.value)
+
+
+def _cmpxchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value: int) -> None:
+    """Write a locked operand in place, which never reaches a device."""
+    gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.gva, _user(vcpu) | PFERR_WRITE_MASK)
+    slot = None if gpa is None else vcpu_memslots(vcpu).lookup(gpa >> 12)
+    inside = (insn.gva & 0xFFF) + insn.size <= _PAGE
+    if gpa is None or slot is None or slot.invalid or slot.readonly or not inside:
+        _write_memory(vcpu, cr2, kind, insn, value)
+        return
+    vcpu.kvm.memory.write(slot.frame(gpa >> 12) << 12 | gpa & 0xFFF, insn.size, value)
+    kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
+    kvm_mmu_pte_write(vcpu, gpa, insn.size)
+
+
+def _cmpxchg8b(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    old = _read_for_write(vcpu, cr2, kind, insn)
+    equal = old == insn.old
+    vcpu.emulation.result = old
+    vcpu.emulation.zf = int(equal)
+    _write_memory(vcpu, cr2, kind, insn, insn.value if equal else old)
+
+
+def _nop(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    """Do nothing."""
+
+
+EXECUTE: dict[Mnemonic, Callable[[Vcpu, int, EmulationType, Instruction], None]] = {
+    Mnemonic.LOAD: _load,
+    Mnemonic.STORE: _store,
+    Mnemonic.XCHG: _xchg,
+    Mnemonic.CMPXCHG8B: _cmpxchg8b,
+    Mnemonic.NOP: _nop,
+}

@@ -1,0 +1,254 @@
+"""Memslots changing under a running VM, dirty logging, and the host unmapping memory.
+
+Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
+``kvm_set_memslot``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``),
+``arch/x86/kvm/x86.c`` (``kvm_arch_commit_memory_region``), ``mmu.c``
+(``kvm_mmu_zap_collapsible_sptes``, ``kvm_arch_mmu_enable_log_dirty_pt_masked``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.page_track import init_lpage_info
+from mmulab.kvm.rmap import (
+    KVM_MAX_HUGEPAGE_LEVEL,
+    gfn_to_rmap,
+    kvm_flush_remote_tlbs,
+    kvm_mmu_slot_gfn_write_protect,
+    kvm_zap_all_rmap_sptes,
+    mmu_spte_clear_track_bits,
+    pte_list_iter,
+    pte_list_remove,
+    rmap_write_protect,
+    slot_handle_level_range,
+)
+from mmulab.kvm.set_spte import kvm_mmu_max_mapping_level
+from mmulab.kvm.state import Kvm, KvmMemslot, sptep_to_sp
+from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
+from mmulab.memory.memslots import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+)
+
+KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
+EINVAL = 22
+EEXIST = 17
+ENOENT = 2
+BITS_PER_LONG = 64
+KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
+_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+
+
+def kvm_set_memory_region(kvm: Kvm, new: KvmMemslot) -> int:
+    """Create, move or re-flag the slot that `new` describes; 0 or a negative errno."""
+    if new.flags & ~_FLAGS or not new.npages:
+        return -EINVAL
+    slots = kvm.slots[new.as_id]
+    old = slots.by_id(new.id)
+    if old is not None:
+        changed = new.flags ^ old.flags
+        same_backing = new.base_frame == old.base_frame and new.npages == old.npages
+        if not same_backing or changed & KVM_MEM_READONLY:
+            return -EINVAL
+        if new.base_gfn == old.base_gfn:
+            if changed:
+                _change_flags(kvm, old, new.flags)
+            return 0
+    if slots.overlaps(new.base_gfn, new.npages, new.id):
+        return -EEXIST
+    if old is not None:
+        _invalidate(kvm, old)
+    init_lpage_info(new)
+    _prepare_dirty_bitmap(kvm, new)
+    slots.replace(old, new)
+    _next_generation(kvm, new.as_id)
+    if old is None:
+        kvm.nr_memslot_pages += new.npages
+        _commit_page_limit(kvm)
+    return 0
+
+
+def kvm_delete_memslot(kvm: Kvm, id: int, as_id: int = 0) -> int:
+    """Delete a slot; all shadow pages go with it. Returns 0 or a negative errno."""
+    slots = kvm.slots[as_id]
+    old = slots.by_id(id)
+    if old is None:
+        return -EINVAL
+    _invalidate(kvm, old)
+    slots.replace(old, None)
+    _next_generation(kvm, as_id)
+    kvm.nr_memslot_pages -= old.npages
+    _commit_page_limit(kvm)
+    return 0
+
+
+def _next_generation(kvm: Kvm, as_id: int) -> None:
+    kvm.slots[as_id].generation += KVM_ADDRESS_SPACE_NUM
+
+
+def _invalidate(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Make the slot unusable, then zap everything, so that nothing can map it again."""
+    slot.flags |= KVM_MEMSLOT_INVALID
+    _next_generation(kvm, slot.as_id)
+    kvm_mmu_zap_all_fast(kvm)
+
+
+def _commit_page_limit(kvm: Kvm) -> None:
+    if not kvm.n_requested_mmu_pages:
+        limit = kvm.nr_memslot_pages // KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO
+        kvm_mmu_change_mmu_pages(kvm, max(limit, KVM_MIN_ALLOC_MMU_PAGES))
+
+
+def _prepare_dirty_bitmap(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Give the slot a bitmap if it is logged, all set if the VMM asked for that."""
+    if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        slot.dirty_bitmap = None
+    elif slot.dirty_bitmap is None:
+        slot.dirty_bitmap = bytearray(bytes([_init_set(kvm)]) * slot.npages)
+
+
+def _init_set(kvm: Kvm) -> bool:
+    return bool(kvm.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET)
+
+
+def _change_flags(kvm: Kvm, slot: KvmMemslot, flags: int) -> None:
+    """Turn dirty logging on or off."""
+    slot.flags = flags
+    _prepare_dirty_bitmap(kvm, slot)
+    _next_generation(kvm, slot.as_id)
+    if flags & KVM_MEM_READONLY:
+        return
+    if not flags & KVM_MEM_LOG_DIRTY_PAGES:
+        kvm_mmu_zap_collapsible_sptes(kvm, slot)
+    elif not _init_set(kvm):
+        kvm_mmu_slot_remove_write_access(kvm, slot, 1)
+        kvm_flush_remote_tlbs(kvm)
+
+
+def _last_gfn(slot: KvmMemslot) -> int:
+    return slot.base_gfn + slot.npages - 1
+
+
+def kvm_mmu_slot_remove_write_access(kvm: Kvm, slot: KvmMemslot, start_level: int) -> None:
+    """Write-protect every spte of the slot, to learn of the next write to each page."""
+
+    def protect(gfn: int, level: int) -> bool:
+        return rmap_write_protect(kvm, gfn_to_rmap(slot, gfn, level), pt_protect=False)
+
+    levels = range(start_level, KVM_MAX_HUGEPAGE_LEVEL + 1)
+    slot_handle_level_range(slot, levels, slot.base_gfn, _last_gfn(slot), protect)
+
+
+def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Zap small sptes where a huge one is possible again."""
+
+    def zap(gfn: int, level: int) -> bool:
+        zapped = False
+        head = gfn_to_rmap(slot, gfn, level)
+        while head and (sptep := _first_collapsible(kvm, slot, list(pte_list_iter(head)))) is not None:
+            mmu_spte_clear_track_bits(kvm, sptep)
+            pte_list_remove(head, sptep)
+            zapped = True
+        if head is not None and not head:
+            del slot.rmap[level][gfn >> 9 * (level - 1)]
+        return zapped
+
+    levels = range(1, KVM_MAX_HUGEPAGE_LEVEL)
+    if slot_handle_level_range(slot, levels, slot.base_gfn, _last_gfn(slot), zap):
+        kvm_flush_remote_tlbs(kvm)
+
+
+def _first_collapsible(kvm: Kvm, slot: KvmMemslot, sptes: list[int]) -> int | None:
+    for sptep in sptes:
+        sp = sptep_to_sp(kvm, sptep)
+        if sp.direct and sp.gfn in slot:
+            level = kvm_mmu_max_mapping_level(kvm, slot, sp.gfn, KVM_MAX_HUGEPAGE_LEVEL)
+            if sp.level < level:
+                return sptep
+    return None
+
+
+def kvm_get_dirty_log(kvm: Kvm, id: int) -> tuple[int, list[int]]:
+    """Return (0 or a negative errno, the dirty pages by their index in the slot).
+
+    Unless protection is manual the pages are write-protected again and count as clean.
+    """
+    slot = kvm.slots[0].by_id(id)
+    if slot is None or slot.dirty_bitmap is None:
+        return -ENOENT, []
+    dirty = [i for i, flag in enumerate(slot.dirty_bitmap) if flag]
+    if not kvm.manual_dirty_log_protect and dirty:
+        for first in range(0, slot.npages, BITS_PER_LONG):
+            pages = [i for i in dirty if first <= i < first + BITS_PER_LONG]
+            if pages:
+                slot.dirty_bitmap[first : first + BITS_PER_LONG] = bytes(
+                    min(BITS_PER_LONG, slot.npages - first)
+                )
+                _enable_log_dirty_pt_masked(kvm, slot, pages)
+        kvm_flush_remote_tlbs(kvm)
+    return 0, dirty
+
+
+def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int) -> int:
+    """Write-protect the dirty pages of a range and count them as clean; 0 or a negative errno."""
+    slot = kvm.slots[0].by_id(id)
+    if slot is None or slot.dirty_bitmap is None:
+        return -ENOENT
+    short = count < slot.npages - first
+    if first & 63 or first > slot.npages or count > slot.npages - first or (short and count & 63):
+        return -EINVAL
+    flush = False
+    for start in range(first, first + count, BITS_PER_LONG):
+        end = min(start + BITS_PER_LONG, slot.npages)
+        pages = [i for i in range(start, end) if slot.dirty_bitmap[i]]
+        if pages:
+            flush = True
+            slot.dirty_bitmap[start:end] = bytes(end - start)
+            _enable_log_dirty_pt_masked(kvm, slot, pages)
+    if flush:
+        kvm_flush_remote_tlbs(kvm)
+    return 0
+
+
+def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) -> None:
+    """Write-protect the pages of one 64-page word of the bitmap.
+
+    Where all pages began dirty, huge pages were not protected when logging began,
+    so those at both ends of the run are protected now and split at the next write.
+    """
+    if _init_set(kvm):
+        start, end = slot.base_gfn + pages[0], slot.base_gfn + pages[-1]
+        kvm_mmu_slot_gfn_write_protect(kvm, slot, start, 2)
+        # The kernel compares the addresses rounded up, not down.
+        if -(-start // 512) != -(-end // 512):
+            kvm_mmu_slot_gfn_write_protect(kvm, slot, end, 2)
+    for page in pages:
+        head = gfn_to_rmap(slot, slot.base_gfn + page, 1)
+        rmap_write_protect(kvm, head, pt_protect=False)
+
+
+def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
+    """Drop every spte to host frames of the range: the host is about to change them."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_unmap_hva_range())
+    flush = False
+    for slots in kvm.slots:
+        for slot in list(slots.slots):
+            first = max(first_frame, slot.base_frame)
+            last = min(last_frame, slot.base_frame + slot.npages - 1)
+            if first <= last:
+                flush |= _zap_gfn_range(kvm, slot, first, last)
+    if flush:
+        kvm_flush_remote_tlbs(kvm)
+
+
+def _zap_gfn_range(kvm: Kvm, slot: KvmMemslot, first_frame: int, last_frame: int) -> bool:
+    def zap(gfn: int, level: int) -> bool:
+        return kvm_zap_all_rmap_sptes(kvm, slot, gfn, level)
+
+    offset = slot.base_gfn - slot.base_frame
+    levels = range(1, KVM_MAX_HUGEPAGE_LEVEL + 1)
+    return slot_handle_level_range(slot, levels, first_frame + offset, last_frame + offset, zap)

@@ -1,0 +1,81 @@
+"""Write tracking of guest tables, and what forbids huge pages.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/page_track.c``; ``mmu.c`` (``account_shadowed``,
+``update_gfn_disallow_lpage_count``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.rmap import KVM_MAX_HUGEPAGE_LEVEL, kvm_flush_remote_tlbs, kvm_mmu_slot_gfn_write_protect
+from mmulab.kvm.state import Kvm, KvmMemslot, ShadowPage
+
+
+def update_gfn_disallow_lpage_count(slot: KvmMemslot, gfn: int, count: int) -> None:
+    """Add a reason (or take one) against a huge page over `gfn`."""
+    for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        info = slot.disallow_lpage[level]
+        key = gfn >> 9 * (level - 1)
+        now = info.get(key, 0) + count
+        if now:
+            info[key] = now
+        else:
+            del info[key]
+
+
+def init_lpage_info(slot: KvmMemslot) -> None:
+    """Forbid huge pages that reach over the slot's edges or are not aligned with the host's.
+
+    ``kvm_alloc_memslot_metadata``, Linux 6.1 ``arch/x86/kvm/x86.c``.
+    """
+    for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        shift = 9 * (level - 1)
+        mask = (1 << shift) - 1
+        first, last = slot.base_gfn >> shift, (slot.base_gfn + slot.npages - 1) >> shift
+        info: dict[int, int] = {}
+        if slot.base_gfn & mask:
+            info[first] = 1
+        if (slot.base_gfn + slot.npages) & mask:
+            info[last] = 1
+        if (slot.base_gfn ^ slot.base_frame) & mask:
+            info = dict.fromkeys(range(first, last + 1), 1)
+        slot.disallow_lpage[level] = info
+
+
+def kvm_slot_page_track_is_active(kvm: Kvm, slot: KvmMemslot | None, gfn: int) -> bool:
+    """Whether writes to `gfn` are tracked, in either address space."""
+    if slot is None:
+        return False
+    if slot.gfn_track.get(gfn, 0):
+        return True
+    other = kvm.slots[slot.as_id ^ 1].lookup(gfn)
+    return other is not None and other.gfn_track.get(gfn, 0) > 0
+
+
+def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
+    """Write-protect the guest table that a new shadow page shadows.
+
+    An upper-level page is tracked for good; a level-1 page may go out of sync.
+    """
+    kvm.indirect_shadow_pages += 1
+    slot = _slot(kvm, sp)
+    if sp.level > 1:
+        slot.gfn_track[sp.gfn] = slot.gfn_track.get(sp.gfn, 0) + 1
+    update_gfn_disallow_lpage_count(slot, sp.gfn, 1)
+    if kvm_mmu_slot_gfn_write_protect(kvm, slot, sp.gfn, 1):
+        kvm_flush_remote_tlbs(kvm)
+
+
+def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
+    """Undo :func:`account_shadowed`."""
+    kvm.indirect_shadow_pages -= 1
+    slot = _slot(kvm, sp)
+    if sp.level > 1:
+        slot.gfn_track[sp.gfn] -= 1
+    update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
+
+
+def _slot(kvm: Kvm, sp: ShadowPage) -> KvmMemslot:
+    slot = kvm.slots[sp.smm].lookup(sp.gfn)
+    if slot is None:
+        raise KeyError(f"{sp!r} shadows a gfn that is in no slot")
+    return slot

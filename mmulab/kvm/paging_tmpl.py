@@ -1,0 +1,191 @@
+"""Page faults and prefetch where KVM shadows guest tables.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(page_fault)``,
+``FNAME(fetch)``, ``FNAME(pte_prefetch)``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.fault import (
+    handle_abnormal_pfn,
+    is_page_fault_stale,
+    kvm_faultin_pfn,
+    page_fault_handle_page_track,
+    shadow_page_table_clear_flood,
+)
+from mmulab.kvm.gpte import PTE_PREFETCH_NUM, prefetch_gpte
+from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
+from mmulab.kvm.inject import kvm_inject_emulated_page_fault
+from mmulab.kvm.prefetch import direct_pte_prefetch_group
+from mmulab.kvm.set_spte import (
+    PageFault,
+    RetPf,
+    disallowed_hugepage_adjust,
+    kvm_mmu_hugepage_adjust,
+    mmu_set_spte,
+    trace_spte_requested,
+)
+from mmulab.kvm.shadow_page import (
+    ShadowWalk,
+    kvm_mmu_get_child_sp,
+    link_shadow_page,
+    validate_direct_spte,
+)
+from mmulab.kvm.spte import is_shadow_present_pte
+from mmulab.kvm.state import Kvm, ShadowPage, Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.sync import mmu_sync_children
+from mmulab.kvm.zap import make_mmu_pages_available
+from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
+from mmulab.x86.walk import Walk
+
+
+def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Handle a fault on shadow tables: walk the guest's, then map what they say.
+
+    A fault of the guest's own goes back to the guest.
+    """
+    gw = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, fault.error_code & ~PFERR_RSVD_MASK)
+    if gw.error is not None:
+        if not fault.prefetch:
+            kvm_inject_emulated_page_fault(vcpu, gw.error, fault.addr)
+        return RetPf.RETRY
+    fault.gfn = gw.pa >> 12
+    fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
+    if page_fault_handle_page_track(vcpu, fault):
+        shadow_page_table_clear_flood(vcpu, fault.addr)
+        return RetPf.EMULATE
+    fault.max_level = 1 if _is_self_change_mapping(vcpu, gw, fault) else gw.level
+    ret = kvm_faultin_pfn(vcpu, fault)
+    if ret != RetPf.CONTINUE:
+        return ret
+    ret = handle_abnormal_pfn(vcpu, fault, gw.pte_access)
+    if ret != RetPf.CONTINUE:
+        return ret
+    _allow_supervisor_write(vcpu, gw, fault)
+    if not make_mmu_pages_available(vcpu):
+        raise RuntimeError("no shadow page can be made available (-ENOSPC)")
+    if is_page_fault_stale(vcpu):
+        return RetPf.RETRY
+    return fetch(vcpu, fault, gw)
+
+
+def _allow_supervisor_write(vcpu: Vcpu, gw: Walk, fault: PageFault) -> None:
+    """With CR0.WP=0 turn a read-only user page into a supervisor page that may be written.
+
+    With SMEP it must not be executable then.
+    """
+    role = vcpu.mmu.cpu_role
+    if (
+        fault.write
+        and not gw.pte_access & ACC_WRITE_MASK
+        and not role.cr0_wp
+        and not fault.user
+        and fault.slot is not None
+    ):
+        gw.pte_access = (gw.pte_access | ACC_WRITE_MASK) & ~ACC_USER_MASK
+        if role.cr4_smep:
+            gw.pte_access &= ~ACC_EXEC_MASK
+
+
+def _is_self_change_mapping(vcpu: Vcpu, gw: Walk, fault: PageFault) -> bool:
+    """Whether the guest may write, through this mapping, a table used to translate it."""
+    if not gw.pte_access & ACC_WRITE_MASK and (vcpu.mmu.cpu_role.cr0_wp or fault.user):
+        return False
+    gfn = gw.pa >> 12
+    mask = ~((1 << 9 * (gw.level - 1)) - 1)
+    changed = False
+    for level in range(gw.level, gw.max_level + 1):
+        difference = gfn ^ (gw.table[level] >> 12)
+        changed |= not difference & mask
+        fault.write_fault_to_shadow_pgtable |= difference == 0
+    return changed
+
+
+def _gpte_changed(vcpu: Vcpu, gw: Walk, level: int) -> bool:
+    """Whether the guest entry of `level` is no longer what the walk read."""
+    paging = vcpu.mmu.paging
+    assert paging is not None
+    entry = kvm_read_guest(vcpu, gw.entry_addr[level], paging.mode.entry_bytes)
+    return entry != gw.ptes[level]
+
+
+def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
+    """Build the shadow path for a walk that succeeded, and set its leaf.
+
+    First the levels that shadow guest tables, then, where the guest's page is
+    larger than the host's, direct levels.
+    """
+    kvm = vcpu.kvm
+    words = kvm.memory.words
+    top_level = vcpu.mmu.cpu_role.level
+    if _gpte_changed(vcpu, gw, 2 if top_level == 3 else top_level):
+        return RetPf.RETRY
+    it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
+    while it.okay() and it.level > gw.level:
+        sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
+        child_level = it.level - 1
+        sp = kvm_mmu_get_child_sp(
+            vcpu,
+            it.sptep,
+            gw.table[child_level] >> 12,
+            direct=False,
+            access=gw.pt_access[child_level],
+        )
+        if sp is not None and sp.unsync_children:
+            mmu_sync_children(vcpu, sp)
+        if _gpte_changed(vcpu, gw, child_level):
+            return RetPf.RETRY
+        if sp is not None:
+            link_shadow_page(kvm, it.sptep, sp)
+        it.next()
+    kvm_mmu_hugepage_adjust(kvm, fault)
+    trace_spte_requested(kvm, fault)
+    direct_access = gw.pte_access
+    while it.okay():
+        sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
+        if fault.nx_huge_page_workaround_enabled:
+            disallowed_hugepage_adjust(fault, words[it.sptep >> 3], it.level)
+        if it.level == fault.goal_level:
+            break
+        validate_direct_spte(kvm, it.sptep, direct_access)
+        base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=direct_access)
+        if sp is not None:
+            link_shadow_page(kvm, it.sptep, sp)
+            _account_huge_nx_page(kvm, fault, sp, it.level)
+        it.next()
+    base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+    ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
+    if ret != RetPf.SPURIOUS:
+        pte_prefetch(vcpu, gw, it.sptep)
+    return ret
+
+
+def _account_huge_nx_page(kvm: Kvm, fault: PageFault, sp: ShadowPage, level: int) -> None:
+    if fault.huge_page_disallowed and fault.req_level >= level and not sp.lpage_disallowed:
+        sp.lpage_disallowed = True
+        kvm.stat["nx_lpage_splits"] += 1
+
+
+def pte_prefetch(vcpu: Vcpu, gw: Walk, sptep: int) -> None:
+    """Map the neighbours of an entry that was just set: its group of eight, as far as usable."""
+    kvm = vcpu.kvm
+    sp = sptep_to_sp(kvm, sptep)
+    if sp.level > 1 or kvm.mmu_invalidate_in_progress:
+        return
+    if sp.direct:
+        direct_pte_prefetch_group(vcpu, sp, sptep)
+        return
+    paging = vcpu.mmu.paging
+    assert paging is not None
+    width = paging.mode.entry_bytes
+    group = gw.entry_addr[1] & ~(PTE_PREFETCH_NUM * width - 1)
+    first = sptep & ~(PTE_PREFETCH_NUM * 8 - 1)
+    for i in range(PTE_PREFETCH_NUM):
+        neighbour = first + 8 * i
+        if neighbour == sptep or is_shadow_present_pte(kvm.memory.words[neighbour >> 3]):
+            continue
+        gpte = kvm_read_guest(vcpu, group + i * width, width)
+        assert gpte is not None
+        if not prefetch_gpte(vcpu, sp, neighbour, gpte, no_dirty_log=True):
+            break

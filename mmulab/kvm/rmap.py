@@ -1,0 +1,246 @@
+"""Reverse maps: from a gfn to the sptes that map it, and changes of leaf sptes.
+
+The order of a list is the kernel's, blocks of 14 with holes filled from the end
+of their own block, because zapping and write-protection report in that order.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``pte_list_*``, ``rmap_*``,
+``mmu_spte_*``), ``spte.c`` (``spte_has_volatile_bits``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mmulab import events as ev
+from mmulab.kvm.spte import (
+    SpteFormat,
+    is_access_track_spte,
+    is_accessed_spte,
+    is_dirty_spte,
+    is_shadow_present_pte,
+    is_writable_pte,
+    spte_ad_enabled,
+)
+from mmulab.kvm.state import (
+    PAGES_STAT,
+    Kvm,
+    KvmMemslot,
+    PteList,
+    Request,
+    ShadowPage,
+    spte_index,
+    sptep_to_sp,
+)
+from mmulab.x86.mode import PT_WRITABLE_MASK
+
+PTE_LIST_EXT = 14
+RMAP_RECYCLE_THRESHOLD = 1000
+KVM_MAX_HUGEPAGE_LEVEL = 3
+
+
+def pte_list_add(head: PteList, sptep: int) -> int:
+    """Add `sptep` to the first block with room; return how many there were."""
+    count = 0
+    for block in head:
+        if len(block) < PTE_LIST_EXT:
+            count += len(block)
+            block.append(sptep)
+            return count
+        count += PTE_LIST_EXT
+    head.append([sptep])
+    return count
+
+
+def pte_list_remove(head: PteList, sptep: int) -> None:
+    """Take `sptep` out; the last of its block takes its place.
+
+    Raises
+    ------
+    KeyError
+        It is not in the list (the kernel's ``BUG``).
+    """
+    for number, block in enumerate(head):
+        if sptep in block:
+            block[block.index(sptep)] = block[-1]
+            block.pop()
+            if not block:
+                del head[number]
+            return
+    raise KeyError(f"spte at {sptep:#x} is not in its reverse map")
+
+
+def pte_list_iter(head: PteList) -> Iterator[int]:
+    """Yield the sptes in order; the list must not change meanwhile."""
+    for block in head:
+        yield from block
+
+
+def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
+    """Ask every processor to forget its translations."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_flush_remote_tlbs())
+    kvm.stat["remote_tlb_flush_requests"] += 1
+    kvm.make_all_cpus_request(Request.TLB_FLUSH)
+
+
+def gfn_to_rmap(slot: KvmMemslot, gfn: int, level: int) -> PteList | None:
+    """Return the reverse map of `gfn` at `level`, None if nothing maps it."""
+    return slot.rmap[level].get(gfn >> 9 * (level - 1))
+
+
+def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
+    """Return the gfn that the entry at `index` of `sp` maps."""
+    if sp.passthrough:
+        return sp.gfn
+    if not sp.direct:
+        return sp.shadowed_translation[index] >> 12
+    return sp.gfn + (index << 9 * (sp.level - 1))
+
+
+def kvm_mmu_page_get_access(sp: ShadowPage, index: int) -> int:
+    """Return the guest rights that the entry at `index` of `sp` shadows."""
+    if sp.has_gptes:
+        return sp.shadowed_translation[index] & 7
+    return sp.access
+
+
+def kvm_mmu_page_set_translation(sp: ShadowPage, index: int, gfn: int, access: int) -> None:
+    """Note what the entry at `index` shadows."""
+    if sp.has_gptes:
+        sp.shadowed_translation[index] = gfn << 12 | access
+
+
+def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> None:
+    """Note that the leaf spte at `sptep` maps `gfn` (``__rmap_add``)."""
+    sp = sptep_to_sp(kvm, sptep)
+    kvm_mmu_page_set_translation(sp, spte_index(sptep), gfn, access)
+    kvm.stat[PAGES_STAT[sp.level]] += 1
+    head = slot.rmap[sp.level].setdefault(gfn >> 9 * (sp.level - 1), [])
+    count = pte_list_add(head, sptep)
+    kvm.stat["max_mmu_rmap_size"] = max(kvm.stat["max_mmu_rmap_size"], count)
+    if count > RMAP_RECYCLE_THRESHOLD:
+        kvm_zap_all_rmap_sptes(kvm, slot, gfn, sp.level)
+        kvm_flush_remote_tlbs(kvm)
+
+
+def rmap_remove(kvm: Kvm, sptep: int) -> None:
+    """Forget the leaf spte at `sptep`, under the gfn computed from its page."""
+    sp = sptep_to_sp(kvm, sptep)
+    gfn = kvm_mmu_page_get_gfn(sp, spte_index(sptep))
+    slot = kvm.slots[sp.smm].lookup(gfn)
+    key = gfn >> 9 * (sp.level - 1)
+    if slot is None or key not in slot.rmap[sp.level]:
+        raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} has no reverse map")
+    head = slot.rmap[sp.level][key]
+    pte_list_remove(head, sptep)
+    if not head:
+        del slot.rmap[sp.level][key]
+
+
+def spte_has_volatile_bits(fmt: SpteFormat, spte: int) -> bool:
+    """Whether bits of the entry may be set without the MMU lock."""
+    if not is_writable_pte(spte) and spte & fmt.mmu_writable:
+        return True
+    if is_access_track_spte(fmt, spte):
+        return True
+    if spte_ad_enabled(spte):
+        return not spte & fmt.accessed or (is_writable_pte(spte) and not spte & fmt.dirty)
+    return False
+
+
+def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
+    """Change the rights of a leaf entry; return whether a flush is owed.
+
+    A flush is owed when MMU-writable is lost, or A, or D.
+    """
+    memory, fmt = kvm.memory, kvm.fmt
+    old = memory.words[sptep >> 3]
+    memory.store64(sptep, new_spte)
+    if not is_shadow_present_pte(old):
+        return False
+    return bool(
+        (old & fmt.mmu_writable and not is_writable_pte(new_spte))
+        or (is_accessed_spte(fmt, old) and not is_accessed_spte(fmt, new_spte))
+        or (is_dirty_spte(fmt, old) and not is_dirty_spte(fmt, new_spte))
+    )
+
+
+def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
+    """Clear a leaf entry and return what it was."""
+    memory = kvm.memory
+    old = memory.words[sptep >> 3]
+    memory.store64(sptep, 0)
+    if is_shadow_present_pte(old):
+        kvm.stat[PAGES_STAT[sptep_to_sp(kvm, sptep).level]] -= 1
+    return old
+
+
+def drop_spte(kvm: Kvm, sptep: int) -> None:
+    """Clear a leaf entry and its place in the reverse map."""
+    emit = kvm.emit
+    if emit is not None:
+        old = kvm.memory.words[sptep >> 3]
+        if old:
+            emit(ev.drop_spte(sptep, old))
+    if is_shadow_present_pte(mmu_spte_clear_track_bits(kvm, sptep)):
+        rmap_remove(kvm, sptep)
+
+
+def kvm_zap_all_rmap_sptes(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> bool:
+    """Clear every spte that maps `gfn` at `level`; return whether there was one."""
+    head = slot.rmap[level].pop(gfn >> 9 * (level - 1), None)
+    if head is None:
+        return False
+    for sptep in pte_list_iter(head):
+        mmu_spte_clear_track_bits(kvm, sptep)
+    return True
+
+
+def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
+    """Make one spte read-only; return whether a flush is owed.
+
+    With `pt_protect` the page is a guest table, and MMU-writable goes too.
+    """
+    spte = kvm.memory.words[sptep >> 3]
+    if not is_writable_pte(spte) and not (pt_protect and spte & kvm.fmt.mmu_writable):
+        return False
+    if pt_protect:
+        spte &= ~kvm.fmt.mmu_writable
+    return mmu_spte_update(kvm, sptep, spte & ~PT_WRITABLE_MASK)
+
+
+def rmap_write_protect(kvm: Kvm, head: PteList | None, *, pt_protect: bool) -> bool:
+    """Make every spte of a reverse map read-only; return whether a flush is owed."""
+    flush = False
+    for sptep in pte_list_iter(head or []):
+        flush |= spte_write_protect(kvm, sptep, pt_protect=pt_protect)
+    return flush
+
+
+def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemslot, gfn: int, min_level: int) -> bool:
+    """Write-protect `gfn` at every page size from `min_level`, because it is a guest table."""
+    flush = False
+    for level in range(min_level, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        flush |= rmap_write_protect(kvm, gfn_to_rmap(slot, gfn, level), pt_protect=True)
+    return flush
+
+
+def slot_handle_level_range(
+    slot: KvmMemslot,
+    levels: range,
+    start_gfn: int,
+    end_gfn: int,
+    handler: Callable[[int, int], bool],
+) -> bool:
+    """Call ``handler(gfn, level)`` on each reverse map between the gfns, both included.
+
+    Levels first, then gfns, ascending, as ``for_each_slot_rmap_range``.
+    """
+    result = False
+    for level in levels:
+        shift = 9 * (level - 1)
+        first, last = start_gfn >> shift, end_gfn >> shift
+        for key in sorted(k for k in slot.rmap[level] if first <= k <= last):
+            result |= handler(key << shift, level)
+    return result

@@ -1,0 +1,303 @@
+"""Roots: allocating them, keeping the last few, syncing and freeing them.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_load``,
+``mmu_alloc_shadow_roots``, ``kvm_mmu_new_pgd``, ``kvm_mmu_free_roots``,
+``kvm_mmu_sync_roots``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.context import PT32E_ROOT_LEVEL, kvm_init_mmu
+from mmulab.kvm.mmio import vcpu_clear_mmio_info
+from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
+from mmulab.kvm.state import (
+    INVALID_PAE_ROOT,
+    INVALID_PAGE,
+    KVM_MMU_NUM_PREV_ROOTS,
+    KVM_MMU_ROOT_CURRENT,
+    KVM_MMU_ROOTS_ALL,
+    MMIO_GVA_ANY,
+    Kvm,
+    Mmu,
+    Request,
+    Vcpu,
+    is_obsolete_sp,
+    root_previous,
+    to_shadow_page,
+    vcpu_memslots,
+)
+from mmulab.kvm.sync import mmu_sync_children
+from mmulab.kvm.zap import (
+    InvalidList,
+    kvm_mmu_commit_zap_page,
+    kvm_mmu_prepare_zap_page,
+    make_mmu_pages_available,
+)
+from mmulab.x86.mode import PT_ACCESSED_MASK, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+
+PT64_ROOT_4LEVEL = 4
+PT64_ROOT_5LEVEL = 5
+
+
+def mmu_check_root(vcpu: Vcpu, root_gfn: int) -> bool:
+    """Whether the guest's root lies in memory; if not, the guest gets a triple fault."""
+    slot = vcpu_memslots(vcpu).lookup(root_gfn)
+    if slot is None or slot.invalid:
+        vcpu.requests |= Request.TRIPLE_FAULT
+        return False
+    return True
+
+
+def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
+    """Take a root page into use and return the host-physical address of its table."""
+    mmu, kvm = vcpu.mmu, vcpu.kvm
+    assert mmu.root_facts is not None
+    facts = mmu.root_facts._replace(level=level, quadrant=quadrant)
+    role = kvm.config.design.pack(facts, mmu.cpu_role)
+    sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
+    sp.root_count += 1
+    return sp.frame << 12
+
+
+def _set_pae_root(vcpu: Vcpu, index: int, entry: int) -> None:
+    vcpu.kvm.memory.store64((vcpu.mmu.pae_root << 12) + 8 * index, entry)
+
+
+def pae_root_entry(kvm: Kvm, mmu: Mmu, index: int) -> int:
+    """Return entry `index` of the PAE root (0: invalid)."""
+    return kvm.memory.words[mmu.pae_root * 512 + index]
+
+
+def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
+    """Allocate the roots of a direct map: one page, or four for a PAE host table."""
+    mmu = vcpu.mmu
+    if not make_mmu_pages_available(vcpu):
+        return False
+    if mmu.root_level >= PT64_ROOT_4LEVEL:
+        mmu.root_hpa = mmu_alloc_root(vcpu, 0, 0, mmu.root_level)
+    else:
+        for i in range(4):
+            root = mmu_alloc_root(vcpu, i << 18, 0, 2)
+            _set_pae_root(vcpu, i, root | PT_PRESENT_MASK)
+        mmu.root_hpa = mmu.pae_root << 12
+    mmu.root_pgd = 0
+    return True
+
+
+def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
+    """Allocate the roots that shadow the guest's: one page, or four under special roots."""
+    kvm, mmu = vcpu.kvm, vcpu.mmu
+    pgd = vcpu.cr3
+    guest_level = mmu.cpu_role.level
+    if not mmu_check_root(vcpu, _gfn(pgd)):
+        return False
+    pdptrs = list(vcpu.walk_mmu.pdptrs) if guest_level == PT32E_ROOT_LEVEL else []
+    if not all(mmu_check_root(vcpu, _gfn(p)) for p in pdptrs if p & PT_PRESENT_MASK):
+        return False
+    kvm.shadow_root_allocated = True
+    if not make_mmu_pages_available(vcpu):
+        return False
+    if guest_level >= PT64_ROOT_4LEVEL:
+        mmu.root_hpa = mmu_alloc_root(vcpu, _gfn(pgd), 0, mmu.root_level)
+    else:
+        _alloc_quadrant_roots(vcpu, _gfn(pgd), pdptrs)
+    mmu.root_pgd = pgd
+    return True
+
+
+def _gfn(entry: int) -> int:
+    return (entry & 0xFFFFFFFFFF000) >> 12
+
+
+def _alloc_quadrant_roots(vcpu: Vcpu, root_gfn: int, pdptrs: list[int]) -> None:
+    """Fill the PAE root: four quadrants of a 32-bit directory, or PAE's present directories."""
+    kvm, mmu = vcpu.kvm, vcpu.mmu
+    flags = PT_PRESENT_MASK
+    top = mmu.pae_root
+    if mmu.root_level >= PT64_ROOT_4LEVEL:
+        flags |= PT_ACCESSED_MASK | PT_WRITABLE_MASK | PT_USER_MASK
+        kvm.memory.store64(mmu.pml4_root << 12, mmu.pae_root << 12 | flags)
+        top = mmu.pml4_root
+        if mmu.root_level == PT64_ROOT_5LEVEL:
+            kvm.memory.store64(mmu.pml5_root << 12, mmu.pml4_root << 12 | flags)
+            top = mmu.pml5_root
+    for i in range(4):
+        gfn, quadrant = root_gfn, i
+        if pdptrs:
+            if not pdptrs[i] & PT_PRESENT_MASK:
+                _set_pae_root(vcpu, i, INVALID_PAE_ROOT)
+                continue
+            gfn, quadrant = _gfn(pdptrs[i]), 0
+        _set_pae_root(vcpu, i, mmu_alloc_root(vcpu, gfn, quadrant, 2) | flags)
+    mmu.root_hpa = top << 12
+
+
+def kvm_mmu_load(vcpu: Vcpu) -> bool:
+    """Set up a root for the context in use; False if the guest has none (triple fault)."""
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_load())
+    ok = mmu_alloc_direct_roots(vcpu) if vcpu.mmu.direct else mmu_alloc_shadow_roots(vcpu)
+    if ok:
+        kvm_mmu_sync_roots(vcpu)
+    return ok
+
+
+def kvm_mmu_sync_roots(vcpu: Vcpu) -> None:
+    """Sync every unsync page below the current root."""
+    kvm, mmu = vcpu.kvm, vcpu.mmu
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_sync_roots())
+    if mmu.direct or mmu.root_hpa == INVALID_PAGE:
+        return
+    vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
+    if mmu.cpu_role.level >= PT64_ROOT_4LEVEL:
+        if is_unsync_root(kvm, mmu.root_hpa):
+            mmu_sync_children(vcpu, kvm.pages[mmu.root_hpa >> 12])
+        return
+    for i in range(4):
+        root = pae_root_entry(kvm, mmu, i)
+        sp = to_shadow_page(kvm, root)
+        if root != INVALID_PAE_ROOT and sp is not None:
+            mmu_sync_children(vcpu, sp)
+
+
+def is_unsync_root(kvm: Kvm, root_hpa: int) -> bool:
+    """Whether something below the root is out of sync."""
+    sp = to_shadow_page(kvm, root_hpa) if root_hpa != INVALID_PAGE else None
+    return sp is not None and bool(sp.unsync or sp.unsync_children)
+
+
+def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
+    """Free the previous roots that have something unsync below."""
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_sync_prev_roots())
+    roots = 0
+    for i, (_, hpa) in enumerate(vcpu.mmu.prev_roots):
+        if is_unsync_root(vcpu.kvm, hpa):
+            roots |= root_previous(i)
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.mmu, roots)
+
+
+def _free_root_page(kvm: Kvm, root_hpa: int, invalid: InvalidList) -> None:
+    sp = to_shadow_page(kvm, root_hpa)
+    if sp is None:
+        return
+    sp.root_count -= 1
+    if not sp.root_count and sp.invalid:
+        kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+
+
+def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
+    """Drop the context's hold on the roots of the mask; invalid ones nobody holds are freed."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_free_roots(roots_to_free))
+    invalid: InvalidList = []
+    for i in range(KVM_MMU_NUM_PREV_ROOTS):
+        root = mmu.prev_roots[i]
+        if roots_to_free & root_previous(i) and root[1] != INVALID_PAGE:
+            _free_root_page(kvm, root[1], invalid)
+            root[1] = INVALID_PAGE
+    if roots_to_free & KVM_MMU_ROOT_CURRENT and mmu.root_hpa != INVALID_PAGE:
+        if to_shadow_page(kvm, mmu.root_hpa) is not None:
+            _free_root_page(kvm, mmu.root_hpa, invalid)
+        else:
+            for i in range(4):
+                entry = pae_root_entry(kvm, mmu, i)
+                if entry != INVALID_PAE_ROOT:
+                    _free_root_page(kvm, entry, invalid)
+                    kvm.memory.store64((mmu.pae_root << 12) + 8 * i, INVALID_PAE_ROOT)
+        mmu.root_hpa = INVALID_PAGE
+        mmu.root_pgd = 0
+    kvm_mmu_commit_zap_page(kvm, invalid)
+
+
+def kvm_mmu_unload(vcpu: Vcpu) -> None:
+    """Free all roots of the vCPU."""
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.root_mmu, KVM_MMU_ROOTS_ALL)
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
+
+
+def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
+    """Free all roots and configure the context again, because the guest's paging changed."""
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_reset_context())
+    kvm_mmu_unload(vcpu)
+    kvm_init_mmu(vcpu)
+
+
+def kvm_mmu_free_obsolete_roots(vcpu: Vcpu) -> None:
+    """Free the roots that are invalid or of the other generation; a special root always counts."""
+    kvm = vcpu.kvm
+    for mmu in (vcpu.root_mmu, vcpu.guest_mmu):
+        roots = KVM_MMU_ROOT_CURRENT if _is_obsolete_root(kvm, mmu.root_hpa) else 0
+        for i, (_, hpa) in enumerate(mmu.prev_roots):
+            if _is_obsolete_root(kvm, hpa):
+                roots |= root_previous(i)
+        if roots:
+            kvm_mmu_free_roots(kvm, mmu, roots)
+
+
+def _is_obsolete_root(kvm: Kvm, root_hpa: int) -> bool:
+    if root_hpa == INVALID_PAGE:
+        return False
+    sp = to_shadow_page(kvm, root_hpa)
+    return sp is None or is_obsolete_sp(kvm, sp)
+
+
+def _is_root_usable(kvm: Kvm, mmu: Mmu, hpa: int, pgd: int, new_pgd: int) -> bool:
+    sp = to_shadow_page(kvm, hpa) if hpa != INVALID_PAGE else None
+    return sp is not None and (mmu.direct or pgd == new_pgd) and sp.role == mmu.root_role
+
+
+def fast_pgd_switch(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
+    """Make a root that was kept for `new_pgd` the current one; False if there is none.
+
+    Special roots are not kept: a PAE guest's directories may change at each load.
+    """
+    if mmu.root_hpa != INVALID_PAGE and to_shadow_page(kvm, mmu.root_hpa) is None:
+        kvm_mmu_free_roots(kvm, mmu, KVM_MMU_ROOT_CURRENT)
+    if mmu.root_hpa == INVALID_PAGE:
+        return _find_without_current(kvm, mmu, new_pgd)
+    if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
+        return True
+    for previous in mmu.prev_roots:
+        # Each swap moves the root that was current one place down, so the least recent ends up in hand.
+        previous[0], mmu.root_pgd = mmu.root_pgd, previous[0]
+        previous[1], mmu.root_hpa = mmu.root_hpa, previous[1]
+        if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
+            return True
+    kvm_mmu_free_roots(kvm, mmu, KVM_MMU_ROOT_CURRENT)
+    return False
+
+
+def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
+    for i, (pgd, hpa) in enumerate(mmu.prev_roots):
+        if _is_root_usable(kvm, mmu, hpa, pgd, new_pgd):
+            mmu.root_pgd, mmu.root_hpa = pgd, hpa
+            del mmu.prev_roots[i]
+            mmu.prev_roots.append([0, INVALID_PAGE])
+            return True
+    return False
+
+
+def kvm_mmu_new_pgd(vcpu: Vcpu, new_pgd: int) -> None:
+    """Turn to another guest root: the guest loads CR3, or enters L2."""
+    kvm, mmu = vcpu.kvm, vcpu.mmu
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_new_pgd(new_pgd))
+    if not fast_pgd_switch(kvm, mmu, new_pgd):
+        return
+    vcpu.requests |= Request.LOAD_MMU_PGD
+    if kvm.config.flush_on_reuse:
+        vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
+    vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
+    if not mmu.direct:
+        kvm.pages[mmu.root_hpa >> 12].write_flooding_count = 0

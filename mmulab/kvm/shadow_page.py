@@ -1,0 +1,194 @@
+"""Shadow pages: found by (gfn, role), created, linked.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
+``kvm_mmu_alloc_shadow_page``, ``kvm_mmu_child_role``, ``__link_shadow_page``,
+``shadow_walk_*``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.page_track import account_shadowed
+from mmulab.kvm.rmap import kvm_flush_remote_tlbs, pte_list_add
+from mmulab.kvm.spte import (
+    is_large_pte,
+    is_last_spte,
+    is_shadow_present_pte,
+    make_nonleaf_spte,
+    spte_to_pfn,
+)
+from mmulab.kvm.state import Kvm, ShadowPage, Vcpu, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.sync import sync_transiently
+from mmulab.kvm.unsync import mark_unsync
+from mmulab.kvm.zap import (
+    InvalidList,
+    drop_parent_pte,
+    kvm_mmu_commit_zap_page,
+    kvm_mmu_prepare_zap_page,
+    kvm_mmu_remote_flush_or_zap,
+    mmu_page_zap_pte,
+)
+from mmulab.x86.mode import PT_BASE_ADDR_MASK
+
+
+def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -> ShadowPage | None:
+    """Look for a usable page of this gfn and role.
+
+    A page of another role that is out of sync gives way to a new upper-level
+    page, which will be write-protected. `vcpu` may be None for a direct role.
+    """
+    invalid: InvalidList = []
+    found: ShadowPage | None = None
+    upper = kvm.config.design.facts(role).level > 1
+    for frame in list(kvm.page_hash.get(gfn, ())):
+        sp = kvm.pages[frame]
+        if is_obsolete_sp(kvm, sp):
+            continue
+        if sp.role != role:
+            if upper and sp.unsync:
+                kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+            continue
+        if not sp.direct:
+            if sp.unsync:
+                assert vcpu is not None
+                if not sync_transiently(vcpu, sp, invalid):
+                    break
+            sp.write_flooding_count = 0
+        found = sp
+        break
+    if found is None:
+        kvm.stat["mmu_cache_miss"] += 1
+    kvm_mmu_commit_zap_page(kvm, invalid)
+    return found
+
+
+def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """Create an empty page and write-protect what it shadows."""
+    frame = kvm.memory.alloc_frame()
+    sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), kvm.mmu_valid_gen)
+    kvm.pages[frame] = sp
+    kvm.active_mmu_pages[frame] = None
+    kvm.n_used_mmu_pages += 1
+    kvm.page_hash.setdefault(gfn, []).insert(0, frame)
+    if sp.has_gptes:
+        account_shadowed(kvm, sp)
+    return sp
+
+
+def kvm_mmu_get_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -> ShadowPage:
+    """Find or create the page of this gfn and role."""
+    sp = kvm_mmu_find_shadow_page(kvm, vcpu, gfn, role)
+    created = sp is None
+    if sp is None:
+        sp = kvm_mmu_alloc_shadow_page(kvm, gfn, role)
+    emit = kvm.emit
+    if emit is not None:
+        emit(
+            ev.kvm_mmu_get_page(
+                sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created
+            )
+        )
+    return sp
+
+
+def kvm_mmu_child_role(kvm: Kvm, sptep: int, *, direct: bool, access: int) -> int:
+    """Derive the role of the page below the entry at `sptep` from its parent's."""
+    config = kvm.config
+    parent = sptep_to_sp(kvm, sptep)
+    quadrant = config.derivation(config.design.facts(parent.role), spte_index(sptep))
+    return config.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+
+
+def kvm_mmu_get_child_sp(
+    vcpu: Vcpu, sptep: int, gfn: int, *, direct: bool, access: int
+) -> ShadowPage | None:
+    """Return the page to link at `sptep`; None if the right one is linked already (``-EEXIST``).
+
+    The page there is the right one only if gfn and role agree.
+    """
+    kvm = vcpu.kvm
+    role = kvm_mmu_child_role(kvm, sptep, direct=direct, access=access)
+    spte = kvm.memory.words[sptep >> 3]
+    if is_shadow_present_pte(spte) and not is_large_pte(spte):
+        child = kvm.pages.get(spte_to_pfn(spte))
+        if child is not None and child.gfn == gfn and child.role == role:
+            return None
+    return kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
+
+
+def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
+    """Let the entry at `sptep` point to `sp`, in place of whatever is there."""
+    spte = kvm.memory.words[sptep >> 3]
+    if is_shadow_present_pte(spte):
+        invalid: InvalidList = []
+        mmu_page_zap_pte(kvm, sptep_to_sp(kvm, sptep), sptep, invalid)
+        kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
+    kvm.memory.store64(sptep, make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled))
+    pte_list_add(sp.parent_ptes, sptep)
+    if sp.unsync_children or sp.unsync:
+        mark_unsync(kvm, sptep)
+
+
+def validate_direct_spte(kvm: Kvm, sptep: int, direct_access: int) -> None:
+    """Unlink a direct child made for other rights: the guest's huge page may have become dirty."""
+    spte = kvm.memory.words[sptep >> 3]
+    if is_shadow_present_pte(spte) and not is_large_pte(spte):
+        child = kvm.pages[spte_to_pfn(spte)]
+        if child.access != direct_access:
+            drop_parent_pte(kvm, child, sptep)
+            kvm_flush_remote_tlbs(kvm)
+
+
+class ShadowWalk:
+    """A way down the shadow tables of a vCPU (``struct kvm_shadow_walk_iterator``).
+
+    Attributes
+    ----------
+    level : int
+        Level of the entry at hand; 0 when the way ends.
+    sptep : int
+        Host-physical address of that entry.
+    """
+
+    __slots__ = ("_kvm", "_table", "addr", "level", "sptep")
+
+    def __init__(self, vcpu: Vcpu, root_hpa: int, addr: int) -> None:
+        mmu = vcpu.mmu
+        self._kvm = vcpu.kvm
+        self.addr = addr
+        self._table = root_hpa
+        self.level = mmu.root_level
+        # A special root has no pages of its own above the page directories.
+        if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:
+            self.level = 3
+        if self.level == 3:
+            pdpte = vcpu.kvm.memory.words[mmu.pae_root * 512 + (addr >> 30 & 3)]
+            self._table = pdpte & PT_BASE_ADDR_MASK
+            self.level = 2 if self._table else 0
+        self.sptep = 0
+
+    def okay(self) -> bool:
+        """Stand on the next entry; False when there is none."""
+        if self.level < 1:
+            return False
+        self.sptep = self._table + ((self.addr >> 12 + 9 * (self.level - 1) & 511) << 3)
+        return True
+
+    def next(self) -> None:
+        """Go down through the entry at hand, or end there."""
+        spte = self._kvm.memory.words[self.sptep >> 3]
+        if not is_shadow_present_pte(spte) or is_last_spte(spte, self.level):
+            self.level = 0
+            return
+        self._table = spte & PT_BASE_ADDR_MASK
+        self.level -= 1
+
+
+def shadow_path(vcpu: Vcpu, addr: int, root_hpa: int | None = None) -> list[tuple[int, int, int]]:
+    """Return the entries met on the way to `addr` as (level, sptep, spte), root first."""
+    path = []
+    it = ShadowWalk(vcpu, vcpu.mmu.root_hpa if root_hpa is None else root_hpa, addr)
+    while it.okay():
+        path.append((it.level, it.sptep, vcpu.kvm.memory.words[it.sptep >> 3]))
+        it.next()
+    return path

@@ -1,0 +1,140 @@
+"""Bringing unsync pages up to date.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(sync_page)``), ``mmu.c``
+(``kvm_sync_page``, ``mmu_sync_children``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.gpte import (
+    get_level1_sp_gpa,
+    gpte_access,
+    gpte_to_gfn,
+    prefetch_invalid_gpte,
+    protect_clean_gpte,
+)
+from mmulab.kvm.guest_walk import kvm_read_guest
+from mmulab.kvm.mmio import sync_mmio_spte
+from mmulab.kvm.rmap import (
+    drop_spte,
+    kvm_flush_remote_tlbs,
+    kvm_mmu_page_get_gfn,
+    kvm_mmu_page_set_translation,
+    kvm_mmu_slot_gfn_write_protect,
+    mmu_spte_update,
+)
+from mmulab.kvm.set_spte import make_spte
+from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, spte_to_pfn
+from mmulab.kvm.state import ShadowPage, Vcpu, vcpu_memslots
+from mmulab.kvm.unsync import kvm_unlink_unsync_page, mmu_unsync_walk
+from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from mmulab.x86.paging import Paging
+
+
+def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
+    """Compare every spte of `sp` with the guest's entry and mend it.
+
+    Returns
+    -------
+    int
+        Below 0: the page must be zapped. 0: synced. Above 0: synced, and a
+        flush is owed.
+    """
+    mmu = vcpu.mmu
+    paging = mmu.paging
+    shadows = mmu.kind in ("paging32", "paging64")
+    mismatch = (sp.role ^ mmu.root_role) & vcpu.kvm.config.design.sync_mask
+    if not shadows or paging is None or sp.direct or mismatch:
+        return -1
+    width = paging.mode.entry_bytes
+    first = get_level1_sp_gpa(sp, width)
+    base = sp.frame * SPTE_ENT_PER_PAGE
+    flush = False
+    for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
+        if not spte:
+            continue
+        gpte = kvm_read_guest(vcpu, first + index * width, width)
+        if gpte is None:
+            return -1
+        flush |= _sync_spte(vcpu, sp, index, gpte, paging)
+    return int(flush)
+
+
+def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging) -> bool:
+    """Mend one spte; return whether a flush is owed."""
+    kvm = vcpu.kvm
+    sptep = (sp.frame * SPTE_ENT_PER_PAGE + index) << 3
+    if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
+        return True
+    gfn = gpte_to_gfn(gpte)
+    access = protect_clean_gpte(paging, sp.access & gpte_access(gpte), gpte)
+    if sync_mmio_spte(vcpu, sptep, gfn, access):
+        return False
+    if (not access and not kvm.fmt.present) or gfn != kvm_mmu_page_get_gfn(sp, index):
+        drop_spte(kvm, sptep)
+        return True
+    kvm_mmu_page_set_translation(sp, index, gfn, access)
+    spte = kvm.memory.words[sptep >> 3]
+    slot = vcpu_memslots(vcpu).lookup(gfn)
+    assert slot is not None
+    new, _ = make_spte(
+        kvm,
+        sp,
+        slot,
+        access,
+        gfn,
+        spte_to_pfn(spte),
+        spte,
+        prefetch=True,
+        can_unsync=False,
+        host_writable=bool(spte & kvm.fmt.host_writable),
+    )
+    return mmu_spte_update(kvm, sptep, new)
+
+
+def kvm_sync_page(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> int:
+    """Sync `sp`, or zap it if it cannot be; returns what :func:`sync_page` returned."""
+    ret = sync_page(vcpu, sp)
+    if ret < 0:
+        kvm_mmu_prepare_zap_page(vcpu.kvm, sp, invalid)
+    return ret
+
+
+def kvm_vcpu_write_protect_gfn(vcpu: Vcpu, gfn: int) -> bool:
+    """Write-protect a guest table before it is synced; return whether a flush is owed."""
+    slot = vcpu_memslots(vcpu).lookup(gfn)
+    assert slot is not None
+    return kvm_mmu_slot_gfn_write_protect(vcpu.kvm, slot, gfn, 1)
+
+
+def mmu_sync_children(vcpu: Vcpu, parent: ShadowPage) -> None:
+    """Sync every unsync page below `parent`, in batches: protect all, flush, sync each."""
+    kvm = vcpu.kvm
+    invalid: InvalidList = []
+    flush = False
+    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
+        protected = False
+        for step in steps:
+            protected |= kvm_vcpu_write_protect_gfn(vcpu, step.sp.gfn)
+        if protected:
+            kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
+            flush = False
+        for step in steps:
+            kvm_unlink_unsync_page(kvm, step.sp)
+            flush |= kvm_sync_page(vcpu, step.sp, invalid) > 0
+            step.clear_parents()
+    kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
+
+
+def sync_transiently(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> bool:
+    """Refresh an unsync page that is about to be linked, leaving it unsync.
+
+    Returns
+    -------
+    bool
+        False if it had to be zapped.
+    """
+    ret = kvm_sync_page(vcpu, sp, invalid)
+    if ret > 0:
+        kvm_flush_remote_tlbs(vcpu.kvm)
+    return ret >= 0

@@ -1,0 +1,307 @@
+"""Control registers, and what a vCPU does before it enters the guest.
+
+Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
+``kvm_set_cr4``, ``set_efer``, ``load_pdptrs``, ``__set_sregs``, ``vcpu_enter_guest``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.guest_walk import kvm_read_guest
+from mmulab.kvm.roots import (
+    kvm_mmu_free_obsolete_roots,
+    kvm_mmu_free_roots,
+    kvm_mmu_load,
+    kvm_mmu_new_pgd,
+    kvm_mmu_reset_context,
+    kvm_mmu_sync_prev_roots,
+    kvm_mmu_sync_roots,
+    kvm_mmu_unload,
+)
+from mmulab.kvm.state import (
+    INVALID_PAGE,
+    KVM_MMU_ROOT_CURRENT,
+    Request,
+    Vcpu,
+    root_previous,
+)
+from mmulab.x86.mode import PT_PRESENT_MASK
+from mmulab.x86.paging import pdpte_reserved
+from mmulab.x86.regs import (
+    EFER_LMA,
+    EFER_LME,
+    EFER_NX,
+    EFER_SCE,
+    EFER_SVME,
+    X86_CR0_CD,
+    X86_CR0_ET,
+    X86_CR0_NW,
+    X86_CR0_PE,
+    X86_CR0_PG,
+    X86_CR0_WP,
+    X86_CR3_PCID_MASK,
+    X86_CR3_PCID_NOFLUSH,
+    X86_CR4_LA57,
+    X86_CR4_PAE,
+    X86_CR4_PCIDE,
+    X86_CR4_PGE,
+    X86_CR4_PKE,
+    X86_CR4_PSE,
+    X86_CR4_SMAP,
+    X86_CR4_SMEP,
+)
+
+KVM_MMU_CR0_ROLE_BITS = X86_CR0_PG | X86_CR0_WP
+KVM_MMU_CR4_ROLE_BITS = (
+    X86_CR4_PSE | X86_CR4_PAE | X86_CR4_LA57 | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
+)
+KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
+X86_CR0_PDPTR_BITS = X86_CR0_CD | X86_CR0_NW | X86_CR0_PG
+X86_CR4_PDPTR_BITS = X86_CR4_PGE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_SMEP
+CR0_BITS = 0xE005003F
+EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | 1 << 13 | 1 << 14
+
+
+class GeneralProtectionError(Exception):
+    """The guest's write is not allowed: #GP(0)."""
+
+
+def is_paging(vcpu: Vcpu) -> bool:
+    """Whether CR0.PG is set."""
+    return vcpu.cr0 & X86_CR0_PG != 0
+
+
+def is_long_mode(vcpu: Vcpu) -> bool:
+    """Whether EFER.LMA is set."""
+    return vcpu.efer & EFER_LMA != 0
+
+
+def is_pae_paging(vcpu: Vcpu) -> bool:
+    """Whether the guest uses PAE paging."""
+    return not is_long_mode(vcpu) and vcpu.cr4 & X86_CR4_PAE != 0 and is_paging(vcpu)
+
+
+def load_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
+    """Load PAE's four PDPTEs; False if one that is present has reserved bits set."""
+    base = (cr3 & ~0xFFF) | cr3 & 0xFE0
+    entries = [kvm_read_guest(vcpu, base + 8 * i, 8) for i in range(4)]
+    pdptrs = [e for e in entries if e is not None]
+    if len(pdptrs) < 4:
+        return False
+    reserved = pdpte_reserved(vcpu.cpu)
+    if any(p & PT_PRESENT_MASK and p & reserved for p in pdptrs):
+        return False
+    mmu = vcpu.walk_mmu
+    if not vcpu.kvm.config.tdp and mmu.pdptrs != pdptrs:
+        kvm_mmu_free_roots(vcpu.kvm, mmu, KVM_MMU_ROOT_CURRENT)
+    mmu.pdptrs = pdptrs
+    vcpu.requests |= Request.LOAD_MMU_PGD
+    return True
+
+
+def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
+    """Load CR0. `cs_l`: the code segment is a 64-bit one.
+
+    Raises
+    ------
+    GeneralProtectionError
+    """
+    old = vcpu.cr0
+    if cr0 >> 32 or (cr0 & X86_CR0_NW and not cr0 & X86_CR0_CD):
+        raise GeneralProtectionError
+    if cr0 & X86_CR0_PG and not cr0 & X86_CR0_PE:
+        raise GeneralProtectionError
+    cr0 = (cr0 | X86_CR0_ET) & CR0_BITS
+    pae = bool(vcpu.cr4 & X86_CR4_PAE)
+    if vcpu.efer & EFER_LME:
+        if not is_paging(vcpu) and cr0 & X86_CR0_PG and (not pae or cs_l):
+            raise GeneralProtectionError
+    elif cr0 & X86_CR0_PG and pae and (cr0 ^ old) & X86_CR0_PDPTR_BITS:
+        if not load_pdptrs(vcpu, vcpu.cr3):
+            raise GeneralProtectionError
+    if not cr0 & X86_CR0_PG and ((is_long_mode(vcpu) and cs_l) or vcpu.cr4 & X86_CR4_PCIDE):
+        raise GeneralProtectionError
+    vcpu.cr0 = cr0
+    if vcpu.efer & EFER_LME:
+        vcpu.efer = vcpu.efer | EFER_LMA if cr0 & X86_CR0_PG else vcpu.efer & ~EFER_LMA
+    if (cr0 ^ old) & X86_CR0_PG and not cr0 & X86_CR0_PG:
+        vcpu.requests |= Request.TLB_FLUSH_GUEST
+    if (cr0 ^ old) & KVM_MMU_CR0_ROLE_BITS:
+        kvm_mmu_reset_context(vcpu)
+
+
+def _cr4_allowed(vcpu: Vcpu, cr4: int) -> bool:
+    cpu = vcpu.cpu
+    missing = 0
+    for feature, bit in (
+        (cpu.la57, X86_CR4_LA57),
+        (cpu.smep, X86_CR4_SMEP),
+        (cpu.smap, X86_CR4_SMAP),
+        (cpu.pku, X86_CR4_PKE),
+        (cpu.pcid, X86_CR4_PCIDE),
+    ):
+        missing |= 0 if feature else bit
+    return not cr4 & missing and not cr4 >> 32
+
+
+def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
+    """Load CR4.
+
+    Raises
+    ------
+    GeneralProtectionError
+    """
+    old = vcpu.cr4
+    if not _cr4_allowed(vcpu, cr4):
+        raise GeneralProtectionError
+    if is_long_mode(vcpu):
+        if not cr4 & X86_CR4_PAE or (cr4 ^ old) & X86_CR4_LA57:
+            raise GeneralProtectionError
+    elif is_paging(vcpu) and cr4 & X86_CR4_PAE and (cr4 ^ old) & X86_CR4_PDPTR_BITS:
+        if not load_pdptrs(vcpu, vcpu.cr3):
+            raise GeneralProtectionError
+    enables_pcid = cr4 & X86_CR4_PCIDE and not old & X86_CR4_PCIDE
+    if enables_pcid and (vcpu.cr3 & X86_CR3_PCID_MASK or not is_long_mode(vcpu)):
+        raise GeneralProtectionError
+    vcpu.cr4 = cr4
+    if (cr4 ^ old) & KVM_MMU_CR4_ROLE_BITS:
+        kvm_mmu_reset_context(vcpu)
+    if not vcpu.kvm.config.tdp and enables_pcid:
+        kvm_mmu_unload(vcpu)
+    if (cr4 ^ old) & X86_CR4_PGE or (old & X86_CR4_PCIDE and not cr4 & X86_CR4_PCIDE):
+        vcpu.requests |= Request.TLB_FLUSH_GUEST
+    elif (cr4 ^ old) & X86_CR4_PAE or (cr4 & X86_CR4_SMEP and not old & X86_CR4_SMEP):
+        vcpu.requests |= Request.TLB_FLUSH_CURRENT
+
+
+def kvm_get_pcid(vcpu: Vcpu, cr3: int) -> int:
+    """Return the PCID in a CR3 value, 0 while PCIDs are off."""
+    return cr3 & X86_CR3_PCID_MASK if vcpu.cr4 & X86_CR4_PCIDE else 0
+
+
+def kvm_invalidate_pcid(vcpu: Vcpu, pcid: int) -> None:
+    """Flush the guest's translations of one PCID: sync the current root, free kept ones."""
+    if vcpu.kvm.config.tdp:
+        vcpu.requests |= Request.TLB_FLUSH_GUEST
+        return
+    mmu = vcpu.mmu
+    if kvm_get_pcid(vcpu, vcpu.cr3) == pcid:
+        vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
+    if not vcpu.cr4 & X86_CR4_PCIDE:
+        return
+    roots = 0
+    for i, (pgd, _) in enumerate(mmu.prev_roots):
+        if kvm_get_pcid(vcpu, pgd) == pcid:
+            roots |= root_previous(i)
+    kvm_mmu_free_roots(vcpu.kvm, mmu, roots)
+
+
+def kvm_set_cr3(vcpu: Vcpu, cr3: int) -> None:
+    """Load CR3: take another root, and flush unless bit 63 says not to.
+
+    Raises
+    ------
+    GeneralProtectionError
+    """
+    skip_flush, pcid = False, 0
+    if vcpu.cr4 & X86_CR4_PCIDE:
+        skip_flush = bool(cr3 & X86_CR3_PCID_NOFLUSH)
+        cr3 &= ~X86_CR3_PCID_NOFLUSH
+        pcid = cr3 & X86_CR3_PCID_MASK
+    if cr3 != vcpu.cr3 or is_pae_paging(vcpu):
+        if cr3 >> vcpu.cpu.maxphyaddr:
+            raise GeneralProtectionError
+        if is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
+            raise GeneralProtectionError
+        if cr3 != vcpu.cr3:
+            kvm_mmu_new_pgd(vcpu, cr3)
+        vcpu.cr3 = cr3
+    if not skip_flush:
+        kvm_invalidate_pcid(vcpu, pcid)
+
+
+def set_efer(vcpu: Vcpu, efer: int) -> None:
+    """Load EFER from the guest; LMA stays as it is.
+
+    Raises
+    ------
+    GeneralProtectionError
+    """
+    old = vcpu.efer
+    allowed = EFER_BITS if vcpu.cpu.nx else EFER_BITS & ~EFER_NX
+    if efer & ~allowed or (is_paging(vcpu) and (old ^ efer) & EFER_LME):
+        raise GeneralProtectionError
+    vcpu.efer = efer & ~EFER_LMA | old & EFER_LMA
+    if (vcpu.efer ^ old) & KVM_MMU_EFER_ROLE_BITS:
+        kvm_mmu_reset_context(vcpu)
+
+
+def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+    """Load all of them from the VMM (``KVM_SET_SREGS``); with PAE paging the MMU is always reset."""
+    changed = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) != (cr0, cr3, cr4, efer)
+    vcpu.cr3, vcpu.efer, vcpu.cr0, vcpu.cr4 = cr3, efer, cr0, cr4
+    if is_pae_paging(vcpu):
+        load_pdptrs(vcpu, cr3)
+        changed = True
+    if changed:
+        kvm_mmu_reset_context(vcpu)
+
+
+def serve_requests(vcpu: Vcpu) -> bool:
+    """Do what was put off until entry; False if the vCPU shuts down (triple fault)."""
+    requests = vcpu.requests
+    if requests & Request.MMU_FREE_OBSOLETE_ROOTS:
+        vcpu.requests &= ~Request.MMU_FREE_OBSOLETE_ROOTS
+        kvm_mmu_free_obsolete_roots(vcpu)
+    if vcpu.requests & Request.MMU_SYNC:
+        vcpu.requests &= ~Request.MMU_SYNC
+        kvm_mmu_sync_roots(vcpu)
+    vcpu.requests &= ~Request.LOAD_MMU_PGD
+    if vcpu.requests & Request.TLB_FLUSH:
+        vcpu.requests &= ~(Request.TLB_FLUSH | Request.TLB_FLUSH_CURRENT)
+        vcpu.stat["tlb_flush"] += 1
+    kvm_service_local_tlb_flush_requests(vcpu)
+    return not vcpu.requests & Request.TRIPLE_FAULT
+
+
+def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
+    """Flush for the current context; a flush for the guest syncs all its roots first."""
+    if vcpu.requests & Request.TLB_FLUSH_CURRENT:
+        vcpu.requests &= ~Request.TLB_FLUSH_CURRENT
+        vcpu.stat["tlb_flush"] += 1
+    if vcpu.requests & Request.TLB_FLUSH_GUEST:
+        vcpu.requests &= ~Request.TLB_FLUSH_GUEST
+        vcpu.stat["tlb_flush"] += 1
+        if not vcpu.kvm.config.tdp:
+            kvm_mmu_sync_roots(vcpu)
+            kvm_mmu_sync_prev_roots(vcpu)
+
+
+def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
+    """Prepare an entry: requests, the queued exception, a root.
+
+    Parameters
+    ----------
+    reinject : bool
+        The queued exception was on its way when the vCPU left the guest.
+
+    Returns
+    -------
+    bool
+        False if the vCPU shuts down instead.
+    """
+    while True:
+        if vcpu.requests and not serve_requests(vcpu):
+            return False
+        if vcpu.exception is not None:
+            _trace_injection(vcpu, reinject)
+        if vcpu.mmu.root_hpa != INVALID_PAGE or kvm_mmu_load(vcpu):
+            return True
+
+
+def _trace_injection(vcpu: Vcpu, reinject: bool) -> None:
+    emit = vcpu.kvm.emit
+    if emit is None or vcpu.exception is None:
+        return
+    vector, error_code, _ = vcpu.exception
+    emit(ev.kvm_inj_exception(vector, error_code, reinject))

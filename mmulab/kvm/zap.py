@@ -1,0 +1,250 @@
+"""Zapping: taking shadow pages out of use, in two steps.
+
+``prepare`` unlinks a page and puts it on an invalid list; ``commit`` flushes
+once and frees what is on the list. A root in use cannot be freed yet: it stays
+behind as *invalid*.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``__kvm_mmu_prepare_zap_page``,
+``kvm_mmu_commit_zap_page``, ``kvm_mmu_zap_all_fast``, ``make_mmu_pages_available``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.page_track import unaccount_shadowed
+from mmulab.kvm.rmap import drop_spte, kvm_flush_remote_tlbs, pte_list_remove
+from mmulab.kvm.spte import (
+    SPTE_ENT_PER_PAGE,
+    is_last_spte,
+    is_mmio_spte,
+    is_shadow_present_pte,
+    spte_to_pfn,
+)
+from mmulab.kvm.state import Kvm, Request, ShadowPage, Vcpu, is_obsolete_sp
+from mmulab.kvm.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, mmu_unsync_walk
+
+KVM_MIN_ALLOC_MMU_PAGES = 64
+KVM_MIN_FREE_MMU_PAGES = 5
+KVM_REFILL_PAGES = 25
+
+InvalidList = list[int]
+"""Frames of pages that wait for ``kvm_mmu_commit_zap_page``, last added first."""
+
+
+def drop_parent_pte(kvm: Kvm, sp: ShadowPage, parent_pte: int) -> None:
+    """Unlink `sp` from the entry at `parent_pte`."""
+    pte_list_remove(sp.parent_ptes, parent_pte)
+    kvm.memory.store64(parent_pte, 0)
+
+
+def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList | None) -> int:
+    """Clear one entry of `sp`, leaf, link or MMIO; return the number of child pages zapped with it.
+
+    A child of an L2 table that is left without parents is zapped too, because
+    nobody is likely to look for it again.
+    """
+    spte = kvm.memory.words[sptep >> 3]
+    if is_shadow_present_pte(spte):
+        if is_last_spte(spte, sp.level):
+            drop_spte(kvm, sptep)
+            return 0
+        child = kvm.pages[spte_to_pfn(spte)]
+        drop_parent_pte(kvm, child, sptep)
+        orphan = not child.root_count and not child.parent_ptes
+        if kvm.config.tdp and invalid is not None and child.guest_mode and orphan:
+            return int(kvm_mmu_prepare_zap_page(kvm, child, invalid))
+    elif is_mmio_spte(kvm.fmt, spte):
+        kvm.memory.store64(sptep, 0)
+    return 0
+
+
+def _zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) -> int:
+    zapped = 0
+    if parent.level == 1:
+        return 0
+    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
+        for step in steps:
+            kvm_mmu_prepare_zap_page(kvm, step.sp, invalid)
+            step.clear_parents()
+            zapped += 1
+    return zapped
+
+
+def _unlink_children(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
+    zapped = 0
+    base = sp.frame * SPTE_ENT_PER_PAGE
+    for index, spte in enumerate(kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
+        if spte:
+            zapped += mmu_page_zap_pte(kvm, sp, (base + index) << 3, invalid)
+    return zapped
+
+
+def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bool, int]:
+    """Take `sp` out of use (``__kvm_mmu_prepare_zap_page``).
+
+    Returns
+    -------
+    list_unstable : bool
+        Other pages of the active list were zapped too.
+    nr_zapped : int
+        Pages zapped, `sp` itself included unless it is a root in use.
+    """
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    kvm.stat["mmu_shadow_zapped"] += 1
+    nr_zapped = _zap_unsync_children(kvm, sp, invalid)
+    nr_zapped += _unlink_children(kvm, sp, invalid)
+    while sp.parent_ptes:
+        drop_parent_pte(kvm, sp, sp.parent_ptes[0][0])
+    list_unstable = nr_zapped > 0
+    if not sp.invalid and sp.has_gptes:
+        unaccount_shadowed(kvm, sp)
+    if sp.unsync:
+        kvm_unlink_unsync_page(kvm, sp)
+    zapped_root = False
+    if not sp.root_count:
+        nr_zapped += 1
+        if not sp.invalid:
+            del kvm.active_mmu_pages[sp.frame]
+        invalid.insert(0, sp.frame)
+        kvm.n_used_mmu_pages -= 1
+    else:
+        del kvm.active_mmu_pages[sp.frame]
+        zapped_root = not is_obsolete_sp(kvm, sp)
+    if sp.lpage_disallowed:
+        kvm.stat["nx_lpage_splits"] -= 1
+        sp.lpage_disallowed = False
+    sp.invalid = True
+    sp.role = kvm.config.design.invalidated(sp.role)
+    if zapped_root:
+        kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
+    return list_unstable, nr_zapped
+
+
+def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
+    """Take `sp` out of use; return the number of pages zapped."""
+    return prepare_zap_page(kvm, sp, invalid)[1]
+
+
+def kvm_mmu_commit_zap_page(kvm: Kvm, invalid: InvalidList) -> None:
+    """Flush and free the pages on the list."""
+    if not invalid:
+        return
+    kvm_flush_remote_tlbs(kvm)
+    for frame in invalid:
+        _free_shadow_page(kvm, frame)
+    invalid.clear()
+
+
+def _free_shadow_page(kvm: Kvm, frame: int) -> None:
+    sp = kvm.pages.pop(frame)
+    bucket = kvm.page_hash[sp.gfn]
+    bucket.remove(frame)
+    if not bucket:
+        del kvm.page_hash[sp.gfn]
+    kvm.memory.free_frame(frame)
+
+
+def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid: InvalidList, remote_flush: bool) -> bool:
+    """Commit the list, which flushes, or flush alone if that is owed."""
+    if invalid:
+        kvm_mmu_commit_zap_page(kvm, invalid)
+        return True
+    if remote_flush:
+        kvm_flush_remote_tlbs(kvm)
+    return remote_flush
+
+
+def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> bool:
+    """Zap every page that shadows `gfn`, so that the guest may write it; return if there was one."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_unprotect_page(gfn))
+    invalid: InvalidList = []
+    pages = gfn_sps_with_gptes(kvm, gfn)
+    for sp in pages:
+        if not is_obsolete_sp(kvm, sp):
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+    kvm_mmu_commit_zap_page(kvm, invalid)
+    return bool(pages)
+
+
+def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
+    """Zap the oldest pages that are not roots in use, until `nr_to_zap` are gone."""
+    total = 0
+    invalid: InvalidList = []
+    restart = True
+    while restart:
+        restart = False
+        for frame in list(kvm.active_mmu_pages):
+            sp = kvm.pages[frame]
+            if sp.root_count:
+                continue
+            unstable, zapped = prepare_zap_page(kvm, sp, invalid)
+            total += zapped
+            if total >= nr_to_zap:
+                break
+            if unstable:
+                restart = True
+                break
+    kvm_mmu_commit_zap_page(kvm, invalid)
+    kvm.stat["mmu_recycled"] += total
+    return total
+
+
+def kvm_mmu_available_pages(kvm: Kvm) -> int:
+    """Return how many more shadow pages the VM may have."""
+    return max(0, kvm.n_max_mmu_pages - kvm.n_used_mmu_pages)
+
+
+def make_mmu_pages_available(vcpu: Vcpu) -> bool:
+    """Zap old pages if the limit is near; return whether at least one page is free."""
+    kvm = vcpu.kvm
+    available = kvm_mmu_available_pages(kvm)
+    if available >= KVM_MIN_FREE_MMU_PAGES:
+        return True
+    kvm_mmu_zap_oldest_mmu_pages(kvm, KVM_REFILL_PAGES - available)
+    return kvm_mmu_available_pages(kvm) > 0
+
+
+def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
+    """Set the limit of shadow pages, zapping the oldest down to it."""
+    if kvm.n_used_mmu_pages > goal:
+        kvm_mmu_zap_oldest_mmu_pages(kvm, kvm.n_used_mmu_pages - goal)
+        goal = kvm.n_used_mmu_pages
+    kvm.n_max_mmu_pages = goal
+
+
+def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
+    """Make every page obsolete by turning the generation, then zap them, oldest first."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_zap_all_fast(kvm.mmu_valid_gen, kvm.n_used_mmu_pages))
+    kvm.mmu_valid_gen ^= 1
+    kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
+    invalid: InvalidList = []
+    restart = True
+    while restart:
+        restart = False
+        for frame in list(kvm.active_mmu_pages):
+            sp = kvm.pages[frame]
+            if not is_obsolete_sp(kvm, sp):
+                break
+            if prepare_zap_page(kvm, sp, invalid)[0]:
+                restart = True
+                break
+    kvm_mmu_commit_zap_page(kvm, invalid)
+
+
+def kvm_mmu_zap_all(kvm: Kvm) -> None:
+    """Zap every page, newest first, because the VM ends."""
+    invalid: InvalidList = []
+    restart = True
+    while restart:
+        restart = False
+        for frame in reversed(list(kvm.active_mmu_pages)):
+            if prepare_zap_page(kvm, kvm.pages[frame], invalid)[0]:
+                restart = True
+                break
+    kvm_mmu_commit_zap_page(kvm, invalid)

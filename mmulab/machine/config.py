@@ -1,0 +1,109 @@
+"""What a machine is made of: host, guest processor, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmulab.kvm.design import DESIGNS, Derivation, RoleDesign, parity
+from mmulab.x86.regs import CpuModel
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """The host: its processor, its kernel's module parameters.
+
+    Attributes
+    ----------
+    vendor : {"amd", "intel"}
+    phys_bits : int
+        Physical-address width.
+    tdp : bool
+        ``npt`` or ``ept``.
+    tdp_mmu, eager_page_split, flush_on_reuse, mmio_caching, nx_huge_pages : bool
+        Parameters of ``kvm.ko``.
+    eptad, pml : bool
+        Parameters of ``kvm-intel.ko``.
+    la57 : bool
+        The host runs with 5-level paging.
+    l1tf : bool
+        The processor has the L1 terminal fault; so have Intel's without the
+        fix, and MMIO sptes look different then.
+    decode_assists : bool
+        The processor tells KVM the operands of intercepted instructions, so
+        that they need not be emulated. Intel's always does (VMX).
+    rmw_reads_first : bool
+        Quirk of an emulated processor (QEMU TCG): XCHG and CMPXCHG8B report
+        their access as a read before the write. A real one reports a write.
+    """
+
+    vendor: str = "amd"
+    phys_bits: int = 40
+    tdp: bool = False
+    tdp_mmu: bool = False
+    eager_page_split: bool = True
+    flush_on_reuse: bool = False
+    mmio_caching: bool = True
+    nx_huge_pages: bool = False
+    eptad: bool = True
+    pml: bool = False
+    la57: bool = False
+    l1tf: bool = False
+    decode_assists: bool = False
+    rmw_reads_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlotConfig:
+    """A memslot at the beginning; `offset` into the backing."""
+
+    id: int
+    gpa: int
+    size: int
+    flags: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """Where the pages of instruction stubs lie (GPA = GVA)."""
+
+    supervisor: int
+    user: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """All that a run depends on besides its ops.
+
+    Attributes
+    ----------
+    cpu : CpuModel
+        The guest's processor, as its CPUID shows it.
+    host : HostConfig
+    backing_bytes : int
+    thp : bool
+        The host backs the guest with 2 MiB pages.
+    manual_dirty : int
+        Argument of ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``: 1 protects pages
+        only when the VMM clears the log, 3 begins with all pages dirty too.
+    slots : tuple of SlotConfig
+    stubs : Stubs or None
+        None: guest ops are bare accesses with no instruction around them.
+    vcpus : int
+    design : RoleDesign
+    derivation : callable
+    table_frames : int
+        Host frames for shadow tables.
+    """
+
+    cpu: CpuModel = field(default_factory=CpuModel)
+    host: HostConfig = field(default_factory=HostConfig)
+    backing_bytes: int = 1 << 24
+    thp: bool = False
+    manual_dirty: int = 0
+    slots: tuple[SlotConfig, ...] = ()
+    stubs: Stubs | None = None
+    vcpus: int = 1
+    design: RoleDesign = DESIGNS["passthrough"]
+    derivation: Derivation = parity
+    table_frames: int = 1 << 15

@@ -1,0 +1,217 @@
+"""A machine: one VM with its vCPUs on one host, and the effect of each op.
+
+A guest op runs as one instruction: fetch, operands, effect. Every access goes
+through the host's tables; what faults there goes to KVM, which mends them,
+emulates the instruction or gives the fault to the guest.
+"""
+
+from __future__ import annotations
+
+from mmulab.errors import InputError
+from mmulab.events import EventSink
+from mmulab.kvm.context import kvm_mmu_create
+from mmulab.kvm.memory_region import (
+    kvm_clear_dirty_log,
+    kvm_delete_memslot,
+    kvm_get_dirty_log,
+    kvm_set_memory_region,
+    kvm_unmap_hva_range,
+)
+from mmulab.kvm.pte_write import emulator_write_phys
+from mmulab.kvm.spte import shadow_format
+from mmulab.kvm.state import Kvm, KvmConfig, KvmMemslot, Vcpu
+from mmulab.kvm.x86 import set_sregs
+from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
+from mmulab.machine import op as ops
+from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
+from mmulab.machine.op import Op, Outcome, OutcomeKind
+from mmulab.machine.run import Execution
+from mmulab.machine.stubs import instruction_of
+from mmulab.memory.host import FRAME_BYTES, HostMemory
+from mmulab.x86.regs import CpuModel
+
+HUGE = 1 << 21
+EINVAL = 22
+
+
+class Machine:
+    """One VM.
+
+    Parameters
+    ----------
+    config : MachineConfig
+    emit : callable, optional
+        Event sink.
+
+    Attributes
+    ----------
+    memory : HostMemory
+    kvm : Kvm
+    host_cpu : CpuModel
+        The processor that the guest really runs on.
+    """
+
+    def __init__(self, config: MachineConfig, emit: EventSink | None = None) -> None:
+        host = config.host
+        if host.tdp:
+            raise InputError("host: two-dimensional paging (npt or ept) is not modelled yet; use tdp=False")
+        self.config = config
+        self.memory = HostMemory(
+            config.backing_bytes,
+            table_frames=config.table_frames,
+            align=HUGE,
+        )
+        self.host_cpu = CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits)
+        self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
+        self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
+        for _ in range(config.vcpus):
+            kvm_mmu_create(self.kvm, config.cpu)
+        for slot in config.slots:
+            self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
+        self.kvm.emit = emit
+
+    @property
+    def emit(self) -> EventSink | None:
+        """The event sink; None records nothing."""
+        return self.kvm.emit
+
+    @emit.setter
+    def emit(self, sink: EventSink | None) -> None:
+        self.kvm.emit = sink
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """KVM's binary statistics by name: the VM's, and the sums of the vCPUs'."""
+        stats = dict(self.kvm.stat)
+        for vcpu in self.kvm.vcpus:
+            for name, value in vcpu.stat.items():
+                stats[name] = stats.get(name, 0) + value
+        return stats
+
+    def execute(self, op: Op) -> Outcome:
+        """Give one op its effect.
+
+        Raises
+        ------
+        NotImplementedError
+            An op of the language that is not modelled yet.
+        """
+        vcpu = self.kvm.vcpus[op.vcpu]
+        match op:
+            case ops.Touch():
+                return Execution(self, vcpu, op.mode).touch(op.gva, write=op.write, fetch=op.fetch)
+            case (
+                ops.Read()
+                | ops.Write()
+                | ops.Exchange()
+                | ops.CompareExchange()
+                | ops.Execute()
+                | ops.WriteCr()
+                | ops.WriteEfer()
+                | ops.Invlpg()
+                | ops.Nop()
+                | ops.Sysexit()
+                | ops.Sysenter()
+            ):
+                mode, insn = instruction_of(op, self.config.stubs)
+                cs_l = not (isinstance(op, ops.WriteCr) and op.compat)
+                return Execution(self, vcpu, mode).run(insn, cs_l=cs_l)
+        return self._execute_host(op, vcpu)
+
+    def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
+        result: int | None = None
+        dirty: list[int] | None = None
+        match op:
+            case ops.GuestStore(size=size, gpa=gpa, value=value):
+                emulator_write_phys(vcpu, gpa, size, value)
+            case ops.HostWrite(size=size, gpa=gpa, value=value):
+                self._host_write(gpa, size, value)
+            case ops.SetMemslot():
+                result = self._set_memslot(op)
+            case ops.DeleteMemslot(id=id):
+                result = kvm_delete_memslot(self.kvm, id)
+            case ops.GetDirtyLog(id=id):
+                result, dirty = kvm_get_dirty_log(self.kvm, id)
+            case ops.ClearDirtyLog(id=id, first=first, count=count):
+                result = kvm_clear_dirty_log(self.kvm, id, first, count)
+            case ops.InvalidateHva(gpa=gpa, length=length):
+                self._invalidate_hva(gpa, length)
+            case ops.SetNrMmuPages(count=count):
+                result = self._set_nr_mmu_pages(count)
+            case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
+                set_sregs(vcpu, cr0, cr3, cr4, efer)
+            case ops.Teardown():
+                kvm_mmu_zap_all(self.kvm)
+            case _:
+                raise NotImplementedError(f"the op {type(op).__name__} is not modelled yet")
+        return Outcome(OutcomeKind.HOST, result=result, dirty=dirty)
+
+    def _backing_frame(self, gpa: int) -> int:
+        return self.memory.backing + (gpa >> 12)
+
+    def _host_write(self, gpa: int, size: int, value: int) -> None:
+        """Store into the backing at an offset, behind KVM's back."""
+        self.memory.write(self._backing_frame(gpa) << 12 | gpa & 0xFFF, size, value)
+
+    def _set_memslot(self, op: ops.SetMemslot) -> int:
+        slot = KvmMemslot(
+            op.id & 0xFFFF,
+            op.gpa >> 12,
+            op.size // FRAME_BYTES,
+            self._backing_frame(op.offset),
+            flags=op.flags,
+            as_id=op.id >> 16,
+            host_level=2 if self.config.thp else 1,
+        )
+        return kvm_set_memory_region(self.kvm, slot)
+
+    def _set_nr_mmu_pages(self, count: int) -> int:
+        if count < KVM_MIN_ALLOC_MMU_PAGES:
+            return -EINVAL
+        kvm_mmu_change_mmu_pages(self.kvm, count)
+        self.kvm.n_requested_mmu_pages = self.kvm.n_max_mmu_pages
+        return 0
+
+    def _invalidate_hva(self, gpa: int, length: int) -> None:
+        """The host takes write permission from a range, gives it back and writes each page.
+
+        Each of the three is an invalidation. A huge page that the range cuts is
+        split by the first, as a whole.
+        """
+        first = self._backing_frame(gpa)
+        last = self._backing_frame(gpa + length - 1)
+        for _ in range(3):
+            kvm_unmap_hva_range(self.kvm, first, last)
+
+    def slot_configs(self) -> tuple[SlotConfig, ...]:
+        """Return the memslots of address space 0 as they are now."""
+        return tuple(
+            SlotConfig(
+                s.id,
+                s.base_gfn << 12,
+                s.npages * FRAME_BYTES,
+                s.flags,
+                (s.base_frame - self.memory.backing) << 12,
+            )
+            for s in self.kvm.slots[0].slots
+        )
+
+
+def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
+    return KvmConfig(
+        vendor=host.vendor,
+        host_phys_bits=host.phys_bits,
+        design=config.design,
+        spte_format=shadow_format(host.phys_bits, l1tf=host.l1tf),
+        tdp=host.tdp,
+        tdp_mmu=host.tdp_mmu,
+        eager_page_split=host.eager_page_split,
+        flush_on_reuse=host.flush_on_reuse,
+        mmio_caching=host.mmio_caching,
+        nx_huge_pages=host.nx_huge_pages,
+        eptad=host.eptad,
+        pml=host.pml,
+        la57=host.la57,
+        decode_assists=host.decode_assists or host.vendor == "intel",
+        derivation=config.derivation,
+    )

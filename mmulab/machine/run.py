@@ -1,0 +1,279 @@
+"""The life of one instruction on a vCPU: entries, accesses, exits, until it is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmulab import events as ev
+from mmulab.kvm.emulate import Verdict
+from mmulab.kvm.exits import handle_instruction, kvm_handle_page_fault, trace_page_fault_exit
+from mmulab.kvm.inject import GP_VECTOR
+from mmulab.kvm.state import Vcpu
+from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
+from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
+from mmulab.machine.processor import guest_canonical, host_walk
+from mmulab.machine.stubs import delivery_accesses, handler_rip
+from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic
+from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
+
+if TYPE_CHECKING:
+    from mmulab.machine.machine import Machine
+
+PRIVILEGED = (Mnemonic.MOV_CR, Mnemonic.WRMSR, Mnemonic.INVLPG)
+SVM_EXITINTINFO_PF = 0x80000B00
+MAX_EXITS = 64
+
+
+class _Exit(Exception):
+    """The instruction is left: the guest must be entered anew."""
+
+
+class StuckError(RuntimeError):
+    """An instruction faults again and again without getting further: a bug of the model."""
+
+
+class Execution:
+    """One instruction, or one bare access, on its way.
+
+    Parameters
+    ----------
+    machine : Machine
+    vcpu : Vcpu
+    mode : Mode
+        Privilege, kept in the vCPU for the time of the op.
+    """
+
+    def __init__(self, machine: Machine, vcpu: Vcpu, mode: Mode) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.mode = mode
+        vcpu.cpl = 3 if mode is Mode.USER else 0
+        vcpu.ac = mode is Mode.SUPERVISOR_AC
+        self.insn = Instruction(Mnemonic.NOP)
+        self.cs_l = True
+        self.delivering: tuple[int, int | None] | None = None
+        self.reinject = False
+        self.verdict = Verdict.RESUME
+
+    def run(self, insn: Instruction, *, cs_l: bool = True) -> Outcome:
+        """Execute one instruction to its end and return what came of it."""
+        self.insn = insn
+        self.cs_l = cs_l
+        vcpu = self.vcpu
+        vcpu.rip = insn.rip or 0
+        for _ in range(MAX_EXITS):
+            if not vcpu_enter_guest(vcpu, reinject=self.reinject):
+                vcpu.requests = 0
+                return Outcome(OutcomeKind.SHUTDOWN)
+            self.reinject = False
+            try:
+                if vcpu.exception is not None:
+                    return self._deliver()
+                return self._instruction()
+            except _Exit:
+                pass
+            if self.verdict is Verdict.FAILED:
+                vcpu.exception = None
+                return Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1)
+            if self.verdict in (Verdict.DONE, Verdict.MMIO):
+                return self._emulated()
+        raise StuckError(f"{insn} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+
+    def touch(self, gva: int, *, write: bool, fetch: bool) -> Outcome:
+        """Make one access without an instruction, and return where it went."""
+        vcpu = self.vcpu
+        kind = PFERR_WRITE_MASK if write else 0
+        kind |= PFERR_FETCH_MASK if fetch else 0
+        self.insn = Instruction(Mnemonic.LOAD, gva=gva, size=1)
+        for _ in range(MAX_EXITS):
+            if not vcpu_enter_guest(vcpu, reinject=False):
+                return Outcome(OutcomeKind.SHUTDOWN)
+            if vcpu.exception is not None:
+                return self._bare_exception()
+            try:
+                hpa = self._access(gva, kind)
+                return Outcome(OutcomeKind.OK, hpa=hpa)
+            except _Exit:
+                pass
+            if self.verdict in (Verdict.DONE, Verdict.MMIO):
+                return self._emulated()
+        raise StuckError(f"access to {gva:#x} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+
+    # Accesses -----------------------------------------------------------------
+
+    def _access(self, va: int, kind: int, *, implicit: bool = False) -> int:
+        """Access one byte range within a page; return its host-physical address.
+
+        Raises
+        ------
+        _Exit
+            The access faulted and KVM has dealt with that.
+        """
+        vcpu = self.vcpu
+        pfec = kind
+        if vcpu.cpl == 3 and not implicit:
+            pfec |= PFERR_USER_MASK
+        explicit = not implicit and self.mode is not Mode.IMPLICIT
+        w = host_walk(vcpu, self.machine.host_cpu, va, pfec, explicit=explicit)
+        if w.error is None:
+            return w.pa
+        self._page_fault_exit(va, w.error)
+        raise _Exit
+
+    def _page_fault_exit(self, va: int, error_code: int) -> None:
+        vcpu = self.vcpu
+        delivering = self.delivering
+        info = None
+        if delivering is not None:
+            info = SVM_EXITINTINFO_PF | delivering[0] if delivering[1] is not None else 0x80000300 | delivering[0]
+        trace_page_fault_exit(vcpu, va, error_code, info)
+        pending = vcpu.exception
+        self.verdict = kvm_handle_page_fault(
+            vcpu, va, error_code, self.insn, reinjection=delivering is not None
+        )
+        if delivering is not None and vcpu.exception is None:
+            vcpu.exception = pending
+        self.reinject = delivering is not None
+
+    def _operand(self, write: bool) -> list[tuple[int, int, int]]:
+        """Translate the memory operand; return pieces of (hpa, size, shift)."""
+        insn = self.insn
+        kind = PFERR_WRITE_MASK if write else 0
+        first = min(insn.size, 4096 - (insn.gva & 0xFFF))
+        pieces = [(self._access(insn.gva, kind), first, 0)]
+        if first < insn.size:
+            pieces.append((self._access(insn.gva + first, kind), insn.size - first, 8 * first))
+        return pieces
+
+    # The instruction ------------------------------------------------------------
+
+    def _instruction(self) -> Outcome:
+        vcpu, insn = self.vcpu, self.insn
+        if insn.rip is not None:
+            if not guest_canonical(vcpu, insn.rip):
+                return self._raise(GP_VECTOR, 0)
+            self._access(insn.rip, PFERR_FETCH_MASK)
+        if insn.mnemonic in PRIVILEGED:
+            if vcpu.cpl == 3:
+                return self._raise(GP_VECTOR, 0)
+            return self._privileged()
+        outcome = Outcome(OutcomeKind.OK, rax=insn.value if insn.mnemonic is Mnemonic.STORE else 0)
+        if insn.mnemonic in TOUCHES_MEMORY:
+            if not guest_canonical(vcpu, insn.gva):
+                return self._raise(GP_VECTOR, 0)
+            self._data(outcome)
+        return self._finish(outcome, stepped=True)
+
+    def _data(self, outcome: Outcome) -> None:
+        """Perform the instruction's memory operand."""
+        insn, memory = self.insn, self.machine.memory
+        writes = insn.mnemonic in WRITES_MEMORY
+        reads_first = self.machine.config.host.rmw_reads_first and insn.mnemonic is not Mnemonic.STORE
+        if writes and reads_first:
+            self._operand(False)
+        pieces = self._operand(writes)
+        outcome.hpa = pieces[0][0]
+        old = 0
+        for hpa, size, shift in pieces:
+            old |= memory.read(hpa, size) << shift
+        value = insn.value
+        if insn.mnemonic is not Mnemonic.STORE:
+            outcome.rax = old
+        if insn.mnemonic is Mnemonic.CMPXCHG8B:
+            outcome.zf = int(old == insn.old)
+            value = insn.value if outcome.zf else old
+        if writes:
+            for hpa, size, shift in pieces:
+                memory.write(hpa, size, value >> shift & ((1 << 8 * size) - 1))
+
+    def _privileged(self) -> Outcome:
+        vcpu, insn = self.vcpu, self.insn
+        verdict = handle_instruction(vcpu, insn, cs_l=self.cs_l)
+        outcome = Outcome(OutcomeKind.OK, rax=insn.value)
+        if verdict is None:
+            return self._finish(outcome, stepped=True)
+        self.verdict = verdict
+        if verdict is Verdict.DONE:
+            return self._finish(outcome, stepped=False)
+        raise _Exit
+
+    def _emulated(self) -> Outcome:
+        """Complete an instruction that KVM emulated."""
+        emulation, insn = self.vcpu.emulation, self.insn
+        outcome = Outcome(OutcomeKind.OK, rax=insn.value, zf=emulation.zf)
+        if insn.mnemonic not in (Mnemonic.STORE, Mnemonic.NOP):
+            outcome.rax = emulation.result
+        if emulation.mmio:
+            outcome.mmio = [Mmio(m.write, m.gpa, m.size, m.value) for m in emulation.mmio]
+        return self._finish(outcome, stepped=False)
+
+    def _finish(self, outcome: Outcome, *, stepped: bool) -> Outcome:
+        """Advance RIP. The VMM single-steps, so an instruction the processor executed ends in a #DB."""
+        insn, emit = self.insn, self.machine.emit
+        if insn.rip is not None:
+            outcome.rip = self.vcpu.rip = insn.rip + len(insn.code)
+            if stepped and emit is not None:
+                emit(ev.kvm_exit("db", outcome.rip))
+        return outcome
+
+    # Exceptions -----------------------------------------------------------------
+
+    def _raise(self, vector: int, error_code: int | None) -> Outcome:
+        """Raise an exception in the processor itself, which KVM does not see."""
+        self.vcpu.exception = (vector, error_code, None)
+        return self._deliver()
+
+    def _deliver(self) -> Outcome:
+        """Deliver the queued exception: its accesses, then the handler's first instruction."""
+        vcpu, stubs = self.vcpu, self.machine.config.stubs
+        assert vcpu.exception is not None
+        vector, error_code, address = vcpu.exception
+        if stubs is None:
+            return self._bare_exception()
+        self.delivering = (vector, error_code)
+        if address is not None:
+            vcpu.cr2 = address
+        accesses = delivery_accesses(
+            stubs, vector, long_mode=is_long_mode(vcpu), from_user=vcpu.cpl == 3
+        )
+        for va, write in accesses:
+            self._access(va, PFERR_WRITE_MASK if write else 0, implicit=True)
+        self.delivering = None
+        vcpu.exception = None
+        return self._handler(stubs_rip=handler_rip(stubs, vector), vector=vector, error_code=error_code)
+
+    def _handler(self, *, stubs_rip: int, vector: int, error_code: int | None) -> Outcome:
+        """Run the handler's OUT, which the VMM takes as the end of the op."""
+        vcpu, emit = self.vcpu, self.machine.emit
+        faulting_rip = vcpu.rip
+        outcome = self._exception_outcome(vector, error_code, faulting_rip)
+        vcpu.cpl, vcpu.ac, vcpu.rip = 0, False, stubs_rip
+        self.insn = Instruction(Mnemonic.OUT, stubs_rip, bytes([0xE6, vector]))
+        for _ in range(MAX_EXITS):
+            try:
+                self._access(stubs_rip, PFERR_FETCH_MASK)
+            except _Exit:
+                if not vcpu_enter_guest(vcpu, reinject=False):
+                    return Outcome(OutcomeKind.SHUTDOWN)
+                continue
+            if emit is not None:
+                emit(ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector)))
+            return outcome
+        raise StuckError(f"handler of vector {vector} at {stubs_rip:#x} made {MAX_EXITS} exits")
+
+    def _out_info(self, port: int) -> int:
+        """EXITINFO1 of an 8-bit OUT (APM 2, 15.10.2), or its qualification (SDM 3, table 28-5)."""
+        return port << 16 | (0x40 if self.machine.config.host.vendor == "intel" else 0x10)
+
+    def _bare_exception(self) -> Outcome:
+        vcpu = self.vcpu
+        assert vcpu.exception is not None
+        vector, error_code, address = vcpu.exception
+        vcpu.exception = None
+        if address is not None:
+            vcpu.cr2 = address
+        return self._exception_outcome(vector, error_code, None)
+
+    def _exception_outcome(self, vector: int, error_code: int | None, rip: int | None) -> Outcome:
+        cr2 = self.vcpu.cr2 if vector == PF_VECTOR else None
+        return Outcome(OutcomeKind.EXC, rip=rip, vector=vector, error_code=error_code, cr2=cr2)

@@ -1,0 +1,90 @@
+"""The instructions behind guest ops, and where exceptions lead.
+
+A scenario's op is one instruction at a *stub* of a helper page; a stream's is a
+bare access. Positions follow from the layout of the helper pages: stub `k` at
++0x800 + 16*k, the handler of a vector at +0x600 + 4*vector, descriptor tables
+and stack in the supervisor page.
+"""
+
+from __future__ import annotations
+
+from mmulab.machine import op as ops
+from mmulab.machine.config import Stubs
+from mmulab.machine.op import Mode, Op
+from mmulab.x86.insn import Instruction, Mnemonic
+
+_READ = {4: (0, "8b03"), 8: (2, "488b03"), 1: (17, "8a03")}
+_WRITE = {4: (1, "8903"), 8: (3, "488903"), 1: (18, "8803")}
+_CR = {3: (4, "0f22d8"), 0: (5, "0f22c0"), 4: (6, "0f22e0")}
+STUB_OFFSET = 0x800
+HANDLER_OFFSET = 0x600
+IDT32_OFFSET, IDT64_OFFSET = 0x100, 0x200
+TSS32_OFFSET, TSS64_OFFSET = 0x480, 0x500
+STACK_TOP = 0xFF0
+MSR_EFER = 0xC0000080
+
+
+def _at(stubs: Stubs | None, mode: Mode, stub: tuple[int, str]) -> tuple[int | None, bytes]:
+    number, code = stub
+    if stubs is None:
+        return None, bytes.fromhex(code)
+    page = stubs.user if mode is Mode.USER else stubs.supervisor
+    return page + STUB_OFFSET + 16 * number, bytes.fromhex(code)
+
+
+def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
+    """Return the privilege and the instruction that a guest op executes.
+
+    Raises
+    ------
+    TypeError
+        Not a guest op that is one instruction.
+    """
+    s = Mode.SUPERVISOR
+    match op:
+        case ops.Read(mode=mode, size=size, gva=gva):
+            return mode, Instruction(Mnemonic.LOAD, *_at(stubs, mode, _READ[size]), gva, size)
+        case ops.Write(mode=mode, size=size, gva=gva, value=value):
+            stub = _WRITE.get(size, _WRITE[4])
+            return mode, Instruction(Mnemonic.STORE, *_at(stubs, mode, stub), gva, size, value)
+        case ops.Exchange(mode=mode, size=size, gva=gva, value=value):
+            return mode, Instruction(Mnemonic.XCHG, *_at(stubs, mode, (11, "8703")), gva, size, value)
+        case ops.CompareExchange(mode=mode, size=size, gva=gva, old=old, new=new):
+            where = _at(stubs, mode, (9, "0fc70e"))
+            return mode, Instruction(Mnemonic.CMPXCHG8B, *where, gva, size, new, old)
+        case ops.Execute(mode=mode, gva=gva):
+            return mode, Instruction(Mnemonic.NOP, gva, b"\x90")
+        case ops.WriteCr(cr=cr, value=value):
+            return s, Instruction(Mnemonic.MOV_CR, *_at(stubs, s, _CR[cr]), value=value, register=cr)
+        case ops.WriteEfer(value=value):
+            where = _at(stubs, s, (8, "0f30"))
+            return s, Instruction(Mnemonic.WRMSR, *where, value=value, register=MSR_EFER)
+        case ops.Invlpg(gva=gva):
+            return s, Instruction(Mnemonic.INVLPG, *_at(stubs, s, (7, "0f013b")), gva)
+        case ops.Nop():
+            return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (10, "90")))
+        case ops.Sysexit():
+            return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (12, "0f35")))
+        case ops.Sysenter():
+            return Mode.USER, Instruction(Mnemonic.NOP, *_at(stubs, Mode.USER, (13, "0f34")))
+    raise TypeError(f"{type(op).__name__} is not an instruction")
+
+
+def delivery_accesses(stubs: Stubs, vector: int, *, long_mode: bool, from_user: bool) -> list[tuple[int, bool]]:
+    """Return the implicit accesses of an exception's delivery as (address, write), in order.
+
+    The gate, from CPL 3 the stack pointer in the TSS, the code segment's
+    descriptor, the pushes on the stack (SDM 3, 6.12 and 6.14).
+    """
+    page = stubs.supervisor
+    gate = page + (IDT64_OFFSET + 16 * vector if long_mode else IDT32_OFFSET + 8 * vector)
+    accesses = [(gate, False), (page + 0x40 if long_mode else page + 0x8, False)]
+    if from_user:
+        accesses.append((page + (TSS64_OFFSET if long_mode else TSS32_OFFSET) + 4, False))
+    accesses.append((page + STACK_TOP - 8, True))
+    return accesses
+
+
+def handler_rip(stubs: Stubs, vector: int) -> int:
+    """Return where the handler of a vector begins."""
+    return stubs.supervisor + HANDLER_OFFSET + 4 * vector
