@@ -80,7 +80,7 @@ def _side(difference: Difference, side: object, vendor: str) -> str:
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--level", type=click.Choice(list(Level)), default=Level.MMU, show_default=True)
+@click.option("--level", type=click.Choice([str(level) for level in Level]), default="mmu", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes; all processors if left out.")
 @click.option("--explain", "explained", is_flag=True, help="Show first differences with the model's state.")
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Scenarios to explain.")

@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from mmulab import events as ev
-from mmulab.conform.codec import FrameMap, canonical
+from mmulab.conform.codec import canonical
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import RecordedOp, Recording
+from mmulab.conform.values import FrameMap
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.runner import Result, Runner
 

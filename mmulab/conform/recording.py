@@ -21,7 +21,16 @@ from mmulab.conform.codec import decode_event
 from mmulab.conform.outcome import Decoded, decode_outcome
 from mmulab.errors import InputError
 from mmulab.scenario.grammar import Bad, Step, parse_step
-from mmulab.scenario.scenario import Fill, Header, Regs, Scenario, Slot, Value
+from mmulab.scenario.scenario import (
+    CPUID_DEFAULTS,
+    HOST_DEFAULTS,
+    Fill,
+    Header,
+    Regs,
+    Scenario,
+    Slot,
+    Value,
+)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 INIT = "init"
@@ -30,6 +39,9 @@ HELPER_PREFIX = "~"
 """Before the name of an instruction that the VMM put in front of an op."""
 
 _PARAMS = {"kvm_amd.npt": "amd", "kvm_intel.ept": "intel"}
+QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {"amd": ("rmw_reads_first",), "intel": ()}
+"""Quirks of the emulated processors that the recordings were made on."""
+
 _TRUTH = {"Y": 1, "N": 0}
 
 
@@ -216,7 +228,10 @@ class _Header:
         vendor = vendors.pop()
         params = {"phys_bits": host["host_phys_bits"], "virt_bits": host["host_virt_bits"]}
         for key, value in host["params"].items():
-            params[key.partition(".")[2]] = _TRUTH[value] if value in _TRUTH else int(value)
+            name = key.partition(".")[2]
+            if name in HOST_DEFAULTS:  # the others change nothing that the model has
+                params[name] = _TRUTH[value] if value in _TRUTH else int(value)
+        params |= _processor(vendor, params)
         return Header(
             vendor=vendor,
             mode=str(self._get("mode")),
@@ -231,8 +246,21 @@ class _Header:
             fills=tuple(Fill(*(int(v, 16) for v in fill)) for fill in self._get("fills")),
             values=tuple(Value(*(int(v, 16) for v in value)) for value in self._get("mem_values")),
             pdptfix=tuple(int(gpa, 16) for gpa in self.record.get("pdptfix", ())),
-            cpuid=dict(self._get("cpuid")),
-            host=params,
-            # The AMD machine was emulated by QEMU's TCG, the Intel one by Bochs, which has no such quirk.
-            quirks=("rmw_read",) if vendor == "amd" else (),
+            cpuid={**CPUID_DEFAULTS, **self._get("cpuid")},
+            host={**HOST_DEFAULTS, **params},
+            quirks=QUIRKS_BY_VENDOR[vendor],
         )
+
+
+def _processor(vendor: str, params: dict[str, int]) -> dict[str, int]:
+    """Return what a recording's header does not say of the processor under its kernel.
+
+    The AMD machine is QEMU's TCG, without decode assists. The Intel ones are
+    Bochs' broadwell_ult and, where there is PML, corei7_skylake_x: both have
+    the L1 terminal fault, and only on the first does Linux correct the number
+    of cache bits.
+    """
+    if vendor == "amd":
+        return {"cache_bits": params["phys_bits"], "l1tf": 0, "decode_assists": 0}
+    cache_bits = params["phys_bits"] if params["pml"] else max(44, params["phys_bits"])
+    return {"cache_bits": cache_bits, "l1tf": 1, "decode_assists": 1}

@@ -1,0 +1,61 @@
+"""From a scenario's header to the configuration of a machine."""
+
+from __future__ import annotations
+
+from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
+from mmulab.scenario.helpers import HELPER_S, HELPER_U
+from mmulab.scenario.scenario import Header, Scenario
+from mmulab.x86.regs import CpuModel
+
+_CPU_FEATURES = ("gbpages", "nx", "pse36", "la57", "smep", "smap", "pku", "pcid")
+_KVM_PARAMETERS = (
+    "tdp_mmu",
+    "eager_page_split",
+    "flush_on_reuse",
+    "mmio_caching",
+    "nx_huge_pages",
+    "eptad",
+    "pml",
+    "l1tf",
+    "decode_assists",
+)
+_TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
+_LA57_VIRT_BITS = 57
+
+
+def machine_config(scenario: Scenario) -> MachineConfig:
+    """Return the configuration of the machine that a scenario begins with."""
+    header = scenario.header
+    return MachineConfig(
+        cpu=cpu_model(header),
+        host=host_config(header),
+        backing_bytes=header.backing_bytes,
+        thp=header.thp,
+        manual_dirty=header.manual_dirty,
+        slots=tuple(SlotConfig(*slot) for slot in header.slots),
+        stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),
+        vcpus=1 + max((step.op.vcpu for step in scenario.steps), default=0),
+    )
+
+
+def cpu_model(header: Header) -> CpuModel:
+    """Return the guest's processor as its CPUID shows it."""
+    has = header.cpuid
+    return CpuModel(
+        vendor=header.vendor,
+        maxphyaddr=has["maxphyaddr"],
+        **{name: bool(has[name]) for name in _CPU_FEATURES},
+    )
+
+
+def host_config(header: Header) -> HostConfig:
+    """Return the host and its kernel's parameters."""
+    host = header.host
+    return HostConfig(
+        vendor=header.vendor,
+        phys_bits=host["phys_bits"],
+        tdp=bool(host[_TDP_PARAMETER[header.vendor]]),
+        la57=host["virt_bits"] == _LA57_VIRT_BITS,
+        **{name: bool(host[name]) for name in _KVM_PARAMETERS},
+        **dict.fromkeys(header.quirks, True),
+    )

@@ -1,0 +1,294 @@
+"""Builds a scenario step by step, from Python or from the text format.
+
+>>> from mmulab.scenario.builder import ScenarioBuilder
+>>> b = ScenarioBuilder("32")
+>>> b.root(0x10000).map(0x40000000, 0x100000)  # doctest: +ELLIPSIS
+<...ScenarioBuilder...>
+>>> scenario = b.op("rd u 40000000").op("wr u 40000008 1").build()
+>>> len(scenario.steps)
+2
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from mmulab.machine.op import Op
+from mmulab.scenario.grammar import Bad, Step, parse_step
+from mmulab.scenario.helpers import (
+    HELPER_PD,
+    HELPER_PDPT,
+    HELPER_PML4,
+    HELPER_PT,
+    HELPER_S,
+    HELPER_U,
+    STUBS,
+)
+from mmulab.scenario.scenario import (
+    CPUID_DEFAULTS,
+    HOST_DEFAULTS,
+    MODES,
+    QUIRKS,
+    Fill,
+    Header,
+    Regs,
+    Scenario,
+    Slot,
+    Value,
+)
+from mmulab.x86.mode import (
+    NONPAGING,
+    PAGING_PAE,
+    PT_ACCESSED_MASK,
+    PT_DIRTY_MASK,
+    PT_PRESENT_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+    paging_mode,
+)
+
+DEFAULT_MEM = 0x1000000
+"""Bytes of backing where a scenario does not say: 16 MiB."""
+MAX_MEM = 1 << 36
+FIRST_TABLE = 0x20000
+"""Where :meth:`ScenarioBuilder.map` takes its tables from."""
+NOP = 0x90
+
+_PAGE = 4096
+_TABLE = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
+_SUPERVISOR = _TABLE & ~PT_USER_MASK
+_HELPER_TABLES = (HELPER_PT, HELPER_PD, HELPER_PDPT, HELPER_PML4)
+_VENDORS = ("amd", "intel")
+
+
+def within(name: str, value: int, low: int, high: int) -> int:
+    """Return `value` if it lies in ``low..high``.
+
+    Raises
+    ------
+    Bad
+    """
+    if not low <= value <= high:
+        raise Bad(f"{name} is {value:x}, expected {low:x} to {high:x}")
+    return value
+
+
+def aligned(name: str, value: int, step: int = _PAGE) -> int:
+    """Return `value` if it is a multiple of `step`.
+
+    Raises
+    ------
+    Bad
+    """
+    if value % step:
+        raise Bad(f"{name} is {value:x}, expected a multiple of {step:x}")
+    return value
+
+
+class ScenarioBuilder:
+    """A scenario in the making.
+
+    Every method that adds something returns the builder. Addresses of memory
+    are offsets into the backing, which slot 0 shows at GPA 0.
+
+    Parameters
+    ----------
+    mode : {"np", "32", "pae", "64", "57"}
+        Paging mode in which vCPU 0 begins.
+    vendor : {"amd", "intel"}
+    mem : int
+        Bytes of backing.
+    thp, manual_dirty : bool
+    cpu, host : dict of str to int, optional
+        Changes to :data:`~mmulab.scenario.scenario.CPUID_DEFAULTS` and
+        :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
+    source : str
+        Named in messages.
+
+    Raises
+    ------
+    Bad
+        Here and in the methods: a value out of range; the message says what was expected.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        *,
+        vendor: str = "amd",
+        mem: int = DEFAULT_MEM,
+        thp: bool = False,
+        manual_dirty: bool = False,
+        cpu: dict[str, int] | None = None,
+        host: dict[str, int] | None = None,
+        source: str = "<built>",
+    ) -> None:
+        if mode not in MODES:
+            raise Bad(f"mode is {mode!r}, expected one of {' '.join(MODES)}")
+        if vendor not in _VENDORS:
+            raise Bad(f"host is {vendor!r}, expected one of {' '.join(_VENDORS)}")
+        self.mode = mode
+        self.vendor = vendor
+        self.mem = aligned("mem", within("mem", mem, HELPER_PML4 + _PAGE, MAX_MEM))
+        self.thp = thp
+        self.manual_dirty = manual_dirty
+        self.cpuid = _merged("CPUID feature", CPUID_DEFAULTS, cpu or {})
+        self.host = _merged("host parameter", HOST_DEFAULTS, host or {})
+        self.source = source
+        self.regs: Regs | None = None
+        self._slots: list[Slot] = []
+        self._fills: list[Fill] = []
+        self._values: list[Value] = []
+        self._pdptfix: list[int] = []
+        self._quirks: list[str] = []
+        self._steps: list[Step] = []
+        self._roots: list[int] = []
+        self._next_table = FIRST_TABLE
+
+    def sregs(self, cr0: int, cr3: int, cr4: int, efer: int) -> ScenarioBuilder:
+        """Begin with these registers instead of the mode's own."""
+        self.regs = Regs(cr0, cr3, cr4, efer)
+        return self
+
+    def slot(self, id: int, gpa: int, size: int, flags: int = 0, offset: int = 0) -> ScenarioBuilder:
+        """Add a memslot; without any, slot 0 shows the whole backing at GPA 0."""
+        aligned("GPA", gpa)
+        aligned("SIZE", within("SIZE", size, _PAGE, self.mem))
+        aligned("OFFSET", within("OFFSET", offset, 0, self.mem - size))
+        if any(slot.id == id for slot in self._slots):
+            raise Bad(f"ID is {id:x}, expected one that no slot has yet")
+        if any(slot.gpa < gpa + size and gpa < slot.gpa + slot.size for slot in self._slots):
+            raise Bad(f"GPA {gpa:x} and SIZE {size:x} overlap another slot")
+        self._slots.append(Slot(id, gpa, size, flags, offset))
+        return self
+
+    def alloc(self, gpa: int) -> ScenarioBuilder:
+        """Clear a page for a table; at +800 it gets the NOP that ``xc`` executes."""
+        aligned("GPA", within("GPA", gpa, 0, self.mem - _PAGE))
+        return self.fill(gpa, _PAGE, 0).value(self._entry_bytes, gpa + STUBS, NOP)
+
+    def root(self, gpa: int) -> ScenarioBuilder:
+        """Clear a page for a root table whose first entry leads to the helper pages.
+
+        The first root becomes CR3 unless :meth:`sregs` says otherwise.
+        """
+        if self._mode is NONPAGING:
+            raise Bad(f"mode {self.mode} has no root table")
+        if not self._roots:
+            self._helper_tables()
+        self.alloc(gpa)
+        self._roots.append(gpa)
+        top = _HELPER_TABLES[self._mode.root_level - 2]
+        return self.value(self._entry_bytes, gpa, top | self._table_flags(self._mode.root_level))
+
+    def fill(self, gpa: int, length: int, byte: int) -> ScenarioBuilder:
+        """Set `length` bytes from `gpa` to `byte`; fills come before values."""
+        within("GPA", gpa, 0, self.mem - 1)
+        within("LEN", length, 1, self.mem - gpa)
+        self._fills.append(Fill(gpa, length, within("BYTE", byte, 0, 0xFF)))
+        return self
+
+    def value(self, size: int, gpa: int, value: int) -> ScenarioBuilder:
+        """Put `size` bytes (1, 2, 4 or 8) at `gpa`."""
+        within("GPA", gpa, 0, self.mem - size)
+        aligned("GPA", gpa, size)
+        self._values.append(Value(size, gpa, within("VAL", value, 0, (1 << 8 * size) - 1)))
+        return self
+
+    def map(self, gva: int, gpa: int, flags: int = _TABLE, level: int = 1) -> ScenarioBuilder:
+        """Map a page in the first root's tables; missing ones are taken from :data:`FIRST_TABLE` on.
+
+        Parameters
+        ----------
+        gva, gpa : int
+        flags : int
+            Low bits (and bit 63) of the leaf entry; present, writable, user,
+            accessed and dirty if left out.
+        level : int
+            2 or 3 for a large page: `flags` then must have bit 7.
+        """
+        if not self._roots:
+            raise Bad("map needs a root, expected root before it")
+        table = self._roots[0]
+        for at in range(self._mode.root_level, level, -1):
+            table = self._next(table + self._mode.index(gva, at) * self._entry_bytes, at)
+        entry = table + self._mode.index(gva, level) * self._entry_bytes
+        return self.value(self._entry_bytes, entry, gpa | flags)
+
+    def pdptfix(self, gpa: int) -> ScenarioBuilder:
+        """Clear bit 5 of the four PDPTEs at `gpa` before each op."""
+        self._pdptfix.append(aligned("GPA", within("GPA", gpa, 0, self.mem - 32), 32))
+        return self
+
+    def quirk(self, name: str) -> ScenarioBuilder:
+        """Give the processor under the host a known departure from a real one."""
+        if name not in QUIRKS:
+            raise Bad(f"quirk is {name!r}, expected one of {' '.join(QUIRKS)}")
+        self._quirks.append(name)
+        return self
+
+    def op(self, op: str | Op, *, line: int = 0) -> ScenarioBuilder:
+        """Add an op, as text of the scenario language or as a record."""
+        self._steps.append(parse_step(op, line) if isinstance(op, str) else Step(op, "", line))
+        return self
+
+    def build(self) -> Scenario:
+        """Return the scenario."""
+        regs = self.regs or MODES[self.mode]._replace(cr3=self._roots[0] if self._roots else 0)
+        header = Header(
+            vendor=self.vendor,
+            mode=self.mode,
+            regs=regs,
+            backing_bytes=self.mem,
+            thp=self.thp,
+            manual_dirty=self.manual_dirty,
+            slots=tuple(self._slots) or (Slot(0, 0, self.mem, 0, 0),),
+            fills=tuple(self._fills),
+            values=tuple(self._values),
+            pdptfix=tuple(self._pdptfix),
+            cpuid=self.cpuid,
+            host=self.host,
+            quirks=tuple(self._quirks),
+        )
+        return Scenario(header, tuple(self._steps), self.source)
+
+    @property
+    def _mode(self) -> Any:
+        regs = MODES[self.mode]
+        return paging_mode(regs.cr0, regs.cr4, regs.efer)
+
+    @property
+    def _entry_bytes(self) -> int:
+        return int(self._mode.entry_bytes) if self._mode is not NONPAGING else 4
+
+    def _table_flags(self, level: int) -> int:
+        """Bits of an entry of `level` that leads to a table; a PDPTE has but P (SDM 3, 4.4.1)."""
+        return PT_PRESENT_MASK if level == 3 and self._mode is PAGING_PAE else _TABLE
+
+    def _helper_tables(self) -> None:
+        tables = _HELPER_TABLES[: self._mode.root_level - 1]
+        for table in tables:
+            self.alloc(table)
+        width = self._entry_bytes
+        self.value(width, HELPER_PT + (HELPER_S >> 12) * width, HELPER_S | _SUPERVISOR)
+        self.value(width, HELPER_PT + (HELPER_U >> 12) * width, HELPER_U | _TABLE)
+        for lower, upper in pairwise(tables):
+            self.value(width, upper, lower | _TABLE)
+
+    def _next(self, entry_gpa: int, level: int) -> int:
+        """Return the table that an entry leads to, making one if it is empty."""
+        for value in reversed(self._values):
+            if value.gpa == entry_gpa:
+                return value.value & ~0xFFF
+        table = self._next_table
+        self._next_table += _PAGE
+        self.alloc(table).value(self._entry_bytes, entry_gpa, table | self._table_flags(level))
+        return table
+
+
+def _merged(what: str, defaults: dict[str, int], changes: dict[str, int]) -> dict[str, int]:
+    for name in changes:
+        if name not in defaults:
+            raise Bad(f"unknown {what} {name!r}, expected one of {' '.join(defaults)}")
+    return {**defaults, **changes}

@@ -1,0 +1,203 @@
+"""Runs a scenario: builds its machine, puts its memory in place, executes its ops.
+
+What the recordings' VMM does around an op is done here too: the first op is
+``init``, the last ``teardown``; a ``sysexit`` or ``sysenter`` goes before an op
+of another privilege in PAE paging; the rest is skipped after a shutdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmulab.errors import InputError
+from mmulab.events import Event, EventSink
+from mmulab.machine import op as ops
+from mmulab.machine.machine import Machine
+from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
+from mmulab.memory.host import HostMemory
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import Step, format_step, op_name
+from mmulab.scenario.helpers import helper_lines
+from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
+from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
+
+INIT = -1
+"""Index of the op ``init``."""
+
+NOT_MODELLED = (
+    ops.Invpcid,
+    ops.SetCpuid,
+    ops.Smm,
+    ops.Vmrun,
+    ops.Vmmcall,
+    ops.Vmxon,
+    ops.Vmptrld,
+    ops.Vmclear,
+    ops.Vmlaunch,
+    ops.Vmcall,
+    ops.Vmwrite,
+    ops.Invept,
+    ops.Invvpid,
+    ops.Vmfunc,
+)
+"""Ops that the language has and the machine has not yet."""
+
+HOST_OPS = (
+    ops.HostWrite,
+    ops.SetMemslot,
+    ops.DeleteMemslot,
+    ops.GetDirtyLog,
+    ops.ClearDirtyLog,
+    ops.InvalidateHva,
+    ops.SetNrMmuPages,
+    ops.SetSregs,
+    ops.SetCpuid,
+    ops.Smm,
+)
+"""Ops of the VMM and of the host, which no vCPU executes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one op did.
+
+    Attributes
+    ----------
+    index : int
+        Number of the step; -1 for ``init``, the number of steps for
+        ``teardown``; a helper instruction has that of the op it precedes.
+    text : str
+        The op as a recording names it.
+    op : Op
+    outcome : Outcome
+    events : list of Event
+    stats : dict of str to int
+        Non-zero changes of KVM's statistics.
+    """
+
+    index: int
+    text: str
+    op: Op
+    outcome: Outcome
+    events: list[Event]
+    stats: dict[str, int]
+
+
+def check_modelled(scenario: Scenario) -> None:
+    """Refuse a scenario that has an op the machine does not know yet.
+
+    Raises
+    ------
+    InputError
+        Naming the op and its line.
+    """
+    for step in scenario.steps:
+        if isinstance(step.op, NOT_MODELLED):
+            where = f"line {step.line}" if step.line else f"{format_step(step)!r}"
+            raise InputError(f"{scenario.source}: {where}: the op {op_name(step.op)} is not modelled yet")
+
+
+class Runner:
+    """A scenario on its machine, op by op.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    emit : callable, optional
+        Gets every event as it happens, before it is kept in the result.
+
+    Attributes
+    ----------
+    machine : Machine
+    """
+
+    def __init__(self, scenario: Scenario, emit: EventSink | None = None) -> None:
+        check_modelled(scenario)
+        self.scenario = scenario
+        self._sink = emit
+        self._events: list[Event] = []
+        self.machine = Machine(machine_config(scenario), self._keep)
+        self._cpl: dict[int, int] = {}
+        load_memory(self.machine.memory, scenario.header)
+
+    def _keep(self, event: Event) -> None:
+        if self._sink is not None:
+            self._sink(event)
+        self._events.append(event)
+
+    def results(self) -> Iterator[Result]:
+        """Execute the scenario and yield the result of each op, in order."""
+        header = self.scenario.header
+        yield self._execute(INIT, "init", ops.SetSregs(**header.regs._asdict()))
+        for index, step in enumerate(self.scenario.steps):
+            if step.when == "!":  # no vCPU is in L2
+                continue
+            self._fix_pdptes(header)
+            helper = self._change_cpl(step)
+            if helper is not None:
+                yield self._execute(index, f"~{type(helper).__name__.lower()}", helper)
+            result = self._execute(index, format_step(step), step.op)
+            yield result
+            if result.outcome.kind is OutcomeKind.SHUTDOWN:
+                break
+        yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
+
+    def _execute(self, index: int, text: str, op: Op) -> Result:
+        events: list[Event] = []
+        self._events = events
+        before = dict(self.machine.stats)
+        outcome = self.machine.execute(op)
+        after = self.machine.stats
+        stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
+        if outcome.kind is OutcomeKind.EXC:
+            self._cpl[op.vcpu] = 0  # handlers run at CPL 0
+        return Result(index, text, op, outcome, events, stats)
+
+    def _change_cpl(self, step: Step) -> Op | None:
+        """Note the privilege that a step runs at; return the instruction that leads there.
+
+        The VMM sets CPL with ``KVM_SET_SREGS``. That resets the MMU in PAE
+        paging, where the guest changes its privilege itself instead.
+        """
+        op = step.op
+        if isinstance(op, HOST_OPS):
+            return None
+        wanted = 3 if getattr(op, "mode", None) is Mode.USER else 0
+        current = self._cpl.get(op.vcpu, 0)
+        self._cpl[op.vcpu] = wanted
+        vcpu = self.machine.kvm.vcpus[op.vcpu]
+        if wanted == current or paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_PAE:
+            return None
+        return ops.Sysexit(vcpu=op.vcpu) if wanted else ops.Sysenter(vcpu=op.vcpu)
+
+    def _fix_pdptes(self, header: Header) -> None:
+        """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""
+        memory = self.machine.memory
+        for gpa in header.pdptfix:
+            for at in range(gpa, gpa + 32, 8):
+                hpa = (memory.backing << 12) + at
+                memory.store64(hpa, memory.load64(hpa) & ~PT_ACCESSED_MASK)
+
+
+def load_memory(memory: HostMemory, header: Header) -> None:
+    """Put a scenario's beginning into the guest's backing."""
+    base = memory.backing << 12
+    memory.fill(base, header.backing_bytes, BACKGROUND)
+    for address, line in helper_lines(header.vendor).items():
+        memory.write(base + address, len(line), int.from_bytes(line, "little"))
+    for fill in header.fills:
+        memory.fill(base + fill.gpa, fill.length, fill.byte)
+    for value in header.values:
+        memory.write(base + value.gpa, value.size, value.value)
+
+
+def run(scenario: Scenario, emit: EventSink | None = None) -> list[Result]:
+    """Run a scenario and return the result of every op, ``init`` and ``teardown`` included.
+
+    Raises
+    ------
+    InputError
+        The scenario has an op that is not modelled yet.
+    """
+    return list(Runner(scenario, emit).results())
