@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to an offline page."),
-    "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
+    "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""

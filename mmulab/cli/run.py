@@ -1,0 +1,51 @@
+"""``mmulab run``: a scenario in the model, op by op."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from mmulab.conform.outcome import encode_outcome, outcome_str
+from mmulab.scenario.runner import Result, run
+from mmulab.scenario.text import read_scenario
+from mmulab.scenario.wording import event_text
+
+
+@click.command(name="run")
+@click.argument("file", metavar="FILE")
+@click.option("--events", is_flag=True, help="Print each op's events, worded as the kernel's trace.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead, one line an op.")
+def run_scenario(file: str, events: bool, as_json: bool) -> None:
+    """Run the scenario in FILE and print each op with its outcome.
+
+    The format is described in mmulab.scenario.text.
+    """
+    for result in run(read_scenario(file)):
+        for line in [json.dumps(_record(result))] if as_json else _lines(result, events):
+            click.echo(line)
+
+
+def _lines(result: Result, events: bool) -> Iterator[str]:
+    vcpu = f"@{result.op.vcpu:x} " if result.op.vcpu else ""
+    yield f"{result.index:4} {vcpu}{result.text}  ->  {outcome_str(encode_outcome(result.outcome))}"
+    if events:
+        for event in result.events:
+            yield f"         {event_text(event)}"
+
+
+def _record(result: Result) -> dict[str, Any]:
+    outcome = encode_outcome(result.outcome)
+    if "mmio" in outcome:
+        exits = outcome["mmio"]
+        outcome["mmio"] = [{"write": m.write, "gpa": m.gpa, "size": m.size, "value": m.value} for m in exits]
+    return {
+        "index": result.index,
+        "vcpu": result.op.vcpu,
+        "op": result.text,
+        "outcome": outcome,
+        "events": [{"event": type(e).__name__, **e._asdict()} for e in result.events],
+        "stats": result.stats,
+    }
