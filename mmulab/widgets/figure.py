@@ -197,7 +197,7 @@ def _figure(
         marks=list(marks),
         axes=list(axes),
         title=title,
-        legend_location="top-right",
+        legend_location="top-left",
         fig_margin={"top": 48, "bottom": 56, "left": left, "right": 32},
         layout={"width": f"{svg.width:.0f}px", "height": f"{max(svg.height, 240):.0f}px"},
     )

@@ -17,7 +17,7 @@ import pytest
 from tests.browser.png import pixels
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page, Request
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -59,6 +59,16 @@ class Picture:
         return self.width >= 50 and self.height >= 30 and self.ink > 0.002 and self.colors > 1
 
 
+def look(item: Locator) -> Picture:
+    """Return what can be seen of one element."""
+    title, box = item.get_attribute("aria-label") or "", item.bounding_box()
+    if box is None or not (box["width"] and box["height"]):
+        return Picture(title, 0, 0, 0.0, 0)
+    seen = pixels(item.screenshot()).reshape(-1, 3)
+    _, counts = np.unique(seen, axis=0, return_counts=True)
+    return Picture(title, box["width"], box["height"], 1 - int(counts.max()) / len(seen), len(counts))
+
+
 class OfflinePage:
     """A page opened from a file; everything that it wanted from elsewhere is in `complaints`."""
 
@@ -70,23 +80,13 @@ class OfflinePage:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(path.resolve().as_uri())
 
-    def _requested(self, request: object) -> None:
-        url = request.url  # type: ignore[attr-defined]
-        if not url.startswith(LOCAL):
-            self.complaints.append(url)
+    def _requested(self, request: Request) -> None:
+        if not request.url.startswith(LOCAL):
+            self.complaints.append(request.url)
 
     def pictures(self, selector: str = "main svg") -> list[Picture]:
         """Return what can be seen of every element that `selector` finds."""
-        return [self._picture(item) for item in self.page.locator(selector).all()]
-
-    def _picture(self, item: object) -> Picture:
-        title = item.get_attribute("aria-label") or ""  # type: ignore[attr-defined]
-        box = item.bounding_box()  # type: ignore[attr-defined]
-        if box is None or not (box["width"] and box["height"]):
-            return Picture(title, 0, 0, 0.0, 0)
-        seen = pixels(item.screenshot()).reshape(-1, 3)  # type: ignore[attr-defined]
-        _, counts = np.unique(seen, axis=0, return_counts=True)
-        return Picture(title, box["width"], box["height"], 1 - int(counts.max()) / len(seen), len(counts))
+        return [look(item) for item in self.page.locator(selector).all()]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from mmulab.errors import InputError
 from mmulab.lab.page import remote_references
+from mmulab.lab.provenance import digest
 from mmulab.lab.report import report
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ def test_layout(small_report: Path) -> None:
 def test_parameters_are_all_there(small_report: Path) -> None:
     written = json.loads((small_report / "small" / "parameters.json").read_text())
     assert written == {"count": 4, "shape": "square", "seed": 0}
+
+
+def test_provenance_names_what_was_read(small_report: Path) -> None:
+    written = json.loads((small_report / "small" / "provenance.json").read_text())
+    assert written["inputs"] == {"LICENSE": digest(SMALL.parents[3] / "LICENSE")}
+    assert written["repeat"] == "mmulab report --notebook small -p count 4 -p shape square -p seed 0"
 
 
 def test_index_leads_to_every_file(small_report: Path) -> None:
