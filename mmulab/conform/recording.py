@@ -39,7 +39,7 @@ HELPER_PREFIX = "~"
 """Before the name of an instruction that the VMM put in front of an op."""
 
 _PARAMS = {"kvm_amd.npt": "amd", "kvm_intel.ept": "intel"}
-QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {"amd": ("rmw_reads_first",), "intel": ()}
+QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {"amd": ("rmw_reads_first", "rsvd_without_p"), "intel": ()}
 """Quirks of the emulated processors that the recordings were made on."""
 
 _TRUTH = {"Y": 1, "N": 0}

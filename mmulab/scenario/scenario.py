@@ -101,7 +101,10 @@ The values are those of the machine of the AMD recordings. ``virt_bits`` of 57: 
 on Intel's client processors before 2019 (``override_cache_bits``, ``arch/x86/kernel/cpu/bugs.c``).
 """
 
-QUIRKS = {"rmw_reads_first": "XCHG and CMPXCHG8B report their access as a read before the write"}
+QUIRKS = {
+    "rmw_reads_first": "XCHG and CMPXCHG8B report their access as a read before the write",
+    "rsvd_without_p": "a page fault on a reserved bit has P=0 in its error code",
+}
 """Departures of an emulated processor from a real one, by name."""
 
 
