@@ -1,0 +1,62 @@
+"""``mmulab designs``: the role designs and child-role derivations that experiments choose from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from mmulab.kvm.design import DERIVATIONS, DESIGNS, RoleDesign
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def designs(as_json: bool) -> None:
+    """Show the role designs, each with the layout of its word, and the child-role derivations.
+
+    A design is chosen by its name or its id.
+    """
+    known = {
+        "designs": [_record(design) for design in DESIGNS.values()],
+        "derivations": {name: _summary(function) for name, function in DERIVATIONS.items()},
+    }
+    for line in [json.dumps(known)] if as_json else _lines(known):
+        click.echo(line)
+
+
+def _record(design: RoleDesign) -> dict[str, Any]:
+    shift = design.layout.shift
+    fields = [
+        {"name": name, "lowest_bit": shift[name], "width": design.layout.width_of(name)} for name in shift
+    ]
+    return {
+        "id": design.id,
+        "name": design.name,
+        "summary": design.summary,
+        "source": design.source,
+        "used_bits": design.layout.used_bits,
+        "width": design.layout.width,
+        "fields": fields,
+    }
+
+
+def _summary(function: object) -> str:
+    return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _lines(known: dict[str, Any]) -> Iterator[str]:
+    for design in known["designs"]:
+        bits = f"{design['used_bits']} of {design['width']} bits"
+        yield f"{design['id']:4} {design['name']:14} {bits:16} {design['summary']}"
+        yield f"     source: {design['source']}"
+        yield "     bits:   " + " ".join(map(_field, design["fields"]))
+    yield "child-role derivations:"
+    for name, summary in known["derivations"].items():
+        yield f"     {name:14} {summary}"
+
+
+def _field(field: dict[str, Any]) -> str:
+    low, width = field["lowest_bit"], field["width"]
+    return f"{field['name']}:{low}" + (f"-{low + width - 1}" if width > 1 else "")
