@@ -257,8 +257,8 @@ def _processor(vendor: str, params: dict[str, int]) -> dict[str, int]:
 
     The AMD machine is QEMU's TCG, without decode assists. The Intel ones are
     Bochs' broadwell_ult and, where there is PML, corei7_skylake_x: both have
-    the L1 terminal fault, and only on the first does Linux correct the number
-    of cache bits.
+    the L1 terminal fault, and only on the first does Linux take 44 cache bits
+    for granted (``override_cache_bits``, ``arch/x86/kernel/cpu/bugs.c``).
     """
     if vendor == "amd":
         return {"cache_bits": params["phys_bits"], "l1tf": 0, "decode_assists": 0}

@@ -54,8 +54,10 @@ def host_config(header: Header) -> HostConfig:
     return HostConfig(
         vendor=header.vendor,
         phys_bits=host["phys_bits"],
+        cache_bits=host["cache_bits"],
         tdp=bool(host[_TDP_PARAMETER[header.vendor]]),
         la57=host["virt_bits"] == _LA57_VIRT_BITS,
+        cache_bits=host["cache_bits"],
         **{name: bool(host[name]) for name in _KVM_PARAMETERS},
         **dict.fromkeys(header.quirks, True),
     )
