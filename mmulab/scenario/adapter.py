@@ -54,7 +54,6 @@ def host_config(header: Header) -> HostConfig:
     return HostConfig(
         vendor=header.vendor,
         phys_bits=host["phys_bits"],
-        cache_bits=host["cache_bits"],
         tdp=bool(host[_TDP_PARAMETER[header.vendor]]),
         la57=host["virt_bits"] == _LA57_VIRT_BITS,
         cache_bits=host["cache_bits"],
