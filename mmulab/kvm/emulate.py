@@ -24,7 +24,7 @@ from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
 from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
 from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
-from mmulab.x86.insn import WRITES_MEMORY, Instruction, Mnemonic
+from mmulab.x86.insn import WRITES_TABLES, Instruction, Mnemonic
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_RSVD_MASK,
@@ -157,7 +157,7 @@ def _retry_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruct
     """Whether to unprotect and retry, because this instruction is not one that writes tables."""
     last_eip, last_addr = vcpu.last_retry_eip, vcpu.last_retry_addr
     vcpu.last_retry_eip = vcpu.last_retry_addr = 0
-    if not kind.allow_retry or insn.mnemonic in WRITES_MEMORY:
+    if not kind.allow_retry or insn.mnemonic in WRITES_TABLES:
         return False
     if insn.rip == last_eip and last_addr == cr2:
         return False
@@ -282,9 +282,14 @@ def _cmpxchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value
 def _cmpxchg8b(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
     old = _read_for_write(vcpu, cr2, kind, insn)
     equal = old == insn.old
-    vcpu.emulation.result = old
+    vcpu.emulation.result = old & 0xFFFFFFFF
     vcpu.emulation.zf = int(equal)
     _write_memory(vcpu, cr2, kind, insn, insn.value if equal else old)
+
+
+def _add(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
+    old = _read_for_write(vcpu, cr2, kind, insn)
+    _write_memory(vcpu, cr2, kind, insn, (old + insn.value) & 0xFF)
 
 
 def _nop(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:
@@ -296,5 +301,6 @@ EXECUTE: dict[Mnemonic, Callable[[Vcpu, int, EmulationType, Instruction], None]]
     Mnemonic.STORE: _store,
     Mnemonic.XCHG: _xchg,
     Mnemonic.CMPXCHG8B: _cmpxchg8b,
+    Mnemonic.ADD: _add,
     Mnemonic.NOP: _nop,
 }

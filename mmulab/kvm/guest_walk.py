@@ -89,39 +89,44 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> Walk:
     assert paging is not None
     if emit is not None:
         emit(ev.kvm_mmu_pagetable_walk(addr, access & 0xFFFFFFFF))
-    pdptes = None
-    if paging.mode.root_level == PT32E_ROOT_LEVEL:
-        pdptes = vcpu.walk_mmu.pdptrs
-        if emit is not None:
+    pdptes = vcpu.walk_mmu.pdptrs if paging.mode.has_pdptes else None
+    write = bool(access & PFERR_WRITE_MASK)
+    while True:
+        if pdptes is not None and emit is not None:
             emit(ev.kvm_mmu_paging_element(pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL))
-    w = walk(
-        paging,
-        vcpu.cr3,
-        addr,
-        access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK),
-        _loader(vcpu, paging.mode.entry_bytes),
-        pdptes=pdptes,
-        not_smap=vcpu.ac and not access & PFERR_IMPLICIT_ACCESS,
-        pkru=vcpu.pkru,
-    )
-    if w.error is not None:
-        if emit is not None:
-            emit(ev.kvm_mmu_walker_error(w.error))
-        return w
-    write = access & PFERR_WRITE_MASK
-    if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
-        w.pte_access &= ~ACC_WRITE_MASK
-    if not w.ad_done:
-        update_accessed_dirty_bits(vcpu, mmu, w, write=bool(write))
-    return w
+        w = walk(
+            paging,
+            vcpu.cr3,
+            addr,
+            access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK),
+            _loader(vcpu, paging.mode.entry_bytes),
+            pdptes=pdptes,
+            not_smap=vcpu.ac and not access & PFERR_IMPLICIT_ACCESS,
+            pkru=vcpu.pkru,
+        )
+        if w.error is not None:
+            if emit is not None:
+                emit(ev.kvm_mmu_walker_error(w.error))
+            return w
+        if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
+            w.pte_access &= ~ACC_WRITE_MASK
+        if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, write=write):
+            return w
 
 
-def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) -> None:
-    """Set A in every entry used and D in the leaf of a write, from the root down."""
+def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) -> bool:
+    """Set A in every entry used and D in the leaf of a write, from the root down.
+
+    Returns
+    -------
+    bool
+        False if an entry is no longer what the walk read, so that the walk must
+        be repeated. A table that is used at two levels does that to itself.
+    """
     paging = mmu.paging
     assert paging is not None
     if not paging.have_ad:
-        return
+        return True
     emit = vcpu.kvm.emit
     width = paging.mode.entry_bytes
     for level in range(w.max_level, w.level - 1, -1):
@@ -134,9 +139,19 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) ->
             if emit is not None:
                 emit(ev.kvm_mmu_set_dirty_bit(w.entry_addr[level]))
             pte |= paging.dirty_mask
-        # A read-only slot keeps its entry as it is: then the bits were reported, not set.
-        if pte != old and kvm_write_guest(vcpu, w.entry_addr[level], width, pte):
-            w.ptes[level] = pte
+        # A read-only slot keeps its entry as it is: then the bits are reported, not set.
+        if pte == old or not _writable(vcpu, w.entry_addr[level]):
+            continue
+        if kvm_read_guest(vcpu, w.entry_addr[level], width) != old:
+            return False
+        kvm_write_guest(vcpu, w.entry_addr[level], width, pte)
+        w.ptes[level] = pte
+    return True
+
+
+def _writable(vcpu: Vcpu, gpa: int) -> bool:
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    return slot is not None and not slot.readonly
 
 
 def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> tuple[int | None, int]:

@@ -83,18 +83,19 @@ class SpteFormat:
         return self.accessed != 0
 
 
-def shadow_format(phys_bits: int, *, l1tf: bool) -> SpteFormat:
+def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
     """Return the format of shadow paging and NPT (``kvm_mmu_reset_all_pte_masks``).
 
     Parameters
     ----------
     phys_bits : int
         The host's physical-address width.
-    l1tf : bool
-        The processor has the L1 terminal fault, so MMIO entries set the five
-        highest address bits and move the gfn bits under them up.
+    cache_bits : int
+        Not 0: the processor has the L1 terminal fault and its L1 cache uses so
+        many address bits. MMIO entries set the five highest of them and keep
+        the gfn bits they take the place of five bits up.
     """
-    low = phys_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if l1tf else phys_bits
+    low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
     mmio = 1 << 51 | PT_PRESENT_MASK if phys_bits < 52 else 0
     return SpteFormat(
         present=PT_PRESENT_MASK,
@@ -110,7 +111,7 @@ def shadow_format(phys_bits: int, *, l1tf: bool) -> SpteFormat:
         mmio_value=mmio,
         mmio_mask=mmio,
         mmio_access=ACC_WRITE_MASK | ACC_USER_MASK,
-        nonpresent_or_rsvd=rsvd_bits(low, phys_bits - 1) if l1tf else 0,
+        nonpresent_or_rsvd=rsvd_bits(low, cache_bits - 1) if cache_bits else 0,
         nonpresent_or_rsvd_lower_gfn=rsvd_bits(12, low - 1),
     )
 

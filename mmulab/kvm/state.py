@@ -382,8 +382,6 @@ class KvmConfig:
         kvm_intel's ``eptad`` and ``pml``.
     la57 : bool
         The host runs with 5-level paging.
-    l1tf : bool
-        The host's processor has the L1 terminal fault.
     gbpages : bool
         The host's processor has 1 GiB pages.
     decode_assists : bool

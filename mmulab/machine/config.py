@@ -26,14 +26,18 @@ class HostConfig:
     la57 : bool
         The host runs with 5-level paging.
     l1tf : bool
-        The processor has the L1 terminal fault; so have Intel's without the
-        fix, and MMIO sptes look different then.
+        The processor has the L1 terminal fault; MMIO sptes look different then.
+    cache_bits : int
+        Physical-address bits of its L1 cache. Linux takes 44 for Intel's client
+        processors up to Broadwell (``override_cache_bits``).
     decode_assists : bool
         The processor tells KVM the operands of intercepted instructions, so
         that they need not be emulated. Intel's always does (VMX).
     rmw_reads_first : bool
         Quirk of an emulated processor (QEMU TCG): XCHG and CMPXCHG8B report
         their access as a read before the write. A real one reports a write.
+    rsvd_without_p : bool
+        Quirk of the same: a fault on a reserved bit has P=0.
     """
 
     vendor: str = "amd"
@@ -48,8 +52,10 @@ class HostConfig:
     pml: bool = False
     la57: bool = False
     l1tf: bool = False
+    cache_bits: int = 40
     decode_assists: bool = False
     rmw_reads_first: bool = False
+    rsvd_without_p: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ emulates the instruction or gives the fault to the guest.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.context import kvm_mmu_create
@@ -18,16 +21,19 @@ from mmulab.kvm.memory_region import (
     kvm_unmap_hva_range,
 )
 from mmulab.kvm.pte_write import emulator_write_phys
+from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.spte import shadow_format
 from mmulab.kvm.state import Kvm, KvmConfig, KvmMemslot, Vcpu
-from mmulab.kvm.x86 import set_sregs
+from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.op import Op, Outcome, OutcomeKind
+from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
 from mmulab.machine.stubs import instruction_of
 from mmulab.memory.host import FRAME_BYTES, HostMemory
+from mmulab.x86.paging import PROCESSOR
 from mmulab.x86.regs import CpuModel
 
 HUGE = 1 << 21
@@ -47,7 +53,7 @@ class Machine:
     ----------
     memory : HostMemory
     kvm : Kvm
-    host_cpu : CpuModel
+    processor : Processor
         The processor that the guest really runs on.
     """
 
@@ -61,7 +67,10 @@ class Machine:
             table_frames=config.table_frames,
             align=HUGE,
         )
-        self.host_cpu = CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits)
+        self.processor = Processor(
+            CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits),
+            replace(PROCESSOR, rsvd_sets_p=not host.rsvd_without_p),
+        )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
         for _ in range(config.vcpus):
@@ -114,8 +123,8 @@ class Machine:
                 | ops.Sysenter()
             ):
                 mode, insn = instruction_of(op, self.config.stubs)
-                cs_l = not (isinstance(op, ops.WriteCr) and op.compat)
-                return Execution(self, vcpu, mode).run(insn, cs_l=cs_l)
+                compat = isinstance(op, ops.WriteCr) and op.compat
+                return Execution(self, vcpu, mode).run(insn, cs_l=is_long_mode(vcpu) and not compat)
         return self._execute_host(op, vcpu)
 
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
@@ -141,10 +150,20 @@ class Machine:
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
                 set_sregs(vcpu, cr0, cr3, cr4, efer)
             case ops.Teardown():
-                kvm_mmu_zap_all(self.kvm)
+                self._teardown()
             case _:
                 raise NotImplementedError(f"the op {type(op).__name__} is not modelled yet")
         return Outcome(OutcomeKind.HOST, result=result, dirty=dirty)
+
+    def _teardown(self) -> None:
+        """Destroy the VM: all pages are zapped, then the vCPUs let go of their roots."""
+        if self.emit is not None:
+            self.emit(ev.kvm_unmap_hva_range())  # the process's last mappings, none of a slot
+        kvm_mmu_zap_all(self.kvm)
+        for vcpu in self.kvm.vcpus:
+            kvm_mmu_unload(vcpu)  # kvm_unload_vcpu_mmus
+        for vcpu in self.kvm.vcpus:
+            kvm_mmu_unload(vcpu)  # kvm_mmu_destroy
 
     def _backing_frame(self, gpa: int) -> int:
         return self.memory.backing + (gpa >> 12)
@@ -173,14 +192,24 @@ class Machine:
         return 0
 
     def _invalidate_hva(self, gpa: int, length: int) -> None:
-        """The host takes write permission from a range, gives it back and writes each page.
+        """The VMM takes write permission from a range (``mprotect``) and gives it back.
 
-        Each of the three is an invalidation. A huge page that the range cuts is
-        split by the first, as a whole.
+        Each of the two invalidates the range. Before the first, the mapping is
+        split at both ends, which invalidates the 2 MiB around an end inside one
+        (``vma_adjust_trans_huge``, Linux 6.1 ``mm/huge_memory.c``) and leaves
+        4 KiB pages where there was a huge one.
         """
         first = self._backing_frame(gpa)
         last = self._backing_frame(gpa + length - 1)
-        for _ in range(3):
+        lowest = self.memory.backing
+        for edge in (first, last + 1):
+            block = edge & ~511
+            if edge & 511 and block >= lowest:
+                if self.config.thp:
+                    self.memory.split_huge[block >> 9] = None
+                kvm_unmap_hva_range(self.kvm, block, block + 511)
+            lowest = first
+        for _ in range(2):
             kvm_unmap_hva_range(self.kvm, first, last)
 
     def slot_configs(self) -> tuple[SlotConfig, ...]:
@@ -202,7 +231,7 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
         design=config.design,
-        spte_format=shadow_format(host.phys_bits, l1tf=host.l1tf),
+        spte_format=shadow_format(host.phys_bits, cache_bits=host.cache_bits if host.l1tf else 0),
         tdp=host.tdp,
         tdp_mmu=host.tdp_mmu,
         eager_page_split=host.eager_page_split,

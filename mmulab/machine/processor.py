@@ -5,9 +5,11 @@ It knows nothing of shadow pages. It has a root, control registers and frames.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mmulab.kvm.state import Vcpu
 from mmulab.x86.mode import PAGING_PAE, is_canonical, paging_mode
-from mmulab.x86.paging import PROCESSOR, Paging, make_paging
+from mmulab.x86.paging import PROCESSOR, Paging, Walker, make_paging
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -26,7 +28,22 @@ from mmulab.x86.walk import Walk, walk
 _GUEST_CR4 = X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
 
 
-def host_paging(vcpu: Vcpu, host: CpuModel) -> Paging:
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """The processor that the guest really runs on.
+
+    Attributes
+    ----------
+    cpu : CpuModel
+    walker : Walker
+        Its walk, with the quirks of an emulated one.
+    """
+
+    cpu: CpuModel
+    walker: Walker = PROCESSOR
+
+
+def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
     """Return the configuration the processor runs the guest with on shadow tables.
 
     Paging, write protection, PAE and NX are always on, whatever the guest has;
@@ -39,10 +56,10 @@ def host_paging(vcpu: Vcpu, host: CpuModel) -> Paging:
         efer |= EFER_LMA | EFER_LME
         if level == 5:
             cr4 |= X86_CR4_LA57
-    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host, PROCESSOR)
+    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
 
 
-def host_walk(vcpu: Vcpu, host: CpuModel, va: int, pfec: int, *, explicit: bool = True) -> Walk:
+def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool = True) -> Walk:
     """Walk the tables in use as the processor does, setting A and D.
 
     Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmulab import events as ev
+from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.exits import handle_instruction, kvm_handle_page_fault, trace_page_fault_exit
 from mmulab.kvm.inject import GP_VECTOR
@@ -13,7 +14,7 @@ from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import guest_canonical, host_walk
 from mmulab.machine.stubs import delivery_accesses, handler_rip
-from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic
+from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Execution:
         if vcpu.cpl == 3 and not implicit:
             pfec |= PFERR_USER_MASK
         explicit = not implicit and self.mode is not Mode.IMPLICIT
-        w = host_walk(vcpu, self.machine.host_cpu, va, pfec, explicit=explicit)
+        w = host_walk(vcpu, self.machine.processor, va, pfec, explicit=explicit)
         if w.error is None:
             return w.pa
         self._page_fault_exit(va, w.error)
@@ -152,7 +153,8 @@ class Execution:
         if insn.rip is not None:
             if not guest_canonical(vcpu, insn.rip):
                 return self._raise(GP_VECTOR, 0)
-            self._access(insn.rip, PFERR_FETCH_MASK)
+            self._decode(self._access(insn.rip, PFERR_FETCH_MASK))
+            insn = self.insn
         if insn.mnemonic in PRIVILEGED:
             if vcpu.cpl == 3:
                 return self._raise(GP_VECTOR, 0)
@@ -163,6 +165,23 @@ class Execution:
                 return self._raise(GP_VECTOR, 0)
             self._data(outcome)
         return self._finish(outcome, stepped=True)
+
+    def _decode(self, hpa: int) -> None:
+        """Take the instruction that really lies at a target page.
+
+        Such pages are filled with NOPs, but the guest may have used one as a
+        table and cleared it, or the page may be another one than it was.
+        """
+        insn = self.insn
+        if insn.mnemonic is not Mnemonic.NOP or insn.target is not None or insn.rip is None:
+            return
+        code = bytes(self.machine.memory.bytes[hpa : min(hpa + 4, (hpa | 0xFFF) + 1)])
+        found = decode(insn.rip, code)
+        if found is None:
+            raise InputError(
+                f"instruction at {insn.rip:#x}: bytes {code.hex()} are not modelled; put a NOP (90) there"
+            )
+        self.insn = found
 
     def _data(self, outcome: Outcome) -> None:
         """Perform the instruction's memory operand."""
@@ -181,7 +200,11 @@ class Execution:
             outcome.rax = old
         if insn.mnemonic is Mnemonic.CMPXCHG8B:
             outcome.zf = int(old == insn.old)
+            outcome.rax = old & 0xFFFFFFFF
             value = insn.value if outcome.zf else old
+        elif insn.mnemonic is Mnemonic.ADD:
+            outcome.rax = insn.value
+            value = (old + insn.value) & 0xFF
         if writes:
             for hpa, size, shift in pieces:
                 memory.write(hpa, size, value >> shift & ((1 << 8 * size) - 1))
@@ -211,7 +234,8 @@ class Execution:
         """Advance RIP. The VMM single-steps, so an instruction the processor executed ends in a #DB."""
         insn, emit = self.insn, self.machine.emit
         if insn.rip is not None:
-            outcome.rip = self.vcpu.rip = insn.rip + len(insn.code)
+            outcome.rip = insn.rip + len(insn.code) if insn.target is None else insn.target
+            self.vcpu.rip = outcome.rip
             if stepped and emit is not None:
                 emit(ev.kvm_exit("db", outcome.rip))
         return outcome
@@ -276,4 +300,5 @@ class Execution:
 
     def _exception_outcome(self, vector: int, error_code: int | None, rip: int | None) -> Outcome:
         cr2 = self.vcpu.cr2 if vector == PF_VECTOR else None
-        return Outcome(OutcomeKind.EXC, rip=rip, vector=vector, error_code=error_code, cr2=cr2)
+        zf = 0 if self.insn.mnemonic is Mnemonic.CMPXCHG8B else None
+        return Outcome(OutcomeKind.EXC, rip=rip, vector=vector, error_code=error_code, cr2=cr2, zf=zf)

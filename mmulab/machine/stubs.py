@@ -64,9 +64,12 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
         case ops.Nop():
             return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (10, "90")))
         case ops.Sysexit():
-            return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (12, "0f35")))
+            target, _ = _at(stubs, Mode.USER, (10, "90"))
+            return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (12, "0f35")), target=target)
         case ops.Sysenter():
-            return Mode.USER, Instruction(Mnemonic.NOP, *_at(stubs, Mode.USER, (13, "0f34")))
+            target, _ = _at(stubs, s, (10, "90"))
+            where = _at(stubs, Mode.USER, (13, "0f34"))
+            return Mode.USER, Instruction(Mnemonic.NOP, *where, target=target)
     raise TypeError(f"{type(op).__name__} is not an instruction")
 
 

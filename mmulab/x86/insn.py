@@ -22,10 +22,12 @@ class Mnemonic(Enum):
     WRMSR = "wrmsr"
     INVLPG = "invlpg"
     OUT = "out"
+    ADD = "add to memory"
 
 
-WRITES_MEMORY = (Mnemonic.STORE, Mnemonic.XCHG, Mnemonic.CMPXCHG8B)
-"""Also the ones the kernel's emulator marks as usual for page tables (``PageTable``)."""
+WRITES_TABLES = (Mnemonic.STORE, Mnemonic.XCHG, Mnemonic.CMPXCHG8B)
+"""What the kernel's emulator marks as usual for writing page tables (``PageTable``)."""
+WRITES_MEMORY = (*WRITES_TABLES, Mnemonic.ADD)
 TOUCHES_MEMORY = (Mnemonic.LOAD, *WRITES_MEMORY)
 
 
@@ -48,6 +50,8 @@ class Instruction:
         Expected value of ``cmpxchg8b``.
     register : int
         Number of the control register, or of the MSR.
+    target : int or None
+        Where a jump leads.
     """
 
     mnemonic: Mnemonic
@@ -58,3 +62,27 @@ class Instruction:
     value: int = 0
     old: int = 0
     register: int = 0
+    target: int | None = None
+
+
+ENCODINGS: dict[bytes, tuple[Mnemonic, int]] = {
+    b"\x90": (Mnemonic.NOP, 0),
+    b"\x00\x00": (Mnemonic.ADD, 1),
+    b"\x87\x03": (Mnemonic.XCHG, 4),
+    b"\x88\x03": (Mnemonic.STORE, 1),
+    b"\x89\x03": (Mnemonic.STORE, 4),
+    b"\x8a\x03": (Mnemonic.LOAD, 1),
+    b"\x8b\x03": (Mnemonic.LOAD, 4),
+    b"\x48\x89\x03": (Mnemonic.STORE, 8),
+    b"\x48\x8b\x03": (Mnemonic.LOAD, 8),
+}
+"""Instructions with an operand at (RAX) or (RBX), by their bytes: mnemonic and operand size."""
+
+
+def decode(rip: int, code: bytes) -> Instruction | None:
+    """Decode the bytes at `rip`, with RAX = RBX = 0; None if the encoding is not known here."""
+    for length in range(1, 4):
+        known = ENCODINGS.get(code[:length])
+        if known is not None:
+            return Instruction(known[0], rip, code[:length], size=known[1])
+    return None

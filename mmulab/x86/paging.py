@@ -24,6 +24,7 @@ from mmulab.x86.pferr import (
     ACC_USER_MASK,
     ACC_WRITE_MASK,
     PFERR_FETCH_MASK,
+    PFERR_PRESENT_MASK,
     PFERR_RSVD_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
@@ -61,12 +62,16 @@ class Walker:
         Without SMEP, a processor reports a fetch in the error code only if
         EFER.NX and CR4.PAE are both set (SDM 3, 4.7; APM 2, 8.4.2). KVM asks
         for EFER.NX alone (``FNAME(walk_addr_generic)``, ``paging_tmpl.h``).
+    rsvd_sets_p : bool
+        A fault on a reserved bit reports P too (SDM 3, 4.7). QEMU's emulated
+        processors leave it out.
     """
 
     name: str
     sets_ad: bool
     pse36_bits: int | None
     fetch_needs_pae: bool = True
+    rsvd_sets_p: bool = True
 
 
 PROCESSOR = Walker("processor", True, None)
@@ -96,6 +101,8 @@ class Paging:
     wp, pke : bool
     have_ad, sets_ad : bool
         The format has A/D bits; this walker sets them as it goes.
+    rsvd_error : int
+        Error-code bits of a fault on a reserved bit.
     pse36_mask : int
         Bits of a 4 MiB PDE, from bit 13, that hold physical address bits from 32.
     pdpte_rsvd : int
@@ -113,6 +120,7 @@ class Paging:
     sets_ad: bool
     pse36_mask: int
     pdpte_rsvd: int
+    rsvd_error: int
     have_ad: bool = True
     present_mask: int = PT_PRESENT_MASK
     accessed_mask: int = PT_ACCESSED_MASK
@@ -200,6 +208,7 @@ def make_paging(cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker = P
         sets_ad=walker.sets_ad,
         pse36_mask=rsvd_bits(13, 12 + pse36) if mode.name == "32" else 0,
         pdpte_rsvd=pdpte_reserved(cpu),
+        rsvd_error=PFERR_RSVD_MASK | (PFERR_PRESENT_MASK if walker.rsvd_sets_p else 0),
     )
 
 

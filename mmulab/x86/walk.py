@@ -161,7 +161,7 @@ def walk(
         if pdpte is None or not pdpte & PT_PRESENT_MASK:
             return _fault(w, paging, 0)
         if pdptes is None and pdpte & paging.pdpte_rsvd:
-            return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
+            return _fault(w, paging, paging.rsvd_error)
         entry = pdpte
         level -= 1
     w.max_level = level
@@ -185,7 +185,7 @@ def walk(
         if not entry & paging.present_mask:
             return _fault(w, paging, 0)
         if entry & rsvd[entry >> 7 & 1][level]:
-            return _fault(w, paging, PFERR_RSVD_MASK | PFERR_PRESENT_MASK)
+            return _fault(w, paging, paging.rsvd_error)
         if level == 1 or entry & paging.page_size_mask[level]:
             break
         if entry & accessed != accessed:
