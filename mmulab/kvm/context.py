@@ -11,7 +11,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
 from __future__ import annotations
 
 from mmulab.kvm.role import CpuRole, RoleFacts
-from mmulab.kvm.state import Kvm, Mmu, Vcpu
+from mmulab.kvm.state import Kvm, Mmu, Request, Vcpu
 from mmulab.x86.paging import KVM_WALK, make_paging
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -113,6 +113,9 @@ def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:
     """Add a vCPU with its contexts; without TDP a page for PAE's four roots goes with it."""
     vcpu = Vcpu(kvm, len(kvm.vcpus), cpu)
     kvm.vcpus.append(vcpu)
+    if kvm.config.vendor == "intel":
+        # Its VMCS is new on its processor, so stale contexts are flushed (vmx_vcpu_load_vmcs).
+        vcpu.requests |= Request.TLB_FLUSH
     if not kvm.config.tdp:
         vcpu.root_mmu.pae_root = kvm.memory.alloc_frame()
     return vcpu

@@ -295,7 +295,11 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             return False
         if vcpu.exception is not None:
             _trace_injection(vcpu, reinject)
-        if vcpu.mmu.root_hpa != INVALID_PAGE or kvm_mmu_load(vcpu):
+            reinject = True
+        if vcpu.mmu.root_hpa == INVALID_PAGE:
+            kvm_mmu_load(vcpu)
+        # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).
+        if not vcpu.requests and vcpu.mmu.root_hpa != INVALID_PAGE:
             return True
 
 
