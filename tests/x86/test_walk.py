@@ -199,6 +199,12 @@ def test_reserved_bits_of_a_pdpte_count_where_it_comes_from_memory(bit: int) -> 
     assert run(paging_of(PAGING_PAE), tables, 0x1234, READ).error == 9
 
 
+def test_pdpte_registers_were_checked_when_they_were_loaded() -> None:
+    tables = tables_of(PAGING_PAE, 0x1234, entries_of(PAGING_PAE))
+    pdptes = [P | 1 << 5 | 0x102 << 12] * 4
+    assert run(paging_of(PAGING_PAE), tables, 0x1234, READ, pdptes=pdptes).error is None
+
+
 def test_the_walk_sets_no_bit_in_a_pdpte_and_takes_no_rights_from_it() -> None:
     tables = tables_of(PAGING_PAE, 0x1234, entries_of(PAGING_PAE, leaf=PAGE | P | W | U))
     before = dict(tables.memory)
