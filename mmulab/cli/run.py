@@ -29,8 +29,7 @@ def run_scenario(file: str, events: bool, as_json: bool) -> None:
 
 
 def _lines(result: Result, events: bool) -> Iterator[str]:
-    vcpu = f"@{result.op.vcpu:x} " if result.op.vcpu else ""
-    yield f"{result.index:4} {vcpu}{result.text}  ->  {outcome_str(encode_outcome(result.outcome))}"
+    yield f"{result.index:4} {result.text}  ->  {outcome_str(encode_outcome(result.outcome))}"
     if events:
         for event in result.events:
             yield f"         {event_text(event)}"

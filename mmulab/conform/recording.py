@@ -135,10 +135,10 @@ def read_lines(path: Path) -> list[str]:
         elif path.suffix == ".gz":
             data = gzip.decompress(data)
         text = data.decode("ascii")
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
+        raise InputError(f"{path}: not a whole {path.suffix} file ({error}); copy it again") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a whole {path.suffix} file ({error}); copy it again") from error
     return text.splitlines()
 
 

@@ -199,6 +199,8 @@ class ScenarioBuilder:
     def map(self, gva: int, gpa: int, flags: int = _TABLE, level: int = 1) -> ScenarioBuilder:
         """Map a page in the first root's tables; missing ones are taken from :data:`FIRST_TABLE` on.
 
+        Below the first entry of the root lie the helper tables, which all roots share.
+
         Parameters
         ----------
         gva, gpa : int

@@ -280,5 +280,9 @@ def op_name(op: ops.Op) -> str:
 
 def format_step(step: Step) -> str:
     """Write a step with its vCPU (if not 0) and its condition."""
-    prefix = f"@{step.op.vcpu:x} " if step.op.vcpu else ""
-    return f"{prefix}{step.when}{format_op(step.op)}"
+    return f"{vcpu_prefix(step.op)}{step.when}{format_op(step.op)}"
+
+
+def vcpu_prefix(op: ops.Op) -> str:
+    """Return what names an op's vCPU in front of it: nothing for vCPU 0."""
+    return f"@{op.vcpu:x} " if op.vcpu else ""

@@ -17,7 +17,7 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.grammar import Step, format_step, op_name
+from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
 from mmulab.scenario.helpers import helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
 from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
@@ -117,7 +117,10 @@ class Runner:
         self.scenario = scenario
         self._sink = emit
         self._events: list[Event] = []
-        self.machine = Machine(machine_config(scenario), self._keep)
+        try:
+            self.machine = Machine(machine_config(scenario), self._keep)
+        except InputError as error:
+            raise InputError(f"{scenario.source}: {error}") from error
         self._cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header)
 
@@ -129,14 +132,17 @@ class Runner:
     def results(self) -> Iterator[Result]:
         """Execute the scenario and yield the result of each op, in order."""
         header = self.scenario.header
-        yield self._execute(INIT, "init", ops.SetSregs(**header.regs._asdict()))
+        for vcpu in self.machine.kvm.vcpus:
+            init = ops.SetSregs(vcpu=vcpu.id, **header.regs._asdict())
+            yield self._execute(INIT, f"{vcpu_prefix(init)}init", init)
         for index, step in enumerate(self.scenario.steps):
             if step.when == "!":  # no vCPU is in L2
                 continue
             self._fix_pdptes(header)
             helper = self._change_cpl(step)
             if helper is not None:
-                yield self._execute(index, f"~{type(helper).__name__.lower()}", helper)
+                name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
+                yield self._execute(index, name, helper)
             result = self._execute(index, format_step(step), step.op)
             yield result
             if result.outcome.kind is OutcomeKind.SHUTDOWN:
@@ -198,6 +204,6 @@ def run(scenario: Scenario, emit: EventSink | None = None) -> list[Result]:
     Raises
     ------
     InputError
-        The scenario has an op that is not modelled yet.
+        The scenario has an op, or a host, that is not modelled yet.
     """
     return list(Runner(scenario, emit).results())

@@ -1,0 +1,78 @@
+"""Events as the kernel's trace prints them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmulab import events as ev
+from mmulab.scenario.runner import run
+from mmulab.scenario.text import read_scenario
+from mmulab.scenario.wording import event_text
+
+EXAMPLE = Path(__file__).parent / "examples/first_fault.mmu"
+ROLE = 0x3711
+PAGE = (0x20, ROLE, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (ev.kvm_mmu_pagetable_walk(0x40000000, 0x16), "addr 40000000 pferr 16 W|U|F"),
+        (ev.kvm_mmu_paging_element(0x20067, 2), "pte 20067 level 2"),
+        (ev.kvm_mmu_walker_error(0xD), "pferr d P|U|RSVD"),
+        (
+            ev.kvm_mmu_get_page(*PAGE, unsync=False, created=True),
+            "sp gen 1 gfn 20 l1 4-byte q0 wux nxe ad [wp] root 2 sync new",
+        ),
+        (
+            ev.kvm_mmu_prepare_zap_page(0x20, ROLE & ~0x3000 | 0x800, 0, 0, unsync=True),
+            "sp gen 0 gfn 20 l1 4-byte q0 wux invalid !nxe ad root 0 unsync",
+        ),
+        (
+            ev.kvm_mmu_set_spte(0x100, 0x8300A25, 1, 0x7008, r=True, x=True, u=1),
+            "gfn 100 spte 8300a25 (r-xu) level 1 at 7008",
+        ),
+        (
+            ev.kvm_mmu_set_spte(0x100, 0x8300A27, 1, 0x7008, r=True, x=False, u=-1),
+            "gfn 100 spte 8300a27 (rw-) level 1 at 7008",
+        ),
+        (
+            ev.fast_page_fault(0x1000, 7, -1, 0, 0, 3),
+            "gva 1000 error_code P|W|U sptep (null) old 0x0 new 0 spurious 0 fixed 0",
+        ),
+        (
+            ev.fast_page_fault(0x1000, 7, 0x6010, 0x5, 0x7, 4),
+            "gva 1000 error_code P|W|U sptep 6010 old 0x5 new 7 spurious 0 fixed 1",
+        ),
+        (ev.check_mmio_spte(0x17, 4, 2), "spte 17 kvm_gen 4 spte-gen 2 valid 0"),
+        (ev.mark_mmio_spte(0x6010, 0x2000, 7, 2), "sptep:6010 gfn 2000 access 7 gen 2"),
+        (ev.handle_mmio_page_fault(0, 0x2000, 6), "addr:0 gfn 2000 access 6"),
+        (ev.kvm_mmu_zap_all_fast(1, 0x24), "kvm-mmu-valid-gen 1 used_pages 24"),
+        (
+            ev.kvm_exit("pf", 0x1800, error_code=0x10, address=0x1800),
+            "reason pf rip 0x1800 address 0x1800 error_code 0x10",
+        ),
+        (ev.kvm_page_fault(0x1800, 0x40000000, 2), "rip 0x1800 address 0x0000000040000000 error_code 0x2"),
+        (ev.kvm_inj_exception(14, 7, reinjected=True), "#PF (0x7) [reinjected]"),
+        (ev.kvm_inj_exception(6, None, reinjected=False), "#UD"),
+        (ev.kvm_emulate_insn(0x1810, 2, "8903", failed=False), "0:1810:89 03"),
+        (ev.kvm_mmio("write", 4, 0x3000008), "mmio write len 4 gpa 0x3000008"),
+        (ev.kvm_msr(True, 0xC0000080, 0x500, False), "msr_write c0000080 = 0x500"),
+        (ev.kvm_cr(True, 4, 0xA0), "cr_write 4 = 0xa0"),
+        (ev.kvm_mmu_new_pgd(0x10000), "new_pgd 10000"),
+    ],
+)
+def test_wordings(event: ev.Event, text: str) -> None:
+    assert event_text(event) == f"{type(event).__name__}: {text}"
+
+
+def test_an_event_without_fields_is_its_name() -> None:
+    assert event_text(ev.kvm_mmu_load()) == "kvm_mmu_load"
+
+
+def test_every_event_of_a_run_is_one_line() -> None:
+    for result in run(read_scenario(EXAMPLE)):
+        for event in result.events:
+            assert "\n" not in event_text(event)
