@@ -159,9 +159,7 @@ def _exit_codec(info: str, vectoring: str) -> EventCodec:
 
 
 _COMMON = (
-    EventCodec(
-        "walk", ev.kvm_mmu_pagetable_walk, (_Key("addr", "addr", HEX), _Key("err", "pferr", PFERR))
-    ),
+    EventCodec("walk", ev.kvm_mmu_pagetable_walk, (_Key("addr", "addr", HEX), _Key("err", "pferr", PFERR))),
     EventCodec("pte", ev.kvm_mmu_paging_element, (_Key("v", "pte", HEX), _Key("l", "level", INT))),
     EventCodec("set_accessed", ev.kvm_mmu_set_accessed_bit, (_Key("gpa", "gpa", HEX),)),
     EventCodec("set_dirty", ev.kvm_mmu_set_dirty_bit, (_Key("gpa", "gpa", HEX),)),
@@ -356,9 +354,7 @@ def canonical(event: ev.Event, frames: FrameMap) -> ev.Event:
     """Bring a model's event to the form of a decoded recorded one."""
     kind = type(event)
     if kind is ev.kvm_mmu_set_spte:
-        return event._replace(
-            spte=frames.spte(event.spte), sptep=event.sptep & 0xFFF, u=int(event.u > 0)
-        )
+        return event._replace(spte=frames.spte(event.spte), sptep=event.sptep & 0xFFF, u=int(event.u > 0))
     if kind is ev.kvm_tdp_mmu_spte_changed:
         return event._replace(old_spte=frames.spte(event.old_spte), new_spte=frames.spte(event.new_spte))
     if kind is ev.drop_spte:

@@ -173,9 +173,7 @@ FORMS: dict[str, Form] = {
 }
 """Every op of the language by its name."""
 
-_NAMES = {
-    (form.type, tuple(sorted(form.fixed.items()))): name for name, form in FORMS.items()
-}
+_NAMES = {(form.type, tuple(sorted(form.fixed.items()))): name for name, form in FORMS.items()}
 
 
 class Step(NamedTuple):
@@ -245,9 +243,7 @@ def usage(name: str) -> str:
     'xc MODE GVA'
     """
     form = FORMS[name]
-    names = [
-        f"[{a.name}]" if f == "size" and form.size is not None else a.name for f, a in form.args.items()
-    ]
+    names = [f"[{a.name}]" if f == "size" and form.size is not None else a.name for f, a in form.args.items()]
     return " ".join([name, *names])
 
 

@@ -140,9 +140,9 @@ def test_frames_of_a_machine_get_their_canonical_numbers() -> None:
 def test_canonical_events_name_no_host_address() -> None:
     frames = FrameMap(backing=0x8200, backing_frames=0x100)
     present, mmio = 0x8210E67, 0x8000002000017
-    assert canonical(ev.kvm_mmu_set_spte(0x10, present, 1, 0x7010, True, True, -1), frames) == ev.kvm_mmu_set_spte(
-        0x10, 0x10E67, 1, 0x10, True, True, 0
-    )
+    assert canonical(
+        ev.kvm_mmu_set_spte(0x10, present, 1, 0x7010, True, True, -1), frames
+    ) == ev.kvm_mmu_set_spte(0x10, 0x10E67, 1, 0x10, True, True, 0)
     assert canonical(ev.drop_spte(0x7FF8, present), frames) == ev.drop_spte(0xFF8, 0x10E67)
     assert canonical(ev.drop_spte(0x7FF8, mmio), frames).old_spte == mmio
     assert canonical(ev.fast_page_fault(0, 0, -1, 0, 0, 3), frames).sptep == 0

@@ -46,9 +46,13 @@ def test_the_model_agrees_with_the_kernel(recording: Recording, level: Level) ->
     result = compare(recording, level)
     assert result.difference is None
     assert result.agrees
-    assert (result.ops_agree, result.events_agree) == (result.ops, result.events) == (
-        len(recording.ops),
-        sum(len(level.events(op.events)) for op in recording.ops),
+    assert (
+        (result.ops_agree, result.events_agree)
+        == (result.ops, result.events)
+        == (
+            len(recording.ops),
+            sum(len(level.events(op.events)) for op in recording.ops),
+        )
     )
 
 

@@ -47,12 +47,22 @@ from mmulab.machine.op import Mmio, Outcome, OutcomeKind
             {"out": "host", "ret": 0, "dirty": "1,10"},
             "host ret=0 dirty=1,10",
         ),
-        (Outcome(OutcomeKind.HOST, result=0, dirty=[]), {"out": "host", "ret": 0, "dirty": ""}, "host ret=0 dirty="),
-        (Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1), {"out": "internal_error", "sub": 1}, "internal_error sub=1"),
+        (
+            Outcome(OutcomeKind.HOST, result=0, dirty=[]),
+            {"out": "host", "ret": 0, "dirty": ""},
+            "host ret=0 dirty=",
+        ),
+        (
+            Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1),
+            {"out": "internal_error", "sub": 1},
+            "internal_error sub=1",
+        ),
         (Outcome(OutcomeKind.SHUTDOWN), {"out": "shutdown"}, "shutdown"),
     ],
 )
-def test_a_models_outcome_has_the_recorded_form(outcome: Outcome, record: dict[str, object], text: str) -> None:
+def test_a_models_outcome_has_the_recorded_form(
+    outcome: Outcome, record: dict[str, object], text: str
+) -> None:
     decoded = decode_outcome(record)
     assert encode_outcome(outcome) == decoded
     assert outcome_str(decoded) == text

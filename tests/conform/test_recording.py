@@ -32,7 +32,12 @@ def write(path: Path, lines: list[str]) -> Path:
 def test_a_recording_has_its_header_ops_and_steps(root: Path) -> None:
     recording = read_recording(root / f"data/conformance/{NAME}.jsonl.xz")
     header = recording.scenario.header
-    assert (header.vendor, header.mode, header.regs.cr3, header.backing_bytes) == ("amd", "pae", 0x10000, 1 << 24)
+    assert (header.vendor, header.mode, header.regs.cr3, header.backing_bytes) == (
+        "amd",
+        "pae",
+        0x10000,
+        1 << 24,
+    )
     assert (header.host["npt"], header.host["virt_bits"], header.cpuid["maxphyaddr"]) == (0, 57, 40)
     assert header.quirks == ("rmw_reads_first", "rsvd_without_p")
     assert (recording.ops[0].text, recording.ops[0].index, recording.ops[0].line) == ("init", -1, 2)
@@ -49,7 +54,11 @@ def test_the_intel_processors_are_told_apart(root: Path) -> None:
         folder: read_recording(root / f"data/conformance/{folder}/mmio-64.jsonl.xz").scenario.header
         for folder in ("intel-sh", "ept0", "ept0-pml")
     }
-    assert {name: h.host["cache_bits"] for name, h in hosts.items()} == {"intel-sh": 44, "ept0": 44, "ept0-pml": 40}
+    assert {name: h.host["cache_bits"] for name, h in hosts.items()} == {
+        "intel-sh": 44,
+        "ept0": 44,
+        "ept0-pml": 40,
+    }
     assert {name: h.host["ept"] for name, h in hosts.items()} == {"intel-sh": 0, "ept0": 1, "ept0-pml": 1}
     assert all(h.quirks == () and h.host["l1tf"] for h in hosts.values())
 
@@ -76,7 +85,11 @@ def test_folders_and_folders_of_folders_are_found_in_order(lines: list[str], tmp
     (tmp_path / "a/helpers.json").write_text("{}")
     (tmp_path / "a/PROVENANCE.md").write_text("")
     assert [p.stem for p in find_recordings([str(tmp_path)])] == ["3", "1", "2"]
-    assert [p.stem for p in find_recordings([str(tmp_path / "b"), str(tmp_path / "a/3.jsonl")])] == ["1", "2", "3"]
+    assert [p.stem for p in find_recordings([str(tmp_path / "b"), str(tmp_path / "a/3.jsonl")])] == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def _header(change: Callable[[dict[str, Any]], object]) -> Callable[[list[str]], list[str]]:
@@ -113,8 +126,14 @@ def _op(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[li
         (_op(5, lambda r: r.update(op="fly 5")), "line 6: unknown op 'fly', expected one of rd"),
         (_op(5, lambda r: r.update(op="rd u 4 zz")), "line 6: GVA is 'zz', expected a hexadecimal number"),
         (_op(5, lambda r: r.pop("out")), "line 6: not an op as a recording holds it: KeyError('out')"),
-        (_op(5, lambda r: r["ev"].append({"e": "odd"})), "line 6: not an op as a recording holds it: KeyError('odd')"),
-        (_op(5, lambda r: r["ev"].append({"e": "pte", "v": "0x1"})), "line 6: not an op as a recording holds it"),
+        (
+            _op(5, lambda r: r["ev"].append({"e": "odd"})),
+            "line 6: not an op as a recording holds it: KeyError('odd')",
+        ),
+        (
+            _op(5, lambda r: r["ev"].append({"e": "pte", "v": "0x1"})),
+            "line 6: not an op as a recording holds it",
+        ),
         (lambda lines: lines[:-1], "the file is cut, expected a last line"),
         (lambda lines: lines[:1], "line 1: the file is cut, expected a last line"),
         (lambda lines: [*lines[:-3], lines[-3][:40]], "expected a JSON object: "),

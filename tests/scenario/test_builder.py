@@ -59,7 +59,9 @@ def test_helper_tables_of_a_mode_are_those_of_its_recordings(root: Path) -> None
         assert ours[0x10, 0] == theirs[0x10, 0]
 
 
-@pytest.mark.parametrize(("mode", "gva"), [("32", 0x40003000), ("pae", 0xC0003000), ("64", 1 << 46), ("57", 1 << 55)])
+@pytest.mark.parametrize(
+    ("mode", "gva"), [("32", 0x40003000), ("pae", 0xC0003000), ("64", 1 << 46), ("57", 1 << 55)]
+)
 def test_map_makes_tables_that_the_guest_can_use(mode: str, gva: int) -> None:
     b = ScenarioBuilder(mode).root(0x10000).map(gva, 0x300000).map(gva + 0x1000, 0x301000)
     b.op(f"wr u {gva:x} 12345678").op(ops.Read(mode=Mode.USER, size=4, gva=gva)).op("hw 4 301000 77")
@@ -107,7 +109,10 @@ def test_slots_default_to_the_whole_backing() -> None:
         (lambda: ScenarioBuilder("32").value(4, 0x10002, 0), "GPA is 10002, expected a multiple of 4"),
         (lambda: ScenarioBuilder("32").value(4, 0, 1 << 32), "VAL is 100000000, expected 0 to ffffffff"),
         (lambda: ScenarioBuilder("32").fill(0xFFF000, 0x1001, 0), "LEN is 1001, expected 1 to 1000"),
-        (lambda: ScenarioBuilder("32").slot(0, 0, 0x1000).slot(0, 0x5000, 0x1000), "ID is 0, expected one that"),
+        (
+            lambda: ScenarioBuilder("32").slot(0, 0, 0x1000).slot(0, 0x5000, 0x1000),
+            "ID is 0, expected one that",
+        ),
         (lambda: ScenarioBuilder("32").slot(0, 0, 0x2000).slot(1, 0x1000, 0x1000), "overlap another slot"),
         (lambda: ScenarioBuilder("32").slot(0, 0, 0x1000, 0, 0x1000000), "OFFSET is 1000000, expected 0 to"),
         (lambda: ScenarioBuilder("32").pdptfix(0x10010), "GPA is 10010, expected a multiple of 20"),

@@ -51,7 +51,14 @@ def test_the_example_sets_up_a_page_for_reading_and_makes_it_writable() -> None:
 
 
 def test_in_pae_paging_the_guest_changes_its_privilege_itself() -> None:
-    b = builder("pae").op(f"rd s {GVA:x}").op(f"rd u {GVA:x}").op(f"wr u {GVA:x} 1").op("nop").op(f"rd s {GVA:x}")
+    b = (
+        builder("pae")
+        .op(f"rd s {GVA:x}")
+        .op(f"rd u {GVA:x}")
+        .op(f"wr u {GVA:x} 1")
+        .op("nop")
+        .op(f"rd s {GVA:x}")
+    )
     rd_s, rd_u, wr_u = f"rd s 4 {GVA:x}", f"rd u 4 {GVA:x}", f"wr u 4 {GVA:x} 1"
     assert texts(b) == ["init", rd_s, "~sysexit", rd_u, wr_u, "~sysenter", "nop", rd_s, "teardown"]
 
@@ -136,7 +143,7 @@ def test_a_host_not_modelled_is_refused_with_the_file() -> None:
 def test_the_machine_knows_what_the_runner_lets_through(name: str) -> None:
     """Each op of the language either runs or is listed as not modelled, never both."""
     form = FORMS[name]
-    values = {field: 0 for field in form.args} | dict(form.fixed)
+    values = dict.fromkeys(form.args, 0) | dict(form.fixed)
     values |= {k: v for k, v in {"mode": Mode.SUPERVISOR, "size": 8, "count": 0x40}.items() if k in values}
     if name == "slot":
         values |= {"id": 1, "gpa": 0x2000000, "size": 0x1000}

@@ -87,7 +87,9 @@ def test_reading_and_writing_the_text_gives_it_back(scenario: Scenario) -> None:
     assert format_scenario(parse_scenario(text)) == text
 
 
-@pytest.mark.parametrize("name", ["sh/os-pae-00", "intel-sh/fuzz-64-thp-04", "nested48/nested-roots-64", "tdp0/mode-switch"])
+@pytest.mark.parametrize(
+    "name", ["sh/os-pae-00", "intel-sh/fuzz-64-thp-04", "nested48/nested-roots-64", "tdp0/mode-switch"]
+)
 def test_a_recordings_scenario_survives_as_text(root: Path, name: str, tmp_path: Path) -> None:
     scenario = read_recording(root / f"data/conformance/{name}.jsonl.xz").scenario
     write_scenario(scenario, tmp_path / "s.mmu")

@@ -1,0 +1,109 @@
+"""``mmulab conform`` as a user runs it: lines, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+GOOD = "data/conformance/sh/basic-32.jsonl.xz"
+
+
+@pytest.fixture
+def good(root: Path) -> Path:
+    """A recording with which the model agrees."""
+    return root / GOOD
+
+
+@pytest.fixture
+def bad(good: Path, tmp_path: Path) -> Path:
+    """The same recording with one value read changed."""
+    lines = lzma.decompress(good.read_bytes()).decode().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"rax":"0x90909090"' in line)
+    lines[at] = lines[at].replace('"rax":"0x90909090"', '"rax":"0x12"')
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_agreement_is_one_line_and_exit_code_0(command: CommandLine, good: Path) -> None:
+    done = command("conform", good)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line == "conform: level=mmu scenarios 1/1 ops 17/17 events 61/61"
+
+
+def test_each_level_and_several_paths(command: CommandLine, root: Path, good: Path) -> None:
+    other = root / "data/conformance/intel-sh/nonpaging-thp.jsonl.xz"
+    lasts = [
+        command("conform", good, other, "--level", level, "--jobs", "2")
+        for level in ("outcome", "mmu", "full")
+    ]
+    assert [done.returncode for done in lasts] == [0, 0, 0]
+    events = [done.stdout.splitlines()[-1].rpartition("/")[2] for done in lasts]
+    assert [int(count) for count in events] == sorted(int(count) for count in events)
+    assert events[0] == "0"
+    assert all("scenarios 2/2" in done.stdout for done in lasts)
+
+
+def test_a_difference_is_named_and_exits_with_1(command: CommandLine, good: Path, bad: Path) -> None:
+    done = command("conform", bad, good, "--jobs", "1")
+    assert done.returncode == 1
+    first, last = done.stdout.splitlines()
+    assert first.startswith(f"{bad}: line 3: op 0 ")
+    assert "outcome: recorded ok rip=1802 rax=12, model ok rip=1802 rax=90909090" in first
+    assert last.startswith("conform: level=mmu scenarios 1/2 ops 33/34 ")
+
+
+def test_explain_shows_the_op_and_the_state(command: CommandLine, bad: Path) -> None:
+    done = command("conform", bad, "--explain")
+    assert done.returncode == 1
+    for part in (
+        "first difference: line 3, op 0, outcome",
+        "guest walk of 40000000",
+        "shadow path of 40000000",
+    ):
+        assert part in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("conform: ")
+
+
+def test_explain_is_limited(command: CommandLine, bad: Path) -> None:
+    twice = [command("conform", bad, bad, "--explain", *limit).stdout for limit in ((), ("--limit", "2"))]
+    assert [text.count("first difference") for text in twice] == [1, 2]
+
+
+def test_json_has_the_same_numbers(command: CommandLine, good: Path, bad: Path) -> None:
+    done = command("conform", good, bad, "--json")
+    assert done.returncode == 1
+    answer = json.loads(done.stdout)
+    assert answer["level"] == "mmu"
+    assert answer["scenarios"] == {"agree": 1, "total": 2}
+    assert answer["ops"] == {"agree": 33, "total": 34}
+    assert [r["agrees"] for r in answer["recordings"]] == [True, False]
+    assert answer["recordings"][0]["difference"] is None
+    assert "rax=12" in answer["recordings"][1]["difference"]
+
+
+def test_a_scenario_beyond_the_model_is_named(command: CommandLine, root: Path) -> None:
+    done = command("conform", root / "data/conformance/nested-ept/ept-vpid-ad.jsonl.xz")
+    assert done.returncode == 1
+    first, last = done.stdout.splitlines()
+    assert first.endswith("line 4: the op vmxon is not modelled yet")
+    assert "scenarios 0/1 ops 0/" in last
+
+
+def test_bad_input_exits_with_2_and_one_line(command: CommandLine, good: Path, tmp_path: Path) -> None:
+    lines = lzma.decompress(good.read_bytes()).decode().splitlines()
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("\n".join(lines[:5]) + "\n")
+    assert (
+        command.error("conform", cut) == f'{cut}: line 5: the file is cut, expected a last line {{"end":..}}'
+    )
+    assert command.error("conform", cut, good, "--jobs", "2").startswith(f"{cut}: line 5: ")
+    assert command.error("conform", tmp_path / "none").endswith("no such file or folder")
+    assert "Invalid value for '--level'" in command.error("conform", good, "--level", "some")

@@ -1,0 +1,63 @@
+"""``mmulab run`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import CommandLine
+
+EXAMPLE = "tests/scenario/examples/first_fault.mmu"
+
+
+def test_each_op_is_a_line_with_its_outcome(command: CommandLine, root: Path) -> None:
+    done = command("run", root / EXAMPLE)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "  -1 init  ->  host",
+        "   0 rd u 4 40000000  ->  ok rip=2802 rax=90909090",
+        "   1 wr u 4 40000008 1  ->  ok rip=2812 rax=1",
+        "   2 teardown  ->  host",
+    ]
+
+
+def test_events_are_worded_as_the_kernels_trace(command: CommandLine, root: Path) -> None:
+    lines = [line.strip() for line in command("run", root / EXAMPLE, "--events").stdout.splitlines()]
+    write = next(i for i, line in enumerate(lines) if line.startswith("1 wr u"))
+    assert lines[write + 3 : write + 7] == [
+        "kvm_mmu_pagetable_walk: addr 40000008 pferr 7 P|W|U",
+        "kvm_mmu_paging_element: pte 20067 level 2",
+        "kvm_mmu_paging_element: pte 100027 level 1",
+        "kvm_mmu_set_dirty_bit: gpa 20000",
+    ]
+
+
+def test_json_is_one_object_an_op(command: CommandLine, root: Path) -> None:
+    records = [json.loads(line) for line in command("run", root / EXAMPLE, "--json").stdout.splitlines()]
+    assert [(r["index"], r["op"]) for r in records] == [
+        (-1, "init"),
+        (0, "rd u 4 40000000"),
+        (1, "wr u 4 40000008 1"),
+        (2, "teardown"),
+    ]
+    assert records[2]["outcome"] == {"out": "ok", "rip": 0x2812, "rax": 1}
+    assert {"event": "kvm_mmu_set_dirty_bit", "gpa": 0x20000} in records[2]["events"]
+    assert records[2]["stats"]["pf_taken"] == 1
+
+
+def test_mmio_in_json(command: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "mmio.mmu"
+    path.write_text("mmulab-scenario 1\nmode np\nops\nwr s 5000000 7\nend\n")
+    records = [json.loads(line) for line in command("run", path, "--json").stdout.splitlines()]
+    assert records[1]["outcome"]["mmio"] == [{"write": True, "gpa": 0x5000000, "size": 4, "value": 7}]
+
+
+def test_bad_input_exits_with_2_and_one_line(command: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "s.mmu"
+    path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\nfly\nend\n")
+    assert command.error("run", path).startswith(f"{path}: line 5: unknown op 'fly', expected one of rd ")
+    path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\nsmm on\nend\n")
+    assert command.error("run", path) == f"{path}: line 5: the op smm is not modelled yet"
+    path.write_text("mmulab-scenario 1\nmode 64\nhost amd npt=1\nops\nnop\nend\n")
+    assert command.error("run", path).startswith(f"{path}: host: ")
+    assert "No such file" in command.error("run", tmp_path / "none.mmu")

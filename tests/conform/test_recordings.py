@@ -1,0 +1,34 @@
+"""The model against the kernel: whole recordings, event for event, at level full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmulab.conform.compare import Level, compare
+from mmulab.conform.explain import explain
+from mmulab.conform.recording import find_recordings, read_recording, scenario_name
+
+DATA = Path(__file__).resolve().parents[2] / "data/conformance"
+FOLDERS = {"sh": 143, "intel-sh": 86}
+"""Folders with whose recordings the model agrees, and how many each has."""
+
+
+def _paths() -> list[Path]:
+    return find_recordings([str(DATA / folder) for folder in FOLDERS])
+
+
+@pytest.mark.parametrize("path", _paths(), ids=lambda path: f"{path.parent.name}/{scenario_name(path)}")
+def test_the_model_reports_what_the_kernel_reported(path: Path) -> None:
+    recording = read_recording(path)
+    comparison = compare(recording, Level.FULL)
+    if not comparison.agrees:
+        pytest.fail(comparison.problem or explain(recording, Level.FULL, comparison), pytrace=False)
+    assert comparison.ops_agree == comparison.ops > 2
+    assert comparison.events_agree == comparison.events > 0
+
+
+def test_the_folders_are_whole() -> None:
+    assert {f: len(find_recordings([str(DATA / f)])) for f in FOLDERS} == FOLDERS
+    assert len(find_recordings([str(DATA)])) == 542
