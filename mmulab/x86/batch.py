@@ -198,6 +198,7 @@ def _walk_all(
 _NO_WORDS = np.empty(0, np.uint64)
 _NO_STAMPS = np.empty(0, np.uint32)
 
+
 @lru_cache(maxsize=256)
 def _compiled_form(paging: Paging) -> tuple[Any, ...]:
     """Return `levels`, `permissions`, `geometry` and `masks` of a paging configuration."""

@@ -97,9 +97,7 @@ class Processor:
         self._vector = vector
         self._uc.emu_stop()
 
-    def _left_memory(
-        self, uc: object, kind: int, address: int, size: int, value: int, _data: object
-    ) -> bool:
+    def _left_memory(self, uc: object, kind: int, address: int, size: int, value: int, _data: object) -> bool:
         self._pa = address
         return False
 

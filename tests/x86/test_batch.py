@@ -138,9 +138,7 @@ def test_pdpte_registers_are_used_unchecked() -> None:
         frames[registers.cr3 >> 12] = memory.frames[registers.cr3 >> 12] = 0
         wanted = [as_row(walk_python(world, paging, memory, access, pdptes)) for access in accesses]
         va, pfec, not_smap = columns(accesses)
-        pa, errors = walk_each(
-            frames, paging, registers.cr3, va, pfec, not_smap=not_smap, pdptes=pdptes
-        )
+        pa, errors = walk_each(frames, paging, registers.cr3, va, pfec, not_smap=not_smap, pdptes=pdptes)
         assert list(zip(pa.tolist(), errors.tolist(), strict=True)) == wanted
         assert np.array_equal(frames, memory.frames)
         assert (errors == NO_FAULT).any()

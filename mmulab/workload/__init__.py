@@ -1,0 +1,1 @@
+"""Workloads: snapshots and streams of real guests, and builders of guests."""
