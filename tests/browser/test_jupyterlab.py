@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,9 +51,21 @@ def server(tmp_path: Path) -> Iterator[str]:
         assert process.stderr is not None
         found = next(filter(None, map(ADDRESS.search, process.stderr)), None)
         assert found, "the server ended without saying its address"
-        yield f"{found[1]}/lab/tree/{NOTEBOOK.name}{found[2]}&reset"
+        _wait_until_it_listens(process, int(found[1].rpartition(":")[2]))
+        yield f"{found[1]}/lab/tree/{NOTEBOOK.name}{found[2]}"
         process.terminate()
         process.communicate()
+
+
+def _wait_until_it_listens(process: subprocess.Popen[str], port: int) -> None:
+    """Wait out the moment between the address in the log and the open port."""
+    while process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+    pytest.fail(f"the server ended with {process.returncode}")
 
 
 @pytest.fixture
@@ -68,6 +82,7 @@ def test_interactive_figures_show(page: Page, server: str) -> None:
     here = (*LOCAL, server.partition("/lab/")[0])
     page.on("request", lambda request: None if request.url.startswith(here) else remote.append(request.url))
     page.goto(server, timeout=PATIENCE)
+    page.locator(".jp-Notebook").wait_for(timeout=PATIENCE)
     page.evaluate(WATCH_KERNEL)
     page.wait_for_function("window.samples >= 4", timeout=PATIENCE)
     page.get_by_role("menuitem", name="Run", exact=True).click()
