@@ -250,6 +250,25 @@ def test_a_reserved_bit_stops_the_walk_at_its_level() -> None:
     assert [a >> 12 for a in tables.stored] == [0x104]
 
 
+def test_a_walker_may_leave_p_out_of_reserved_faults() -> None:
+    va = 0x1234_5678
+    without_p = replace(PROCESSOR, rsvd_sets_p=False)
+    for walker, code in ((PROCESSOR, 9), (KVM_WALK, 9), (without_p, 8)):
+        tables = tables_of(PAGING_4LEVEL, va, entries_of(PAGING_4LEVEL, leaf=PAGE | P | 1 << 45))
+        assert run(paging_of(PAGING_4LEVEL, walker=walker), tables, va, READ).error == code
+
+
+@pytest.mark.parametrize("bit", range(13, 21))
+def test_kvm_takes_four_bits_of_pse36_where_the_processor_takes_eight(bit: int) -> None:
+    va = 0x1214_5678
+    tables = tables_of(PAGING_32, va, {2: 0xC040_0000 | P | W | U | A | PS | 1 << bit})
+    pa = 0xC040_0000 | va & 0x3F_FFFF | 1 << 32 + bit - 13
+    w = run(paging_of(PAGING_32), tables, va, READ)
+    assert (w.error, w.pa) == (None, pa)
+    w = run(paging_of(PAGING_32, walker=KVM_WALK), tables, va, READ)
+    assert (w.error, w.pa) == ((None, pa) if bit < 17 else (9, -1))
+
+
 @pytest.mark.parametrize(("vendor", "error"), [("amd", 9), ("intel", None)])
 def test_bit_8_of_a_pml4e_is_reserved_by_vendor(vendor: str, error: int | None) -> None:
     va = 0x1234_5678
