@@ -39,7 +39,10 @@ HELPER_PREFIX = "~"
 """Before the name of an instruction that the VMM put in front of an op."""
 
 _PARAMS = {"kvm_amd.npt": "amd", "kvm_intel.ept": "intel"}
-QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {"amd": ("rmw_reads_first", "rsvd_without_p"), "intel": ()}
+QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {
+    "amd": ("rmw_reads_first", "rsvd_without_p", "marks_pdptes"),
+    "intel": (),
+}
 """Quirks of the emulated processors that the recordings were made on."""
 
 _TRUTH = {"Y": 1, "N": 0}
@@ -232,6 +235,9 @@ class _Header:
             if name in HOST_DEFAULTS:  # the others change nothing that the model has
                 params[name] = _TRUTH[value] if value in _TRUTH else int(value)
         params |= _processor(vendor, params)
+        quirks = QUIRKS_BY_VENDOR[vendor]
+        if "model" in self.record:  # a recording of the model itself says all
+            params, quirks = self.record["model"]["host"], tuple(self.record["model"]["quirks"])
         return Header(
             vendor=vendor,
             mode=str(self._get("mode")),
@@ -248,7 +254,7 @@ class _Header:
             pdptfix=tuple(int(gpa, 16) for gpa in self.record.get("pdptfix", ())),
             cpuid={**CPUID_DEFAULTS, **self._get("cpuid")},
             host={**HOST_DEFAULTS, **params},
-            quirks=QUIRKS_BY_VENDOR[vendor],
+            quirks=quirks,
         )
 
 
@@ -263,4 +269,9 @@ def _processor(vendor: str, params: dict[str, int]) -> dict[str, int]:
     if vendor == "amd":
         return {"cache_bits": params["phys_bits"], "l1tf": 0, "decode_assists": 0}
     cache_bits = params["phys_bits"] if params["pml"] else max(44, params["phys_bits"])
-    return {"cache_bits": cache_bits, "l1tf": 1, "decode_assists": 1}
+    return {
+        "cache_bits": cache_bits,
+        "l1tf": 1,
+        "decode_assists": 1,
+        "ept_advanced_info": params["pml"],
+    }

@@ -87,9 +87,59 @@ def kvm_init_mmu(vcpu: Vcpu) -> None:
     because KVM itself uses NX (``kvm_init_shadow_mmu``).
     """
     cpu_role = kvm_calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, smm=vcpu.smm, guest_mode=False)
+    if vcpu.kvm.config.tdp:
+        init_kvm_tdp_mmu(vcpu, cpu_role)
+        return
     facts = base_facts(cpu_role)
     facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
     shadow_mmu_init_context(vcpu, vcpu.root_mmu, cpu_role, facts)
+
+
+def kvm_mmu_get_tdp_level(vcpu: Vcpu) -> int:
+    """Return the levels of two-dimensional paging's tables.
+
+    AMD's have the host's; Intel's five only if the guest's addresses need them.
+    """
+    config = vcpu.kvm.config
+    if config.vendor == "amd":
+        return 5 if config.la57 else 4
+    return 5 if config.la57 and vcpu.cpu.maxphyaddr > 48 else 4
+
+
+def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
+    """Configure ``root_mmu`` as a direct map of guest-physical memory."""
+    mmu, kvm = vcpu.root_mmu, vcpu.kvm
+    facts = base_facts(CpuRole(access=cpu_role.access, smm=cpu_role.smm, guest_mode=cpu_role.guest_mode))
+    facts = facts._replace(
+        level=kvm_mmu_get_tdp_level(vcpu),
+        direct=True,
+        cr0_wp=True,
+        efer_nx=True,
+        ad_disabled=not kvm.fmt.ad_enabled,
+    )
+    root_role = kvm.config.design.pack(facts, cpu_role)
+    if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
+        return
+    _set_roles(vcpu, mmu, cpu_role, root_role, facts)
+    mmu.kind = "tdp"
+
+
+def kvm_mmu_refresh_passthrough_bits(vcpu: Vcpu, mmu: Mmu) -> None:
+    """Follow CR0.WP, which a guest on two-dimensional paging may change without an exit."""
+    wp = int(bool(vcpu.cr0 & X86_CR0_WP))
+    if vcpu.kvm.config.tdp and mmu is not vcpu.guest_mmu and mmu.cpu_role.cr0_wp != wp:
+        if mmu.cpu_role.level:
+            mmu.cpu_role = mmu.cpu_role._replace(cr0_wp=wp)
+            mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+
+
+def _set_roles(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, root_role: int, facts: RoleFacts) -> None:
+    mmu.cpu_role = cpu_role
+    mmu.root_role = root_role
+    mmu.root_facts = facts
+    mmu.root_level = facts.level
+    mmu.direct = facts.direct
+    mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
 
 
 def shadow_mmu_init_context(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: RoleFacts) -> None:
@@ -97,16 +147,11 @@ def shadow_mmu_init_context(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: Role
     root_role = vcpu.kvm.config.design.pack(facts, cpu_role)
     if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
         return
-    mmu.cpu_role = cpu_role
-    mmu.root_role = root_role
-    mmu.root_facts = facts
-    mmu.root_level = facts.level
-    mmu.direct = facts.direct
+    _set_roles(vcpu, mmu, cpu_role, root_role, facts)
     if not cpu_role.level:
         mmu.kind = "nonpaging"
     else:
         mmu.kind = "paging32" if cpu_role.has_4_byte_gpte else "paging64"
-    mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
 
 
 def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:

@@ -16,6 +16,7 @@ from mmulab.kvm.fault import (
     kvm_faultin_pfn,
     page_fault_handle_page_track,
 )
+from mmulab.kvm.page_track import account_huge_nx_page
 from mmulab.kvm.prefetch import direct_pte_prefetch
 from mmulab.kvm.set_spte import (
     PageFault,
@@ -35,6 +36,7 @@ from mmulab.kvm.spte import (
     restore_acc_track_spte,
 )
 from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
 from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
@@ -43,6 +45,11 @@ from mmulab.x86.pferr import ACC_ALL
 def nonpaging_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     """Handle a fault of a guest without paging; its tables are PAE's, so 2 MiB is the most."""
     fault.max_level = 2
+    return direct_page_fault(vcpu, fault)
+
+
+def kvm_tdp_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Handle a fault of two-dimensional paging."""
     return direct_page_fault(vcpu, fault)
 
 
@@ -61,11 +68,12 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     ret = handle_abnormal_pfn(vcpu, fault, ACC_ALL)
     if ret != RetPf.CONTINUE:
         return ret
-    if not make_mmu_pages_available(vcpu):
+    tdp_mmu = fault.is_tdp and vcpu.kvm.config.uses_tdp_mmu
+    if not tdp_mmu and not make_mmu_pages_available(vcpu):
         raise RuntimeError("no shadow page can be made available (-ENOSPC)")
     if is_page_fault_stale(vcpu):
         return RetPf.RETRY
-    return direct_map(vcpu, fault)
+    return kvm_tdp_mmu_map(vcpu, fault) if tdp_mmu else direct_map(vcpu, fault)
 
 
 def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
@@ -83,6 +91,8 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL)
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
+            if fault.is_tdp and fault.huge_page_disallowed and fault.req_level >= it.level:
+                account_huge_nx_page(kvm, sp)
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, ACC_ALL, base_gfn, fault.pfn, fault)

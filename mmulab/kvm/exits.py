@@ -10,6 +10,8 @@ Source: Linux 6.1 ``arch/x86/kvm/svm/svm.c`` (``emulate_on_interception``,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mmulab import events as ev
 from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
@@ -19,8 +21,30 @@ from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
+from mmulab.x86.ept import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_READ,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_NX,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_GVA_USER,
+    EPT_VIOLATION_GVA_WRITABLE,
+    EPT_VIOLATION_RWX_SHIFT,
+)
 from mmulab.x86.insn import Instruction, Mnemonic
-from mmulab.x86.pferr import PFERR_USER_MASK
+from mmulab.x86.pferr import (
+    ACC_EXEC_MASK,
+    ACC_USER_MASK,
+    ACC_WRITE_MASK,
+    PFERR_FETCH_MASK,
+    PFERR_GUEST_FINAL_MASK,
+    PFERR_GUEST_PAGE_MASK,
+    PFERR_PRESENT_MASK,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+)
 from mmulab.x86.regs import (
     X86_CR0_CD,
     X86_CR0_NW,
@@ -118,6 +142,8 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
     """Return the exit that the instruction causes, None if the processor just executes it."""
     rip = insn.rip or 0
     intel = vcpu.kvm.config.vendor == "intel"
+    if vcpu.kvm.config.tdp and (insn.mnemonic is Mnemonic.INVLPG or _is_cr3_load(insn)):
+        return None
     if insn.mnemonic is Mnemonic.INVLPG:
         return ev.kvm_exit("invlpg", rip, qualification=insn.gva if intel else None)
     if insn.mnemonic is Mnemonic.WRMSR:
@@ -129,6 +155,98 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
         return ev.kvm_exit("cr", rip, qualification=insn.register) if exits else None
     reason = _svm_cr_reason(vcpu, insn)
     return None if reason is None else ev.kvm_exit(reason, rip)
+
+
+def handle_nested_page_fault(
+    vcpu: Vcpu, fault: NestedExit, insn: Instruction, *, idt_vectoring: int | None
+) -> Verdict:
+    """Handle an NPT fault, an EPT violation or an EPT misconfiguration."""
+    emit = vcpu.kvm.emit
+    if vcpu.kvm.config.vendor == "amd":
+        where = PFERR_GUEST_FINAL_MASK if fault.final else PFERR_GUEST_PAGE_MASK
+        code = fault.error_code | where
+        if emit is not None:
+            emit(
+                ev.kvm_exit(
+                    "npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring
+                )
+            )
+            emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
+        return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn)
+    if fault.error_code & PFERR_RSVD_MASK:
+        if emit is not None:
+            emit(ev.kvm_exit("ept_misconfig", vcpu.rip, idt_vectoring=idt_vectoring))
+        return kvm_mmu_page_fault(vcpu, fault.gpa, PFERR_RSVD_MASK, insn)
+    qualification = fault.qualification()
+    if emit is not None:
+        emit(
+            ev.kvm_exit(
+                "ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring
+            )
+        )
+        emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
+    return kvm_mmu_page_fault(vcpu, fault.gpa, _ept_error_code(qualification), insn)
+
+
+@dataclass(frozen=True, slots=True)
+class NestedExit:
+    """What the processor tells of a fault in the nested tables.
+
+    Attributes
+    ----------
+    gpa : int
+    error_code : int
+        In page-fault form.
+    kind : int
+        The access: W, U (a read, for EPT) and F bits.
+    final : bool
+    rwx : int
+        Rights of the nested entries used.
+    linear : bool
+        The access was for a linear address.
+    guest_access : int or None
+        Rights of that address by the guest's tables, if the processor tells them.
+    """
+
+    gpa: int
+    error_code: int
+    kind: int
+    final: bool
+    rwx: int
+    linear: bool = True
+    guest_access: int | None = None
+
+    def qualification(self) -> int:
+        """Return the exit qualification of an EPT violation (SDM 3, table 28-7).
+
+        An access to a guest table while EPT has A/D bits counts as read and write.
+        """
+        qual = self.rwx << EPT_VIOLATION_RWX_SHIFT
+        qual |= EPT_VIOLATION_GVA_IS_VALID if self.linear else 0
+        if self.kind & PFERR_USER_MASK:
+            qual |= EPT_VIOLATION_ACC_READ
+        if self.kind & PFERR_WRITE_MASK:
+            qual |= EPT_VIOLATION_ACC_WRITE
+        if self.kind & PFERR_FETCH_MASK:
+            qual |= EPT_VIOLATION_ACC_INSTR
+        if not self.final:
+            return qual
+        access = self.guest_access
+        if access is not None:
+            qual |= EPT_VIOLATION_GVA_USER if access & ACC_USER_MASK else 0
+            qual |= EPT_VIOLATION_GVA_WRITABLE if access & ACC_WRITE_MASK else 0
+            qual |= 0 if access & ACC_EXEC_MASK else EPT_VIOLATION_GVA_NX
+        return qual | EPT_VIOLATION_GVA_TRANSLATED
+
+
+def _ept_error_code(qualification: int) -> int:
+    """Turn an exit qualification into page-fault form (``handle_ept_violation``)."""
+    code = PFERR_USER_MASK if qualification & EPT_VIOLATION_ACC_READ else 0
+    code |= PFERR_WRITE_MASK if qualification & EPT_VIOLATION_ACC_WRITE else 0
+    code |= PFERR_FETCH_MASK if qualification & EPT_VIOLATION_ACC_INSTR else 0
+    code |= PFERR_PRESENT_MASK if qualification & 7 << EPT_VIOLATION_RWX_SHIFT else 0
+    translated = qualification & EPT_VIOLATION_GVA_TRANSLATED
+    return code | (PFERR_GUEST_FINAL_MASK if translated else PFERR_GUEST_PAGE_MASK)
 
 
 def _svm_cr_reason(vcpu: Vcpu, insn: Instruction) -> str | None:
@@ -146,14 +264,20 @@ def _svm_cr_reason(vcpu: Vcpu, insn: Instruction) -> str | None:
     return "cr0_sel_write" if (insn.value ^ vcpu.cr0) & ~_CR0_SELECTIVE else None
 
 
+def _is_cr3_load(insn: Instruction) -> bool:
+    return insn.mnemonic is Mnemonic.MOV_CR and insn.register == 3
+
+
 def _vmx_cr_exits(vcpu: Vcpu, insn: Instruction) -> bool:
-    """Whether a MOV to CR changes a bit that the host owns (SDM 3, 26.6.8); CR3 always exits."""
+    """Whether a MOV to CR changes a bit that the host owns (SDM 3, 26.6.8); CR3 always exits.
+
+    With EPT the guest owns CR0.WP and CR4.PGE too.
+    """
+    tdp = vcpu.kvm.config.tdp
     if insn.register == 0:
-        return bool((insn.value ^ vcpu.cr0) & ~X86_CR0_TS)
+        return bool((insn.value ^ vcpu.cr0) & ~(X86_CR0_TS | (X86_CR0_WP if tdp else 0)))
     if insn.register == 4:
-        owned = KVM_POSSIBLE_CR4_GUEST_BITS
-        if not vcpu.kvm.config.tdp:
-            owned &= ~X86_CR4_PGE
+        owned = KVM_POSSIBLE_CR4_GUEST_BITS & ~(0 if tdp else X86_CR4_PGE)
         return bool((insn.value ^ vcpu.cr4) & ~owned)
     return True
 

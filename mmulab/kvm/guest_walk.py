@@ -10,6 +10,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(walk_addr_generic)
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.state import Mmu, Vcpu, vcpu_memslots
 from mmulab.x86.pferr import (
@@ -85,6 +86,7 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> Walk:
     """
     kvm = vcpu.kvm
     emit = kvm.emit
+    kvm_mmu_refresh_passthrough_bits(vcpu, mmu)
     paging = mmu.paging
     assert paging is not None
     if emit is not None:

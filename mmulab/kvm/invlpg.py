@@ -7,10 +7,10 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(invlpg)``), ``mmu.
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
-from mmulab.kvm.rmap import kvm_flush_remote_tlbs
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import INVALID_PAGE, Mmu, Vcpu, spte_index, sptep_to_sp

@@ -9,21 +9,31 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     gfn_to_rmap,
-    kvm_flush_remote_tlbs,
     kvm_mmu_slot_gfn_write_protect,
     kvm_zap_all_rmap_sptes,
     mmu_spte_clear_track_bits,
+    mmu_spte_update,
     pte_list_iter,
     pte_list_remove,
     rmap_write_protect,
     slot_handle_level_range,
 )
 from mmulab.kvm.set_spte import kvm_mmu_max_mapping_level
-from mmulab.kvm.state import Kvm, KvmMemslot, sptep_to_sp
+from mmulab.kvm.spte import SPTE_TDP_AD_MASK
+from mmulab.kvm.state import Kvm, KvmMemslot, PteList, sptep_to_sp
+from mmulab.kvm.tdp_mmu import (
+    kvm_tdp_mmu_clear_dirty_pt_masked,
+    kvm_tdp_mmu_clear_dirty_slot,
+    kvm_tdp_mmu_try_split_huge_pages,
+    kvm_tdp_mmu_wrprot_slot,
+    kvm_tdp_mmu_zap_collapsible_sptes,
+    kvm_tdp_mmu_zap_leafs,
+)
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
 from mmulab.memory.memslots import (
     KVM_ADDRESS_SPACE_NUM,
@@ -31,6 +41,7 @@ from mmulab.memory.memslots import (
     KVM_MEM_READONLY,
     KVM_MEMSLOT_INVALID,
 )
+from mmulab.x86.mode import PT_WRITABLE_MASK
 
 KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
 EINVAL = 22
@@ -123,7 +134,11 @@ def _change_flags(kvm: Kvm, slot: KvmMemslot, flags: int) -> None:
     if not flags & KVM_MEM_LOG_DIRTY_PAGES:
         kvm_mmu_zap_collapsible_sptes(kvm, slot)
     elif not _init_set(kvm):
-        kvm_mmu_slot_remove_write_access(kvm, slot, 1)
+        if kvm.config.eager_page_split:
+            kvm_mmu_slot_try_split_huge_pages(kvm, slot)
+        if kvm.config.pml:
+            kvm_mmu_slot_leaf_clear_dirty(kvm, slot)
+        kvm_mmu_slot_remove_write_access(kvm, slot, 2 if kvm.config.pml else 1)
         kvm_flush_remote_tlbs(kvm)
 
 
@@ -139,6 +154,39 @@ def kvm_mmu_slot_remove_write_access(kvm: Kvm, slot: KvmMemslot, start_level: in
 
     levels = range(start_level, KVM_MAX_HUGEPAGE_LEVEL + 1)
     slot_handle_level_range(slot, levels, slot.base_gfn, _last_gfn(slot), protect)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_wrprot_slot(kvm, slot, start_level)
+
+
+def kvm_mmu_slot_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Split the slot's huge pages at once, so that no fault has to (TDP MMU only)."""
+    if kvm.config.uses_tdp_mmu:
+        end = slot.base_gfn + slot.npages
+        kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, slot.base_gfn, end, 1, shared=True)
+
+
+def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Clear D in the slot's 4 KiB sptes: page-modification logging sees it set again."""
+
+    def clear(gfn: int, level: int) -> bool:
+        return _rmap_clear_dirty(kvm, gfn_to_rmap(slot, gfn, level))
+
+    slot_handle_level_range(slot, range(1, 2), slot.base_gfn, _last_gfn(slot), clear)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_clear_dirty_slot(kvm, slot)
+
+
+def _rmap_clear_dirty(kvm: Kvm, head: PteList | None) -> bool:
+    """Clear D, or W in an spte whose D does not count; return whether a flush is owed."""
+    flush = False
+    for sptep in pte_list_iter(head or []):
+        spte = kvm.memory.words[sptep >> 3]
+        if spte & SPTE_TDP_AD_MASK:
+            flush |= bool(spte & PT_WRITABLE_MASK)
+            kvm.memory.store64(sptep, spte & ~PT_WRITABLE_MASK)
+        else:
+            flush |= mmu_spte_update(kvm, sptep, spte & ~kvm.fmt.dirty)
+    return flush
 
 
 def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
@@ -158,6 +206,10 @@ def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
     levels = range(1, KVM_MAX_HUGEPAGE_LEVEL)
     if slot_handle_level_range(slot, levels, slot.base_gfn, _last_gfn(slot), zap):
         kvm_flush_remote_tlbs(kvm)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_zap_collapsible_sptes(
+            kvm, slot, lambda gfn: kvm_mmu_max_mapping_level(kvm, slot, gfn, KVM_MAX_HUGEPAGE_LEVEL)
+        )
 
 
 def _first_collapsible(kvm: Kvm, slot: KvmMemslot, sptes: list[int]) -> int | None:
@@ -220,13 +272,21 @@ def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) ->
     """
     if _init_set(kvm):
         start, end = slot.base_gfn + pages[0], slot.base_gfn + pages[-1]
+        if kvm.config.eager_page_split and kvm.config.uses_tdp_mmu:
+            kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, start, end, 1, shared=False)
         kvm_mmu_slot_gfn_write_protect(kvm, slot, start, 2)
         # The kernel compares the addresses rounded up, not down.
         if -(-start // 512) != -(-end // 512):
             kvm_mmu_slot_gfn_write_protect(kvm, slot, end, 2)
-    for page in pages:
-        head = gfn_to_rmap(slot, slot.base_gfn + page, 1)
-        rmap_write_protect(kvm, head, pt_protect=False)
+    gfns = [slot.base_gfn + page for page in pages]
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_clear_dirty_pt_masked(kvm, slot.as_id, gfns, wrprot=not kvm.config.pml)
+    for gfn in gfns:
+        head = gfn_to_rmap(slot, gfn, 1)
+        if kvm.config.pml:
+            _rmap_clear_dirty(kvm, head)
+        else:
+            rmap_write_protect(kvm, head, pt_protect=False)
 
 
 def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
@@ -251,4 +311,8 @@ def _zap_gfn_range(kvm: Kvm, slot: KvmMemslot, first_frame: int, last_frame: int
 
     offset = slot.base_gfn - slot.base_frame
     levels = range(1, KVM_MAX_HUGEPAGE_LEVEL + 1)
-    return slot_handle_level_range(slot, levels, first_frame + offset, last_frame + offset, zap)
+    first, last = first_frame + offset, last_frame + offset
+    flush = slot_handle_level_range(slot, levels, first, last, zap)
+    if kvm.config.uses_tdp_mmu:
+        flush |= kvm_tdp_mmu_zap_leafs(kvm, slot.as_id, first, last + 1)
+    return flush

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
-
 from mmulab import events as ev
-from mmulab.kvm.direct import nonpaging_page_fault
+from mmulab.kvm.direct import kvm_tdp_page_fault, nonpaging_page_fault
+from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.mmio import check_mmio_spte, mmio_info_in_cache, vcpu_cache_mmio_info
 from mmulab.kvm.paging_tmpl import page_fault
 from mmulab.kvm.set_spte import PageFault, RetPf
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.spte import get_mmio_spte_access, get_mmio_spte_gfn, is_mmio_spte
 from mmulab.kvm.state import Vcpu
+from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.insn import Instruction
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
+    PFERR_GUEST_PAGE_MASK,
     PFERR_PRESENT_MASK,
     PFERR_RSVD_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
 
+PFERR_NESTED_GUEST_PAGE = PFERR_GUEST_PAGE_MASK | PFERR_WRITE_MASK | PFERR_PRESENT_MASK
+"""A guest table that the processor wanted to write is write-protected."""
+
 HANDLERS: dict[str, Callable[[Vcpu, PageFault], RetPf]] = {
     "nonpaging": nonpaging_page_fault,
+    "tdp": kvm_tdp_page_fault,
     "paging32": page_fault,
     "paging64": page_fault,
 }
@@ -54,8 +59,11 @@ def kvm_mmu_page_fault(vcpu: Vcpu, addr: int, error_code: int, insn: Instruction
         if ret == RetPf.EMULATE:
             return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
     if ret == RetPf.INVALID:
-        ret = kvm_mmu_do_page_fault(vcpu, addr, error_code, emulation_type)
+        ret = kvm_mmu_do_page_fault(vcpu, addr, error_code & 0xFFFFFFFF, emulation_type)
     if ret != RetPf.EMULATE:
+        return Verdict.RESUME
+    if direct and error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE:
+        kvm_mmu_unprotect_page(vcpu.kvm, addr >> 12)
         return Verdict.RESUME
     emulation_type.allow_retry = not mmio_info_in_cache(vcpu, addr, direct)
     return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
@@ -73,6 +81,7 @@ def kvm_mmu_do_page_fault(
         present=bool(error_code & PFERR_PRESENT_MASK),
         rsvd=bool(error_code & PFERR_RSVD_MASK),
         user=bool(error_code & PFERR_USER_MASK),
+        is_tdp=vcpu.mmu.kind == "tdp",
         nx_huge_page_workaround_enabled=vcpu.kvm.config.nx_huge_pages,
     )
     stat = vcpu.stat

@@ -6,7 +6,11 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/page_track.c``; ``mmu.c`` (``account_shadow
 
 from __future__ import annotations
 
-from mmulab.kvm.rmap import KVM_MAX_HUGEPAGE_LEVEL, kvm_flush_remote_tlbs, kvm_mmu_slot_gfn_write_protect
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.rmap import (
+    KVM_MAX_HUGEPAGE_LEVEL,
+    kvm_mmu_slot_gfn_write_protect,
+)
 from mmulab.kvm.state import Kvm, KvmMemslot, ShadowPage
 
 
@@ -72,6 +76,13 @@ def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     if sp.level > 1:
         slot.gfn_track[sp.gfn] -= 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
+
+
+def account_huge_nx_page(kvm: Kvm, sp: ShadowPage) -> None:
+    """Count a page that stands in the place of an executable huge page."""
+    if not sp.lpage_disallowed:
+        sp.lpage_disallowed = True
+        kvm.stat["nx_lpage_splits"] += 1
 
 
 def _slot(kvm: Kvm, sp: ShadowPage) -> KvmMemslot:

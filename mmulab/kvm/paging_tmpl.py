@@ -16,6 +16,7 @@ from mmulab.kvm.fault import (
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
+from mmulab.kvm.page_track import account_huge_nx_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.set_spte import (
     PageFault,
@@ -32,7 +33,7 @@ from mmulab.kvm.shadow_page import (
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Kvm, ShadowPage, Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
@@ -152,19 +153,14 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=direct_access)
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
-            _account_huge_nx_page(kvm, fault, sp, it.level)
+            if fault.huge_page_disallowed and fault.req_level >= it.level:
+                account_huge_nx_page(kvm, sp)
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
     if ret != RetPf.SPURIOUS:
         pte_prefetch(vcpu, gw, it.sptep)
     return ret
-
-
-def _account_huge_nx_page(kvm: Kvm, fault: PageFault, sp: ShadowPage, level: int) -> None:
-    if fault.huge_page_disallowed and fault.req_level >= level and not sp.lpage_disallowed:
-        sp.lpage_disallowed = True
-        kvm.stat["nx_lpage_splits"] += 1
 
 
 def pte_prefetch(vcpu: Vcpu, gw: Walk, sptep: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.spte import (
     SpteFormat,
     is_access_track_spte,
@@ -26,11 +27,11 @@ from mmulab.kvm.state import (
     Kvm,
     KvmMemslot,
     PteList,
-    Request,
     ShadowPage,
     spte_index,
     sptep_to_sp,
 )
+from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 PTE_LIST_EXT = 14
@@ -73,15 +74,6 @@ def pte_list_iter(head: PteList) -> Iterator[int]:
     """Yield the sptes in order; the list must not change meanwhile."""
     for block in head:
         yield from block
-
-
-def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
-    """Ask every processor to forget its translations."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_flush_remote_tlbs())
-    kvm.stat["remote_tlb_flush_requests"] += 1
-    kvm.make_all_cpus_request(Request.TLB_FLUSH)
 
 
 def gfn_to_rmap(slot: KvmMemslot, gfn: int, level: int) -> PteList | None:
@@ -223,6 +215,8 @@ def kvm_mmu_slot_gfn_write_protect(kvm: Kvm, slot: KvmMemslot, gfn: int, min_lev
     flush = False
     for level in range(min_level, KVM_MAX_HUGEPAGE_LEVEL + 1):
         flush |= rmap_write_protect(kvm, gfn_to_rmap(slot, gfn, level), pt_protect=True)
+    if kvm.config.uses_tdp_mmu:
+        flush |= kvm_tdp_mmu_write_protect_gfn(kvm, slot.as_id, gfn, min_level)
     return flush
 
 

@@ -28,6 +28,7 @@ from mmulab.kvm.state import (
     vcpu_memslots,
 )
 from mmulab.kvm.sync import mmu_sync_children
+from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from mmulab.kvm.zap import (
     InvalidList,
     kvm_mmu_commit_zap_page,
@@ -74,7 +75,9 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
     mmu = vcpu.mmu
     if not make_mmu_pages_available(vcpu):
         return False
-    if mmu.root_level >= PT64_ROOT_4LEVEL:
+    if vcpu.kvm.config.uses_tdp_mmu:
+        mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role, vcpu.smm)
+    elif mmu.root_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, 0, 0, mmu.root_level)
     else:
         for i in range(4):
@@ -185,6 +188,9 @@ def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
 def _free_root_page(kvm: Kvm, root_hpa: int, invalid: InvalidList) -> None:
     sp = to_shadow_page(kvm, root_hpa)
     if sp is None:
+        return
+    if sp.tdp_mmu_page:
+        kvm_tdp_mmu_put_root(kvm, sp)
         return
     sp.root_count -= 1
     if not sp.root_count and sp.invalid:

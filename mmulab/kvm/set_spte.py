@@ -11,11 +11,11 @@ from enum import IntEnum
 
 from mmulab import events as ev
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.mmio import mark_mmio_spte
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     drop_spte,
-    kvm_flush_remote_tlbs,
     kvm_mmu_page_set_translation,
     mmu_spte_update,
     rmap_add,
@@ -209,7 +209,7 @@ def mmu_set_spte(
         ret = RetPf.SPURIOUS
     else:
         flush |= mmu_spte_update(kvm, sptep, spte)
-        _trace_set_spte(kvm, level, gfn, sptep, spte)
+        trace_set_spte(kvm, level, gfn, sptep, spte)
     if wrprot and fault is not None and fault.write:
         ret = RetPf.EMULATE
     if flush:
@@ -225,7 +225,8 @@ def _recorded_gfn(sp: ShadowPage, sptep: int) -> int:
     return sp.shadowed_translation.get(spte_index(sptep), 0) >> 12
 
 
-def _trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> None:
+def trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> None:
+    """Report the leaf entry that now stands at `sptep`."""
     emit = kvm.emit
     if emit is None:
         return

@@ -8,8 +8,11 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.page_track import account_shadowed
-from mmulab.kvm.rmap import kvm_flush_remote_tlbs, pte_list_add
+from mmulab.kvm.rmap import (
+    pte_list_add,
+)
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,

@@ -20,6 +20,11 @@ from mmulab.x86.mode import (
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
+    VMX_EPT_ACCESS_BIT,
+    VMX_EPT_DIRTY_BIT,
+    VMX_EPT_EXECUTABLE_MASK,
+    VMX_EPT_READABLE_MASK,
+    VMX_EPT_RWX_MASK,
 )
 from mmulab.x86.pferr import ACC_USER_MASK, ACC_WRITE_MASK
 from mmulab.x86.regs import rsvd_bits
@@ -33,6 +38,9 @@ SHADOW_ACC_TRACK_SAVED_BITS_MASK = 5
 SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
 SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
 MMIO_SPTE_GEN_MASK = (1 << 19) - 1
+REMOVED_SPTE = 0x5A0
+"""What the TDP MMU leaves in an entry that it is taking apart."""
+MTRR_TYPE_WRBACK = 6
 _GEN_LOW = rsvd_bits(3, 10)
 _GEN_HIGH = rsvd_bits(52, 62)
 
@@ -111,6 +119,40 @@ def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
         mmio_value=mmio,
         mmio_mask=mmio,
         mmio_access=ACC_WRITE_MASK | ACC_USER_MASK,
+        nonpresent_or_rsvd=rsvd_bits(low, cache_bits - 1) if cache_bits else 0,
+        nonpresent_or_rsvd_lower_gfn=rsvd_bits(12, low - 1),
+    )
+
+
+def ept_format(phys_bits: int, *, has_ad: bool, exec_only: bool = True, cache_bits: int = 0) -> SpteFormat:
+    """Return the format of EPT (``kvm_mmu_set_ept_masks``).
+
+    Leaves map write-back memory whatever the guest's PAT says. An MMIO entry is
+    a misconfiguration: W and X without R.
+
+    Parameters
+    ----------
+    has_ad : bool
+        KVM uses EPT's A/D bits (``eptad``). Without them an entry waits for its
+        first access with no rights at all.
+    exec_only : bool
+        The processor has execute-only translations, so R is a right of its own.
+    """
+    low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
+    return SpteFormat(
+        present=0 if exec_only else VMX_EPT_READABLE_MASK,
+        user=VMX_EPT_READABLE_MASK,
+        accessed=VMX_EPT_ACCESS_BIT if has_ad else 0,
+        dirty=VMX_EPT_DIRTY_BIT if has_ad else 0,
+        nx=0,
+        x=VMX_EPT_EXECUTABLE_MASK,
+        host_writable=1 << 57,
+        mmu_writable=1 << 58,
+        acc_track=VMX_EPT_RWX_MASK,
+        memtype=MTRR_TYPE_WRBACK << 3 | 1 << 6,
+        mmio_value=PT_WRITABLE_MASK | VMX_EPT_EXECUTABLE_MASK,
+        mmio_mask=VMX_EPT_RWX_MASK,
+        mmio_access=0,
         nonpresent_or_rsvd=rsvd_bits(low, cache_bits - 1) if cache_bits else 0,
         nonpresent_or_rsvd_lower_gfn=rsvd_bits(12, low - 1),
     )
@@ -224,3 +266,28 @@ def get_mmio_spte_gfn(fmt: SpteFormat, spte: int) -> int:
 def get_mmio_spte_access(fmt: SpteFormat, spte: int) -> int:
     """Return the rights kept in an MMIO entry."""
     return spte & fmt.mmio_access
+
+
+def make_spte_executable(fmt: SpteFormat, spte: int) -> int:
+    """Return a leaf entry with the right to execute."""
+    tracked = is_access_track_spte(fmt, spte)
+    if tracked:
+        spte = restore_acc_track_spte(fmt, spte)
+    spte = spte & ~fmt.nx | fmt.x
+    return mark_spte_for_access_track(fmt, spte) if tracked else spte
+
+
+def make_huge_page_split_spte(
+    fmt: SpteFormat, huge_spte: int, level: int, index: int, *, executable: bool
+) -> int:
+    """Return entry `index` of the table of `level` that replaces a huge entry.
+
+    `executable`: the page may be executed once it is a small one, because only
+    huge pages are kept from it (``nx_huge_pages``).
+    """
+    spte = huge_spte | index << 12 + 9 * (level - 1)
+    if level == 1:
+        spte &= ~PT_PAGE_SIZE_MASK
+        if executable:
+            spte = make_spte_executable(fmt, spte)
+    return spte

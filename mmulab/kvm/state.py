@@ -97,6 +97,8 @@ class ShadowPage:
     write_flooding_count : int
     shadowed_translation : dict of int to int
         Index to gfn << 12 | access of the guest entry shadowed there.
+    tdp_mmu_page, tdp_mmu_scheduled_root_to_zap : bool
+        The TDP MMU made it; it is a root to be emptied.
     """
 
     __slots__ = (
@@ -119,6 +121,8 @@ class ShadowPage:
         "root_count",
         "shadowed_translation",
         "smm",
+        "tdp_mmu_page",
+        "tdp_mmu_scheduled_root_to_zap",
         "unsync",
         "unsync_child_bitmap",
         "unsync_children",
@@ -149,6 +153,8 @@ class ShadowPage:
         self.write_flooding_count = 0
         self.shadowed_translation: dict[int, int] = {}
         self.lpage_disallowed = False
+        self.tdp_mmu_page = False
+        self.tdp_mmu_scheduled_root_to_zap = False
 
     def __repr__(self) -> str:
         return (
@@ -408,6 +414,11 @@ class KvmConfig:
     decode_assists: bool = False
     derivation: Derivation = parity
 
+    @property
+    def uses_tdp_mmu(self) -> bool:
+        """Whether direct maps are the TDP MMU's (``is_tdp_mmu_enabled``)."""
+        return self.tdp and self.tdp_mmu
+
 
 class Kvm:
     """A VM (``struct kvm``).
@@ -430,6 +441,10 @@ class Kvm:
         0 or 1; a page of the other generation is obsolete.
     n_used_mmu_pages, n_max_mmu_pages, n_requested_mmu_pages : int
     indirect_shadow_pages : int
+    tdp_mmu_roots : dict of int to None
+        Frames of the TDP MMU's roots, oldest first.
+    mmu_lock_shared : bool
+        The TDP MMU is at work with the MMU lock held for reading.
     stat : dict of str to int
         ``kvm_vm_stat``.
     emit : callable or None
@@ -445,6 +460,7 @@ class Kvm:
         "manual_dirty_log_protect",
         "memory",
         "mmu_invalidate_in_progress",
+        "mmu_lock_shared",
         "mmu_valid_gen",
         "n_max_mmu_pages",
         "n_requested_mmu_pages",
@@ -455,6 +471,7 @@ class Kvm:
         "shadow_root_allocated",
         "slots",
         "stat",
+        "tdp_mmu_roots",
         "vcpus",
     )
 
@@ -477,6 +494,8 @@ class Kvm:
         self.shadow_root_allocated = False
         self.manual_dirty_log_protect = 0
         self.mmu_invalidate_in_progress = False
+        self.mmu_lock_shared = False
+        self.tdp_mmu_roots: dict[int, None] = {}
         self.stat = dict.fromkeys(VM_STATS, 0)
 
     def make_all_cpus_request(self, request: int) -> None:
@@ -507,4 +526,4 @@ def vcpu_memslots(vcpu: Vcpu) -> Memslots[KvmMemslot]:
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:
     """Whether no vCPU may use the page any more."""
-    return sp.invalid or sp.mmu_valid_gen != kvm.mmu_valid_gen
+    return sp.invalid or (not sp.tdp_mmu_page and sp.mmu_valid_gen != kvm.mmu_valid_gen)

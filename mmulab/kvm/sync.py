@@ -6,6 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(sync_page)``), ``m
 
 from __future__ import annotations
 
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.gpte import (
     get_level1_sp_gpa,
     gpte_access,
@@ -17,7 +18,6 @@ from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import sync_mmio_spte
 from mmulab.kvm.rmap import (
     drop_spte,
-    kvm_flush_remote_tlbs,
     kvm_mmu_page_get_gfn,
     kvm_mmu_page_set_translation,
     kvm_mmu_slot_gfn_write_protect,

@@ -7,6 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.roots import (
     kvm_mmu_free_obsolete_roots,
@@ -36,6 +37,7 @@ from mmulab.x86.regs import (
     X86_CR0_CD,
     X86_CR0_ET,
     X86_CR0_NW,
+    X86_CR0_PDPTR_BITS,
     X86_CR0_PE,
     X86_CR0_PG,
     X86_CR0_WP,
@@ -44,6 +46,7 @@ from mmulab.x86.regs import (
     X86_CR4_LA57,
     X86_CR4_PAE,
     X86_CR4_PCIDE,
+    X86_CR4_PDPTR_BITS,
     X86_CR4_PGE,
     X86_CR4_PKE,
     X86_CR4_PSE,
@@ -56,8 +59,6 @@ KVM_MMU_CR4_ROLE_BITS = (
     X86_CR4_PSE | X86_CR4_PAE | X86_CR4_LA57 | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
 )
 KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
-X86_CR0_PDPTR_BITS = X86_CR0_CD | X86_CR0_NW | X86_CR0_PG
-X86_CR4_PDPTR_BITS = X86_CR4_PGE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_SMEP
 CR0_BITS = 0xE005003F
 EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | 1 << 13 | 1 << 14
 
@@ -81,15 +82,21 @@ def is_pae_paging(vcpu: Vcpu) -> bool:
     return not is_long_mode(vcpu) and vcpu.cr4 & X86_CR4_PAE != 0 and is_paging(vcpu)
 
 
-def load_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
-    """Load PAE's four PDPTEs; False if one that is present has reserved bits set."""
+def read_pdptrs(vcpu: Vcpu, cr3: int) -> list[int] | None:
+    """Read PAE's four PDPTEs; None if one that is present has reserved bits set."""
     base = (cr3 & ~0xFFF) | cr3 & 0xFE0
     entries = [kvm_read_guest(vcpu, base + 8 * i, 8) for i in range(4)]
     pdptrs = [e for e in entries if e is not None]
-    if len(pdptrs) < 4:
-        return False
     reserved = pdpte_reserved(vcpu.cpu)
-    if any(p & PT_PRESENT_MASK and p & reserved for p in pdptrs):
+    if len(pdptrs) < 4 or any(p & PT_PRESENT_MASK and p & reserved for p in pdptrs):
+        return None
+    return pdptrs
+
+
+def load_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
+    """Load PAE's four PDPTEs; False if the guest's are not valid."""
+    pdptrs = read_pdptrs(vcpu, cr3)
+    if pdptrs is None:
         return False
     mmu = vcpu.walk_mmu
     if not vcpu.kvm.config.tdp and mmu.pdptrs != pdptrs:
@@ -124,6 +131,9 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     vcpu.cr0 = cr0
     if vcpu.efer & EFER_LME:
         vcpu.efer = vcpu.efer | EFER_LMA if cr0 & X86_CR0_PG else vcpu.efer & ~EFER_LMA
+    if vcpu.kvm.config.tdp and cr0 ^ old == X86_CR0_WP:
+        kvm_init_mmu(vcpu)
+        return
     if (cr0 ^ old) & X86_CR0_PG and not cr0 & X86_CR0_PG:
         vcpu.requests |= Request.TLB_FLUSH_GUEST
     if (cr0 ^ old) & KVM_MMU_CR0_ROLE_BITS:

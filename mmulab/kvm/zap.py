@@ -11,8 +11,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``__kvm_mmu_prepare_zap_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.page_track import unaccount_shadowed
-from mmulab.kvm.rmap import drop_spte, kvm_flush_remote_tlbs, pte_list_remove
+from mmulab.kvm.rmap import (
+    drop_spte,
+    pte_list_remove,
+)
 from mmulab.kvm.spte import (
     SPTE_ENT_PER_PAGE,
     is_last_spte,
@@ -21,6 +25,11 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Request, ShadowPage, Vcpu, is_obsolete_sp
+from mmulab.kvm.tdp_mmu import (
+    kvm_tdp_mmu_invalidate_all_roots,
+    kvm_tdp_mmu_zap_all,
+    kvm_tdp_mmu_zap_invalidated_roots,
+)
 from mmulab.kvm.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, mmu_unsync_walk
 
 KVM_MIN_ALLOC_MMU_PAGES = 64
@@ -223,6 +232,8 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
         emit(ev.kvm_mmu_zap_all_fast(kvm.mmu_valid_gen, kvm.n_used_mmu_pages))
     kvm.mmu_valid_gen ^= 1
     kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_invalidate_all_roots(kvm)
     invalid: InvalidList = []
     restart = True
     while restart:
@@ -235,6 +246,8 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
                 restart = True
                 break
     kvm_mmu_commit_zap_page(kvm, invalid)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_zap_invalidated_roots(kvm)
 
 
 def kvm_mmu_zap_all(kvm: Kvm) -> None:
@@ -248,3 +261,5 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
                 restart = True
                 break
     kvm_mmu_commit_zap_page(kvm, invalid)
+    if kvm.config.uses_tdp_mmu:
+        kvm_tdp_mmu_zap_all(kvm)

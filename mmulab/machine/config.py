@@ -30,6 +30,8 @@ class HostConfig:
     cache_bits : int
         Physical-address bits of its L1 cache. Linux takes 44 for Intel's client
         processors up to Broadwell (``override_cache_bits``).
+    ept_advanced_info : bool
+        EPT violations tell the rights of the linear address (IA32_VMX_EPT_VPID_CAP bit 22).
     decode_assists : bool
         The processor tells KVM the operands of intercepted instructions, so
         that they need not be emulated. Intel's always does (VMX).
@@ -38,6 +40,8 @@ class HostConfig:
         their access as a read before the write. A real one reports a write.
     rsvd_without_p : bool
         Quirk of the same: a fault on a reserved bit has P=0.
+    marks_pdptes : bool
+        Quirk of the same: under nested paging it sets A in the PDPTEs it reads.
     """
 
     vendor: str = "amd"
@@ -53,9 +57,11 @@ class HostConfig:
     la57: bool = False
     l1tf: bool = False
     cache_bits: int = 40
+    ept_advanced_info: bool = False
     decode_assists: bool = False
     rmw_reads_first: bool = False
     rsvd_without_p: bool = False
+    marks_pdptes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmulab import events as ev
-from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.memory_region import (
@@ -22,8 +21,9 @@ from mmulab.kvm.memory_region import (
 )
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
-from mmulab.kvm.spte import shadow_format
+from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, KvmConfig, KvmMemslot, Vcpu
+from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
@@ -59,8 +59,6 @@ class Machine:
 
     def __init__(self, config: MachineConfig, emit: EventSink | None = None) -> None:
         host = config.host
-        if host.tdp:
-            raise InputError("host: two-dimensional paging (npt or ept) is not modelled yet; use tdp=False")
         self.config = config
         self.memory = HostMemory(
             config.backing_bytes,
@@ -69,7 +67,9 @@ class Machine:
         )
         self.processor = Processor(
             CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits),
-            replace(PROCESSOR, rsvd_sets_p=not host.rsvd_without_p),
+            replace(
+                PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes
+            ),
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
@@ -164,6 +164,9 @@ class Machine:
             kvm_mmu_unload(vcpu)  # kvm_unload_vcpu_mmus
         for vcpu in self.kvm.vcpus:
             kvm_mmu_unload(vcpu)  # kvm_mmu_destroy
+        if self.kvm.config.uses_tdp_mmu:
+            kvm_tdp_mmu_invalidate_all_roots(self.kvm)
+            kvm_tdp_mmu_zap_invalidated_roots(self.kvm)
 
     def _backing_frame(self, gpa: int) -> int:
         return self.memory.backing + (gpa >> 12)
@@ -226,12 +229,19 @@ class Machine:
         )
 
 
+def _spte_format(host: HostConfig) -> SpteFormat:
+    cache_bits = host.cache_bits if host.l1tf else 0
+    if host.tdp and host.vendor == "intel":
+        return ept_format(host.phys_bits, has_ad=host.eptad, cache_bits=cache_bits)
+    return shadow_format(host.phys_bits, cache_bits=cache_bits)
+
+
 def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
     return KvmConfig(
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
         design=config.design,
-        spte_format=shadow_format(host.phys_bits, cache_bits=host.cache_bits if host.l1tf else 0),
+        spte_format=_spte_format(host),
         tdp=host.tdp,
         tdp_mmu=host.tdp_mmu,
         eager_page_split=host.eager_page_split,

@@ -1,23 +1,39 @@
 """The processor under a guest: accesses through whatever tables KVM has set up.
 
 It knows nothing of shadow pages. It has a root, control registers and frames.
+Without two-dimensional paging the root is KVM's shadow of the guest's tables;
+with it the guest's own tables are walked, and each of their addresses, like the
+final one, is translated by the nested tables at the root.
+
+SDM 3, 29.3; APM 2, 15.25.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.state import Vcpu
-from mmulab.x86.mode import PAGING_PAE, is_canonical, paging_mode
-from mmulab.x86.paging import PROCESSOR, Paging, Walker, make_paging
+from mmulab.x86.ept import make_ept_paging, raw_rwx
+from mmulab.x86.mode import (
+    PAGING_PAE,
+    PT_PRESENT_MASK,
+    VMX_EPT_DIRTY_BIT,
+    is_canonical,
+    paging_mode,
+)
+from mmulab.x86.paging import PROCESSOR, Paging, Walker, make_paging, pdpte_reserved
+from mmulab.x86.pferr import ACC_ALL, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
     EFER_NX,
+    X86_CR0_PDPTR_BITS,
     X86_CR0_PG,
     X86_CR0_WP,
     X86_CR4_LA57,
     X86_CR4_PAE,
+    X86_CR4_PDPTR_BITS,
     X86_CR4_PKE,
     X86_CR4_SMAP,
     X86_CR4_SMEP,
@@ -43,6 +59,80 @@ class Processor:
     walker: Walker = PROCESSOR
 
 
+class ShadowFault(Exception):
+    """The tables that KVM built do not allow the access: a #PF that KVM intercepts."""
+
+    def __init__(self, va: int, error_code: int) -> None:
+        super().__init__(va, error_code)
+        self.va = va
+        self.error_code = error_code
+
+
+class GuestFault(Exception):
+    """The guest's own tables do not allow the access: a #PF that goes straight to the guest."""
+
+    def __init__(self, va: int, error_code: int) -> None:
+        super().__init__(va, error_code)
+        self.va = va
+        self.error_code = error_code
+
+
+class NestedFault(Exception):
+    """The nested tables do not allow a guest-physical access.
+
+    Attributes
+    ----------
+    gpa : int
+    va : int or None
+        The linear address being translated; None if there is none.
+    error_code : int
+        In page-fault form, for the access to `gpa`.
+    final : bool
+        `gpa` is the final address rather than that of a guest table.
+    rwx : int
+        Rights of the nested entries used (R, W, X in bits 0 to 2), 0 if one is not present.
+    kind : int
+        The access, as error-code bits.
+    guest_access : int
+        Rights of the linear address by the guest's tables (``ACC_*``).
+    """
+
+    def __init__(self, gpa: int, va: int | None, w: Walk, *, final: bool, guest_access: int) -> None:
+        super().__init__(gpa, va)
+        self.gpa = gpa
+        self.va = va
+        self.error_code = w.error or 0
+        self.final = final
+        self.rwx = raw_rwx(w.pte_access) if w.ptes[w.level] & 7 else 0
+        self.kind = w.pfec
+        self.guest_access = guest_access
+
+
+def access(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool = True) -> int:
+    """Access `va` and return the host-physical address reached; A and D bits are set on the way.
+
+    Parameters
+    ----------
+    pfec : int
+        Kind of access: W, U and F bits of an error code.
+    explicit : bool
+        EFLAGS.AC counts.
+
+    Raises
+    ------
+    ShadowFault, GuestFault, NestedFault
+    """
+    if vcpu.kvm.config.tdp:
+        return _two_dimensional(vcpu, host, va, pfec, explicit)
+    w = host_walk(vcpu, host, va, pfec, explicit=explicit)
+    if w.error is not None:
+        raise ShadowFault(va, w.error)
+    return w.pa
+
+
+# One dimension -----------------------------------------------------------------
+
+
 def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
     """Return the configuration the processor runs the guest with on shadow tables.
 
@@ -60,15 +150,7 @@ def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
 
 
 def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool = True) -> Walk:
-    """Walk the tables in use as the processor does, setting A and D.
-
-    Parameters
-    ----------
-    pfec : int
-        Kind of access: W, U and F bits of an error code.
-    explicit : bool
-        EFLAGS.AC counts.
-    """
+    """Walk the shadow tables in use as the processor does, setting A and D."""
     memory = vcpu.kvm.memory
     paging = host_paging(vcpu, host)
     root = vcpu.mmu.root_hpa
@@ -86,6 +168,121 @@ def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool
         not_smap=vcpu.ac and explicit,
         pkru=vcpu.pkru,
     )
+
+
+# Two dimensions ----------------------------------------------------------------
+
+
+def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
+    """Return the configuration of the nested tables: NPT as the host's own paging, or EPT."""
+    level = vcpu.mmu.root_level
+    config = vcpu.kvm.config
+    if config.vendor == "intel":
+        return make_ept_paging(level, ad=_ept_ad(vcpu), cpu=host.cpu, walker=host.walker)
+    cr4 = X86_CR4_PAE | (X86_CR4_LA57 if level == 5 else 0)
+    efer = EFER_NX | (EFER_LMA | EFER_LME if level >= 4 else 0)
+    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+
+
+def _ept_ad(vcpu: Vcpu) -> bool:
+    """Whether the EPT pointer in use turns A/D bits on (``construct_eptp``)."""
+    facts = vcpu.mmu.root_facts
+    return vcpu.kvm.fmt.ad_enabled and facts is not None and not facts.ad_disabled
+
+
+def _nested(
+    vcpu: Vcpu,
+    host: Processor,
+    gpa: int,
+    va: int | None,
+    pfec: int,
+    *,
+    final: bool,
+    guest_access: int = ACC_ALL,
+) -> int:
+    """Translate a guest-physical address."""
+    memory, kvm = vcpu.kvm.memory, vcpu.kvm
+    w = walk(
+        nested_paging(vcpu, host), vcpu.mmu.root_hpa, gpa, pfec, memory.load64, memory.store64
+    )
+    if w.error is not None:
+        raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
+    if kvm.config.pml and pfec & PFERR_WRITE_MASK and w.ptes[w.level] & VMX_EPT_DIRTY_BIT:
+        # The log of dirtied pages is emptied into the bitmap at the next exit.
+        kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
+    return w.pa
+
+
+def _final_kind(vcpu: Vcpu, pfec: int) -> int:
+    """Return the nested access for a guest's: NPT's are all user accesses, EPT's reads need R."""
+    if vcpu.kvm.config.vendor == "amd":
+        return pfec | PFERR_USER_MASK
+    kind = pfec & ~PFERR_USER_MASK
+    return kind if kind else PFERR_USER_MASK
+
+
+def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: bool) -> int:
+    memory = vcpu.kvm.memory
+    paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, host.cpu, host.walker)
+    if not paging.mode.root_level:
+        return _nested(vcpu, host, va, va, _final_kind(vcpu, pfec), final=True)
+    width = paging.mode.entry_bytes
+    intel = vcpu.kvm.config.vendor == "intel"
+    # NPT takes every access to a guest table as a write; EPT does so where it has A/D bits.
+    table_kind = PFERR_USER_MASK | (PFERR_WRITE_MASK if not intel or _ept_ad(vcpu) else 0)
+
+    reached: dict[int, int] = {}
+
+    def load(gpa: int, level: int) -> int:
+        hpa = reached[gpa] = _nested(vcpu, host, gpa, va, table_kind, final=False)
+        return memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
+
+    def store(gpa: int, entry: int) -> None:
+        # Without EPT's A/D bits the entry was read, and is written without another look at
+        # the rights: memory that is read-only for the guest is overwritten.
+        memory.write(reached[gpa], width, entry)
+
+    w = walk(
+        paging,
+        vcpu.cr3,
+        va,
+        pfec,
+        load,
+        store,
+        pdptes=vcpu.walk_mmu.pdptrs if intel and paging.mode.has_pdptes else None,
+        not_smap=vcpu.ac and explicit,
+        pkru=vcpu.pkru,
+    )
+    if w.error is not None:
+        raise GuestFault(va, w.error)
+    kind = _final_kind(vcpu, pfec)
+    return _nested(vcpu, host, w.pa, va, kind, final=True, guest_access=w.pte_access)
+
+
+def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:
+    """Give a MOV to CR that is not intercepted its effect; False: #GP. KVM learns of it later.
+
+    With PAE paging some loads read the PDPTEs (SDM 3, 4.4.1), through EPT but
+    for no linear address; AMD's nested paging leaves them in memory (APM 2, 15.25.10).
+
+    Raises
+    ------
+    NestedFault
+    """
+    cr0, cr3, cr4 = vcpu.cr0, vcpu.cr3, vcpu.cr4
+    registers = {0: cr0, 3: cr3, 4: cr4, register: value}
+    mode = paging_mode(registers[0], registers[4], vcpu.efer)
+    reloads = {0: X86_CR0_PDPTR_BITS & (cr0 ^ value), 3: 1, 4: X86_CR4_PDPTR_BITS & (cr4 ^ value)}[register]
+    if mode.has_pdptes and reloads and vcpu.kvm.config.vendor == "intel":
+        base = registers[3] & mode.root_mask
+        hpas = [_nested(vcpu, host, base + 8 * i, None, PFERR_USER_MASK, final=False) for i in range(4)]
+        pdptes = [vcpu.kvm.memory.words[hpa >> 3] for hpa in hpas]
+        reserved = pdpte_reserved(host.cpu)
+        if any(p & PT_PRESENT_MASK and p & reserved for p in pdptes):
+            return False
+        vcpu.walk_mmu.pdptrs = pdptes
+    vcpu.cr0, vcpu.cr3, vcpu.cr4 = registers[0], registers[3], registers[4]
+    return True
 
 
 def guest_canonical(vcpu: Vcpu, va: int) -> bool:

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
-from mmulab.kvm.exits import handle_instruction, kvm_handle_page_fault, trace_page_fault_exit
+from mmulab.kvm.exits import (
+    NestedExit,
+    handle_instruction,
+    handle_nested_page_fault,
+    kvm_handle_page_fault,
+    trace_page_fault_exit,
+)
 from mmulab.kvm.inject import GP_VECTOR
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
-from mmulab.machine.processor import guest_canonical, host_walk
+from mmulab.machine.processor import (
+    GuestFault,
+    NestedFault,
+    ShadowFault,
+    access,
+    guest_canonical,
+    load_cr,
+)
 from mmulab.machine.stubs import delivery_accesses, handler_rip
 from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
@@ -21,7 +34,10 @@ if TYPE_CHECKING:
     from mmulab.machine.machine import Machine
 
 PRIVILEGED = (Mnemonic.MOV_CR, Mnemonic.WRMSR, Mnemonic.INVLPG)
-SVM_EXITINTINFO_PF = 0x80000B00
+VECTORING_VALID = 1 << 31
+VECTORING_ERROR = 1 << 11
+VECTORING_EXCEPTION = 3 << 8
+"""Event being delivered at an exit: EXITINTINFO (APM 2, 15.7.2), IDT-vectoring information (SDM 3, 25.9.3)."""
 MAX_EXITS = 64
 
 
@@ -54,6 +70,7 @@ class Execution:
         self.cs_l = True
         self.delivering: tuple[int, int | None] | None = None
         self.reinject = False
+        self.native = False
         self.verdict = Verdict.RESUME
 
     def run(self, insn: Instruction, *, cs_l: bool = True) -> Outcome:
@@ -63,7 +80,9 @@ class Execution:
         vcpu = self.vcpu
         vcpu.rip = insn.rip or 0
         for _ in range(MAX_EXITS):
-            if not vcpu_enter_guest(vcpu, reinject=self.reinject):
+            if self.native:
+                self.native = False
+            elif not vcpu_enter_guest(vcpu, reinject=self.reinject):
                 vcpu.requests = 0
                 return Outcome(OutcomeKind.SHUTDOWN)
             self.reinject = False
@@ -87,7 +106,9 @@ class Execution:
         kind |= PFERR_FETCH_MASK if fetch else 0
         self.insn = Instruction(Mnemonic.LOAD, gva=gva, size=1)
         for _ in range(MAX_EXITS):
-            if not vcpu_enter_guest(vcpu, reinject=False):
+            if self.native:
+                self.native = False
+            elif not vcpu_enter_guest(vcpu, reinject=False):
                 return Outcome(OutcomeKind.SHUTDOWN)
             if vcpu.exception is not None:
                 return self._bare_exception()
@@ -115,26 +136,56 @@ class Execution:
         if vcpu.cpl == 3 and not implicit:
             pfec |= PFERR_USER_MASK
         explicit = not implicit and self.mode is not Mode.IMPLICIT
-        w = host_walk(vcpu, self.machine.processor, va, pfec, explicit=explicit)
-        if w.error is None:
-            return w.pa
-        self._page_fault_exit(va, w.error)
+        try:
+            return access(vcpu, self.machine.processor, va, pfec, explicit=explicit)
+        except ShadowFault as fault:
+            self._shadow_exit(fault)
+        except NestedFault as fault:
+            self._nested_exit(fault)
+        except GuestFault as fault:
+            # The processor raises it in the guest; KVM has no part in that.
+            vcpu.exception = (PF_VECTOR, fault.error_code, fault.va)
+            self.verdict = Verdict.RESUME
+            self.native = True
         raise _Exit
 
-    def _page_fault_exit(self, va: int, error_code: int) -> None:
+    def _vectoring(self) -> int | None:
+        """Return the event whose delivery is under way, as both vendors encode it."""
+        if self.delivering is None:
+            return None
+        vector, error_code = self.delivering
+        return VECTORING_VALID | VECTORING_EXCEPTION | vector | (0 if error_code is None else VECTORING_ERROR)
+
+    def _shadow_exit(self, fault: ShadowFault) -> None:
         vcpu = self.vcpu
-        delivering = self.delivering
-        info = None
-        if delivering is not None:
-            info = SVM_EXITINTINFO_PF | delivering[0] if delivering[1] is not None else 0x80000300 | delivering[0]
-        trace_page_fault_exit(vcpu, va, error_code, info)
+        trace_page_fault_exit(vcpu, fault.va, fault.error_code, self._vectoring())
         pending = vcpu.exception
         self.verdict = kvm_handle_page_fault(
-            vcpu, va, error_code, self.insn, reinjection=delivering is not None
+            vcpu, fault.va, fault.error_code, self.insn, reinjection=self.delivering is not None
         )
-        if delivering is not None and vcpu.exception is None:
-            vcpu.exception = pending
-        self.reinject = delivering is not None
+        self._keep_pending(pending)
+
+    def _nested_exit(self, fault: NestedFault) -> None:
+        pending = self.vcpu.exception
+        told = NestedExit(
+            gpa=fault.gpa,
+            error_code=fault.error_code,
+            kind=fault.kind,
+            final=fault.final,
+            rwx=fault.rwx,
+            linear=fault.va is not None,
+            guest_access=fault.guest_access if self.machine.config.host.ept_advanced_info else None,
+        )
+        self.verdict = handle_nested_page_fault(
+            self.vcpu, told, self.insn, idt_vectoring=self._vectoring()
+        )
+        self._keep_pending(pending)
+
+    def _keep_pending(self, pending: tuple[int, int | None, int | None] | None) -> None:
+        """Deliver again what was being delivered, unless KVM put something in its place."""
+        if self.delivering is not None and self.vcpu.exception is None:
+            self.vcpu.exception = pending
+        self.reinject = self.delivering is not None
 
     def _operand(self, write: bool) -> list[tuple[int, int, int]]:
         """Translate the memory operand; return pieces of (hpa, size, shift)."""
@@ -214,11 +265,23 @@ class Execution:
         verdict = handle_instruction(vcpu, insn, cs_l=self.cs_l)
         outcome = Outcome(OutcomeKind.OK, rax=insn.value)
         if verdict is None:
-            return self._finish(outcome, stepped=True)
+            return self._native(outcome)
         self.verdict = verdict
         if verdict is Verdict.DONE:
             return self._finish(outcome, stepped=False)
         raise _Exit
+
+    def _native(self, outcome: Outcome) -> Outcome:
+        """Let the processor execute a privileged instruction that is not intercepted."""
+        insn = self.insn
+        if insn.mnemonic is Mnemonic.MOV_CR:
+            try:
+                if not load_cr(self.vcpu, self.machine.processor, insn.register, insn.value):
+                    return self._raise(GP_VECTOR, 0)
+            except NestedFault as fault:
+                self._nested_exit(fault)
+                raise _Exit from fault
+        return self._finish(outcome, stepped=True)
 
     def _emulated(self) -> Outcome:
         """Complete an instruction that KVM emulated."""

@@ -18,6 +18,7 @@ _KVM_PARAMETERS = (
     "pml",
     "l1tf",
     "decode_assists",
+    "ept_advanced_info",
 )
 _TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
 _LA57_VIRT_BITS = 57

@@ -28,7 +28,8 @@ from mmulab.x86.regs import (
 BACKGROUND = 0x90
 """Every byte of a guest's memory before anything is put there: a NOP."""
 
-_CR0 = X86_CR0_PE | X86_CR0_ET | 1 << 5
+_X86_CR0_NE = 1 << 5
+_CR0 = X86_CR0_PE | X86_CR0_ET | _X86_CR0_NE
 _LONG = EFER_LME | EFER_LMA | EFER_NX
 
 
@@ -76,6 +77,7 @@ HOST_DEFAULTS = {
     "cache_bits": 40,
     "l1tf": 0,
     "decode_assists": 0,
+    "ept_advanced_info": 0,
     "npt": 0,
     "ept": 0,
     "eptad": 1,
@@ -104,6 +106,7 @@ on Intel's client processors before 2019 (``override_cache_bits``, ``arch/x86/ke
 QUIRKS = {
     "rmw_reads_first": "XCHG and CMPXCHG8B report their access as a read before the write",
     "rsvd_without_p": "a page fault on a reserved bit has P=0 in its error code",
+    "marks_pdptes": "under nested paging A is set in the PDPTEs that are read",
 }
 """Departures of an emulated processor from a real one, by name."""
 

@@ -27,6 +27,12 @@ PT64_NX_SHIFT = 63
 PT64_NX_MASK = 1 << PT64_NX_SHIFT
 PT_BASE_ADDR_MASK = ((1 << 52) - 1) & ~0xFFF
 
+VMX_EPT_READABLE_MASK = 1 << 0
+VMX_EPT_EXECUTABLE_MASK = 1 << 2
+VMX_EPT_RWX_MASK = 7
+VMX_EPT_ACCESS_BIT = 1 << 8
+VMX_EPT_DIRTY_BIT = 1 << 9
+
 
 @dataclass(frozen=True, slots=True)
 class PagingMode:

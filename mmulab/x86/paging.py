@@ -65,6 +65,9 @@ class Walker:
     rsvd_sets_p : bool
         A fault on a reserved bit reports P too (SDM 3, 4.7). QEMU's emulated
         processors leave it out.
+    marks_pdptes : bool
+        It sets A in PDPTEs that it reads from memory, and so cannot take the bit
+        for reserved. Only QEMU's emulated processors do.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Walker:
     pse36_bits: int | None
     fetch_needs_pae: bool = True
     rsvd_sets_p: bool = True
+    marks_pdptes: bool = False
 
 
 PROCESSOR = Walker("processor", True, None)
@@ -101,6 +105,10 @@ class Paging:
     wp, pke : bool
     have_ad, sets_ad : bool
         The format has A/D bits; this walker sets them as it goes.
+    ept : bool
+        Entries have EPT's R, W and X bits.
+    bad_mt_xwr : int
+        Bit `i` set: an EPT entry whose bits 5:0 are `i` is misconfigured.
     rsvd_error : int
         Error-code bits of a fault on a reserved bit.
     pse36_mask : int
@@ -121,10 +129,13 @@ class Paging:
     pse36_mask: int
     pdpte_rsvd: int
     rsvd_error: int
+    marks_pdptes: bool = False
     have_ad: bool = True
     present_mask: int = PT_PRESENT_MASK
     accessed_mask: int = PT_ACCESSED_MASK
     dirty_mask: int = PT_DIRTY_MASK
+    ept: bool = False
+    bad_mt_xwr: int = 0
 
 
 def permission_bitmask(*, wp: bool, smep: bool, smap: bool, nx: bool) -> bytes:
@@ -207,7 +218,8 @@ def make_paging(cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker = P
         pke=bool(efer & EFER_LMA and cr4 & X86_CR4_PKE),
         sets_ad=walker.sets_ad,
         pse36_mask=rsvd_bits(13, 12 + pse36) if mode.name == "32" else 0,
-        pdpte_rsvd=pdpte_reserved(cpu),
+        pdpte_rsvd=pdpte_reserved(cpu) & ~(PT_ACCESSED_MASK if walker.marks_pdptes else 0),
+        marks_pdptes=walker.marks_pdptes,
         rsvd_error=PFERR_RSVD_MASK | (PFERR_PRESENT_MASK if walker.rsvd_sets_p else 0),
     )
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 from mmulab.x86.mode import (
     PT64_NX_SHIFT,
+    PT_ACCESSED_MASK,
     PT_BASE_ADDR_MASK,
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
+    VMX_EPT_RWX_MASK,
 )
 from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import (
@@ -36,6 +38,10 @@ Store = Callable[[int, int], None]
 """``store(address, entry)`` writes one entry back with its A or D bit."""
 
 _ACCESS = PFERR_WRITE_MASK | PFERR_USER_MASK
+EPT_ACCESS = tuple(
+    (entry & 1 and ACC_USER_MASK) | entry & PT_WRITABLE_MASK | (entry >> 2 and ACC_EXEC_MASK) for entry in range(8)
+)
+"""Rights in ``ACC_*`` form by the R, W and X bits of an EPT entry; R takes the place of U."""
 
 
 class Walk:
@@ -152,6 +158,8 @@ def walk(
     bits = mode.index_bits
     index_mask = (1 << bits) - 1
     rsvd = paging.rsvd
+    ept = paging.ept
+    bad_mt_xwr = paging.bad_mt_xwr
     access = ACC_ALL
     if mode.has_pdptes:
         index = va >> mode.level_shift(level) & 3
@@ -162,6 +170,9 @@ def walk(
             return _fault(w, paging, 0)
         if pdptes is None and pdpte & paging.pdpte_rsvd:
             return _fault(w, paging, paging.rsvd_error)
+        if pdptes is None and paging.marks_pdptes and not pdpte & PT_ACCESSED_MASK:
+            assert store is not None
+            store(entry + 8 * index, pdpte | PT_ACCESSED_MASK)
         entry = pdpte
         level -= 1
     w.max_level = level
@@ -180,11 +191,14 @@ def walk(
             return _fault(w, paging, 0)
         entry = loaded
         w.ptes[level] = entry
-        access &= entry & (PT_WRITABLE_MASK | PT_USER_MASK) | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
+        if ept:
+            access &= EPT_ACCESS[entry & VMX_EPT_RWX_MASK]
+        else:
+            access &= entry & (PT_WRITABLE_MASK | PT_USER_MASK) | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
         w.pte_access = access
         if not entry & paging.present_mask:
             return _fault(w, paging, 0)
-        if entry & rsvd[entry >> 7 & 1][level]:
+        if entry & rsvd[entry >> 7 & 1][level] or bad_mt_xwr >> (entry & 63) & 1:
             return _fault(w, paging, paging.rsvd_error)
         if level == 1 or entry & paging.page_size_mask[level]:
             break

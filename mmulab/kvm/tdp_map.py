@@ -1,0 +1,97 @@
+"""Mapping a page in the TDP MMU.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/tdp_mmu.c`` (``kvm_tdp_mmu_map``,
+``tdp_mmu_map_handle_target_level``).
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.set_spte import (
+    PageFault,
+    RetPf,
+    disallowed_hugepage_adjust,
+    kvm_mmu_hugepage_adjust,
+    make_spte,
+    trace_set_spte,
+    trace_spte_requested,
+)
+from mmulab.kvm.spte import (
+    get_mmio_spte_generation,
+    is_large_pte,
+    is_last_spte,
+    is_shadow_present_pte,
+    make_mmio_spte,
+)
+from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
+from mmulab.kvm.tdp_mmu import (
+    tdp_mmu_alloc_child,
+    tdp_mmu_link_sp,
+    tdp_mmu_set_spte_atomic,
+    tdp_mmu_zap_spte_atomic,
+)
+from mmulab.x86.pferr import ACC_ALL
+
+
+def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
+    """Build the tables down to the wanted page size and set the leaf."""
+    kvm = vcpu.kvm
+    kvm_mmu_hugepage_adjust(kvm, fault)
+    trace_spte_requested(kvm, fault)
+    root = kvm.pages[vcpu.mmu.root_hpa >> 12]
+    for entry in for_each_tdp_pte(kvm, root, fault.gfn, fault.gfn + 1):
+        if fault.nx_huge_page_workaround_enabled:
+            disallowed_hugepage_adjust(fault, entry.old_spte, entry.level)
+        if entry.level == fault.goal_level:
+            return _set_leaf(vcpu, fault, entry)
+        if is_shadow_present_pte(entry.old_spte) and is_large_pte(entry.old_spte):
+            tdp_mmu_zap_spte_atomic(kvm, entry)
+            entry.old_spte = kvm.memory.words[entry.sptep >> 3]
+        if not is_shadow_present_pte(entry.old_spte):
+            sp = tdp_mmu_alloc_child(kvm, entry)
+            tdp_mmu_link_sp(kvm, entry, sp, shared=True)
+            if fault.huge_page_disallowed and fault.req_level >= entry.level:
+                sp.lpage_disallowed = True
+                kvm.stat["nx_lpage_splits"] += 1
+    return RetPf.RETRY
+
+
+def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
+    kvm, slot = vcpu.kvm, fault.slot
+    sp = sptep_to_sp(kvm, entry.sptep)
+    old, wrprot = entry.old_spte, False
+    if slot is None:
+        new = make_mmio_spte(kvm.fmt, entry.gfn, ACC_ALL, vcpu_memslots(vcpu).generation)
+    else:
+        new, wrprot = make_spte(
+            kvm,
+            sp,
+            slot,
+            ACC_ALL,
+            entry.gfn,
+            fault.pfn,
+            old,
+            prefetch=fault.prefetch,
+            can_unsync=True,
+            host_writable=fault.map_writable,
+        )
+    ret = RetPf.FIXED
+    if new == old:
+        ret = RetPf.SPURIOUS
+    else:
+        tdp_mmu_set_spte_atomic(kvm, entry, new)
+        if is_shadow_present_pte(old) and not is_last_spte(old, entry.level):
+            kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, 1 << 9 * entry.level)
+    if wrprot and fault.write:
+        ret = RetPf.EMULATE
+    emit = kvm.emit
+    if slot is None:
+        vcpu.stat["pf_mmio_spte_created"] += 1
+        if emit is not None:
+            gen = get_mmio_spte_generation(new)
+            emit(ev.mark_mmio_spte(entry.sptep, entry.gfn, new & ACC_ALL, gen))
+        return RetPf.EMULATE
+    trace_set_spte(kvm, entry.level, entry.gfn, entry.sptep, kvm.memory.words[entry.sptep >> 3])
+    return ret

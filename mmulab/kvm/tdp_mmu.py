@@ -1,0 +1,319 @@
+"""The TDP MMU: direct maps for two-dimensional paging, outside the shadow page cache.
+
+Its pages are not hashed and have no reverse maps: a gfn's place in the tables
+is known. Every change of an entry goes through one function, which reports it
+and follows a table that is cut off.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/tdp_mmu.c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mmulab import events as ev
+from mmulab.kvm.dirty import mark_page_dirty_in_slot
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.spte import (
+    REMOVED_SPTE,
+    SPTE_ENT_PER_PAGE,
+    SPTE_TDP_AD_MASK,
+    is_large_pte,
+    is_last_spte,
+    is_shadow_present_pte,
+    is_writable_pte,
+    make_huge_page_split_spte,
+    make_nonleaf_spte,
+    spte_to_pfn,
+)
+from mmulab.kvm.state import PAGES_STAT, Kvm, KvmMemslot, ShadowPage, sptep_to_sp
+from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
+from mmulab.x86.mode import PT_WRITABLE_MASK
+from mmulab.x86.pferr import ACC_EXEC_MASK
+
+PG_LEVEL_1G = 3
+
+
+def is_tdp_mmu_page(sp: ShadowPage) -> bool:
+    """Whether the TDP MMU made the page."""
+    return sp.tdp_mmu_page
+
+
+def roots(kvm: Kvm, as_id: int | None = None, *, only_valid: bool = False) -> Iterator[ShadowPage]:
+    """Yield the roots, newest first."""
+    for frame in reversed(list(kvm.tdp_mmu_roots)):
+        root = kvm.pages[frame]
+        if (as_id is None or root.smm == as_id) and not (only_valid and root.invalid):
+            yield root
+
+
+def _max_gfn(kvm: Kvm) -> int:
+    return 1 << kvm.config.host_phys_bits - 12
+
+
+def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """Make an empty page."""
+    frame = kvm.memory.alloc_frame()
+    sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), 0)
+    sp.tdp_mmu_page = True
+    kvm.pages[frame] = sp
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_get_page(gfn, role, 0, 0, False, True))
+    return sp
+
+
+def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
+    """Make the table below an entry."""
+    design = kvm.config.design
+    role = sptep_to_sp(kvm, entry.sptep).role
+    return tdp_mmu_alloc_sp(kvm, entry.gfn, design.layout.set(role, "level", entry.level - 1))
+
+
+def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int, as_id: int) -> int:
+    """Return the host-physical address of the root of this role, taking it into use."""
+    for root in roots(kvm, as_id):
+        if root.role == role:
+            root.root_count += 1
+            return root.frame << 12
+    root = tdp_mmu_alloc_sp(kvm, 0, role)
+    # One hold is the vCPU's, one stays until the root is invalidated.
+    root.root_count = 2
+    kvm.tdp_mmu_roots[root.frame] = None
+    return root.frame << 12
+
+
+def kvm_tdp_mmu_put_root(kvm: Kvm, root: ShadowPage) -> None:
+    """Give a hold on a root back; the last one frees it."""
+    root.root_count -= 1
+    if not root.root_count:
+        del kvm.tdp_mmu_roots[root.frame]
+        _free_sp(kvm, root)
+
+
+def _free_sp(kvm: Kvm, sp: ShadowPage) -> None:
+    del kvm.pages[sp.frame]
+    kvm.memory.free_frame(sp.frame)
+
+
+def handle_changed_spte(
+    kvm: Kvm, as_id: int, gfn: int, old: int, new: int, level: int, *, dirty_log: bool = True
+) -> None:
+    """Report a change of an entry and do what follows from it: statistics, dirty log, a lost table."""
+    if old != new:
+        emit = kvm.emit
+        if emit is not None:
+            emit(ev.kvm_tdp_mmu_spte_changed(as_id, gfn, level, old, new))
+        _account_change(kvm, old, new, level)
+    changed = not is_writable_pte(old) or spte_to_pfn(old) != spte_to_pfn(new)
+    if dirty_log and level == 1 and changed and is_writable_pte(new):
+        slot = kvm.slots[as_id].lookup(gfn)
+        if slot is not None:
+            mark_page_dirty_in_slot(slot, gfn)
+
+
+def _account_change(kvm: Kvm, old: int, new: int, level: int) -> None:
+    was_present, is_present = is_shadow_present_pte(old), is_shadow_present_pte(new)
+    was_leaf = was_present and is_last_spte(old, level)
+    is_leaf = is_present and is_last_spte(new, level)
+    if is_leaf != was_leaf:
+        kvm.stat[PAGES_STAT[level]] += 1 if is_leaf else -1
+    if was_present and not was_leaf and (is_leaf or not is_present):
+        _handle_removed_pt(kvm, kvm.pages[spte_to_pfn(old)])
+
+
+def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
+    """Take apart a table that was cut off."""
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    if sp.lpage_disallowed:
+        kvm.stat["nx_lpage_splits"] -= 1
+    base = sp.frame * SPTE_ENT_PER_PAGE
+    shared = kvm.mmu_lock_shared
+    for index in range(SPTE_ENT_PER_PAGE):
+        old = kvm.memory.words[base + index]
+        if not shared and not is_shadow_present_pte(old):
+            continue
+        kvm.memory.store64((base + index) << 3, REMOVED_SPTE)
+        gfn = sp.gfn + (index << 9 * (sp.level - 1))
+        handle_changed_spte(kvm, sp.smm, gfn, old, REMOVED_SPTE, sp.level)
+    _free_sp(kvm, sp)
+
+
+def tdp_mmu_set_spte(kvm: Kvm, entry: TdpEntry, new: int, *, dirty_log: bool = True) -> None:
+    """Change the entry at hand."""
+    kvm.memory.store64(entry.sptep, new)
+    handle_changed_spte(
+        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log
+    )
+    entry.old_spte = new
+
+
+def tdp_mmu_set_spte_atomic(kvm: Kvm, entry: TdpEntry, new: int) -> None:
+    """Change the entry as under the lock held for reading: its dirty log is the caller's."""
+    shared, kvm.mmu_lock_shared = kvm.mmu_lock_shared, True
+    kvm.memory.store64(entry.sptep, new)
+    handle_changed_spte(
+        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=False
+    )
+    kvm.mmu_lock_shared = shared
+
+
+def tdp_mmu_zap_spte_atomic(kvm: Kvm, entry: TdpEntry) -> None:
+    """Remove what the entry maps, flush, and only then leave it empty."""
+    tdp_mmu_set_spte_atomic(kvm, entry, REMOVED_SPTE)
+    kvm_flush_remote_tlbs_with_address(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+    kvm.memory.store64(entry.sptep, 0)
+
+
+def tdp_mmu_link_sp(kvm: Kvm, entry: TdpEntry, sp: ShadowPage, *, shared: bool) -> None:
+    """Let the entry point to a new table."""
+    spte = make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=not kvm.fmt.ad_enabled)
+    if shared:
+        tdp_mmu_set_spte_atomic(kvm, entry, spte)
+    else:
+        tdp_mmu_set_spte(kvm, entry, spte)
+
+
+def _zap_root(kvm: Kvm, root: ShadowPage, zap_level: int, *, shared: bool) -> None:
+    for entry in for_each_tdp_pte(kvm, root, 0, _max_gfn(kvm), zap_level):
+        if is_shadow_present_pte(entry.old_spte) and entry.level <= zap_level:
+            if shared:
+                tdp_mmu_set_spte_atomic(kvm, entry, 0)
+            else:
+                tdp_mmu_set_spte(kvm, entry, 0)
+
+
+def tdp_mmu_zap_root(kvm: Kvm, root: ShadowPage, *, shared: bool) -> None:
+    """Empty a root: 1 GiB at a time first, so that no step takes long, then from the top."""
+    _zap_root(kvm, root, PG_LEVEL_1G, shared=shared)
+    _zap_root(kvm, root, root.level, shared=shared)
+
+
+def kvm_tdp_mmu_zap_all(kvm: Kvm) -> None:
+    """Empty every root, because the VM ends."""
+    for root in list(roots(kvm)):
+        tdp_mmu_zap_root(kvm, root, shared=False)
+
+
+def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm) -> None:
+    """Make every root unusable; :func:`kvm_tdp_mmu_zap_invalidated_roots` empties them later."""
+    for root in roots(kvm, only_valid=True):
+        root.tdp_mmu_scheduled_root_to_zap = True
+        root.invalid = True
+        root.role = kvm.config.design.invalidated(root.role)
+
+
+def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm) -> None:
+    """Empty the roots that were invalidated and give their standing hold back."""
+    for root in list(roots(kvm)):
+        if root.tdp_mmu_scheduled_root_to_zap:
+            root.tdp_mmu_scheduled_root_to_zap = False
+            tdp_mmu_zap_root(kvm, root, shared=True)
+            kvm_tdp_mmu_put_root(kvm, root)
+
+
+def kvm_tdp_mmu_zap_leafs(kvm: Kvm, as_id: int | None, start: int, end: int) -> bool:
+    """Drop the leaf entries of gfns from `start` to below `end`; return whether there was one."""
+    flush = False
+    for root in list(roots(kvm, as_id)):
+        for entry in for_each_tdp_pte(kvm, root, start, min(end, _max_gfn(kvm))):
+            if is_shadow_present_pte(entry.old_spte) and is_last_spte(entry.old_spte, entry.level):
+                tdp_mmu_set_spte(kvm, entry, 0)
+                flush = True
+    return flush
+
+
+def _leaves(kvm: Kvm, root: ShadowPage, start: int, end: int, min_level: int = 1) -> Iterator[TdpEntry]:
+    for entry in for_each_tdp_pte(kvm, root, start, end, min_level):
+        if is_shadow_present_pte(entry.old_spte) and is_last_spte(entry.old_spte, entry.level):
+            yield entry
+
+
+def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:
+    """Write-protect the slot's pages from `min_level` up, to learn of the next write."""
+    for root in roots(kvm, slot.as_id, only_valid=True):
+        for entry in _leaves(kvm, root, slot.base_gfn, slot.base_gfn + slot.npages, min_level):
+            if entry.old_spte & PT_WRITABLE_MASK:
+                tdp_mmu_set_spte_atomic(kvm, entry, entry.old_spte & ~PT_WRITABLE_MASK)
+
+
+def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, as_id: int, gfn: int, min_level: int) -> bool:
+    """Write-protect one gfn because a nested guest's table lies there; return if a flush is owed."""
+    changed = False
+    for root in roots(kvm, as_id):
+        for entry in _leaves(kvm, root, gfn, gfn + 1, min_level):
+            new = entry.old_spte & ~(PT_WRITABLE_MASK | kvm.fmt.mmu_writable)
+            if new == entry.old_spte:
+                break
+            tdp_mmu_set_spte(kvm, entry, new)
+            changed = True
+    return changed
+
+
+def _cleaned(kvm: Kvm, spte: int, *, wrprot: bool) -> int:
+    """Return the entry ready for another round of dirty logging: without W, or without D."""
+    if wrprot or spte & SPTE_TDP_AD_MASK:
+        return spte & ~PT_WRITABLE_MASK
+    return spte & ~kvm.fmt.dirty
+
+
+def kvm_tdp_mmu_clear_dirty_slot(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Clear D in the slot's entries, or W where there is no D."""
+    for root in roots(kvm, slot.as_id, only_valid=True):
+        for entry in _leaves(kvm, root, slot.base_gfn, slot.base_gfn + slot.npages):
+            new = _cleaned(kvm, entry.old_spte, wrprot=False)
+            if new != entry.old_spte:
+                tdp_mmu_set_spte_atomic(kvm, entry, new)
+
+
+def kvm_tdp_mmu_clear_dirty_pt_masked(kvm: Kvm, as_id: int, gfns: list[int], *, wrprot: bool) -> None:
+    """Clear D or W in the 4 KiB entries of some gfns, ascending, all within 64 pages."""
+    wanted = set(gfns)
+    for root in roots(kvm, as_id):
+        for entry in _leaves(kvm, root, gfns[0], gfns[-1] + 1):
+            if entry.level == 1 and entry.gfn in wanted:
+                new = _cleaned(kvm, entry.old_spte, wrprot=wrprot)
+                if new != entry.old_spte:
+                    tdp_mmu_set_spte(kvm, entry, new, dirty_log=False)
+
+
+def _split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> None:
+    huge = entry.old_spte
+    sp = tdp_mmu_alloc_child(kvm, entry)
+    executable = bool(sp.access & ACC_EXEC_MASK) and kvm.config.nx_huge_pages
+    for index in range(SPTE_ENT_PER_PAGE):
+        spte = make_huge_page_split_spte(kvm.fmt, huge, sp.level, index, executable=executable)
+        kvm.memory.store64((sp.frame * SPTE_ENT_PER_PAGE + index) << 3, spte)
+    tdp_mmu_link_sp(kvm, entry, sp, shared=shared)
+    kvm.stat[PAGES_STAT[sp.level]] += SPTE_ENT_PER_PAGE
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_split_huge_page(entry.gfn, huge, entry.level, 0))
+
+
+def kvm_tdp_mmu_try_split_huge_pages(
+    kvm: Kvm, as_id: int, start: int, end: int, target_level: int, *, shared: bool
+) -> None:
+    """Split the huge pages of a range before a fault has to (eager page splitting)."""
+    for root in roots(kvm, as_id, only_valid=True):
+        for entry in for_each_tdp_pte(kvm, root, start, end, target_level + 1):
+            if is_shadow_present_pte(entry.old_spte) and is_large_pte(entry.old_spte):
+                _split_huge_page(kvm, entry, shared=shared)
+
+
+def kvm_tdp_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot, mapping_level: Callable[[int], int]) -> None:
+    """Remove the tables of the slot whose place a huge page may take.
+
+    `mapping_level` returns the largest page size allowed for a gfn.
+    """
+    start, end = slot.base_gfn, slot.base_gfn + slot.npages
+    for root in roots(kvm, slot.as_id, only_valid=True):
+        for entry in for_each_tdp_pte(kvm, root, start, end, 2):
+            spte = entry.old_spte
+            if entry.level > PG_LEVEL_1G or not is_shadow_present_pte(spte):
+                continue
+            inside = start <= entry.gfn < end and not is_last_spte(spte, entry.level)
+            if inside and mapping_level(entry.gfn) >= entry.level:
+                tdp_mmu_zap_spte_atomic(kvm, entry)
