@@ -36,20 +36,14 @@ def _work(job: _Job) -> _Answer | InputError:
         recording = read_recording(job.path)
     except InputError as error:
         return error
-    try:
-        comparison = compare(recording, job.level)
-        text = explain(recording, job.level, comparison) if job.explain and comparison.difference else ""
-    except InputError as error:
-        events = sum(len(job.level.events(op.events)) for op in recording.ops)
-        comparison = Comparison(recording.path, len(recording.ops), events, problem=str(error))
-        return _Answer(comparison, str(error), "")
-    line = "" if comparison.agrees else _difference_line(recording, comparison)
-    return _Answer(comparison, line, text)
+    comparison = compare(recording, job.level)
+    if comparison.difference is None:
+        return _Answer(comparison, comparison.problem or "", "")
+    text = explain(recording, job.level, comparison) if job.explain else ""
+    return _Answer(comparison, _difference_line(recording, comparison.difference), text)
 
 
-def _difference_line(recording: Recording, comparison: Comparison) -> str:
-    difference = comparison.difference
-    assert difference is not None
+def _difference_line(recording: Recording, difference: Difference) -> str:
     vendor = recording.scenario.header.vendor
     at = difference.number
     op: RecordedOp | None = recording.ops[at] if at < len(recording.ops) else None
@@ -102,7 +96,7 @@ def conform(
     """
     chosen = Level(level)
     work = [_Job(path, chosen, explained) for path in find_recordings(paths)]
-    answers = _run(work, jobs or len(os.sched_getaffinity(0)), show=not as_json)
+    answers = _run(work, jobs or os.cpu_count() or 1, show=not as_json)
     if as_json:
         click.echo(json.dumps(_summary(chosen, answers)))
     else:

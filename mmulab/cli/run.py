@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.scenario.runner import Result, run
+from mmulab.conform.record import recording_lines, write_recording
+from mmulab.conform.recording import SUFFIXES, read_recording
+from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.text import read_scenario
 from mmulab.scenario.wording import event_text
 
@@ -18,12 +22,20 @@ from mmulab.scenario.wording import event_text
 @click.argument("file", metavar="FILE")
 @click.option("--events", is_flag=True, help="Print each op's events, worded as the kernel's trace.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead, one line an op.")
-def run_scenario(file: str, events: bool, as_json: bool) -> None:
+@click.option(
+    "--record", metavar="OUT", help="Also write the run as a recording (.jsonl, .jsonl.gz, .jsonl.xz)."
+)
+def run_scenario(file: str, events: bool, as_json: bool, record: str | None) -> None:
     """Run the scenario in FILE and print each op with its outcome.
 
-    The format is described in mmulab.scenario.text.
+    The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run.
     """
-    for result in run(read_scenario(file)):
+    scenario = read_recording(Path(file)).scenario if file.endswith(SUFFIXES) else read_scenario(file)
+    runner = Runner(scenario)
+    results = list(runner.results())
+    if record is not None:
+        write_recording(record, recording_lines(scenario, results, frame_map(runner.machine.memory)))
+    for result in results:
         for line in [json.dumps(_record(result))] if as_json else _lines(result, events):
             click.echo(line)
 

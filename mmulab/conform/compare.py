@@ -18,6 +18,7 @@ from mmulab.conform.codec import canonical
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
+from mmulab.errors import InputError
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.runner import Result, Runner
 
@@ -161,20 +162,15 @@ def compare(recording: Recording, level: Level) -> Comparison:
     ----------
     recording : Recording
     level : Level
-
-    Raises
-    ------
-    InputError
-        The scenario has an op that is not modelled.
     """
     ops = recording.ops
     total = sum(len(level.events(op.events)) for op in ops)
     done = Comparison(recording.path, len(ops), total)
-    runner = Runner(recording.scenario)
-    frames = frame_map(runner.machine.memory)
     count = 0
     end: Difference | None = None
     try:
+        runner = Runner(recording.scenario)
+        frames = frame_map(runner.machine.memory)
         for result in runner.results():
             if count >= len(ops):
                 end = Difference(count, Part.OP, 0, None, result.text)
@@ -184,6 +180,9 @@ def compare(recording: Recording, level: Level) -> Comparison:
             done.ops_agree += difference is None
             done.events_agree += agree
             count += 1
+    except InputError as error:  # more than the model knows
+        done.problem = str(error)
+        return done
     except Exception:  # a bug of the model; the report says which op met it
         end = Difference(count, Part.FAILURE, 0, None, traceback.format_exc())
     if end is None and count < len(ops):

@@ -69,6 +69,26 @@ def encode_outcome(outcome: Outcome) -> Decoded:
     return {"out": str(o.kind), **encoded}
 
 
+_DECIMAL = ("vec", "ret", "zf", "cf", "sub", "errno", "l1db")
+"""Keys that a recording writes as JSON numbers."""
+
+
+def outcome_record(decoded: Decoded) -> dict[str, Any]:
+    """Return an outcome as a recording writes it; the inverse of :func:`decode_outcome`."""
+    return {key: _recorded(key, value) for key, value in decoded.items()}
+
+
+def _recorded(key: str, value: Any) -> Any:
+    if key == "mmio":
+        return [
+            {"rw": "w" if m.write else "r", "gpa": hex(m.gpa), "len": m.size, "data": hex(m.value)}
+            for m in value
+        ]
+    if key == "dirty":
+        return ",".join(f"{page:x}" for page in value)
+    return value if key == "out" or key in _DECIMAL else hex(value)
+
+
 def outcome_str(decoded: Decoded) -> str:
     """Print an outcome in one line, numbers in hex.
 

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 from mmulab.machine.op import Op
 from mmulab.scenario.grammar import Bad, Step, parse_step
@@ -41,12 +40,15 @@ from mmulab.x86.mode import (
     NONPAGING,
     PAGING_PAE,
     PT_ACCESSED_MASK,
+    PT_BASE_ADDR_MASK,
     PT_DIRTY_MASK,
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
+    PagingMode,
     paging_mode,
 )
+from mmulab.x86.regs import X86_CR0_PG
 
 DEFAULT_MEM = 0x1000000
 """Bytes of backing where a scenario does not say: 16 MiB."""
@@ -235,6 +237,31 @@ class ScenarioBuilder:
         self._steps.append(parse_step(op, line) if isinstance(op, str) else Step(op, "", line))
         return self
 
+    @classmethod
+    def of(cls, scenario: Scenario) -> ScenarioBuilder:
+        """Return a builder that holds `scenario`, to add to it."""
+        header = scenario.header
+        builder = cls(
+            header.mode,
+            vendor=header.vendor,
+            mem=header.backing_bytes,
+            thp=header.thp,
+            manual_dirty=header.manual_dirty,
+            cpu=header.cpuid,
+            host=header.host,
+            source=scenario.source,
+        )
+        builder.regs = header.regs
+        builder._slots = list(header.slots)
+        builder._fills = list(header.fills)
+        builder._values = list(header.values)
+        builder._pdptfix = list(header.pdptfix)
+        builder._quirks = list(header.quirks)
+        builder._steps = list(scenario.steps)
+        if header.regs.cr0 & X86_CR0_PG:
+            builder._roots = [header.regs.cr3 & PT_BASE_ADDR_MASK]
+        return builder
+
     def build(self) -> Scenario:
         """Return the scenario."""
         regs = self.regs or MODES[self.mode]._replace(cr3=self._roots[0] if self._roots else 0)
@@ -256,13 +283,13 @@ class ScenarioBuilder:
         return Scenario(header, tuple(self._steps), self.source)
 
     @property
-    def _mode(self) -> Any:
+    def _mode(self) -> PagingMode:
         regs = MODES[self.mode]
         return paging_mode(regs.cr0, regs.cr4, regs.efer)
 
     @property
     def _entry_bytes(self) -> int:
-        return int(self._mode.entry_bytes) if self._mode is not NONPAGING else 4
+        return self._mode.entry_bytes if self._mode is not NONPAGING else 4
 
     def _table_flags(self, level: int) -> int:
         """Bits of an entry of `level` that leads to a table; a PDPTE has but P (SDM 3, 4.4.1)."""

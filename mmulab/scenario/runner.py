@@ -117,10 +117,7 @@ class Runner:
         self.scenario = scenario
         self._sink = emit
         self._events: list[Event] = []
-        try:
-            self.machine = Machine(machine_config(scenario), self._keep)
-        except InputError as error:
-            raise InputError(f"{scenario.source}: {error}") from error
+        self.machine = Machine(machine_config(scenario), self._keep)
         self._cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header)
 
@@ -153,12 +150,20 @@ class Runner:
         events: list[Event] = []
         self._events = events
         before = dict(self.machine.stats)
-        outcome = self.machine.execute(op)
+        try:
+            outcome = self.machine.execute(op)
+        except InputError as error:
+            raise InputError(f"{self.scenario.source}: {self._place(index, text)}: {error}") from error
         after = self.machine.stats
         stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
         if outcome.kind is OutcomeKind.EXC:
             self._cpl[op.vcpu] = 0  # handlers run at CPL 0
         return Result(index, text, op, outcome, events, stats)
+
+    def _place(self, index: int, text: str) -> str:
+        steps = self.scenario.steps
+        line = steps[index].line if 0 <= index < len(steps) else 0
+        return f"line {line}" if line else f"op {text!r}"
 
     def _change_cpl(self, step: Step) -> Op | None:
         """Note the privilege that a step runs at; return the instruction that leads there.
@@ -204,6 +209,6 @@ def run(scenario: Scenario, emit: EventSink | None = None) -> list[Result]:
     Raises
     ------
     InputError
-        The scenario has an op, or a host, that is not modelled yet.
+        The scenario has an op that is not modelled yet.
     """
     return list(Runner(scenario, emit).results())

@@ -155,6 +155,14 @@ def test_a_failure_of_the_model_is_a_difference_where_it_happened(
     assert not result.agrees
 
 
+def test_what_the_model_does_not_know_is_a_problem_not_a_difference(root: Path) -> None:
+    recording = read_recording(root / "data/conformance/nested-ept/ept-vpid-ad.jsonl.xz")
+    result = compare(recording, Level.MMU)
+    assert result.difference is None
+    assert not result.agrees
+    assert result.problem == f"{recording.path}: line 4: the op vmxon is not modelled yet"
+
+
 def test_first_difference_tells_kinds_apart() -> None:
     # Both are tuples of one number.
     dirty, accessed = ev.kvm_mmu_set_dirty_bit(8), ev.kvm_mmu_set_accessed_bit(8)

@@ -39,7 +39,7 @@ def test_a_recording_has_its_header_ops_and_steps(root: Path) -> None:
         1 << 24,
     )
     assert (header.host["npt"], header.host["virt_bits"], header.cpuid["maxphyaddr"]) == (0, 57, 40)
-    assert header.quirks == ("rmw_reads_first", "rsvd_without_p")
+    assert {"rmw_reads_first", "rsvd_without_p"} <= set(header.quirks)
     assert (recording.ops[0].text, recording.ops[0].index, recording.ops[0].line) == ("init", -1, 2)
     assert recording.ops[-1].text == "teardown"
     ran = [op.text for op in recording.ops[1:-1] if not op.text.startswith("~")]

@@ -126,6 +126,16 @@ def test_what_is_refused_says_what_was_expected(make: object, expected: str) -> 
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["sh/fuzz-pae-mix-02", "intel-sh/memslot-32"])
+def test_a_builder_continues_a_scenario(root: Path, name: str) -> None:
+    scenario = read_recording(root / f"data/conformance/{name}.jsonl.xz").scenario
+    b = ScenarioBuilder.of(scenario)
+    assert b.build() == scenario
+    more = b.map(0x7FC00000, 0x123000).op("rd s 7fc00000").build()
+    assert more.steps[:-1] == scenario.steps
+    assert b.build().header.values[: len(scenario.header.values)] == scenario.header.values
+
+
 def test_a_built_scenario_names_itself() -> None:
     scenario: Scenario = ScenarioBuilder("np", source="cell 3").build()
     assert scenario.source == "cell 3"

@@ -134,9 +134,10 @@ def test_an_op_not_modelled_is_refused_by_name_and_line(tmp_path: Path) -> None:
         run(read_scenario(path))
 
 
-def test_a_host_not_modelled_is_refused_with_the_file() -> None:
-    with pytest.raises(InputError, match=r"^here: .*not modelled"):
-        run(ScenarioBuilder("np", host={"npt": 1}, source="here").build())
+def test_code_that_the_machine_does_not_know_is_refused_with_its_line() -> None:
+    b = builder("64").value(1, 0x100000, 0xF1).op("nop").op(f"xc s {GVA:x}", line=9)
+    with pytest.raises(InputError, match=r"^<built>: line 9: "):
+        run(b.build())
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
