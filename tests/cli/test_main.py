@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -104,15 +105,18 @@ from mmulab.cli import main
 @click.command()
 def endless():
     while True:
-        click.echo("line " * 100)
+        print("line " * 100)
 
 main._tried = endless
 main.COMMANDS["try"] = main.Entry("mmulab.cli.main:_tried", "Try.")
 sys.argv = ["mmulab", "try"]
 main.main()
 """
+    # With a buffer, as users have it: what is left there at exit must not fail a second time.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True, env=buffered
     ) as writer:
         assert writer.stdout is not None
         assert writer.stderr is not None

@@ -51,9 +51,10 @@ def test_heat_map_keeps_rows_and_gaps() -> None:
 
 
 def test_every_number_goes_as_float64() -> None:
-    marks = figure.line_chart(range(2), {"a": [2**40, np.uint64(2**53)]}, title="t").widget.marks
-    assert marks[0].y.dtype == np.float64
-    assert marks[0].y.tolist() == [2**40, 2**53]
+    (line,) = figure.line_chart([0, 2**40], {"a": [2**40, 2**53]}, title="t").widget.marks
+    (bars,) = figure.bar_chart(["a"], [np.uint64(2**40)], title="t").widget.marks
+    assert [values.dtype for values in (line.x, line.y, bars.y)] == [np.float64] * 3
+    assert line.y.tolist() == [2**40, 2**53]
 
 
 def test_number_that_float64_cannot_hold_is_refused() -> None:

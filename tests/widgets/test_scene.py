@@ -137,8 +137,10 @@ def test_line_has_a_gap_where_a_value_is_missing() -> None:
 def test_series_differ_without_colour() -> None:
     names = [f"s{n}" for n in range(8)]
     svg = scene.line_chart([0, 1], {name: [n, n] for n, name in enumerate(names)}, title="t")
-    drawn = [shapes(svg, "polyline", stroke=color)[-1].get("stroke-dasharray") for color in COLORS]
+    lines = [shapes(svg, "polyline", stroke=color) for color in COLORS]
+    legend, drawn = ([line[at].get("stroke-dasharray") for line in lines] for at in (0, -1))
     assert len(set(drawn)) == 8
+    assert legend == drawn
     assert [text for text in texts(svg) if text in names] == names
 
 
