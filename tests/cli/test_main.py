@@ -105,7 +105,7 @@ from mmulab.cli import main
 @click.command()
 def endless():
     while True:
-        print("line " * 100)
+        click.echo("line " * 100)
 
 main._tried = endless
 main.COMMANDS["try"] = main.Entry("mmulab.cli.main:_tried", "Try.")
