@@ -26,6 +26,7 @@ from mmulab.conform.compare import (
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import RecordedOp, Recording
 from mmulab.conform.state import state_lines
+from mmulab.scenario.grammar import Bad, parse_step
 from mmulab.scenario.runner import Result, Runner
 
 CONTEXT_OPS = 2
@@ -112,8 +113,10 @@ def explain(recording: Recording, level: Level, comparison: Comparison) -> str:
         ours = [canonical(e, frames) for e in level.events(result.events if result else whole.events)]
         lines += _differing(recording.ops[at], result, level, difference, ours, vendor)
     lines += ["", "The model's state at this moment:"]
-    address = _address(stopped.events, recording.ops[min(at, len(recording.ops) - 1)])
-    lines += [f"  {line}" for line in state_lines(stopped.runner.machine, address)]
+    machine = stopped.runner.machine
+    last = recording.ops[min(at, len(recording.ops) - 1)]
+    gva, gpa = _addresses(stopped.events, last, direct=machine.kvm.vcpus[0].mmu.direct)
+    lines += [f"  {line}" for line in state_lines(machine, gva, gpa)]
     return "\n".join(lines)
 
 
@@ -224,14 +227,19 @@ def _spte_str(record: dict[str, str]) -> str:
     return value if frame is None else f"{frame.removeprefix('0x')}:{value}"
 
 
-def _address(events: list[ev.Event], op: RecordedOp) -> int | None:
-    """Return the address that the op was last about: of the last walk or fault, else the op's own."""
-    for event in reversed(events):
-        if isinstance(event, ev.kvm_mmu_pagetable_walk):
-            return event.addr
-        if isinstance(event, ev.kvm_page_fault):
-            return event.fault_address
-    words = op.text.lstrip("!?").split()
-    positions = {"rd": 3, "wr": 3, "xg": 3, "cx": 3, "xc": 2, "invlpg": 1}
-    at = positions.get(words[0])
-    return int(words[at], 16) if at is not None else None
+def _addresses(events: list[ev.Event], op: RecordedOp, *, direct: bool) -> tuple[int | None, int | None]:
+    """Return the virtual address that the op was last about, and the last fault's address in a direct map."""
+    walks = [e.addr for e in events if isinstance(e, ev.kvm_mmu_pagetable_walk)]
+    faults = [e.fault_address for e in events if isinstance(e, ev.kvm_page_fault)]
+    if direct:
+        return walks[-1] if walks else _operand(op), faults[-1] if faults else None
+    seen = walks or faults
+    return seen[-1] if seen else _operand(op), None
+
+
+def _operand(op: RecordedOp) -> int | None:
+    """Return the virtual address that an op names."""
+    try:
+        return getattr(parse_step(op.text).op, "gva", None)
+    except Bad:  # init, teardown and helper instructions name none
+        return None

@@ -13,14 +13,17 @@ from mmulab.x86.walk import walk
 _GUEST_FLAGS = ((0, "P"), (1, "W"), (2, "U"), (5, "A"), (6, "D"), (7, "PS"), (8, "G"), (63, "NX"))
 
 
-def state_lines(machine: Machine, address: int | None, vcpu: int = 0) -> list[str]:
+def state_lines(machine: Machine, gva: int | None, fault_gpa: int | None = None, vcpu: int = 0) -> list[str]:
     """Return lines that show a vCPU's paging state.
 
     Parameters
     ----------
     machine : Machine
-    address : int or None
+    gva : int or None
         Guest-virtual address whose walks are shown; None: only the vCPU.
+    fault_gpa : int or None
+        With a direct map, the guest-physical address whose path is shown; None:
+        that to which `gva` translates.
     vcpu : int
     """
     v = machine.kvm.vcpus[vcpu]
@@ -32,12 +35,16 @@ def state_lines(machine: Machine, address: int | None, vcpu: int = 0) -> list[st
     for pgd, hpa in mmu.prev_roots:
         if hpa != INVALID_PAGE:
             lines.append(f"  prev root: pgd {pgd:x} {_page(machine.kvm, hpa >> 12)}")
-    if address is None:
+    if gva is None:
         return lines
-    lines.append(f"guest walk of {address:x}:")
-    lines += [f"  {line}" for line in _guest_walk(machine, v, address)]
-    lines.append(f"shadow path of {address:x}:")
-    lines += [f"  {line}" for line in _shadow_path(machine.kvm, mmu, address)]
+    guest, gpa = _guest_walk(machine, v, gva)
+    lines += [f"guest walk of {gva:x}:", *(f"  {line}" for line in guest)]
+    address = gva
+    if mmu.direct:
+        address = gpa if fault_gpa is None else fault_gpa
+    if address >= 0:
+        lines.append(f"{'direct map' if mmu.direct else 'shadow path'} of {address:x}:")
+        lines += [f"  {line}" for line in _shadow_path(machine.kvm, mmu, address)]
     return lines
 
 
@@ -49,11 +56,11 @@ def _role(kvm: Kvm, mmu: Mmu) -> str:
     return f"{mmu.root_role:x} [{kvm.config.design.facts(mmu.root_role).full_str()}]"
 
 
-def _guest_walk(machine: Machine, v: Vcpu, address: int) -> Iterator[str]:
+def _guest_walk(machine: Machine, v: Vcpu, address: int) -> tuple[list[str], int]:
+    """Return the walk's lines and the address reached, -1 after a fault."""
     paging = v.walk_mmu.paging
     if paging is None or paging.mode.root_level == 0:
-        yield "no paging"
-        return
+        return ["no paging"], address
     slots = machine.kvm.slots[v.smm]
     width = paging.mode.entry_bytes
 
@@ -62,15 +69,19 @@ def _guest_walk(machine: Machine, v: Vcpu, address: int) -> Iterator[str]:
         return entry
 
     # Access rights are not the question here, so the kind of access is a supervisor's read.
-    w = walk(paging, v.cr3, address, 0, load, pdptes=v.walk_mmu.pdptrs)
-    yield f"mode {paging.mode.name}, cr3 {v.cr3:x}"
+    config = machine.kvm.config
+    # Under nested paging AMD's processors read PDPTEs from memory (APM 2, 15.25).
+    pdptes = None if config.tdp and config.vendor == "amd" else v.walk_mmu.pdptrs
+    w = walk(paging, v.cr3, address, 0, load, pdptes=pdptes)
+    lines = [f"mode {paging.mode.name}, cr3 {v.cr3:x}"]
     if w.pdpte is not None:
-        yield f"l3 pdptr[{address >> 30 & 3}] = {_guest_entry(w.pdpte)}"
+        lines.append(f"l3 pdptr[{address >> 30 & 3}] = {_guest_entry(w.pdpte)}")
     for level in range(w.max_level, w.level - 1, -1):
         table, at = w.table[level], w.entry_addr[level]
         entry = _guest_entry(w.ptes[level])
-        yield f"l{level} gfn {table >> 12:x}[{(at - table) // width:x}] at {at:x} = {entry}"
-    yield f"error {w.error:x}" if w.error is not None else f"gpa {w.pa:x}"
+        lines.append(f"l{level} gfn {table >> 12:x}[{(at - table) // width:x}] at {at:x} = {entry}")
+    lines.append(f"error {w.error:x}" if w.error is not None else f"gpa {w.pa:x}")
+    return lines, w.pa
 
 
 def _guest_entry(entry: int) -> str:

@@ -167,7 +167,7 @@ def test_the_state_shows_both_walks(mode: str, guest: list[str], shadow: list[st
     assert [next(results).text for _ in range(2)] == ["init", f"rd s 4 {gva:x}"]
     lines = state_lines(runner.machine, gva)
     at = lines.index(f"guest walk of {gva:x}:")
-    to = lines.index(f"shadow path of {gva:x}:")
+    to = lines.index(f"{'direct map' if mode == 'np' else 'shadow path'} of {gva:x}:")
     walk = [line.strip() for line in lines[at + 1 : to] if not line.strip().startswith("mode ")]
     path = [line.strip() for line in lines[to + 1 :]]
     for shown, expected in ((walk, guest), (path, shadow)):
@@ -175,6 +175,21 @@ def test_the_state_shows_both_walks(mode: str, guest: list[str], shadow: list[st
         for line, start in zip(shown, expected, strict=False):
             assert line.startswith(start)
     assert path[-1].endswith("-> page 100 of the backing")
+
+
+def test_under_two_dimensional_paging_the_direct_map_of_the_physical_address_is_shown() -> None:
+    b = ScenarioBuilder("32", host={"npt": 1}).root(0x10000).map(0x40000000, 0x123000)
+    runner = Runner(b.op("rd s 40000010").build())
+    results = runner.results()
+    assert [next(results).outcome.kind for _ in range(2)] == ["host", "ok"]
+    lines = [line.strip() for line in state_lines(runner.machine, 0x40000010)]
+    assert "gpa 123010" in lines
+    at = lines.index("direct map of 123010:")
+    assert lines[-1].startswith("l1 sp")
+    assert lines[-1].endswith("-> page 123 of the backing")
+    assert len(lines) - at - 1 == 5
+    other = state_lines(runner.machine, 0x40000010, 0x10000)
+    assert other[-1].endswith("-> page 10 of the backing")
 
 
 def test_the_state_without_an_address_is_the_vcpus() -> None:

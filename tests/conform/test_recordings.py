@@ -11,7 +11,18 @@ from mmulab.conform.explain import explain
 from mmulab.conform.recording import find_recordings, read_recording, scenario_name
 
 DATA = Path(__file__).resolve().parents[2] / "data/conformance"
-FOLDERS = {"sh": 143, "intel-sh": 86}
+FOLDERS = {
+    "sh": 143,
+    "intel-sh": 86,
+    "tdp0": 10,
+    "tdp1": 10,
+    "ept0": 16,
+    "ept1": 16,
+    "ept0-pml": 16,
+    "ept1-pml": 16,
+    "ept0-host-noad": 16,
+    "ept1-host-noad": 16,
+}
 """Folders with whose recordings the model agrees, and how many each has."""
 
 
