@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from mmulab.cli.main import COMMANDS
+from mmulab.lab.parameters import declared
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"IPython", "bqplot", "ipywidgets", "jupyterlab", "nbconvert", "numba", "pandas", "papermill"}
@@ -143,6 +144,18 @@ def test_notebook_is_committed_clean(path: Path) -> None:
     assert "widgets" not in notebook["metadata"]
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1, "one cell is tagged 'parameters'"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_checks_its_parameters(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    tagged = next(at for at, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
+    calls = ast.walk(ast.parse("".join(cells[tagged + 1]["source"])))
+    checks = [
+        node for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
+    ]
+    assert len(checks) == 1, "the cell after the parameters calls mmulab.lab.parameters.check"
+    assert {keyword.arg for keyword in checks[0].keywords} == set(declared(path))
 
 
 def requirements(lines: list[str]) -> dict[str, str]:
