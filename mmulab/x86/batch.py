@@ -1,7 +1,7 @@
 """The walk, compiled, for many accesses at once over the array of host memory.
 
 The same translation as :func:`mmulab.x86.walk.walk`, to the bit: rights,
-reserved bits, PDPTEs, PSE36, protection keys and the updates of A and D. Tables
+reserved bits, PDPTEs, PSE36, protection keys, EPT and the updates of A and D. Tables
 are read where they lie: a table at address `a` is word ``base + a >> 3`` of the
 array, so a processor walks shadow tables with `base` 0, and a guest's own
 tables are walked with the address of their slot's memory.
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from mmulab.x86.mode import (
     PT64_NX_MASK,
     PT64_NX_SHIFT,
+    PT_ACCESSED_MASK,
     PT_BASE_ADDR_MASK,
     PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
@@ -68,9 +69,9 @@ class BatchResult(NamedTuple):
 # Compiled code never mixes signed and unsigned integers: uint64 with int64 would become a float. Only the
 # main loop touches arrays; an array passed on or taken out of a tuple would cost a reference count each time.
 _U = np.uint64
-_0, _1, _2, _3, _4, _8, _12, _19 = map(_U, (0, 1, 2, 3, 4, 8, 12, 19))
+_0, _1, _2, _3, _4, _8, _12, _19, _63 = map(_U, (0, 1, 2, 3, 4, 8, 12, 19, 63))
 _BASE, _PRESENT, _PS = _U(PT_BASE_ADDR_MASK), _U(PT_PRESENT_MASK), _U(PT_PAGE_SIZE_MASK)
-_NX, _NX_SHIFT = _U(PT64_NX_MASK), _U(PT64_NX_SHIFT)
+_A, _NX, _NX_SHIFT = _U(PT_ACCESSED_MASK), _U(PT64_NX_MASK), _U(PT64_NX_SHIFT)
 _EXEC, _USER, _WRITE_USER = _U(ACC_EXEC_MASK), _U(ACC_USER_MASK), _U(ACC_WRITE_MASK | ACC_USER_MASK)
 _PF_P, _PF_W, _PF_U = _U(PFERR_PRESENT_MASK), _U(PFERR_WRITE_MASK), _U(PFERR_USER_MASK)
 _PF_RSVD, _PF_F, _PF_PK = _U(PFERR_RSVD_MASK), _U(PFERR_FETCH_MASK), _U(PFERR_PK_MASK)
@@ -90,12 +91,15 @@ def _pdpte_fault(pdpte: Any, rsvd: Any, rsvd_error: Any) -> Any:
 
 
 @numba.njit(cache=True)
-def _rights_fault(denied: Any, entry: Any, path: Any, kind: Any, pkey: Any) -> Any:
+def _rights_fault(denied: Any, entry: Any, path: Any, kind: Any, pkey: Any, ept: Any) -> Any:
     """Return P (and PK) if the rights of `path` forbid the access, else `_NO_FAULT`.
 
-    `denied` has a bit for each access that the row of the permission table denies.
+    `denied` has a bit for each value of ``ACC_*`` that forbids an access of this kind.
     """
-    access = (path & _WRITE_USER) | (path >> _NX_SHIFT & _EXEC)
+    if ept:
+        access = (path & _1) << _2 | path & _2 | path >> _2 & _1
+    else:
+        access = (path & _WRITE_USER) | (path >> _NX_SHIFT & _EXEC)
     code = _PF_P if denied >> access & _1 else _0
     pke, wp, pkru = pkey
     if pke and access & _USER and not kind & _PF_F:
@@ -134,8 +138,8 @@ def _walk_all(
 ) -> Any:
     """Walk for each access into `pa` and `errors`; with `stop` return the first that faults."""
     root, base, size, epoch = space
-    root_level, width, bits, has_pdptes, pdpte_rsvd, rsvd_error, reported = geometry
-    present, accessed, dirty, sets_ad, pse36_mask = masks
+    root_level, width, bits, rsvd_error, reported, has_pdptes, pdpte_rsvd, marks_pdptes = geometry
+    present, accessed, dirty, sets_ad, pse36_mask, ept, bad_mt_xwr = masks
     index_mask = (_1 << bits) - _1
     root_shift = _12 + (root_level - _1) * bits
     marks = written.size > 0
@@ -146,6 +150,10 @@ def _walk_all(
         if has_pdptes:
             entry = pdptes[address >> shift & _3]
             code = _pdpte_fault(entry, pdpte_rsvd, rsvd_error)
+            if marks_pdptes and code == _NO_FAULT and not entry & _A:
+                pdptes[address >> shift & _3] = entry | _A
+                if marks:
+                    written[(base + root) >> _12] = epoch
             level -= _1
             shift -= bits
         while code == _NO_FAULT:
@@ -163,13 +171,14 @@ def _walk_all(
                 if not entry & present:
                     code = _0
                     break
-                if entry & levels[level, _RSVD_LARGE if entry & _PS else _RSVD_SMALL]:
+                rsvd = levels[level, _RSVD_LARGE if entry & _PS else _RSVD_SMALL]
+                if entry & rsvd or bad_mt_xwr >> (entry & _63) & _1:
                     code = rsvd_error
                     break
                 leaf = level == _1 or entry & levels[level, _LARGE] != _0
                 need = accessed
                 if leaf:
-                    code = _rights_fault(denied, entry, path, kind, pkey)
+                    code = _rights_fault(denied, entry, path, kind, pkey, ept)
                     if code != _NO_FAULT:
                         break
                     if kind & _PF_W:
@@ -215,10 +224,11 @@ def _compiled_form(paging: Paging) -> tuple[Any, ...]:
         mode.root_level,
         mode.entry_bytes,
         mode.index_bits,
-        mode.has_pdptes,
-        paging.pdpte_rsvd,
         paging.rsvd_error,
         reported,
+        mode.has_pdptes,
+        paging.pdpte_rsvd,
+        paging.marks_pdptes,
     )
     masks = (
         paging.present_mask,
@@ -226,6 +236,8 @@ def _compiled_form(paging: Paging) -> tuple[Any, ...]:
         paging.dirty_mask,
         paging.sets_ad,
         paging.pse36_mask,
+        paging.ept,
+        paging.bad_mt_xwr,
     )
     return (
         levels,
@@ -235,14 +247,12 @@ def _compiled_form(paging: Paging) -> tuple[Any, ...]:
     )
 
 
-def _pdptes(
-    words: Words, root: int, base: int, size: int, registers: Sequence[int] | None
-) -> tuple[Words, bool]:
-    """Return the four PDPTEs and whether they are memory (a view that follows it), hence unchecked."""
+def _pdptes(words: Words, root: int, base: int, size: int, registers: Sequence[int] | None) -> Words:
+    """Return the four PDPTEs: registers, or a view of memory, or nothing where no memory is."""
     if registers is not None:
-        return np.array(registers, np.uint64), False
+        return np.array(registers, np.uint64)
     first = (base + root) >> 3
-    return (words[first : first + 4] if root < size else np.zeros(4, np.uint64)), True
+    return words[first : first + 4] if root < size else np.zeros(4, np.uint64)
 
 
 def _run(
@@ -281,9 +291,10 @@ def _run(
     levels, permissions, geometry, masks = _compiled_form(paging)
     entries = _NO_WORDS
     if mode.has_pdptes:
-        entries, unchecked = _pdptes(words, root, base, size, pdptes)
-        if not unchecked:
-            geometry = (*geometry[:4], _U(0), *geometry[5:])
+        entries = _pdptes(words, root, base, size, pdptes)
+        if pdptes is not None:
+            # Registers were checked when they were loaded, and are never written.
+            geometry = (*geometry[:-2], _U(0), _U(0))
     pa = np.empty(vas.size, np.uint64)
     errors = np.empty(vas.size, np.int32)
     done = _walk_all(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmulab.x86.batch import NO_FAULT, walk_batch, walk_each
+from mmulab.x86.ept import make_ept_paging
 from mmulab.x86.mode import MODES, NONPAGING, PAGING_4LEVEL, PAGING_PAE
 from mmulab.x86.paging import KVM_WALK, PROCESSOR, Paging, Walker, make_paging
 from mmulab.x86.pferr import PFERR_USER_MASK, PFERR_WRITE_MASK
@@ -21,7 +22,11 @@ CPUS = (
     CpuModel(vendor="amd", maxphyaddr=52, pku=True),
     CpuModel(vendor="amd", maxphyaddr=36, gbpages=False, pse36=False, pku=True),
 )
-WALKERS = (PROCESSOR, KVM_WALK, replace(PROCESSOR, name="without P", rsvd_sets_p=False))
+WALKERS = (
+    PROCESSOR,
+    KVM_WALK,
+    replace(PROCESSOR, name="emulated", rsvd_sets_p=False, marks_pdptes=True),
+)
 WORLDS = 12
 ACCESSES = 100
 
@@ -100,6 +105,50 @@ def test_every_access_ends_as_in_python(name: str, cpu: CpuModel, walker: Walker
         seen.update(errors.tolist())
     assert NO_FAULT in seen
     assert len(seen) > 8 or name == "nonpaging"
+
+
+def random_ept(rng: np.random.Generator, level: int) -> np.ndarray:
+    """Draw EPT tables, the root in frame 1: the next level's tables follow, three of each."""
+    frames = np.zeros((FRAMES, 512), np.uint64)
+    for frame in range(1, 1 + 3 * level):
+        depth = (frame - 1) // 3
+        rwx = rng.choice([7, 7, 7, 7, 3, 5, 4, 1, 2, 0], 512)
+        ignored = rng.integers(0, 8, 512) << 8 | rng.integers(0, 16, 512) << 52
+        large = np.where(rng.random(512) < 0.2, 1 << 7, 0) if depth < level - 1 else 1 << 7
+        leaf = (large != 0) & (depth >= level - 3)
+        memory_type = np.where(leaf, rng.choice([0, 1, 4, 5, 6, 6, 6, 2, 7], 512) << 3, 0)
+        below = 1 + 3 * (depth + 1) + rng.integers(0, 3, 512)
+        size = 12 + 9 * (level - 1 - depth)
+        address = np.where(leaf, rng.integers(1, 1 << 10, 512) << max(size, 12), below << 12)
+        reserved = np.where(rng.random(512) < 0.03, 1 << rng.choice([3, 13, 45], 512), 0)
+        frames[frame] = (rwx | ignored | large | memory_type | address | reserved).astype(np.uint64)
+    return frames
+
+
+@pytest.mark.parametrize("execonly", [False, True])
+@pytest.mark.parametrize("ad", [False, True])
+@pytest.mark.parametrize("level", [4, 5])
+def test_ept(level: int, ad: bool, execonly: bool) -> None:
+    paging = make_ept_paging(level, ad=ad, cpu=CPUS[0], walker=PROCESSOR, execonly=execonly)
+    seen: Counter[int] = Counter()
+    for seed in range(20):
+        rng = np.random.default_rng([seed, level])
+        frames = random_ept(rng, level)
+        memory = Memory(frames, paging.mode)
+        gpas = rng.integers(0, 1 << paging.mode.va_bits, 200, dtype=np.uint64).tolist()
+        kinds = rng.choice([4, 6, 2, 20, 16], 200).tolist()
+        walks = [
+            walk(paging, 1 << 12, gpa, kind, memory.load, memory.store)
+            for gpa, kind in zip(gpas, kinds, strict=True)
+        ]
+        compiled = frames.copy()
+        pa, errors = walk_each(compiled, paging, 1 << 12, gpas, kinds)
+        assert list(zip(pa.tolist(), errors.tolist(), strict=True)) == [as_row(w) for w in walks]
+        assert np.array_equal(compiled, memory.frames)
+        assert np.array_equal(compiled, frames) == (not ad)
+        seen.update(errors.tolist())
+    assert seen[NO_FAULT] > 100
+    assert len(seen) > 8
 
 
 @pytest.mark.parametrize("name", MODES)
