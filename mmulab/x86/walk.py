@@ -39,7 +39,8 @@ Store = Callable[[int, int], None]
 
 _ACCESS = PFERR_WRITE_MASK | PFERR_USER_MASK
 EPT_ACCESS = tuple(
-    (entry & 1 and ACC_USER_MASK) | entry & PT_WRITABLE_MASK | (entry >> 2 and ACC_EXEC_MASK) for entry in range(8)
+    (entry & 1 and ACC_USER_MASK) | entry & PT_WRITABLE_MASK | (entry >> 2 and ACC_EXEC_MASK)
+    for entry in range(8)
 )
 """Rights in ``ACC_*`` form by the R, W and X bits of an EPT entry; R takes the place of U."""
 
