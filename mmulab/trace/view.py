@@ -1,0 +1,206 @@
+"""What can be seen of a machine at one moment: the guest's walk and the shadow path, as records.
+
+Nothing here changes the machine: the guest's tables are walked without setting
+A or D, and without an event. The records are plain values, so they stay true
+when the machine runs on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
+from mmulab.kvm.state import INVALID_PAGE, Kvm, Mmu, ShadowPage
+from mmulab.machine.machine import Machine
+from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
+from mmulab.x86.pferr import ACC_ALL
+from mmulab.x86.walk import walk
+
+
+class GuestStep(NamedTuple):
+    """One entry that a walk of the guest's tables read.
+
+    Attributes
+    ----------
+    level : int
+    table : int
+        Guest-physical address of the table; -1 for a PDPTE register.
+    entry_index : int
+    entry_gpa : int
+        Where the entry lies; -1 for a register.
+    entry : int
+    access : int
+        Rights of the path down to and with this entry (``ACC_*``).
+    """
+
+    level: int
+    table: int
+    entry_index: int
+    entry_gpa: int
+    entry: int
+    access: int
+
+
+class GuestWalk(NamedTuple):
+    """What the guest's own tables say of an address.
+
+    Attributes
+    ----------
+    mode : str
+        Name of the paging mode.
+    root : int
+        CR3.
+    address : int
+    steps : tuple of GuestStep
+        From the root down.
+    entry_bytes : int
+    gpa : int or None
+        The translation; None after a fault.
+    error : int or None
+        Error code of the page fault.
+    """
+
+    mode: str
+    root: int
+    address: int
+    steps: tuple[GuestStep, ...]
+    entry_bytes: int
+    gpa: int | None
+    error: int | None
+
+
+def guest_walk(machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0) -> GuestWalk:
+    """Walk the guest's tables as they are now.
+
+    Parameters
+    ----------
+    machine : Machine
+    address : int
+        Guest-virtual.
+    vcpu : int
+    pfec : int
+        Kind of access, as error-code bits; a supervisor's read if left out.
+    """
+    v = machine.kvm.vcpus[vcpu]
+    paging = v.walk_mmu.paging
+    if paging is None or paging.mode.root_level == 0:
+        return GuestWalk("nonpaging", v.cr3, address, (), 0, address, None)
+    slots = machine.kvm.slots[v.smm]
+    width = paging.mode.entry_bytes
+
+    def load(gpa: int, level: int) -> int | None:
+        return slots.read(machine.memory.bytes, gpa, width)
+
+    w = walk(paging, v.cr3, address, pfec, load, pdptes=v.walk_mmu.pdptrs)
+    steps = []
+    if w.pdpte is not None:
+        steps.append(GuestStep(3, -1, address >> 30 & 3, -1, w.pdpte, ACC_ALL))
+    top = w.level - 1 if w.pdpte is not None and w.level == 3 else w.max_level
+    for level in range(top, w.level - 1, -1):
+        table, at = w.table[level], w.entry_addr[level]
+        access = w.pte_access if level == w.level else w.pt_access[level - 1]
+        steps.append(GuestStep(level, table, (at - table) // width, at, w.ptes[level], access))
+    gpa = w.pa if w.error is None else None
+    return GuestWalk(paging.mode.name, v.cr3, address, tuple(steps), width, gpa, w.error)
+
+
+class PageHeader(NamedTuple):
+    """A shadow page's header, copied (:class:`~mmulab.kvm.state.ShadowPage`)."""
+
+    frame: int
+    gfn: int
+    role: int
+    level: int
+    mmu_valid_gen: int
+    root_count: int
+    unsync: bool
+    unsync_children: int
+    invalid: bool
+
+
+def page_header(sp: ShadowPage) -> PageHeader:
+    """Copy what the panels show of a shadow page."""
+    return PageHeader(
+        sp.frame,
+        sp.gfn,
+        sp.role,
+        sp.level,
+        sp.mmu_valid_gen,
+        sp.root_count,
+        sp.unsync,
+        sp.unsync_children,
+        sp.invalid,
+    )
+
+
+class ShadowStep(NamedTuple):
+    """One entry on the way down the host's tables.
+
+    Attributes
+    ----------
+    level : int
+    frame : int
+        Host frame of the table.
+    page : PageHeader or None
+        None for a special root (PAE's and those above it).
+    entry_index : int
+    sptep, spte : int
+        Host-physical address of the entry, and the entry.
+    present, last, mmio : bool
+        The entry leads somewhere; it maps a page; it says that there is no memory.
+    """
+
+    level: int
+    frame: int
+    page: PageHeader | None
+    entry_index: int
+    sptep: int
+    spte: int
+    present: bool
+    last: bool
+    mmio: bool
+
+
+def shadow_steps(machine: Machine, address: int, *, vcpu: int = 0) -> tuple[ShadowStep, ...]:
+    """Return the entries that the processor meets on the tables in use, root first."""
+    kvm = machine.kvm
+    mmu = kvm.vcpus[vcpu].mmu
+    if mmu.root_hpa == INVALID_PAGE:
+        return ()
+    frame = mmu.root_hpa >> 12
+    level = _root_level(kvm, mmu, frame)
+    special = (mmu.pae_root, mmu.pml4_root, mmu.pml5_root)
+    steps = []
+    while level:
+        index = address >> 12 + 9 * (level - 1) & (3 if frame == mmu.pae_root else 511)
+        at = frame << 9 | index
+        spte = kvm.memory.words[at]
+        # Special roots hold entries without KVM's own present bit.
+        present = is_shadow_present_pte(spte) or bool(frame in special and spte & PT_PRESENT_MASK)
+        last = present and is_last_spte(spte, level)
+        page = kvm.pages.get(frame)
+        mmio = not present and is_mmio_spte(kvm.fmt, spte)
+        header = None if page is None else page_header(page)
+        steps.append(ShadowStep(level, frame, header, index, at << 3, spte, present, last, mmio))
+        if not present or last:
+            break
+        frame = (spte & PT_BASE_ADDR_MASK) >> 12
+        level -= 1
+    return tuple(steps)
+
+
+def _root_level(kvm: Kvm, mmu: Mmu, frame: int) -> int:
+    special = {mmu.pae_root: 3, mmu.pml4_root: 4, mmu.pml5_root: 5}
+    return special[frame] if frame in special else kvm.pages[frame].level
+
+
+def gpa_of(machine: Machine, hpa: int, *, as_id: int = 0) -> int | None:
+    """Return the guest-physical address behind which `hpa` lies; None if no slot shows it.
+
+    Where slots alias, the lowest address that shows the frame.
+    """
+    frame = hpa >> 12
+    for slot in machine.kvm.slots[as_id].slots:
+        if 0 <= frame - slot.base_frame < slot.npages:
+            return slot.base_gfn + frame - slot.base_frame << 12 | hpa & 0xFFF
+    return None
