@@ -64,6 +64,8 @@ def encode_outcome(outcome: Outcome) -> Decoded:
         OutcomeKind.HOST: (("ret", o.result), ("dirty", o.dirty)),
         OutcomeKind.INTERNAL_ERROR: (("sub", o.suberror),),
         OutcomeKind.SHUTDOWN: (),
+        OutcomeKind.L2: (),
+        OutcomeKind.VMEXIT: tuple((o.vmexit or {}).items()),
     }
     encoded = {key: value for key, value in fields[o.kind] if value is not None}
     return {"out": str(o.kind), **encoded}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.kvm.state import Kvm, Mmu, Request, Vcpu
-from mmulab.x86.paging import KVM_WALK, make_paging
+from mmulab.x86.paging import KVM_WALK, Paging, make_paging
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_NX,
@@ -80,19 +80,54 @@ def base_facts(cpu: CpuRole) -> RoleFacts:
     )
 
 
+def mmu_is_nested(vcpu: Vcpu) -> bool:
+    """Whether L2 runs on L1's nested page tables."""
+    return vcpu.walk_mmu is vcpu.nested_mmu
+
+
 def kvm_init_mmu(vcpu: Vcpu) -> None:
     """Configure the context in use for the vCPU's registers, unless nothing changed.
 
     Without TDP the context is ``root_mmu``: at least PAE tables, and always NX,
     because KVM itself uses NX (``kvm_init_shadow_mmu``).
     """
-    cpu_role = kvm_calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, smm=vcpu.smm, guest_mode=False)
+    cpu_role = kvm_calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
+    if mmu_is_nested(vcpu):
+        init_kvm_nested_mmu(vcpu, cpu_role)
+        return
     if vcpu.kvm.config.tdp:
         init_kvm_tdp_mmu(vcpu, cpu_role)
         return
     facts = base_facts(cpu_role)
     facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
-    shadow_mmu_init_context(vcpu, vcpu.root_mmu, cpu_role, facts)
+    shadow_mmu_init_context(vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu))
+
+
+def _guest_paging(vcpu: Vcpu) -> Paging:
+    return make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+
+
+def init_kvm_nested_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
+    """Configure the context that walks L2's own tables, which nobody shadows."""
+    mmu = vcpu.nested_mmu
+    if cpu_role != mmu.cpu_role:
+        mmu.cpu_role = cpu_role
+        mmu.paging = _guest_paging(vcpu)
+
+
+def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
+    """Configure ``guest_mmu`` to shadow the NPT that an L1 with these registers gives its guest.
+
+    NPT has the format of L1's own paging, and no CR0.WP. On a host with five
+    levels the table of a 4-level L1 gets a page above it that only passes through.
+    """
+    cr4 &= ~X86_CR4_PKE
+    cpu_role = kvm_calc_cpu_role(X86_CR0_PG, cr4, efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
+    facts = base_facts(cpu_role)
+    level = kvm_mmu_get_tdp_level(vcpu)
+    facts = facts._replace(level=level, passthrough=level == 5 and cpu_role.level == 4)
+    paging = make_paging(X86_CR0_PG, cr4, efer, vcpu.cpu, KVM_WALK)
+    shadow_mmu_init_context(vcpu, vcpu.guest_mmu, cpu_role, facts, paging)
 
 
 def kvm_mmu_get_tdp_level(vcpu: Vcpu) -> int:
@@ -120,7 +155,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
     root_role = kvm.config.design.pack(facts, cpu_role)
     if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
         return
-    _set_roles(vcpu, mmu, cpu_role, root_role, facts)
+    _set_roles(mmu, cpu_role, root_role, facts, _guest_paging(vcpu))
     mmu.kind = "tdp"
 
 
@@ -130,24 +165,26 @@ def kvm_mmu_refresh_passthrough_bits(vcpu: Vcpu, mmu: Mmu) -> None:
     if vcpu.kvm.config.tdp and mmu is not vcpu.guest_mmu and mmu.cpu_role.cr0_wp != wp:
         if mmu.cpu_role.level:
             mmu.cpu_role = mmu.cpu_role._replace(cr0_wp=wp)
-            mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+            mmu.paging = _guest_paging(vcpu)
 
 
-def _set_roles(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, root_role: int, facts: RoleFacts) -> None:
+def _set_roles(mmu: Mmu, cpu_role: CpuRole, root_role: int, facts: RoleFacts, paging: Paging) -> None:
     mmu.cpu_role = cpu_role
     mmu.root_role = root_role
     mmu.root_facts = facts
     mmu.root_level = facts.level
     mmu.direct = facts.direct
-    mmu.paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+    mmu.paging = paging
 
 
-def shadow_mmu_init_context(vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: RoleFacts) -> None:
+def shadow_mmu_init_context(
+    vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: RoleFacts, paging: Paging
+) -> None:
     """Give a context its roles and its view of the guest's paging."""
     root_role = vcpu.kvm.config.design.pack(facts, cpu_role)
     if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
         return
-    _set_roles(vcpu, mmu, cpu_role, root_role, facts)
+    _set_roles(mmu, cpu_role, root_role, facts, paging)
     if not cpu_role.level:
         mmu.kind = "nonpaging"
     else:

@@ -22,7 +22,7 @@ from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
 from mmulab.kvm.inject import UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
 from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
 from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
-from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
+from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, X86Exception, vcpu_memslots
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.insn import WRITES_TABLES, Instruction, Mnemonic
 from mmulab.x86.pferr import (
@@ -61,12 +61,11 @@ class EmulationType:
 
 
 class _GuestFault(Exception):
-    """A memory operand faults: error code and address of a #PF."""
+    """A memory operand faults."""
 
-    def __init__(self, error_code: int, address: int) -> None:
-        super().__init__(error_code, address)
-        self.error_code = error_code
-        self.address = address
+    def __init__(self, fault: X86Exception) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 def _user(vcpu: Vcpu) -> int:
@@ -94,7 +93,7 @@ def x86_emulate_instruction(
     try:
         EXECUTE[insn.mnemonic](vcpu, cr2, kind, insn)
     except _GuestFault as fault:
-        kvm_inject_emulated_page_fault(vcpu, fault.error_code, fault.address)
+        kvm_inject_emulated_page_fault(vcpu, fault.fault)
         return Verdict.RESUME
     if vcpu.emulation.mmio:
         vcpu.stat["mmio_exits"] += 1
@@ -107,9 +106,9 @@ def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> boo
     emit = vcpu.kvm.emit
     fetched, vcpu.fetch_fault = insn.code, None
     if insn.rip is not None:
-        gpa, error = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.rip, _user(vcpu) | PFERR_FETCH_MASK)
+        gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.rip, _user(vcpu) | PFERR_FETCH_MASK)
         if gpa is None:
-            fetched, vcpu.fetch_fault = b"", (error, insn.rip)
+            fetched, vcpu.fetch_fault = b"", fault
         elif kvm_read_guest(vcpu, gpa, 1) is None:
             fetched = b""
         if emit is not None:
@@ -122,14 +121,14 @@ def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction)
     if _reexecute_instruction(vcpu, cr2, kind):
         return Verdict.RESUME
     if vcpu.fetch_fault is not None and not kind.skip:
-        kvm_inject_emulated_page_fault(vcpu, *vcpu.fetch_fault)
+        kvm_inject_emulated_page_fault(vcpu, vcpu.fetch_fault)
         return Verdict.RESUME
     vcpu.stat["insn_emulation_fail"] += 1
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_emulate_insn(insn.rip or 0, 0, "", True))
     kvm_queue_exception(vcpu, UD_VECTOR)
-    return Verdict.FAILED if vcpu.cpl == 0 else Verdict.RESUME
+    return Verdict.FAILED if vcpu.cpl == 0 and not vcpu.guest_mode else Verdict.RESUME
 
 
 def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
@@ -183,9 +182,10 @@ def _mmio_gva_to_gpa(vcpu: Vcpu, gva: int, known_gpa: int | None, write: bool) -
     access = _user(vcpu) | (PFERR_WRITE_MASK if write else 0)
     if vcpu_match_mmio_gva(vcpu, gva) and _cached_access_allows(vcpu, access):
         return vcpu.mmio_gfn << 12 | gva & 0xFFF, True
-    gpa, error = gva_to_gpa(vcpu, vcpu.walk_mmu, gva, access)
-    if gpa is None:
-        raise _GuestFault(error, gva)
+    gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, gva, access)
+    if fault is not None or gpa is None:
+        assert fault is not None
+        raise _GuestFault(fault)
     return gpa, _is_mmio_gpa(vcpu, gpa)
 
 
@@ -221,6 +221,8 @@ def _read_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -
     result = 0
     for gva, size, shift in _pieces(insn):
         gpa, is_mmio = _mmio_gva_to_gpa(vcpu, gva, _known_gpa(vcpu, cr2, kind), False)
+        if not shift:
+            vcpu.emulation.gpa = gpa
         value = None if is_mmio else kvm_read_guest(vcpu, gpa, size)
         if value is None:
             value = int.from_bytes(b"\xd0" * size, "little")
@@ -237,6 +239,8 @@ def _write_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, 
     emit = vcpu.kvm.emit
     for gva, size, shift in _pieces(insn):
         gpa, is_mmio = _mmio_gva_to_gpa(vcpu, gva, _known_gpa(vcpu, cr2, kind), True)
+        if not shift:
+            vcpu.emulation.gpa = gpa
         part = value >> shift & ((1 << 8 * size) - 1)
         if is_mmio or not emulator_write_phys(vcpu, gpa, size, part):
             if emit is not None:
@@ -256,9 +260,9 @@ def _read_for_write(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction
     """Read an operand that will be written: a fault of the read is reported as a write."""
     try:
         return _read_memory(vcpu, cr2, kind, insn)
-    except _GuestFault as fault:
-        fault.error_code |= PFERR_WRITE_MASK
-        raise
+    except _GuestFault as found:
+        fault = found.fault
+        raise _GuestFault(fault._replace(error_code=fault.error_code | PFERR_WRITE_MASK)) from found
 
 
 def _xchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> None:

@@ -19,6 +19,7 @@ from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.invlpg import kvm_mmu_invlpg
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.state import Vcpu
+from mmulab.kvm.svm_nested import nested_svm_vmrun
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.ept import (
@@ -79,16 +80,37 @@ def kvm_handle_page_fault(
     return kvm_mmu_page_fault(vcpu, addr, error_code, insn)
 
 
+def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -> bool:
+    """Report an exit; if L2 ran, give it to L1 should L1 want it, and return whether that was so.
+
+    Parameters
+    ----------
+    info1, info2 : int
+        EXITINFO1 and EXITINFO2 (SVM); exit qualification and interruption information (VMX).
+    """
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(event)
+    nested = vcpu.nested
+    if nested is None:
+        return False
+    if emit is not None:
+        emit(ev.kvm_nested_vmexit(event.reason, info1, info2))
+    nested.idt_vectoring = event.idt_vectoring or 0
+    return nested.exit_handled(vcpu, event.reason, info1, info2)
+
+
 def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict | None:
     """Handle a MOV to CR, WRMSR or INVLPG; None if this one is not intercepted."""
     exit_event = _intercept(vcpu, insn)
     if exit_event is None:
         return None
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(exit_event)
+    if trace_exit(vcpu, exit_event, exit_event.qualification or 0):
+        return Verdict.RESUME
     if insn.mnemonic is Mnemonic.WRMSR:
         return _wrmsr(vcpu, insn)
+    if insn.mnemonic is Mnemonic.VMRUN:
+        return _vmrun(vcpu, insn)
     if not vcpu.kvm.config.decode_assists:
         verdict = x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
         if verdict is not Verdict.DONE:
@@ -112,6 +134,16 @@ def _execute(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> None:
         kvm_set_cr3(vcpu, insn.value)
     else:
         kvm_set_cr4(vcpu, insn.value)
+
+
+def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
+    """Enter L2, whose first instruction comes next."""
+    verdict = x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
+    if verdict is not Verdict.DONE:
+        return verdict
+    vcpu.rip += len(insn.code)
+    nested_svm_vmrun(vcpu, insn.value)
+    return Verdict.RESUME
 
 
 def _wrmsr(vcpu: Vcpu, insn: Instruction) -> Verdict:
@@ -144,6 +176,8 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
     intel = vcpu.kvm.config.vendor == "intel"
     if vcpu.kvm.config.tdp and (insn.mnemonic is Mnemonic.INVLPG or _is_cr3_load(insn)):
         return None
+    if insn.mnemonic in (Mnemonic.VMRUN, Mnemonic.VMMCALL):
+        return ev.kvm_exit(insn.mnemonic.value, rip)
     if insn.mnemonic is Mnemonic.INVLPG:
         return ev.kvm_exit("invlpg", rip, qualification=insn.gva if intel else None)
     if insn.mnemonic is Mnemonic.WRMSR:
@@ -165,12 +199,11 @@ def handle_nested_page_fault(
     if vcpu.kvm.config.vendor == "amd":
         where = PFERR_GUEST_FINAL_MASK if fault.final else PFERR_GUEST_PAGE_MASK
         code = fault.error_code | where
+        event = ev.kvm_exit(
+            "npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring
+        )
+        trace_exit(vcpu, event, code, fault.gpa)
         if emit is not None:
-            emit(
-                ev.kvm_exit(
-                    "npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring
-                )
-            )
             emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
         return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn)
     if fault.error_code & PFERR_RSVD_MASK:
@@ -286,10 +319,7 @@ def trace_page_fault_exit(
     vcpu: Vcpu, addr: int, error_code: int, idt_vectoring: int | None
 ) -> None:
     """Report the exit of an intercepted #PF."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(
-            ev.kvm_exit(
-                "pf", vcpu.rip, error_code=error_code, address=addr, idt_vectoring=idt_vectoring
-            )
-        )
+    event = ev.kvm_exit(
+        "pf", vcpu.rip, error_code=error_code, address=addr, idt_vectoring=idt_vectoring
+    )
+    trace_exit(vcpu, event, error_code, addr)

@@ -9,10 +9,14 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(walk_addr_generic)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
-from mmulab.kvm.state import Mmu, Vcpu, vcpu_memslots
+from mmulab.kvm.state import Mmu, Vcpu, X86Exception, vcpu_memslots
+from mmulab.x86.mode import PT_PRESENT_MASK
+from mmulab.x86.paging import pdpte_reserved
 from mmulab.x86.pferr import (
     ACC_WRITE_MASK,
     PFERR_FETCH_MASK,
@@ -49,27 +53,127 @@ def kvm_write_guest(vcpu: Vcpu, gpa: int, size: int, value: int) -> bool:
     return True
 
 
-def _loader(vcpu: Vcpu, width: int) -> Load:
-    """Return a ``load`` that goes through the memslots and reports what it reads."""
-    kvm = vcpu.kvm
-    emit = kvm.emit
-    memory = kvm.memory
-    lookup = vcpu_memslots(vcpu).lookup
+def kvm_mmu_get_guest_pgd(vcpu: Vcpu, mmu: Mmu) -> int:
+    """Return the root of the tables that `mmu` walks: CR3, or L1's nested CR3 or EPT pointer."""
+    if mmu is vcpu.guest_mmu and vcpu.nested is not None:
+        return vcpu.nested.nested_pgd
+    return vcpu.cr3
 
-    def load(addr: int, level: int) -> int | None:
-        slot = lookup(addr >> 12)
-        if slot is None or slot.invalid:
+
+def kvm_mmu_get_pdptrs(vcpu: Vcpu, mmu: Mmu) -> list[int]:
+    """Return the four PDPTEs of PAE tables.
+
+    On AMD with nested paging they are in memory and nowhere else; KVM reads them
+    at their first use after the guest has run (``svm_cache_reg``).
+    """
+    if mmu is vcpu.guest_mmu and vcpu.nested is not None:
+        return [vcpu.nested.pdptr(vcpu, i) for i in range(4)]
+    config = vcpu.kvm.config
+    if config.tdp and config.vendor == "amd" and not vcpu.pdptrs_available:
+        pdptrs = read_pdptrs(vcpu, vcpu.cr3)
+        if pdptrs is not None:
+            vcpu.walk_mmu.pdptrs = pdptrs
+            vcpu.pdptrs_available = True
+    return vcpu.walk_mmu.pdptrs
+
+
+def read_pdptrs(vcpu: Vcpu, cr3: int) -> list[int] | None:
+    """Read PAE's four PDPTEs; None if one that is present has reserved bits set."""
+    base = (cr3 & ~0xFFF) | cr3 & 0xFE0
+    if vcpu.walk_mmu is vcpu.nested_mmu:
+        real, _ = translate_nested_gpa(vcpu, base & ~0xFFF, PFERR_USER_MASK | PFERR_WRITE_MASK)
+        if real is None:
             return None
-        hpa = slot.frame(addr >> 12) << 12 | addr & 0xFFF
-        pte = memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
-        if emit is not None:
-            emit(ev.kvm_mmu_paging_element(pte, level))
-        return pte
+        base = real | base & 0xFFF
+    entries = [kvm_read_guest(vcpu, base + 8 * i, 8) for i in range(4)]
+    pdptrs = [e for e in entries if e is not None]
+    reserved = pdpte_reserved(vcpu.cpu)
+    if len(pdptrs) < 4 or any(p & PT_PRESENT_MASK and p & reserved for p in pdptrs):
+        return None
+    return pdptrs
 
-    return load
+
+def translate_nested_gpa(vcpu: Vcpu, gpa: int, access: int) -> tuple[int | None, X86Exception | None]:
+    """Translate an address of L2's memory by L1's nested tables; all are user accesses."""
+    return gva_to_gpa(vcpu, vcpu.mmu, gpa, access | PFERR_USER_MASK)
 
 
-def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> Walk:
+class GuestWalk(NamedTuple):
+    """A walk by software, and what it found at fault.
+
+    Attributes
+    ----------
+    walk : Walk
+        If it succeeded, `pte_access` has lost W if the leaf is clean and this
+        is no write, so that the first write comes back to set D. Of L2's
+        tables, `pa` is L1's physical address.
+    fault : X86Exception or None
+    """
+
+    walk: Walk
+    fault: X86Exception | None
+
+
+class _NestedFault(Exception):
+    """L1's nested tables do not translate the address of one of L2's tables."""
+
+    def __init__(self, fault: X86Exception) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class _Tables:
+    """The tables that a context walks: their entries by address, in memslots.
+
+    Attributes
+    ----------
+    real : dict of int to int
+        Of L2's tables: page of L2's memory to page of L1's.
+    """
+
+    __slots__ = ("_access", "_vcpu", "nested", "real", "width")
+
+    def __init__(self, vcpu: Vcpu, mmu: Mmu) -> None:
+        paging = mmu.paging
+        assert paging is not None
+        self._vcpu = vcpu
+        self._access = PFERR_USER_MASK | (PFERR_WRITE_MASK if paging.have_ad else 0)
+        self.width = paging.mode.entry_bytes
+        self.nested = mmu is vcpu.nested_mmu
+        self.real: dict[int, int] = {}
+
+    def gpa(self, addr: int) -> int:
+        """Return the guest-physical address of an entry that was read."""
+        return self.real[addr & ~0xFFF] | addr & 0xFFF if self.nested else addr
+
+    def loader(self) -> Load:
+        """Return a ``load`` that reports what it reads."""
+        vcpu, width = self._vcpu, self.width
+        emit = vcpu.kvm.emit
+        memory = vcpu.kvm.memory
+        lookup = vcpu_memslots(vcpu).lookup
+
+        def load(addr: int, level: int) -> int | None:
+            if self.nested:
+                page, fault = translate_nested_gpa(vcpu, addr & ~0xFFF, self._access)
+                if page is None:
+                    assert fault is not None
+                    raise _NestedFault(fault)
+                self.real[addr & ~0xFFF] = page
+                addr = page | addr & 0xFFF
+            slot = lookup(addr >> 12)
+            if slot is None or slot.invalid:
+                return None
+            hpa = slot.frame(addr >> 12) << 12 | addr & 0xFFF
+            pte = memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
+            if emit is not None:
+                emit(ev.kvm_mmu_paging_element(pte, level))
+            return pte
+
+        return load
+
+
+def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk:
     """Walk the guest tables of `mmu` for `addr`.
 
     Parameters
@@ -77,46 +181,50 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> Walk:
     access : int
         Kind of access: W, U and F bits of an error code, and
         ``PFERR_IMPLICIT_ACCESS``.
-
-    Returns
-    -------
-    Walk
-        On success `pte_access` has lost W if the leaf is clean and this is no
-        write, so that the first write comes back to set D.
     """
-    kvm = vcpu.kvm
-    emit = kvm.emit
+    emit = vcpu.kvm.emit
     kvm_mmu_refresh_passthrough_bits(vcpu, mmu)
     paging = mmu.paging
     assert paging is not None
     if emit is not None:
         emit(ev.kvm_mmu_pagetable_walk(addr, access & 0xFFFFFFFF))
-    pdptes = vcpu.walk_mmu.pdptrs if paging.mode.has_pdptes else None
+    pdptes = kvm_mmu_get_pdptrs(vcpu, mmu) if paging.mode.has_pdptes else None
+    kind = access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
     write = bool(access & PFERR_WRITE_MASK)
+    nested_tables = mmu is not vcpu.walk_mmu
     while True:
         if pdptes is not None and emit is not None:
             emit(ev.kvm_mmu_paging_element(pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL))
-        w = walk(
-            paging,
-            vcpu.cr3,
-            addr,
-            access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK),
-            _loader(vcpu, paging.mode.entry_bytes),
-            pdptes=pdptes,
-            not_smap=vcpu.ac and not access & PFERR_IMPLICIT_ACCESS,
-            pkru=vcpu.pkru,
-        )
+        tables = _Tables(vcpu, mmu)
+        try:
+            w = walk(
+                paging,
+                kvm_mmu_get_guest_pgd(vcpu, mmu),
+                addr,
+                kind,
+                tables.loader(),
+                pdptes=pdptes,
+                not_smap=vcpu.ac and not access & PFERR_IMPLICIT_ACCESS,
+                pkru=vcpu.pkru,
+            )
+        except _NestedFault as nested:
+            return GuestWalk(Walk(addr, kind), nested.fault)
         if w.error is not None:
             if emit is not None:
                 emit(ev.kvm_mmu_walker_error(w.error))
-            return w
+            return GuestWalk(w, X86Exception(w.error, addr, nested_tables))
+        if tables.nested:
+            page, fault = translate_nested_gpa(vcpu, w.pa & ~0xFFF, access)
+            if page is None:
+                return GuestWalk(w, fault)
+            w.pa = page | w.pa & 0xFFF
         if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
             w.pte_access &= ~ACC_WRITE_MASK
-        if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, write=write):
-            return w
+        if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, tables, write=write):
+            return GuestWalk(w, None)
 
 
-def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) -> bool:
+def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *, write: bool) -> bool:
     """Set A in every entry used and D in the leaf of a write, from the root down.
 
     Returns
@@ -130,7 +238,7 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) ->
     if not paging.have_ad:
         return True
     emit = vcpu.kvm.emit
-    width = paging.mode.entry_bytes
+    width = tables.width
     for level in range(w.max_level, w.level - 1, -1):
         old = pte = w.ptes[level]
         if not pte & paging.accessed_mask:
@@ -141,12 +249,13 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, *, write: bool) ->
             if emit is not None:
                 emit(ev.kvm_mmu_set_dirty_bit(w.entry_addr[level]))
             pte |= paging.dirty_mask
+        gpa = tables.gpa(w.entry_addr[level])
         # A read-only slot keeps its entry as it is: then the bits are reported, not set.
-        if pte == old or not _writable(vcpu, w.entry_addr[level]):
+        if pte == old or not _writable(vcpu, gpa):
             continue
-        if kvm_read_guest(vcpu, w.entry_addr[level], width) != old:
+        if kvm_read_guest(vcpu, gpa, width) != old:
             return False
-        kvm_write_guest(vcpu, w.entry_addr[level], width, pte)
+        kvm_write_guest(vcpu, gpa, width, pte)
         w.ptes[level] = pte
     return True
 
@@ -156,21 +265,18 @@ def _writable(vcpu: Vcpu, gpa: int) -> bool:
     return slot is not None and not slot.readonly
 
 
-def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> tuple[int | None, int]:
+def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> tuple[int | None, X86Exception | None]:
     """Translate a guest address as the software walk does.
 
     Returns
     -------
     gpa : int or None
-        None if the walk faults.
-    error_code : int
-        Of the fault, else 0.
+        L1's physical address; None if the walk faults.
+    fault : X86Exception or None
     """
     if mmu.paging is None or mmu.paging.mode.root_level == 0:
-        return addr, 0
-    w = walk_addr_generic(vcpu, mmu, addr, access)
-    if w.error is not None:
-        return None, w.error
-    return w.pa, 0
-
-
+        if mmu is not vcpu.nested_mmu:
+            return addr, None
+        return translate_nested_gpa(vcpu, addr, access)
+    found = walk_addr_generic(vcpu, mmu, addr, access)
+    return (None if found.fault is not None else found.walk.pa), found.fault

@@ -7,6 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.h`` (``vcpu_cache_mmio_info`` and beside it
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.context import mmu_is_nested
 from mmulab.kvm.spte import (
     MMIO_SPTE_GEN_MASK,
     get_mmio_spte_generation,
@@ -16,11 +17,6 @@ from mmulab.kvm.spte import (
 )
 from mmulab.kvm.state import MMIO_GVA_ANY, Vcpu, vcpu_memslots
 from mmulab.x86.pferr import ACC_ALL
-
-
-def mmu_is_nested(vcpu: Vcpu) -> bool:
-    """Whether L2 runs on L1's nested page tables."""
-    return vcpu.walk_mmu is vcpu.nested_mmu
 
 
 def vcpu_cache_mmio_info(vcpu: Vcpu, gva: int, gfn: int, access: int) -> None:

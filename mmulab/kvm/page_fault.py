@@ -65,7 +65,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, addr: int, error_code: int, insn: Instruction
     if direct and error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE:
         kvm_mmu_unprotect_page(vcpu.kvm, addr >> 12)
         return Verdict.RESUME
-    emulation_type.allow_retry = not mmio_info_in_cache(vcpu, addr, direct)
+    emulation_type.allow_retry = not mmio_info_in_cache(vcpu, addr, direct) and not vcpu.guest_mode
     return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
 
 

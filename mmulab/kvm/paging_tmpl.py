@@ -45,11 +45,12 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
 
     A fault of the guest's own goes back to the guest.
     """
-    gw = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, fault.error_code & ~PFERR_RSVD_MASK)
-    if gw.error is not None:
+    found = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, fault.error_code & ~PFERR_RSVD_MASK)
+    if found.fault is not None:
         if not fault.prefetch:
-            kvm_inject_emulated_page_fault(vcpu, gw.error, fault.addr)
+            kvm_inject_emulated_page_fault(vcpu, found.fault)
         return RetPf.RETRY
+    gw = found.walk
     fault.gfn = gw.pa >> 12
     fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
     if page_fault_handle_page_track(vcpu, fault):

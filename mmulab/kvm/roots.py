@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.context import PT32E_ROOT_LEVEL, kvm_init_mmu
+from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
@@ -91,11 +92,11 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
 def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
     """Allocate the roots that shadow the guest's: one page, or four under special roots."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
-    pgd = vcpu.cr3
+    pgd = kvm_mmu_get_guest_pgd(vcpu, mmu)
     guest_level = mmu.cpu_role.level
     if not mmu_check_root(vcpu, _gfn(pgd)):
         return False
-    pdptrs = list(vcpu.walk_mmu.pdptrs) if guest_level == PT32E_ROOT_LEVEL else []
+    pdptrs = kvm_mmu_get_pdptrs(vcpu, mmu) if guest_level == PT32E_ROOT_LEVEL else []
     if not all(mmu_check_root(vcpu, _gfn(p)) for p in pdptrs if p & PT_PRESENT_MASK):
         return False
     kvm.shadow_root_allocated = True
@@ -136,11 +137,26 @@ def _alloc_quadrant_roots(vcpu: Vcpu, root_gfn: int, pdptrs: list[int]) -> None:
     mmu.root_hpa = top << 12
 
 
+def mmu_alloc_special_roots(vcpu: Vcpu) -> None:
+    """Allocate the tables above the page directories where 4- or 5-level tables shadow smaller ones.
+
+    Only nested paging does that: NPT12 in a 32-bit L1's format.
+    """
+    mmu = vcpu.mmu
+    if mmu.direct or mmu.cpu_role.level >= PT64_ROOT_4LEVEL or mmu.root_level < PT64_ROOT_4LEVEL:
+        return
+    if mmu.pae_root < 0:
+        mmu.pae_root, mmu.pml4_root = vcpu.kvm.memory.alloc_frame(), vcpu.kvm.memory.alloc_frame()
+    if mmu.root_level == PT64_ROOT_5LEVEL and mmu.pml5_root < 0:
+        mmu.pml5_root = vcpu.kvm.memory.alloc_frame()
+
+
 def kvm_mmu_load(vcpu: Vcpu) -> bool:
     """Set up a root for the context in use; False if the guest has none (triple fault)."""
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_load())
+    mmu_alloc_special_roots(vcpu)
     ok = mmu_alloc_direct_roots(vcpu) if vcpu.mmu.direct else mmu_alloc_shadow_roots(vcpu)
     if ok:
         kvm_mmu_sync_roots(vcpu)

@@ -10,7 +10,10 @@ Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h``, ``arch/x86/kvm/mmu/mmu_in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mmulab.events import EventSink
 from mmulab.kvm.design import Derivation, RoleDesign, parity
@@ -187,6 +190,9 @@ class Mmu:
         Frames of the special roots, -1 where there is none.
     pdptrs : list of int
         PDPTE registers of a PAE guest.
+    inject_page_fault : callable or None
+        Takes a fault of a walk of these tables to whoever owns them; None
+        queues a #PF.
     """
 
     kind: str = "none"
@@ -205,6 +211,53 @@ class Mmu:
     pml4_root: int = -1
     pml5_root: int = -1
     pdptrs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    inject_page_fault: Callable[[Vcpu, X86Exception], None] | None = None
+
+
+class X86Exception(NamedTuple):
+    """A page fault that KVM found in a walk (``struct x86_exception``).
+
+    Attributes
+    ----------
+    error_code, address : int
+    nested_page_fault : bool
+        Not the running guest's tables are at fault but those that L1 keeps for it;
+        `address` is then L2's guest-physical one.
+    exit_qualification : int
+        Of the EPT violation that L1 is to see.
+    """
+
+    error_code: int
+    address: int
+    nested_page_fault: bool = False
+    exit_qualification: int = 0
+
+
+class NestedGuest(ABC):
+    """What a vendor's half of KVM keeps of L2 while it runs.
+
+    Attributes
+    ----------
+    nested_pgd : int
+        Nested CR3, or the EPT pointer, by which L1 maps L2's memory; 0: none.
+    idt_vectoring : int
+        Event whose delivery the last exit interrupted; 0: none.
+    """
+
+    nested_pgd: int = 0
+    idt_vectoring: int = 0
+
+    @abstractmethod
+    def exit_handled(self, vcpu: Vcpu, reason: str, info1: int, info2: int) -> bool:
+        """Give an exit of L2 to L1 if L1 asked for it; return whether it did."""
+
+    @abstractmethod
+    def exception_handled(self, vcpu: Vcpu) -> bool:
+        """Give the exception queued for L2 to L1 if L1 asked for it."""
+
+    @abstractmethod
+    def pdptr(self, vcpu: Vcpu, index: int) -> int:
+        """Return a PDPTE of PAE nested tables."""
 
 
 class Request:
@@ -240,11 +293,14 @@ class Emulation:
         Value read from memory.
     zf : int or None
         Of ``cmpxchg8b``.
+    gpa : int
+        Address of the memory operand; -1 if there is none.
     mmio : list of MmioAccess
     """
 
     result: int = 0
     zf: int | None = None
+    gpa: int = -1
     mmio: list[MmioAccess] = field(default_factory=list)
 
 
@@ -304,8 +360,16 @@ class Vcpu:
         Queued for injection at the next entry.
     emulation : Emulation
         What the emulator did last.
-    fetch_fault : tuple of (error code, address) or None
+    fetch_fault : X86Exception or None
         Fault of the emulator's last opcode fetch.
+    guest_mode : bool
+        L2 runs, and the registers here are its.
+    nested : NestedGuest or None
+        What is kept of L2 while it runs.
+    singlestep_rip : int or None
+        Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
+    pdptrs_available : bool
+        The PDPTEs were read since the guest last ran (``VCPU_EXREG_PDPTR``).
     stat : dict of str to int
         ``kvm_vcpu_stat``.
     """
@@ -323,6 +387,7 @@ class Vcpu:
         "exception",
         "fetch_fault",
         "guest_mmu",
+        "guest_mode",
         "id",
         "kvm",
         "last_retry_addr",
@@ -332,11 +397,14 @@ class Vcpu:
         "mmio_gfn",
         "mmio_gva",
         "mmu",
+        "nested",
         "nested_mmu",
+        "pdptrs_available",
         "pkru",
         "requests",
         "rip",
         "root_mmu",
+        "singlestep_rip",
         "smm",
         "stat",
         "walk_mmu",
@@ -367,7 +435,11 @@ class Vcpu:
         self.last_retry_addr = 0
         self.exception: tuple[int, int | None, int | None] | None = None
         self.emulation = Emulation()
-        self.fetch_fault: tuple[int, int] | None = None
+        self.fetch_fault: X86Exception | None = None
+        self.guest_mode = False
+        self.nested: NestedGuest | None = None
+        self.pdptrs_available = False
+        self.singlestep_rip: int | None = None
         self.stat = dict.fromkeys(VCPU_STATS, 0)
 
 

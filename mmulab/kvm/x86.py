@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_init_mmu
-from mmulab.kvm.guest_walk import kvm_read_guest
+from mmulab.kvm.guest_walk import read_pdptrs
 from mmulab.kvm.roots import (
     kvm_mmu_free_obsolete_roots,
     kvm_mmu_free_roots,
@@ -26,8 +26,6 @@ from mmulab.kvm.state import (
     Vcpu,
     root_previous,
 )
-from mmulab.x86.mode import PT_PRESENT_MASK
-from mmulab.x86.paging import pdpte_reserved
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -82,17 +80,6 @@ def is_pae_paging(vcpu: Vcpu) -> bool:
     return not is_long_mode(vcpu) and vcpu.cr4 & X86_CR4_PAE != 0 and is_paging(vcpu)
 
 
-def read_pdptrs(vcpu: Vcpu, cr3: int) -> list[int] | None:
-    """Read PAE's four PDPTEs; None if one that is present has reserved bits set."""
-    base = (cr3 & ~0xFFF) | cr3 & 0xFE0
-    entries = [kvm_read_guest(vcpu, base + 8 * i, 8) for i in range(4)]
-    pdptrs = [e for e in entries if e is not None]
-    reserved = pdpte_reserved(vcpu.cpu)
-    if len(pdptrs) < 4 or any(p & PT_PRESENT_MASK and p & reserved for p in pdptrs):
-        return None
-    return pdptrs
-
-
 def load_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
     """Load PAE's four PDPTEs; False if the guest's are not valid."""
     pdptrs = read_pdptrs(vcpu, cr3)
@@ -102,6 +89,7 @@ def load_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
     if not vcpu.kvm.config.tdp and mmu.pdptrs != pdptrs:
         kvm_mmu_free_roots(vcpu.kvm, mmu, KVM_MMU_ROOT_CURRENT)
     mmu.pdptrs = pdptrs
+    vcpu.pdptrs_available = True
     vcpu.requests |= Request.LOAD_MMU_PGD
     return True
 
@@ -303,13 +291,16 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
     while True:
         if vcpu.requests and not serve_requests(vcpu):
             return False
-        if vcpu.exception is not None:
+        if vcpu.exception is not None and not (
+            vcpu.nested is not None and not reinject and vcpu.nested.exception_handled(vcpu)
+        ):
             _trace_injection(vcpu, reinject)
             reinject = True
         if vcpu.mmu.root_hpa == INVALID_PAGE:
             kvm_mmu_load(vcpu)
         # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).
         if not vcpu.requests and vcpu.mmu.root_hpa != INVALID_PAGE:
+            vcpu.pdptrs_available = False
             return True
 
 

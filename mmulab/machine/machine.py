@@ -23,6 +23,7 @@ from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, KvmConfig, KvmMemslot, Vcpu
+from mmulab.kvm.svm_nested import read_vmcb
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
@@ -78,6 +79,7 @@ class Machine:
         for slot in config.slots:
             self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
         self.kvm.emit = emit
+        self._vmcb12 = 0
 
     @property
     def emit(self) -> EventSink | None:
@@ -121,11 +123,20 @@ class Machine:
                 | ops.Nop()
                 | ops.Sysexit()
                 | ops.Sysenter()
+                | ops.Vmrun()
+                | ops.Vmmcall()
             ):
+                if isinstance(op, ops.Vmrun):
+                    self._vmcb12 = op.gpa
                 mode, insn = instruction_of(op, self.config.stubs)
                 compat = isinstance(op, ops.WriteCr) and op.compat
                 return Execution(self, vcpu, mode).run(insn, cs_l=is_long_mode(vcpu) and not compat)
         return self._execute_host(op, vcpu)
+
+    def last_vmexit(self, vcpu: Vcpu) -> dict[str, int]:
+        """Return what L1 was told of the last exit of its guest, from its VMCB."""
+        fields = {"code": "exit_code", "info1": "exit_info_1", "info2": "exit_info_2", "intinfo": "exit_int_info"}
+        return {key: read_vmcb(vcpu, self._vmcb12, field) for key, field in fields.items()}
 
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
         result: int | None = None

@@ -210,6 +210,10 @@ class OutcomeKind(StrEnum):
     HOST = "host"
     INTERNAL_ERROR = "internal_error"
     SHUTDOWN = "shutdown"
+    L2 = "l2"
+    """L2 was entered."""
+    VMEXIT = "vmexit"
+    """L1 got an exit of L2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,8 @@ class Outcome:
         Pages set in the returned dirty bitmap.
     zf : int or None
         Of ``cmpxchg8b``.
+    vmexit : dict of str to int or None
+        What L1 was told of an exit, under the keys of a recording.
     """
 
     kind: OutcomeKind
@@ -258,6 +264,7 @@ class Outcome:
     dirty: list[int] | None = None
     zf: int | None = None
     suberror: int | None = None
+    vmexit: dict[str, int] | None = None
 
 
 # Ops of the scenario language beyond one guest's own paging --------------------

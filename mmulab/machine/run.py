@@ -12,10 +12,12 @@ from mmulab.kvm.exits import (
     handle_instruction,
     handle_nested_page_fault,
     kvm_handle_page_fault,
+    trace_exit,
     trace_page_fault_exit,
 )
 from mmulab.kvm.inject import GP_VECTOR
 from mmulab.kvm.state import Vcpu
+from mmulab.kvm.svm_nested import DB_VECTOR
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import (
@@ -26,14 +28,16 @@ from mmulab.machine.processor import (
     guest_canonical,
     load_cr,
 )
-from mmulab.machine.stubs import delivery_accesses, handler_rip
+from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, delivery_accesses, handler_rip
 from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 
 if TYPE_CHECKING:
     from mmulab.machine.machine import Machine
 
-PRIVILEGED = (Mnemonic.MOV_CR, Mnemonic.WRMSR, Mnemonic.INVLPG)
+PRIVILEGED = (Mnemonic.MOV_CR, Mnemonic.WRMSR, Mnemonic.INVLPG, Mnemonic.VMRUN, Mnemonic.VMMCALL)
+CHANGES_WORLD = (Mnemonic.VMRUN, Mnemonic.VMMCALL)
+"""What the VMM does not single-step: the guest goes on in the other world."""
 VECTORING_VALID = 1 << 31
 VECTORING_ERROR = 1 << 11
 VECTORING_EXCEPTION = 3 << 8
@@ -72,6 +76,8 @@ class Execution:
         self.reinject = False
         self.native = False
         self.verdict = Verdict.RESUME
+        self.in_l2 = vcpu.guest_mode
+        self.vmexit: dict[str, int] | None = None
 
     def run(self, insn: Instruction, *, cs_l: bool = True) -> Outcome:
         """Execute one instruction to its end and return what came of it."""
@@ -79,6 +85,7 @@ class Execution:
         self.cs_l = cs_l
         vcpu = self.vcpu
         vcpu.rip = insn.rip or 0
+        vcpu.singlestep_rip = None if insn.mnemonic in CHANGES_WORLD else insn.rip
         for _ in range(MAX_EXITS):
             if self.native:
                 self.native = False
@@ -92,6 +99,9 @@ class Execution:
                 return self._instruction()
             except _Exit:
                 pass
+            if vcpu.guest_mode != self.in_l2:
+                self._change_world()
+                continue
             if self.verdict is Verdict.FAILED:
                 vcpu.exception = None
                 return Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1)
@@ -120,6 +130,16 @@ class Execution:
             if self.verdict in (Verdict.DONE, Verdict.MMIO):
                 return self._emulated()
         raise StuckError(f"access to {gva:#x} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+
+    def _change_world(self) -> None:
+        """Go on in L2 after an entry, or in L1 after an exit of L2: with the OUT that lies there."""
+        vcpu = self.vcpu
+        self.in_l2 = vcpu.guest_mode
+        self.delivering, self.reinject, self.native = None, False, False
+        self.verdict, self.mode, self.cs_l = Verdict.RESUME, Mode.SUPERVISOR, True
+        port = L2_PORT if self.in_l2 else VMEXIT_PORT
+        self.insn = Instruction(Mnemonic.OUT, vcpu.rip, bytes([0xE6, port]))
+        self.vmexit = None if self.in_l2 else self.machine.last_vmexit(vcpu)
 
     # Accesses -----------------------------------------------------------------
 
@@ -183,6 +203,8 @@ class Execution:
 
     def _keep_pending(self, pending: tuple[int, int | None, int | None] | None) -> None:
         """Deliver again what was being delivered, unless KVM put something in its place."""
+        if self.vcpu.guest_mode != self.in_l2:
+            return
         if self.delivering is not None and self.vcpu.exception is None:
             self.vcpu.exception = pending
         self.reinject = self.delivering is not None
@@ -210,6 +232,8 @@ class Execution:
             if vcpu.cpl == 3:
                 return self._raise(GP_VECTOR, 0)
             return self._privileged()
+        if insn.mnemonic is Mnemonic.OUT:
+            return self._out(insn)
         outcome = Outcome(OutcomeKind.OK, rax=insn.value if insn.mnemonic is Mnemonic.STORE else 0)
         if insn.mnemonic in TOUCHES_MEMORY:
             if not guest_canonical(vcpu, insn.gva):
@@ -233,6 +257,17 @@ class Execution:
                 f"instruction at {insn.rip:#x}: bytes {code.hex()} are not modelled; put a NOP (90) there"
             )
         self.insn = found
+
+    def _out(self, insn: Instruction) -> Outcome:
+        """Tell the VMM where the guest is."""
+        rip, port = insn.rip or 0, insn.code[1]
+        event = ev.kvm_exit("ioio", rip, qualification=self._out_info(port))
+        if trace_exit(self.vcpu, event, self._out_info(port), rip + len(insn.code)):
+            raise _Exit
+        self.vcpu.rip = rip + len(insn.code)
+        if self.in_l2:
+            return Outcome(OutcomeKind.L2)
+        return Outcome(OutcomeKind.VMEXIT, vmexit=self.vmexit)
 
     def _data(self, outcome: Outcome) -> None:
         """Perform the instruction's memory operand."""
@@ -295,12 +330,12 @@ class Execution:
 
     def _finish(self, outcome: Outcome, *, stepped: bool) -> Outcome:
         """Advance RIP. The VMM single-steps, so an instruction the processor executed ends in a #DB."""
-        insn, emit = self.insn, self.machine.emit
+        insn = self.insn
         if insn.rip is not None:
             outcome.rip = insn.rip + len(insn.code) if insn.target is None else insn.target
             self.vcpu.rip = outcome.rip
-            if stepped and emit is not None:
-                emit(ev.kvm_exit("db", outcome.rip))
+            if stepped:
+                trace_exit(self.vcpu, ev.kvm_exit("db", outcome.rip))
         return outcome
 
     # Exceptions -----------------------------------------------------------------
@@ -331,9 +366,8 @@ class Execution:
 
     def _handler(self, *, stubs_rip: int, vector: int, error_code: int | None) -> Outcome:
         """Run the handler's OUT, which the VMM takes as the end of the op."""
-        vcpu, emit = self.vcpu, self.machine.emit
-        faulting_rip = vcpu.rip
-        outcome = self._exception_outcome(vector, error_code, faulting_rip)
+        vcpu = self.vcpu
+        outcome = self._exception_outcome(vector, error_code, vcpu.rip)
         vcpu.cpl, vcpu.ac, vcpu.rip = 0, False, stubs_rip
         self.insn = Instruction(Mnemonic.OUT, stubs_rip, bytes([0xE6, vector]))
         for _ in range(MAX_EXITS):
@@ -343,8 +377,8 @@ class Execution:
                 if not vcpu_enter_guest(vcpu, reinject=False):
                     return Outcome(OutcomeKind.SHUTDOWN)
                 continue
-            if emit is not None:
-                emit(ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector)))
+            event = ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector))
+            trace_exit(vcpu, event, self._out_info(vector), stubs_rip + 2)
             return outcome
         raise StuckError(f"handler of vector {vector} at {stubs_rip:#x} made {MAX_EXITS} exits")
 
@@ -362,6 +396,8 @@ class Execution:
         return self._exception_outcome(vector, error_code, None)
 
     def _exception_outcome(self, vector: int, error_code: int | None, rip: int | None) -> Outcome:
+        if self.vmexit is not None and vector == DB_VECTOR:
+            return Outcome(OutcomeKind.VMEXIT, vmexit={**self.vmexit, "l1db": 1})
         cr2 = self.vcpu.cr2 if vector == PF_VECTOR else None
         zf = 0 if self.insn.mnemonic is Mnemonic.CMPXCHG8B else None
         return Outcome(OutcomeKind.EXC, rip=rip, vector=vector, error_code=error_code, cr2=cr2, zf=zf)

@@ -16,6 +16,10 @@ from mmulab.x86.insn import Instruction, Mnemonic
 _READ = {4: (0, "8b03"), 8: (2, "488b03"), 1: (17, "8a03")}
 _WRITE = {4: (1, "8903"), 8: (3, "488903"), 1: (18, "8803")}
 _CR = {3: (4, "0f22d8"), 0: (5, "0f22c0"), 4: (6, "0f22e0")}
+VMRUN = (14, "0f01d8")
+L2_PORT, VMEXIT_PORT = 0xFD, 0xFE
+"""Ports by which the VMM learns that L2 was entered, and that L1 is back."""
+L2_STUB = 15
 STUB_OFFSET = 0x800
 HANDLER_OFFSET = 0x600
 IDT32_OFFSET, IDT64_OFFSET = 0x100, 0x200
@@ -43,7 +47,7 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
     s = Mode.SUPERVISOR
     match op:
         case ops.Read(mode=mode, size=size, gva=gva):
-            return mode, Instruction(Mnemonic.LOAD, *_at(stubs, mode, _READ[size]), gva, size)
+            return mode, Instruction(Mnemonic.LOAD, *_at(stubs, mode, _READ.get(size, _READ[4])), gva, size)
         case ops.Write(mode=mode, size=size, gva=gva, value=value):
             stub = _WRITE.get(size, _WRITE[4])
             return mode, Instruction(Mnemonic.STORE, *_at(stubs, mode, stub), gva, size, value)
@@ -70,6 +74,10 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
             target, _ = _at(stubs, s, (10, "90"))
             where = _at(stubs, Mode.USER, (13, "0f34"))
             return Mode.USER, Instruction(Mnemonic.NOP, *where, target=target)
+        case ops.Vmrun(gpa=gpa):
+            return s, Instruction(Mnemonic.VMRUN, *_at(stubs, s, VMRUN), value=gpa)
+        case ops.Vmmcall():
+            return s, Instruction(Mnemonic.VMMCALL, *_at(stubs, s, (16, "0f01d9")))
     raise TypeError(f"{type(op).__name__} is not an instruction")
 
 
@@ -86,6 +94,11 @@ def delivery_accesses(stubs: Stubs, vector: int, *, long_mode: bool, from_user: 
         accesses.append((page + (TSS64_OFFSET if long_mode else TSS32_OFFSET) + 4, False))
     accesses.append((page + STACK_TOP - 8, True))
     return accesses
+
+
+def l2_rip(stubs: Stubs) -> int:
+    """Return where L2 begins: an OUT that tells the VMM."""
+    return stubs.supervisor + STUB_OFFSET + 16 * L2_STUB
 
 
 def handler_rip(stubs: Stubs, vector: int) -> int:

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 from mmulab.errors import InputError
 from mmulab.events import Event, EventSink
+from mmulab.kvm.svm_nested import VMCB
 from mmulab.machine import op as ops
+from mmulab.machine.config import Stubs
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
+from mmulab.machine.stubs import l2_rip
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
-from mmulab.scenario.helpers import helper_lines
+from mmulab.scenario.helpers import HELPER_S, HELPER_U, helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
 from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
 
@@ -29,8 +32,6 @@ NOT_MODELLED = (
     ops.Invpcid,
     ops.SetCpuid,
     ops.Smm,
-    ops.Vmrun,
-    ops.Vmmcall,
     ops.Vmxon,
     ops.Vmptrld,
     ops.Vmclear,
@@ -133,8 +134,10 @@ class Runner:
             init = ops.SetSregs(vcpu=vcpu.id, **header.regs._asdict())
             yield self._execute(INIT, f"{vcpu_prefix(init)}init", init)
         for index, step in enumerate(self.scenario.steps):
-            if step.when == "!":  # no vCPU is in L2
+            if step.when and (step.when == "!") != self.machine.kvm.vcpus[step.op.vcpu].guest_mode:
                 continue
+            if isinstance(step.op, ops.Vmrun):
+                self._aim_vmcb(step.op.gpa)
             self._fix_pdptes(header)
             helper = self._change_cpl(step)
             if helper is not None:
@@ -181,6 +184,12 @@ class Runner:
         if wanted == current or paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_PAE:
             return None
         return ops.Sysexit(vcpu=op.vcpu) if wanted else ops.Sysenter(vcpu=op.vcpu)
+
+    def _aim_vmcb(self, gpa: int) -> None:
+        """Let L2 begin at the stub that tells the VMM of it."""
+        offset, size = VMCB["rip"]
+        memory = self.machine.memory
+        memory.write((memory.backing << 12) + gpa + offset, size, l2_rip(Stubs(HELPER_S, HELPER_U)))
 
     def _fix_pdptes(self, header: Header) -> None:
         """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""

@@ -23,6 +23,8 @@ class Mnemonic(Enum):
     INVLPG = "invlpg"
     OUT = "out"
     ADD = "add to memory"
+    VMRUN = "vmrun"
+    VMMCALL = "vmmcall"
 
 
 WRITES_TABLES = (Mnemonic.STORE, Mnemonic.XCHG, Mnemonic.CMPXCHG8B)

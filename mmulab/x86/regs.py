@@ -19,6 +19,7 @@ X86_CR0_PG = 1 << 31
 
 X86_CR4_PSE = 1 << 4
 X86_CR4_PAE = 1 << 5
+X86_CR4_MCE = 1 << 6
 X86_CR4_PGE = 1 << 7
 X86_CR4_LA57 = 1 << 12
 X86_CR4_PCIDE = 1 << 17

@@ -1,0 +1,280 @@
+"""Nested SVM: L1 runs a guest of its own with VMRUN, and gets its #VMEXITs.
+
+L1's VMCB (vmcb12) is read from guest memory at VMRUN and written back at #VMEXIT.
+If it turns nested paging on, KVM shadows L1's nested tables in ``guest_mmu`` and
+walks L2's own with ``nested_mmu``; if not, L2's tables are treated as L1's are.
+
+Source: Linux 6.1 ``arch/x86/kvm/svm/nested.c``, ``arch/x86/include/asm/svm.h``;
+APM 2, 15.5, 15.6 and appendix B.
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_npt_mmu
+from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
+from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.roots import kvm_mmu_new_pgd
+from mmulab.kvm.state import NestedGuest, Request, Vcpu, X86Exception, vcpu_memslots
+from mmulab.kvm.x86 import is_pae_paging, load_pdptrs
+from mmulab.x86.pferr import PF_VECTOR
+from mmulab.x86.regs import (
+    EFER_LMA,
+    EFER_LME,
+    EFER_SVME,
+    X86_CR0_CD,
+    X86_CR0_NW,
+    X86_CR0_PE,
+    X86_CR0_PG,
+    X86_CR4_MCE,
+    X86_CR4_PAE,
+)
+
+DB_VECTOR = 1
+SVM_NESTED_CTL_NP_ENABLE = 1 << 0
+SVM_EXIT_EXCP_BASE = 0x40
+SVM_EXIT_ERR = (1 << 64) - 1
+SVM_EXITS = {
+    "write_cr0": 0x10,
+    "write_cr3": 0x13,
+    "write_cr4": 0x14,
+    "db": SVM_EXIT_EXCP_BASE + DB_VECTOR,
+    "pf": SVM_EXIT_EXCP_BASE + PF_VECTOR,
+    "cr0_sel_write": 0x65,
+    "invlpg": 0x79,
+    "ioio": 0x7B,
+    "msr": 0x7C,
+    "shutdown": 0x7F,
+    "vmrun": 0x80,
+    "vmmcall": 0x81,
+    "npf": 0x400,
+}
+"""Exit codes by the name that ``kvm_exit`` prints. A code below 0xa0 is also its intercept's bit."""
+_REASONS = {code: reason for reason, code in SVM_EXITS.items()}
+
+VMCB = {
+    "asid": (0x58, 4),
+    "exit_code": (0x70, 8),
+    "exit_info_1": (0x78, 8),
+    "exit_info_2": (0x80, 8),
+    "exit_int_info": (0x88, 4),
+    "nested_ctl": (0x90, 8),
+    "nested_cr3": (0xB0, 8),
+    "cpl": (0x4CB, 1),
+    "efer": (0x4D0, 8),
+    "cr4": (0x548, 8),
+    "cr3": (0x550, 8),
+    "cr0": (0x558, 8),
+    "rip": (0x578, 8),
+    "cr2": (0x640, 8),
+}
+"""Offset and size of the fields of a VMCB that concern paging, and its exit fields."""
+INTERCEPT_WORDS = 5
+_SAVED = ("efer", "cr0", "cr3", "cr4", "cr2", "rip")
+
+
+class SvmNested(NestedGuest):
+    """State of nested SVM on a vCPU (``struct svm_nested_state``).
+
+    Attributes
+    ----------
+    vmcb12_gpa : int
+    intercepts : tuple of int
+        The words of vmcb12's intercepts.
+    exit_code, exit_info_1, exit_info_2 : int
+        The last exit of L2, as vmcb02 has it.
+    l1 : dict of str to int
+        L1's registers, kept in vmcb01 meanwhile.
+    """
+
+    def __init__(self, gpa: int, control: dict[str, int], intercepts: tuple[int, ...]) -> None:
+        self.vmcb12_gpa = gpa
+        self.intercepts = intercepts
+        self.nested_pgd = control["nested_cr3"]
+        self.npt = bool(control["nested_ctl"] & SVM_NESTED_CTL_NP_ENABLE)
+        self.exit_code = self.exit_info_1 = self.exit_info_2 = 0
+        self.l1: dict[str, int] = {}
+
+    def intercepted(self, exit_code: int) -> bool:
+        """Whether L1 asked for this exit (``vmcb12_is_intercept``)."""
+        word, bit = divmod(exit_code, 32)
+        return word < INTERCEPT_WORDS and bool(self.intercepts[word] >> bit & 1)
+
+    def exit_handled(self, vcpu: Vcpu, reason: str, info1: int, info2: int) -> bool:
+        """Give an exit to L1 if L1 asked for it (``nested_svm_exit_handled``).
+
+        A nested page fault is always L0's first, and so is a #PF while L0 shadows.
+        """
+        self.exit_code, self.exit_info_1, self.exit_info_2 = SVM_EXITS[reason], info1, info2
+        if reason in ("npf", "pf") or not self.intercepted(self.exit_code):
+            return False
+        nested_svm_vmexit(vcpu)
+        return True
+
+    def exception_handled(self, vcpu: Vcpu) -> bool:
+        """Give the queued exception to L1 if L1 asked for it (``nested_svm_inject_exception_vmexit``)."""
+        assert vcpu.exception is not None
+        vector, error_code, address = vcpu.exception
+        if not self.intercepted(SVM_EXIT_EXCP_BASE + vector):
+            return False
+        self.exit_code = SVM_EXIT_EXCP_BASE + vector
+        self.exit_info_1 = error_code or 0
+        self.exit_info_2 = (vcpu.cr2 if address is None else address) if vector == PF_VECTOR else 0
+        nested_svm_vmexit(vcpu)
+        return True
+
+    def pdptr(self, vcpu: Vcpu, index: int) -> int:
+        """Read a PDPTE of L1's nested tables (``nested_svm_get_tdp_pdptr``)."""
+        return kvm_read_guest(vcpu, (self.nested_pgd & ~0x1F) + 8 * index, 8) or 0
+
+
+def read_vmcb(vcpu: Vcpu, gpa: int, field: str) -> int:
+    """Read a field of the VMCB at `gpa`."""
+    offset, size = VMCB[field]
+    value = kvm_read_guest(vcpu, gpa + offset, size)
+    assert value is not None
+    return value
+
+
+def _write_vmcb(vcpu: Vcpu, gpa: int, field: str, value: int) -> None:
+    offset, size = VMCB[field]
+    kvm_write_guest(vcpu, gpa + offset, size, value & ((1 << 8 * size) - 1))
+
+
+def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
+    """Enter L2 with the VMCB at `gpa`; the vCPU's RIP is already behind L1's VMRUN."""
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    if slot is None or gpa & 0xFFF:
+        kvm_queue_exception(vcpu, GP_VECTOR, 0)
+        return
+    control = {field: read_vmcb(vcpu, gpa, field) for field in VMCB}
+    words = tuple(kvm_read_guest(vcpu, gpa + 4 * i, 4) or 0 for i in range(INTERCEPT_WORDS))
+    nested = SvmNested(gpa, control, words)
+    if not _check_vmcb(vcpu, nested, control):
+        _write_vmcb(vcpu, gpa, "exit_code", SVM_EXIT_ERR)
+        for field in ("exit_info_1", "exit_info_2"):
+            _write_vmcb(vcpu, gpa, field, 0)
+        return
+    nested.l1 = {"efer": vcpu.efer, "cr0": vcpu.cr0, "cr4": vcpu.cr4, "cr3": vcpu.cr3, "rip": vcpu.rip}
+    _enter_svm_guest_mode(vcpu, nested, control)
+    kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
+
+
+def _check_vmcb(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -> bool:
+    """Check what VMRUN checks (``__nested_vmcb_check_controls``, ``__nested_vmcb_check_save``)."""
+    beyond = vcpu.cpu.maxphyaddr
+    if not nested.intercepted(SVM_EXITS["vmrun"]) or not save["asid"]:
+        return False
+    if nested.npt and (not vcpu.kvm.config.tdp or nested.nested_pgd >> beyond):
+        return False
+    cr0 = save["cr0"]
+    if not save["efer"] & EFER_SVME or cr0 >> 32 or (cr0 & X86_CR0_NW and not cr0 & X86_CR0_CD):
+        return False
+    if save["efer"] & EFER_LME and cr0 & X86_CR0_PG:
+        return bool(save["cr4"] & X86_CR4_PAE and cr0 & X86_CR0_PE and not save["cr3"] >> beyond)
+    return True
+
+
+def _transition_tlb_flush(vcpu: Vcpu) -> None:
+    """Sync and flush at each change between L1 and L2: KVM does not follow ASIDs."""
+    vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
+
+
+def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -> None:
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        pgd = nested.nested_pgd if nested.npt else save["cr3"]
+        emit(ev.kvm_nested_vmenter(nested.vmcb12_gpa, save["rip"], nested.npt, pgd))
+    _transition_tlb_flush(vcpu)
+    vcpu.guest_mode = True
+    vcpu.nested = nested
+    if nested.npt:
+        vcpu.mmu = vcpu.guest_mmu
+        vcpu.mmu.inject_page_fault = _inject_npf_exit
+        kvm_init_shadow_npt_mmu(vcpu, nested.l1["cr4"], nested.l1["efer"])
+        kvm_mmu_new_pgd(vcpu, nested.nested_pgd)
+        vcpu.walk_mmu = vcpu.nested_mmu
+    long_mode = save["efer"] & EFER_LME and save["cr0"] & X86_CR0_PG
+    vcpu.efer = save["efer"] | EFER_LMA if long_mode else save["efer"] & ~EFER_LMA
+    vcpu.cr0, vcpu.cr4, vcpu.cr2 = save["cr0"], save["cr4"], save["cr2"]
+    vcpu.rip, vcpu.cpl, vcpu.ac = save["rip"], save["cpl"], False
+    if not _load_cr3(vcpu, save["cr3"], nested_npt=nested.npt):
+        nested.exit_code, nested.exit_info_1, nested.exit_info_2 = SVM_EXIT_ERR, 0, 0
+        nested_svm_vmexit(vcpu)
+
+
+def _load_cr3(vcpu: Vcpu, cr3: int, *, nested_npt: bool) -> bool:
+    """Load CR3 at a change between L1 and L2 (``nested_svm_load_cr3``); False if it is not legal."""
+    if cr3 >> vcpu.cpu.maxphyaddr:
+        return False
+    if not nested_npt and is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
+        return False
+    vcpu.cr3 = cr3
+    kvm_init_mmu(vcpu)
+    if not nested_npt:
+        kvm_mmu_new_pgd(vcpu, cr3)
+    return True
+
+
+def _inject_npf_exit(vcpu: Vcpu, fault: X86Exception) -> None:
+    """Tell L1 of a fault of its nested tables (``nested_svm_inject_npf_exit``).
+
+    Where the processor did not report it, but the emulator met it, the high
+    half of the error code says a final address, whatever it was.
+    """
+    nested = vcpu.nested
+    assert isinstance(nested, SvmNested)
+    if nested.exit_code != SVM_EXITS["npf"]:
+        nested.exit_code = SVM_EXITS["npf"]
+        nested.exit_info_1 = 1 << 32
+        nested.exit_info_2 = fault.address
+    nested.exit_info_1 = nested.exit_info_1 & ~0xFFFFFFFF | fault.error_code
+    nested_svm_vmexit(vcpu)
+
+
+def _restore_l1(vcpu: Vcpu, l1: dict[str, int]) -> None:
+    """Give the vCPU L1's registers again.
+
+    CR0 comes before CR4. Without nested paging a change of CR0.PG makes KVM
+    write L2's CR4, with PAE and the host's MCE, to the VMCB in hand, which is
+    L1's already (``svm_set_cr0``, ``svm_set_cr4``): L1 comes back with that. A
+    32-bit L1 then has PAE on over 32-bit tables and shuts down.
+    """
+    cr4 = l1["cr4"]
+    if not vcpu.kvm.config.tdp and (vcpu.cr0 ^ l1["cr0"]) & X86_CR0_PG:
+        cr4 = vcpu.cr4 | X86_CR4_PAE | X86_CR4_MCE
+    vcpu.efer, vcpu.cr0, vcpu.cr4, vcpu.rip = l1["efer"], l1["cr0"] | X86_CR0_PE, cr4, l1["rip"]
+    vcpu.cpl, vcpu.ac = 0, False
+
+
+def nested_svm_vmexit(vcpu: Vcpu) -> None:
+    """Leave L2: write vmcb12, restore L1's registers and MMU."""
+    nested = vcpu.nested
+    assert isinstance(nested, SvmNested)
+    gpa, emit = nested.vmcb12_gpa, vcpu.kvm.emit
+    for field in _SAVED:
+        _write_vmcb(vcpu, gpa, field, getattr(vcpu, field))
+    _write_vmcb(vcpu, gpa, "cpl", vcpu.cpl)
+    for field in ("exit_code", "exit_info_1", "exit_info_2"):
+        _write_vmcb(vcpu, gpa, field, getattr(nested, field))
+    _write_vmcb(vcpu, gpa, "exit_int_info", nested.idt_vectoring)
+    vcpu.guest_mode = False
+    vcpu.nested = None
+    single_stepped = vcpu.singlestep_rip is not None and vcpu.rip == vcpu.singlestep_rip
+    _restore_l1(vcpu, nested.l1)
+    if emit is not None:
+        reason = _REASONS.get(nested.exit_code, hex(nested.exit_code))
+        emit(
+            ev.kvm_nested_vmexit_inject(
+                reason, nested.exit_info_1, nested.exit_info_2, nested.idt_vectoring or None
+            )
+        )
+    _transition_tlb_flush(vcpu)
+    vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
+    if not _load_cr3(vcpu, nested.l1["cr3"], nested_npt=False):
+        vcpu.requests |= Request.TRIPLE_FAULT
+    vcpu.exception = None
+    if single_stepped:
+        # EFLAGS.TF of the VMM's single step ends up in L1's: KVM compares L2's RIP (kvm_set_rflags).
+        kvm_queue_exception(vcpu, DB_VECTOR)
