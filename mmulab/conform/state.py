@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
-from mmulab.kvm.state import INVALID_PAGE, Kvm, Mmu, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.machine.machine import Machine
 from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 from mmulab.x86.walk import walk

@@ -10,8 +10,9 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
 
 from __future__ import annotations
 
+from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.role import CpuRole, RoleFacts
-from mmulab.kvm.state import Kvm, Mmu, Request, Vcpu
+from mmulab.kvm.state import Kvm, Request, Vcpu
 from mmulab.x86.paging import KVM_WALK, Paging, make_paging
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -37,10 +38,8 @@ def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, *, smm: int, guest_mode: bo
     wp, lma = bool(cr0 & X86_CR0_WP), bool(efer & EFER_LMA)
     smep, smap = bool(cr4 & X86_CR4_SMEP), bool(cr4 & X86_CR4_SMAP)
     pae, la57 = bool(cr4 & X86_CR4_PAE), lma and bool(cr4 & X86_CR4_LA57)
-    if lma:
-        level = 5 if la57 else 4
-    else:
-        level = 3 if pae else 2
+    long_level, legacy_level = 5 if la57 else 4, 3 if pae else 2
+    level = long_level if lma else legacy_level
     return CpuRole(
         level=level,
         has_4_byte_gpte=int(not pae),
@@ -162,10 +161,11 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
 def kvm_mmu_refresh_passthrough_bits(vcpu: Vcpu, mmu: Mmu) -> None:
     """Follow CR0.WP, which a guest on two-dimensional paging may change without an exit."""
     wp = int(bool(vcpu.cr0 & X86_CR0_WP))
-    if vcpu.kvm.config.tdp and mmu is not vcpu.guest_mmu and mmu.cpu_role.cr0_wp != wp:
-        if mmu.cpu_role.level:
-            mmu.cpu_role = mmu.cpu_role._replace(cr0_wp=wp)
-            mmu.paging = _guest_paging(vcpu)
+    if not vcpu.kvm.config.tdp or mmu is vcpu.guest_mmu or mmu.cpu_role.cr0_wp == wp:
+        return
+    if mmu.cpu_role.level:
+        mmu.cpu_role = mmu.cpu_role._replace(cr0_wp=wp)
+        mmu.paging = _guest_paging(vcpu)
 
 
 def _set_roles(mmu: Mmu, cpu_role: CpuRole, root_role: int, facts: RoleFacts, paging: Paging) -> None:

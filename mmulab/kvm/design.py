@@ -37,8 +37,11 @@ LAYOUT_6_1 = RoleLayout(
     )
 )
 LAYOUT_PRE_FIX = RoleLayout(
-    tuple(f for f in LAYOUT_6_1.fields if f.name not in ("passthrough", "", "smm"))
-    + (BitField("", 6), BitField("smm", 8))
+    (
+        *(f for f in LAYOUT_6_1.fields if f.name not in ("passthrough", "", "smm")),
+        BitField("", 6),
+        BitField("smm", 8),
+    )
 )
 
 

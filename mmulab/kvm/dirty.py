@@ -5,7 +5,8 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``mark_page_dirty_in_slot``).
 
 from __future__ import annotations
 
-from mmulab.kvm.state import KvmMemslot, Vcpu, vcpu_memslots
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 
 

@@ -21,8 +21,9 @@ from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
 from mmulab.kvm.inject import UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
 from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
+from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
-from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, X86Exception, vcpu_memslots
+from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.insn import WRITES_TABLES, Instruction, Mnemonic
 from mmulab.x86.pferr import (

@@ -7,9 +7,10 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(gpte_access)``,
 from __future__ import annotations
 
 from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import drop_spte
 from mmulab.kvm.set_spte import mmu_set_spte
-from mmulab.kvm.state import ShadowPage, Vcpu
+from mmulab.kvm.state import Vcpu
 from mmulab.x86.mode import PT64_NX_SHIFT, PT_BASE_ADDR_MASK, PT_USER_MASK, PT_WRITABLE_MASK
 from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_WRITE_MASK

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
-from mmulab.kvm.state import Mmu, Vcpu, X86Exception, vcpu_memslots
+from mmulab.kvm.mmu import Mmu, X86Exception
+from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.x86.mode import PT_PRESENT_MASK
 from mmulab.x86.paging import pdpte_reserved
 from mmulab.x86.pferr import (

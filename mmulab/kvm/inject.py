@@ -7,7 +7,8 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_inject_emulated_page_fault``,
 from __future__ import annotations
 
 from mmulab.kvm.invlpg import kvm_mmu_invalidate_gva
-from mmulab.kvm.state import Vcpu, X86Exception
+from mmulab.kvm.mmu import X86Exception
+from mmulab.kvm.state import Vcpu
 from mmulab.x86.pferr import PF_VECTOR, PFERR_PRESENT_MASK, PFERR_RSVD_MASK
 
 GP_VECTOR = 13

@@ -11,9 +11,10 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
+from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
-from mmulab.kvm.state import INVALID_PAGE, Mmu, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 

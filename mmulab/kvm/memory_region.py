@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
@@ -25,7 +26,7 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.set_spte import kvm_mmu_max_mapping_level
 from mmulab.kvm.spte import SPTE_TDP_AD_MASK
-from mmulab.kvm.state import Kvm, KvmMemslot, PteList, sptep_to_sp
+from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_pt_masked,
     kvm_tdp_mmu_clear_dirty_slot,

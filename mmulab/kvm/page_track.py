@@ -7,11 +7,13 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/page_track.c``; ``mmu.c`` (``account_shadow
 from __future__ import annotations
 
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     kvm_mmu_slot_gfn_write_protect,
 )
-from mmulab.kvm.state import Kvm, KvmMemslot, ShadowPage
+from mmulab.kvm.state import Kvm
 
 
 def update_gfn_disallow_lpage_count(slot: KvmMemslot, gfn: int, count: int) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
-from mmulab.kvm.state import ShadowPage, Vcpu
+from mmulab.kvm.state import Vcpu
 from mmulab.kvm.unsync import gfn_sps_with_gptes
 from mmulab.kvm.zap import (
     InvalidList,

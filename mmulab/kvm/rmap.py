@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.memslot import KvmMemslot, PteList
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
     SpteFormat,
     is_access_track_spte,
@@ -22,15 +24,7 @@ from mmulab.kvm.spte import (
     is_writable_pte,
     spte_ad_enabled,
 )
-from mmulab.kvm.state import (
-    PAGES_STAT,
-    Kvm,
-    KvmMemslot,
-    PteList,
-    ShadowPage,
-    spte_index,
-    sptep_to_sp,
-)
+from mmulab.kvm.state import PAGES_STAT, Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
 from mmulab.x86.mode import PT_WRITABLE_MASK
 

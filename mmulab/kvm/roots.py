@@ -11,23 +11,17 @@ from mmulab import events as ev
 from mmulab.kvm.context import PT32E_ROOT_LEVEL, kvm_init_mmu
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
-from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
-from mmulab.kvm.state import (
+from mmulab.kvm.mmu import (
     INVALID_PAE_ROOT,
     INVALID_PAGE,
     KVM_MMU_NUM_PREV_ROOTS,
     KVM_MMU_ROOT_CURRENT,
     KVM_MMU_ROOTS_ALL,
-    MMIO_GVA_ANY,
-    Kvm,
     Mmu,
-    Request,
-    Vcpu,
-    is_obsolete_sp,
     root_previous,
-    to_shadow_page,
-    vcpu_memslots,
 )
+from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
+from mmulab.kvm.state import MMIO_GVA_ANY, Kvm, Request, Vcpu, is_obsolete_sp, to_shadow_page, vcpu_memslots
 from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from mmulab.kvm.zap import (

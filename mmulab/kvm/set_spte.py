@@ -12,7 +12,9 @@ from enum import IntEnum
 from mmulab import events as ev
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmio import mark_mmio_spte
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     drop_spte,
@@ -33,7 +35,7 @@ from mmulab.kvm.spte import (
     spte_ad_enabled,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, KvmMemslot, ShadowPage, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.unsync import mmu_try_to_unsync_pages
 from mmulab.kvm.zap import drop_parent_pte
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK

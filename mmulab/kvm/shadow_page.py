@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import (
     pte_list_add,
@@ -20,7 +21,7 @@ from mmulab.kvm.spte import (
     make_nonleaf_spte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, ShadowPage, Vcpu, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, is_obsolete_sp, spte_index, sptep_to_sp
 from mmulab.kvm.sync import sync_transiently
 from mmulab.kvm.unsync import mark_unsync
 from mmulab.kvm.zap import (

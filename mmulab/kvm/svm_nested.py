@@ -15,8 +15,9 @@ from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.mmu import NestedGuest, X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
-from mmulab.kvm.state import NestedGuest, Request, Vcpu, X86Exception, vcpu_memslots
+from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
 from mmulab.kvm.x86 import is_pae_paging, load_pdptrs
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (

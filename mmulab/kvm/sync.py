@@ -16,6 +16,7 @@ from mmulab.kvm.gpte import (
 )
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import sync_mmio_spte
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import (
     drop_spte,
     kvm_mmu_page_get_gfn,
@@ -25,7 +26,7 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, spte_to_pfn
-from mmulab.kvm.state import ShadowPage, Vcpu, vcpu_memslots
+from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.kvm.unsync import kvm_unlink_unsync_page, mmu_unsync_walk
 from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
 from mmulab.x86.paging import Paging

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
-from mmulab.kvm.state import Kvm, ShadowPage
+from mmulab.kvm.state import Kvm
 from mmulab.x86.mode import PT_BASE_ADDR_MASK
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from mmulab import events as ev
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
@@ -26,7 +28,7 @@ from mmulab.kvm.spte import (
     make_nonleaf_spte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import PAGES_STAT, Kvm, KvmMemslot, ShadowPage, sptep_to_sp
+from mmulab.kvm.state import PAGES_STAT, Kvm, sptep_to_sp
 from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
@@ -303,7 +305,9 @@ def kvm_tdp_mmu_try_split_huge_pages(
                 _split_huge_page(kvm, entry, shared=shared)
 
 
-def kvm_tdp_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot, mapping_level: Callable[[int], int]) -> None:
+def kvm_tdp_mmu_zap_collapsible_sptes(
+    kvm: Kvm, slot: KvmMemslot, mapping_level: Callable[[int], int]
+) -> None:
     """Remove the tables of the slot whose place a huge page may take.
 
     `mapping_level` returns the largest page size allowed for a gfn.

@@ -11,10 +11,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``mark_unsync``, ``__mmu_unsync_wa
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte, spte_to_pfn
-from mmulab.kvm.state import Kvm, KvmMemslot, ShadowPage, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, is_obsolete_sp, spte_index, sptep_to_sp
 
 KVM_PAGE_ARRAY_NR = 16
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.guest_walk import read_pdptrs
+from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
 from mmulab.kvm.roots import (
     kvm_mmu_free_obsolete_roots,
     kvm_mmu_free_roots,
@@ -19,13 +20,7 @@ from mmulab.kvm.roots import (
     kvm_mmu_sync_roots,
     kvm_mmu_unload,
 )
-from mmulab.kvm.state import (
-    INVALID_PAGE,
-    KVM_MMU_ROOT_CURRENT,
-    Request,
-    Vcpu,
-    root_previous,
-)
+from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -111,9 +106,13 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     if vcpu.efer & EFER_LME:
         if not is_paging(vcpu) and cr0 & X86_CR0_PG and (not pae or cs_l):
             raise GeneralProtectionError
-    elif cr0 & X86_CR0_PG and pae and (cr0 ^ old) & X86_CR0_PDPTR_BITS:
-        if not load_pdptrs(vcpu, vcpu.cr3):
-            raise GeneralProtectionError
+    elif (
+        cr0 & X86_CR0_PG
+        and pae
+        and (cr0 ^ old) & X86_CR0_PDPTR_BITS
+        and not load_pdptrs(vcpu, vcpu.cr3)
+    ):
+        raise GeneralProtectionError
     if not cr0 & X86_CR0_PG and ((is_long_mode(vcpu) and cs_l) or vcpu.cr4 & X86_CR4_PCIDE):
         raise GeneralProtectionError
     vcpu.cr0 = cr0
@@ -155,9 +154,13 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
     if is_long_mode(vcpu):
         if not cr4 & X86_CR4_PAE or (cr4 ^ old) & X86_CR4_LA57:
             raise GeneralProtectionError
-    elif is_paging(vcpu) and cr4 & X86_CR4_PAE and (cr4 ^ old) & X86_CR4_PDPTR_BITS:
-        if not load_pdptrs(vcpu, vcpu.cr3):
-            raise GeneralProtectionError
+    elif (
+        is_paging(vcpu)
+        and cr4 & X86_CR4_PAE
+        and (cr4 ^ old) & X86_CR4_PDPTR_BITS
+        and not load_pdptrs(vcpu, vcpu.cr3)
+    ):
+        raise GeneralProtectionError
     enables_pcid = cr4 & X86_CR4_PCIDE and not old & X86_CR4_PCIDE
     if enables_pcid and (vcpu.cr3 & X86_CR3_PCID_MASK or not is_long_mode(vcpu)):
         raise GeneralProtectionError

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import unaccount_shadowed
 from mmulab.kvm.rmap import (
     drop_spte,
@@ -24,7 +25,7 @@ from mmulab.kvm.spte import (
     is_shadow_present_pte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Request, ShadowPage, Vcpu, is_obsolete_sp
+from mmulab.kvm.state import Kvm, Request, Vcpu, is_obsolete_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
     kvm_tdp_mmu_zap_all,

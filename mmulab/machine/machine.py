@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from mmulab import events as ev
 from mmulab.events import EventSink
+from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.memory_region import (
     kvm_clear_dirty_log,
@@ -19,10 +20,11 @@ from mmulab.kvm.memory_region import (
     kvm_set_memory_region,
     kvm_unmap_hva_range,
 )
+from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
-from mmulab.kvm.state import Kvm, KvmConfig, KvmMemslot, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.svm_nested import read_vmcb
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.x86 import is_long_mode, set_sregs
@@ -39,6 +41,13 @@ from mmulab.x86.regs import CpuModel
 
 HUGE = 1 << 21
 EINVAL = 22
+VMEXIT_FIELDS = {
+    "code": "exit_code",
+    "info1": "exit_info_1",
+    "info2": "exit_info_2",
+    "intinfo": "exit_int_info",
+}
+"""What a recording tells of an exit to L1, and the VMCB's fields."""
 
 
 class Machine:
@@ -135,8 +144,7 @@ class Machine:
 
     def last_vmexit(self, vcpu: Vcpu) -> dict[str, int]:
         """Return what L1 was told of the last exit of its guest, from its VMCB."""
-        fields = {"code": "exit_code", "info1": "exit_info_1", "info2": "exit_info_2", "intinfo": "exit_int_info"}
-        return {key: read_vmcb(vcpu, self._vmcb12, field) for key, field in fields.items()}
+        return {key: read_vmcb(vcpu, self._vmcb12, field) for key, field in VMEXIT_FIELDS.items()}
 
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
         result: int | None = None

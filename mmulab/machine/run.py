@@ -41,7 +41,7 @@ CHANGES_WORLD = (Mnemonic.VMRUN, Mnemonic.VMMCALL)
 VECTORING_VALID = 1 << 31
 VECTORING_ERROR = 1 << 11
 VECTORING_EXCEPTION = 3 << 8
-"""Event being delivered at an exit: EXITINTINFO (APM 2, 15.7.2), IDT-vectoring information (SDM 3, 25.9.3)."""
+"""Event being delivered at an exit: EXITINTINFO (APM 2, 15.7.2), IDT-vectoring (SDM 3, 25.9.3)."""
 MAX_EXITS = 64
 
 

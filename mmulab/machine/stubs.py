@@ -81,7 +81,9 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
     raise TypeError(f"{type(op).__name__} is not an instruction")
 
 
-def delivery_accesses(stubs: Stubs, vector: int, *, long_mode: bool, from_user: bool) -> list[tuple[int, bool]]:
+def delivery_accesses(
+    stubs: Stubs, vector: int, *, long_mode: bool, from_user: bool
+) -> list[tuple[int, bool]]:
     """Return the implicit accesses of an exception's delivery as (address, write), in order.
 
     The gate, from CPL 3 the stack pointer in the TSS, the code segment's

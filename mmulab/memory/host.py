@@ -78,8 +78,8 @@ class HostMemory:
         count = self.backing + self.backing_frames
         self.frames: npt.NDArray[np.uint64] = np.zeros((count, FRAME_WORDS), np.uint64)
         self.written: npt.NDArray[np.uint32] = np.zeros(count, np.uint32)
-        self.stamp = memoryview(self.written)
-        flat = memoryview(self.frames).cast("B")
+        self.stamp = self.written.data
+        flat = self.frames.data.cast("B")
         self.bytes = flat
         self.words = flat.cast("Q")
         self.dwords = flat.cast("I")
@@ -113,6 +113,14 @@ class HostMemory:
     def free_frame(self, frame: int) -> None:
         """Give a frame from :meth:`alloc_frame` back."""
         self._free.append(frame)
+
+    def pool(self) -> tuple[int, list[int]]:
+        """Return the pool's state: the first frame never handed out, and the freed ones."""
+        return self._next, list(self._free)
+
+    def restore_pool(self, first_fresh: int, freed: list[int]) -> None:
+        """Put the pool back to what :meth:`pool` returned."""
+        self._next, self._free = first_fresh, list(freed)
 
     def mapping_level(self, frame: int, backing_level: int) -> int:
         """Return the size of the host's page at `frame`: 1 (4 KiB) to 3 (1 GiB).

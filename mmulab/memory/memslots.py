@@ -131,6 +131,12 @@ class Memslots(Generic[S]):
             self.slots.append(new)
             self.slots.sort(key=lambda s: s.base_gfn)
 
+    def replace_all(self, slots: list[S], generation: int) -> None:
+        """Put an address space back to these slots, in ascending order, and this generation."""
+        self._last = None
+        self.slots = list(slots)
+        self.generation = generation
+
     def read(self, memory_bytes: memoryview, gpa: int, size: int) -> int | None:
         """Read `size` bytes of guest memory, or None if any lies in a hole."""
         first = FRAME_BYTES - (gpa & 0xFFF)

@@ -1,0 +1,123 @@
+"""MMU contexts as records: roles, roots, the guest's paging, and what is kept of L2.
+
+Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_mmu``),
+``arch/x86/kvm/kvm_emulate.h`` (``struct x86_exception``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from mmulab.kvm.role import CpuRole, RoleFacts
+from mmulab.x86.paging import Paging
+
+if TYPE_CHECKING:
+    from mmulab.kvm.state import Vcpu
+
+
+INVALID_PAGE = -1
+INVALID_PAE_ROOT = 0
+KVM_MMU_NUM_PREV_ROOTS = 3
+KVM_MMU_ROOT_CURRENT = 1
+KVM_MMU_ROOTS_ALL = (1 << 64) - 1
+
+
+def root_previous(i: int) -> int:
+    """Return the bit of previous root `i` in a mask of roots (``KVM_MMU_ROOT_PREVIOUS``)."""
+    return 1 << (1 + i)
+
+
+class X86Exception(NamedTuple):
+    """A page fault that KVM found in a walk (``struct x86_exception``).
+
+    Attributes
+    ----------
+    error_code, address : int
+    nested_page_fault : bool
+        Not the running guest's tables are at fault but those that L1 keeps for it;
+        `address` is then L2's guest-physical one.
+    exit_qualification : int
+        Of the EPT violation that L1 is to see.
+    """
+
+    error_code: int
+    address: int
+    nested_page_fault: bool = False
+    exit_qualification: int = 0
+
+
+@dataclass(slots=True)
+class Mmu:
+    """An MMU context (``struct kvm_mmu``).
+
+    Attributes
+    ----------
+    kind : str
+        Which handlers it has: ``nonpaging`` and ``tdp`` build direct maps,
+        ``paging32`` and ``paging64`` shadow guest tables, ``none`` before the
+        first configuration.
+    cpu_role : CpuRole
+    root_role : int
+        Word of a root page of this context.
+    root_facts : RoleFacts or None
+    paging : Paging or None
+        Configuration of walks of the guest's tables.
+    root_hpa, root_pgd : int
+        The root in use (-1: none) and the guest root it shadows.
+    prev_roots : list of [pgd, hpa]
+    pae_root, pml4_root, pml5_root : int
+        Frames of the special roots, -1 where there is none.
+    pdptrs : list of int
+        PDPTE registers of a PAE guest.
+    inject_page_fault : callable or None
+        Takes a fault of a walk of these tables to whoever owns them; None
+        queues a #PF.
+    """
+
+    kind: str = "none"
+    cpu_role: CpuRole = field(default_factory=CpuRole)
+    root_role: int = 0
+    root_facts: RoleFacts | None = None
+    root_level: int = 0
+    direct: bool = False
+    paging: Paging | None = None
+    root_hpa: int = INVALID_PAGE
+    root_pgd: int = 0
+    prev_roots: list[list[int]] = field(
+        default_factory=lambda: [[0, INVALID_PAGE] for _ in range(KVM_MMU_NUM_PREV_ROOTS)]
+    )
+    pae_root: int = -1
+    pml4_root: int = -1
+    pml5_root: int = -1
+    pdptrs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    inject_page_fault: Callable[[Vcpu, X86Exception], None] | None = None
+
+
+class NestedGuest(ABC):
+    """What a vendor's half of KVM keeps of L2 while it runs.
+
+    Attributes
+    ----------
+    nested_pgd : int
+        Nested CR3, or the EPT pointer, by which L1 maps L2's memory; 0: none.
+    idt_vectoring : int
+        Event whose delivery the last exit interrupted; 0: none.
+    """
+
+    nested_pgd: int = 0
+    idt_vectoring: int = 0
+
+    @abstractmethod
+    def exit_handled(self, vcpu: Vcpu, reason: str, info1: int, info2: int) -> bool:
+        """Give an exit of L2 to L1 if L1 asked for it; return whether it did."""
+
+    @abstractmethod
+    def exception_handled(self, vcpu: Vcpu) -> bool:
+        """Give the exception queued for L2 to L1 if L1 asked for it."""
+
+    @abstractmethod
+    def pdptr(self, vcpu: Vcpu, index: int) -> int:
+        """Return a PDPTE of PAE nested tables."""

@@ -1,0 +1,101 @@
+"""The header of a shadow page.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu_internal.h`` (``struct kvm_mmu_page``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.memslot import PteList
+from mmulab.kvm.role import RoleFacts
+
+
+class ShadowPage:
+    """A shadow page (``struct kvm_mmu_page``): header of the table in `frame`.
+
+    The facts of `role` are kept beside it because the MMU asks for them at
+    every step; `role` alone, with `gfn`, is the page's identity.
+
+    Attributes
+    ----------
+    frame, gfn, role : int
+    level, quadrant, access : int
+    has_4_byte_gpte, direct, passthrough, invalid, guest_mode, ad_disabled : bool
+    smm : int
+        Address space.
+    has_gptes : bool
+        It shadows a guest table (``sp_has_gptes``).
+    mmu_valid_gen, root_count : int
+    unsync : bool
+        The guest may write its table without KVM's knowledge.
+    unsync_children : int
+        Entries that lead to unsync pages; `unsync_child_bitmap` says which.
+    parent_ptes : PteList
+        sptes that point here.
+    write_flooding_count : int
+    shadowed_translation : dict of int to int
+        Index to gfn << 12 | access of the guest entry shadowed there.
+    tdp_mmu_page, tdp_mmu_scheduled_root_to_zap : bool
+        The TDP MMU made it; it is a root to be emptied.
+    """
+
+    __slots__ = (
+        "access",
+        "ad_disabled",
+        "direct",
+        "frame",
+        "gfn",
+        "guest_mode",
+        "has_4_byte_gpte",
+        "has_gptes",
+        "invalid",
+        "level",
+        "lpage_disallowed",
+        "mmu_valid_gen",
+        "parent_ptes",
+        "passthrough",
+        "quadrant",
+        "role",
+        "root_count",
+        "shadowed_translation",
+        "smm",
+        "tdp_mmu_page",
+        "tdp_mmu_scheduled_root_to_zap",
+        "unsync",
+        "unsync_child_bitmap",
+        "unsync_children",
+        "write_flooding_count",
+    )
+
+    def __init__(self, frame: int, gfn: int, role: int, facts: RoleFacts, mmu_valid_gen: int) -> None:
+        self.frame = frame
+        self.gfn = gfn
+        self.role = role
+        self.level = facts.level
+        self.quadrant = facts.quadrant
+        self.access = facts.access
+        self.has_4_byte_gpte = facts.has_4_byte_gpte
+        self.direct = facts.direct
+        self.passthrough = facts.passthrough
+        self.invalid = facts.invalid
+        self.guest_mode = facts.guest_mode
+        self.ad_disabled = facts.ad_disabled
+        self.smm = facts.smm
+        self.has_gptes = not facts.direct and not facts.passthrough
+        self.mmu_valid_gen = mmu_valid_gen
+        self.root_count = 0
+        self.unsync = False
+        self.unsync_children = 0
+        self.unsync_child_bitmap = 0
+        self.parent_ptes: PteList = []
+        self.write_flooding_count = 0
+        self.shadowed_translation: dict[int, int] = {}
+        self.lpage_disallowed = False
+        self.tdp_mmu_page = False
+        self.tdp_mmu_scheduled_root_to_zap = False
+
+    def __repr__(self) -> str:
+        return (
+            f"ShadowPage(frame {self.frame:#x}, gfn {self.gfn:#x}, role {self.role:#x}, l{self.level}"
+            f" q{self.quadrant}{' direct' if self.direct else ''}{' invalid' if self.invalid else ''}"
+            f" root {self.root_count} {'unsync' if self.unsync else 'sync'})"
+        )
