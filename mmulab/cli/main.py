@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
+    "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
 }

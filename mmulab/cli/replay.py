@@ -1,0 +1,104 @@
+"""``mmulab replay``: a recorded boot through the shadow MMU, every translation compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmulab.kvm.design import find_derivation, find_design
+from mmulab.workload.replay import Mismatch, Replay, ReplayResult
+from mmulab.workload.stream import load_stream
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.npz")
+@click.option("--limit", type=click.IntRange(1), default=None, help="Records to replay; all if left out.")
+@click.option(
+    "--design", default="passthrough", show_default=True, help="Role design, by name or id; see 'designs'."
+)
+@click.option(
+    "--derivation", default="parity", show_default=True, help="Quadrant rule of child pages; see 'designs'."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.pass_context
+def replay(
+    ctx: click.Context, file: Path, limit: int | None, design: str, derivation: str, as_json: bool
+) -> None:
+    """Replay a stream: each access runs on the vCPU, each table store is a guest write.
+
+    The physical address that each access reaches is compared with the recorded one. The first that
+    differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
+    code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
+    """
+    chosen, rule = find_design(design), find_derivation(derivation)
+    stream = load_stream(file)
+    result = _run(Replay(stream, limit=limit, design=chosen, derivation=rule), as_json)
+    if as_json:
+        click.echo(json.dumps(_as_json(result, stream.name, chosen.name, derivation), indent=1))
+    else:
+        click.echo(
+            f"{stream.name}: {result.records} of {len(stream)} records, {stream.mode.name} paging, "
+            f"design {chosen.id} {chosen.name}, derivation {derivation}"
+        )
+        for line in _lines(result):
+            click.echo(line)
+    if result.agree != result.accesses:
+        ctx.exit(1)
+
+
+def _run(replayed: Replay, as_json: bool) -> ReplayResult:
+    """Run with a progress bar, if someone sees it."""
+    from tqdm import tqdm
+
+    hidden = as_json or not sys.stderr.isatty()
+    with tqdm(total=replayed.records, unit="record", unit_scale=True, leave=False, disable=hidden) as bar:
+        return replayed.run(lambda records: bar.update(records - bar.n))
+
+
+def _lines(result: ReplayResult) -> Iterator[str]:
+    faults = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in result.faults.items() if count)
+    stats = result.stats
+    yield f"faults by access: {faults or 'none'}"
+    yield (
+        f"faults by end: mapped {stats['pf_fixed']}, emulated {stats['pf_emulate']}, "
+        f"spurious {stats['pf_spurious']}; device accesses {stats['mmio_exits']}; the guest's own page "
+        f"faults {result.guest_faults}, not executed"
+    )
+    yield (
+        f"shadow pages: created {result.shadow_pages}, zapped {stats['mmu_shadow_zapped']}, flooded "
+        f"{stats['mmu_flooded']}, in use {result.shadow_pages_in_use}"
+    )
+    if result.mismatch is not None:
+        yield from _mismatch_lines(result.mismatch)
+    yield (
+        f"replay: accesses {result.agree}/{result.accesses} agree, faults {sum(result.faults.values())}, "
+        f"shadow pages {result.shadow_pages}"
+    )
+
+
+def _mismatch_lines(mismatch: Mismatch) -> Iterator[str]:
+    reached = "nothing" if mismatch.reached is None else f"{mismatch.reached:#x}"
+    yield (
+        f"record {mismatch.record} ({mismatch.kind!r}) gva {mismatch.gva:#x}: recorded gpa "
+        f"{mismatch.gpa:#x}, reached {reached}: {mismatch.what}"
+    )
+    for line in mismatch.state:
+        yield f"  {line}"
+
+
+def _as_json(result: ReplayResult, name: str, design: str, derivation: str) -> dict[str, Any]:
+    record = result._asdict()
+    mismatch = result.mismatch
+    if mismatch is not None:
+        hexadecimal = {key: _hex(getattr(mismatch, key)) for key in ("gva", "gpa", "reached")}
+        record["mismatch"] = {**mismatch._asdict(), **hexadecimal}
+    return {"stream": name, "design": design, "derivation": derivation, **record}
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
