@@ -1,0 +1,1 @@
+"""Finding what is wrong: what must hold of the hypervisor's state after every op."""
