@@ -15,8 +15,8 @@ from mmulab.kvm.exits import (
     trace_exit,
     trace_page_fault_exit,
 )
-from mmulab.kvm.inject import GP_VECTOR
-from mmulab.kvm.state import Vcpu
+from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.svm_nested import DB_VECTOR
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
@@ -164,9 +164,9 @@ class Execution:
             self._nested_exit(fault)
         except GuestFault as fault:
             # The processor raises it in the guest; KVM has no part in that.
-            vcpu.exception = (PF_VECTOR, fault.error_code, fault.va)
+            kvm_queue_exception(vcpu, PF_VECTOR, fault.error_code, fault.va)
             self.verdict = Verdict.RESUME
-            self.native = True
+            self.native = not vcpu.requests & Request.TRIPLE_FAULT
         raise _Exit
 
     def _vectoring(self) -> int | None:
