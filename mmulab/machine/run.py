@@ -99,8 +99,9 @@ class Execution:
                 return self._instruction()
             except _Exit:
                 pass
-            if vcpu.guest_mode != self.in_l2:
-                self._change_world()
+            # A VMRUN of a VMCB that is not valid also goes on with what follows it.
+            if vcpu.guest_mode != self.in_l2 or (insn.mnemonic is Mnemonic.VMRUN and vcpu.rip != insn.rip):
+                insn = self._change_world()
                 continue
             if self.verdict is Verdict.FAILED:
                 vcpu.exception = None
@@ -131,7 +132,7 @@ class Execution:
                 return self._emulated()
         raise StuckError(f"access to {gva:#x} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
 
-    def _change_world(self) -> None:
+    def _change_world(self) -> Instruction:
         """Go on in L2 after an entry, or in L1 after an exit of L2: with the OUT that lies there."""
         vcpu = self.vcpu
         self.in_l2 = vcpu.guest_mode
@@ -140,6 +141,7 @@ class Execution:
         port = L2_PORT if self.in_l2 else VMEXIT_PORT
         self.insn = Instruction(Mnemonic.OUT, vcpu.rip, bytes([0xE6, port]))
         self.vmexit = None if self.in_l2 else self.machine.last_vmexit(vcpu)
+        return self.insn
 
     # Accesses -----------------------------------------------------------------
 
