@@ -7,6 +7,7 @@ emulates the instruction or gives the fault to the guest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mmulab import events as ev
@@ -50,6 +51,9 @@ VMEXIT_FIELDS = {
 """What a recording tells of an exit to L1, and the VMCB's fields."""
 
 
+OpSink = Callable[[Op, Outcome], None]
+
+
 class Machine:
     """One VM.
 
@@ -65,11 +69,14 @@ class Machine:
     kvm : Kvm
     processor : Processor
         The processor that the guest really runs on.
+    op_sink : callable or None
+        Gets each op with its outcome, after it.
     """
 
     def __init__(self, config: MachineConfig, emit: EventSink | None = None) -> None:
         host = config.host
         self.config = config
+        self.op_sink: OpSink | None = None
         self.memory = HostMemory(
             config.backing_bytes,
             table_frames=config.table_frames,
@@ -116,6 +123,12 @@ class Machine:
         NotImplementedError
             An op of the language that is not modelled yet.
         """
+        outcome = self._execute(op)
+        if self.op_sink is not None:
+            self.op_sink(op, outcome)
+        return outcome
+
+    def _execute(self, op: Op) -> Outcome:
         vcpu = self.kvm.vcpus[op.vcpu]
         match op:
             case ops.Touch():

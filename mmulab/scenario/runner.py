@@ -188,16 +188,16 @@ class Runner:
     def _aim_vmcb(self, gpa: int) -> None:
         """Let L2 begin at the stub that tells the VMM of it."""
         offset, size = VMCB["rip"]
-        memory = self.machine.memory
-        memory.write((memory.backing << 12) + gpa + offset, size, l2_rip(Stubs(HELPER_S, HELPER_U)))
+        self.machine.execute(ops.HostWrite(size, gpa + offset, l2_rip(Stubs(HELPER_S, HELPER_U))))
 
     def _fix_pdptes(self, header: Header) -> None:
         """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""
         memory = self.machine.memory
         for gpa in header.pdptfix:
             for at in range(gpa, gpa + 32, 8):
-                hpa = (memory.backing << 12) + at
-                memory.store64(hpa, memory.load64(hpa) & ~PT_ACCESSED_MASK)
+                pdpte = memory.load64((memory.backing << 12) + at)
+                if pdpte & PT_ACCESSED_MASK:
+                    self.machine.execute(ops.HostWrite(8, at, pdpte & ~PT_ACCESSED_MASK))
 
 
 def load_memory(memory: HostMemory, header: Header) -> None:

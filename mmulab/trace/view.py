@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmulab.kvm.mmu import INVALID_PAGE, Mmu
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
-from mmulab.kvm.state import INVALID_PAGE, Kvm, Mmu, ShadowPage
+from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
 from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 from mmulab.x86.pferr import ACC_ALL
