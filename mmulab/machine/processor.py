@@ -285,6 +285,11 @@ def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:
     return True
 
 
+def linear_address(vcpu: Vcpu, va: int) -> int:
+    """Return `va` as the guest's code forms it: outside long mode an address has 32 bits (SDM 1, 3.3.4)."""
+    return va if vcpu.efer & EFER_LMA else va & 0xFFFFFFFF
+
+
 def guest_canonical(vcpu: Vcpu, va: int) -> bool:
     """Whether `va` is canonical in the guest's mode; 32-bit code cannot say anything else."""
     mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)

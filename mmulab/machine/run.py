@@ -26,6 +26,7 @@ from mmulab.machine.processor import (
     ShadowFault,
     access,
     guest_canonical,
+    linear_address,
     load_cr,
 )
 from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, delivery_accesses, handler_rip
@@ -84,6 +85,9 @@ class Execution:
         self.insn = insn
         self.cs_l = cs_l
         vcpu = self.vcpu
+        insn.gva = linear_address(vcpu, insn.gva)
+        if insn.rip is not None:
+            insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0
         vcpu.singlestep_rip = None if insn.mnemonic in CHANGES_WORLD else insn.rip
         for _ in range(MAX_EXITS):
@@ -113,6 +117,7 @@ class Execution:
     def touch(self, gva: int, *, write: bool, fetch: bool) -> Outcome:
         """Make one access without an instruction, and return where it went."""
         vcpu = self.vcpu
+        gva = linear_address(vcpu, gva)
         kind = PFERR_WRITE_MASK if write else 0
         kind |= PFERR_FETCH_MASK if fetch else 0
         self.insn = Instruction(Mnemonic.LOAD, gva=gva, size=1)
