@@ -1,0 +1,15 @@
+"""The hypervisor's MMU, one concern a file, named as the kernel names it.
+
+Records first: ``state`` (VM, vCPU), ``mmu`` (context), ``mmu_page``, ``memslot``,
+``config``; ``role`` and ``design`` for the role word, ``spte`` for entries.
+
+A fault comes in by ``page_fault`` and goes to ``paging_tmpl`` (shadow tables),
+``direct`` (direct maps) or, for the TDP MMU, ``tdp_map``; ``guest_walk`` walks
+what the guest wrote, ``shadow_page`` finds and links pages, ``set_spte`` writes
+the leaf. ``pte_write``, ``unsync`` and ``sync`` follow the guest's stores to its
+tables, ``zap`` takes pages away, ``roots`` and ``context`` follow its registers.
+Exits arrive in ``exits``, ``emulate`` executes what the processor may not, and
+``x86`` does what waits for the next entry.
+
+Source: Linux 6.1.192 ``arch/x86/kvm``.
+"""
