@@ -47,7 +47,7 @@ def replay(
         )
         for line in _lines(result):
             click.echo(line)
-    if result.agree != result.accesses:
+    if result.mismatch is not None:
         ctx.exit(1)
 
 

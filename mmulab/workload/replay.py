@@ -35,7 +35,6 @@ from mmulab.workload.replay_plan import (
     Step,
     make_plan,
     new_tables,
-    table_store,
 )
 from mmulab.workload.replay_sample import FAULT_CLASSES, Sampler
 from mmulab.workload.snapshot import READER
@@ -126,11 +125,11 @@ class ReplayResult(NamedTuple):
 
 
 class _Differs(Exception):
-    """An access went wrong: its number among the accesses, where it went, and a word about that."""
+    """A record went otherwise than recorded: its index, where it went, and a word about that."""
 
-    def __init__(self, position: int, reached: int | None, what: str) -> None:
-        super().__init__(position, reached, what)
-        self.position = position
+    def __init__(self, record: int, reached: int | None, what: str) -> None:
+        super().__init__(record, reached, what)
+        self.record = record
         self.reached = reached
         self.what = what
 
@@ -191,8 +190,11 @@ class Replay:
         every = None if sampler is None else sampler.every
         self._plan = make_plan(stream, self.records, self._backing, every)
         self._position = 0
-        # Table stores still to come, the next one last; the first element is never taken.
-        self._stores = [len(self._plan.record), *reversed(self._plan.stores.tolist())]
+        stores = self._plan.stores
+        # Memoryviews give plain ints; a last position that is never reached ends the table stores.
+        self._store_position = np.append(stores.position, len(self._plan.record)).data
+        self._store_size, self._store_value = stores.size.data, stores.value.data
+        self._next_store = 0
         self._paging: Paging | None = None
         self._paging_of = (-1, -1, -1)
 
@@ -238,8 +240,7 @@ class Replay:
             case Action.TABLES:
                 self._apply_tables(record)
             case Action.TABLE_END:
-                key = (int(self.stream.gpa[record]), int(self.stream.aux[record]))
-                self.tables.pop(key, None)
+                self.tables.pop(self.stream.table(record), None)
             case Action.SAMPLE:
                 assert self.sampler is not None
                 self.sampler.take(self, record)
@@ -255,8 +256,7 @@ class Replay:
 
     def _expect_ok(self, record: int, outcome: Outcome) -> None:
         if outcome.kind is not OutcomeKind.OK:
-            position = int(np.searchsorted(self._plan.record, record))
-            raise _Differs(position, None, f"record {record} ends in {_outcome_str(outcome)}")
+            raise _Differs(record, None, f"it ends in {_outcome_str(outcome)}")
 
     def _apply_tables(self, first: int) -> None:
         """Make pages the tables that they are now, entry by entry, by stores that KVM sees."""
@@ -304,7 +304,8 @@ class Replay:
     def _enter(self) -> None:
         """Serve what KVM put off until the next entry."""
         if not vcpu_enter_guest(self._vcpu, reinject=False):
-            raise _Differs(self._position, None, "the vCPU shut down (triple fault)")
+            record = int(self._plan.record[self._position])
+            raise _Differs(record, None, "the vCPU shuts down (triple fault)")
 
     def _host_paging(self) -> Paging:
         """Return the paging configuration that the processor runs the guest with."""
@@ -323,13 +324,14 @@ class Replay:
         first = int(np.argmax(wrong))
         good = first if wrong[first] else len(pa)
         self._position = begin + good
-        stores = self._stores
-        while stores[-1] < begin + good:
-            position = stores.pop()
-            store = table_store(self.stream, int(self._plan.record[position]))
-            self._memory.write(int(pa[position - begin]), store.size, store.value)
+        write, positions, number = self._memory.write, self._store_position, self._next_store
+        while (position := positions[number]) < begin + good:
+            write(int(pa[position - begin]), self._store_size[number], self._store_value[number])
+            number += 1
+        self._next_store = number
         if good < len(pa):
-            raise _Differs(begin + good, self._gpa(int(pa[good])), "the shadow tables lead elsewhere")
+            record = int(self._plan.record[begin + good])
+            raise _Differs(record, self._gpa(int(pa[good])), "the shadow tables lead elsewhere")
 
     def _gpa(self, hpa: int) -> int:
         return hpa - (self._backing << 12)
@@ -346,14 +348,22 @@ class Replay:
         outcome = self.machine.execute(self._op(record))
         kind = Kind(int(stream.kind[record]))
         self.faults[_CLASS_OF_KIND[kind] + (stream.cpl[record] == 3)] += vcpu.stat["pf_taken"] - taken
-        reached, device = self._reached(position, outcome)
-        wanted = int(stream.gpa[record])
-        if (reached ^ wanted) >> 12 or device != bool(plan.frame[position] == NO_FRAME):
-            what = "it reached a device" if device else "it reached memory"
-            raise _Differs(position, reached, what)
-        self._position += 1 + miss
+        if outcome.kind is not OutcomeKind.OK:
+            raise _Differs(record - miss, None, f"it ends in {_outcome_str(outcome)}")
+        reached, device = self._reached(outcome)
+        for number in range(1 + miss):
+            self._compare(position + number, reached, device)
+            self._position += 1
         if kind is Kind.STORE:
-            self._stores.pop()
+            self._next_store += 1
+
+    def _compare(self, position: int, reached: int, device: bool) -> None:
+        """Compare where an access went that KVM had a part in."""
+        record = int(self._plan.record[position])
+        elsewhere = (reached ^ int(self.stream.gpa[record])) >> 12
+        if elsewhere or device != bool(self._plan.frame[position] == NO_FRAME):
+            where = "a device" if device else "memory"
+            raise _Differs(record, reached, f"KVM's handling of its fault leads to {where}")
 
     def _op(self, record: int) -> Op:
         """Return the op of an access or table store."""
@@ -361,8 +371,8 @@ class Replay:
         kind, gva, aux = int(stream.kind[record]), int(stream.gva[record]), int(stream.aux[record])
         mode = self._mode(record)
         if kind == Kind.STORE:
-            store = table_store(stream, record)
-            return ops.Write(mode, store.size, store.gva, store.value)
+            number = self._next_store
+            return ops.Write(mode, self._store_size[number], gva, self._store_value[number])
         size = aux >> AUX_SIZE_SHIFT
         if kind == Kind.WRITE:
             return ops.Write(mode, size, gva, self._held(record, size))
@@ -402,10 +412,8 @@ class Replay:
         w = walk(paging, vcpu.cr3, gva, 0, load, pdptes=vcpu.walk_mmu.pdptrs, not_smap=True)
         return w.error is None and not w.pte_access & ACC_USER_MASK
 
-    def _reached(self, position: int, outcome: Outcome) -> tuple[int, bool]:
+    def _reached(self, outcome: Outcome) -> tuple[int, bool]:
         """Return the physical address that an executed access reached, and whether it is a device's."""
-        if outcome.kind is not OutcomeKind.OK:
-            raise _Differs(position, None, f"it ends in {_outcome_str(outcome)}")
         if outcome.mmio:
             return outcome.mmio[0].gpa, True
         if outcome.hpa >= 0:
@@ -415,8 +423,7 @@ class Replay:
     # The result ---------------------------------------------------------------
 
     def _mismatch(self, difference: _Differs) -> Mismatch:
-        stream = self.stream
-        record = int(self._plan.record[difference.position])
+        stream, record = self.stream, difference.record
         gva = int(stream.gva[record])
         return Mismatch(
             record,

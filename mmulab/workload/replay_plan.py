@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -60,12 +61,22 @@ class Step(NamedTuple):
     action: Action
 
 
-class TableStore(NamedTuple):
-    """A guest's store to one of its tables: `size` bytes of `value` at `gva`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TableStores:
+    """The guest's stores to its tables.
 
-    gva: int
-    size: int
-    value: int
+    Attributes
+    ----------
+    position : numpy.ndarray, shape (m,), dtype int64
+        Which of the accesses they are.
+    size : numpy.ndarray, shape (m,), dtype uint8
+        Bytes.
+    value : numpy.ndarray, shape (m,), dtype uint64
+    """
+
+    position: npt.NDArray[np.int64]
+    size: npt.NDArray[np.uint8]
+    value: npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +94,7 @@ class Plan:
         Supervisor data accesses run with EFLAGS.AC=1.
     frame : numpy.ndarray, shape (n,), dtype uint64
         Host frame that the access must reach; `NO_FRAME` for a device.
-    stores : numpy.ndarray, shape (m,), dtype int64
-        Which of the accesses are table stores.
+    stores : TableStores
     miss : numpy.ndarray, shape (n,), dtype bool
         Whether it is only the TLB miss of the table store that is the next access.
     steps : list of Step
@@ -95,7 +105,7 @@ class Plan:
     pfec: npt.NDArray[np.uint8]
     not_smap: npt.NDArray[np.bool_]
     frame: npt.NDArray[np.uint64]
-    stores: npt.NDArray[np.int64]
+    stores: TableStores
     miss: npt.NDArray[np.bool_]
     steps: list[Step]
 
@@ -129,7 +139,7 @@ def make_plan(stream: Stream, limit: int, backing: int, sample_every: int | None
         pfec=pfec[record],
         not_smap=(~user & ~fetch)[record],
         frame=frame,
-        stores=np.flatnonzero(store[record]),
+        stores=_table_stores(stream, record, np.flatnonzero(store[record])),
         miss=miss[record],
         steps=_steps(stream, limit, record, miss, sample_every),
     )
@@ -188,27 +198,32 @@ def _misses(stream: Stream) -> npt.NDArray[np.bool_]:
     return found
 
 
-def table_store(stream: Stream, record: int) -> TableStore:
-    """Return what the P record `record` stores.
+def _table_stores(
+    stream: Stream, record: npt.NDArray[np.int64], position: npt.NDArray[np.int64]
+) -> TableStores:
+    """Work out what the P records store.
 
-    Its value is the whole entry afterwards; a narrow store wrote only some
-    bytes of it, and of a misaligned one those within the entry count.
+    A record's value is the whole entry afterwards; a narrow store wrote only
+    some bytes of it, and of a misaligned one those within the entry count.
     """
-    gva, aux = int(stream.gva[record]), int(stream.aux[record])
-    entry = entry_value(stream, record, root=bool(aux & 1 << 3))
-    offset = gva & (stream.entry_bytes - 1)
-    size = min(aux >> AUX_STORE_SIZE_SHIFT, stream.entry_bytes - offset)
-    return TableStore(gva, size, entry >> 8 * offset & ((1 << 8 * size) - 1))
+    at, width = record[position], np.uint64(stream.entry_bytes)
+    offset = stream.gva[at] & (width - np.uint64(1))
+    size = np.minimum(stream.aux[at] >> AUX_STORE_SIZE_SHIFT, width - offset)
+    entry = entry_value(stream, at, stream.aux[at] & 1 << 3 != 0)
+    kept = ~np.uint64(0) >> np.uint64(8) * (np.uint64(8) - size)
+    return TableStores(position, size.astype(np.uint8), entry >> np.uint64(8) * offset & kept)
 
 
-def entry_value(stream: Stream, record: int, *, root: bool) -> int:
-    """Return the entry in an e or P record.
+def entry_value(
+    stream: Stream, record: npt.NDArray[np.int64], root: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint64]:
+    """Return the entries in e or P records.
 
     The emulator sets bit 5 of PAE's PDPTEs, which a processor and KVM hold for
     reserved; it is masked in them. `root`: the table is one of level 3.
     """
-    value = int(stream.val[record])
-    return value & ~PT_ACCESSED_MASK if root and stream.mode.has_pdptes else value
+    accessed = np.uint64(PT_ACCESSED_MASK if stream.mode.has_pdptes else 0)
+    return stream.val[record] & ~np.where(root, accessed, np.uint64(0))
 
 
 class NewTable(NamedTuple):
@@ -236,15 +251,15 @@ def new_tables(stream: Stream, first: int) -> Iterator[NewTable]:
     Entries without a record of their own are zero.
     """
     width = stream.entry_bytes
-    at, kind = first, stream.kind
-    while at < len(stream) and kind[at] == Kind.NEW_TABLE:
-        gpa, level = int(stream.gpa[at]), int(stream.aux[at])
+    last = first
+    while last < len(stream) and stream.kind[last] in (Kind.NEW_TABLE, Kind.ENTRY):
+        last += 1
+    starts = first + np.flatnonzero(stream.kind[first:last] == Kind.NEW_TABLE)
+    for at, end in pairwise([*starts.tolist(), last]):
+        gpa, level = stream.table(at)
         size = stream.table_bytes(level)
-        gpa &= ~(size - 1)
-        count = size // width
-        content = np.zeros(count, np.uint32) if width == 4 else np.zeros(count, np.uint64)
-        at += 1
-        while at < len(stream) and kind[at] == Kind.ENTRY:
-            content[(int(stream.gpa[at]) - gpa) // width] = entry_value(stream, at, root=level == 3)
-            at += 1
-        yield NewTable(gpa, level, size, content)
+        entries = np.arange(at + 1, end)
+        content = np.zeros(size // width, np.uint64)
+        index = (stream.gpa[entries] - np.uint64(gpa)) // np.uint64(width)
+        content[index.astype(np.int64)] = entry_value(stream, entries, stream.aux[entries] == 3)
+        yield NewTable(gpa, level, size, content if width == 8 else content.astype(np.uint32))

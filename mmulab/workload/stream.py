@@ -135,6 +135,11 @@ class Stream:
         """Return the size of a table of `level`: a page, or PAE's 32-byte root."""
         return PDPT_BYTES if level == 3 and self.mode.has_pdptes else 4096
 
+    def table(self, record: int) -> tuple[int, int]:
+        """Return address and level of the table that an N or U record is about."""
+        level = int(self.aux[record])
+        return int(self.gpa[record]) & ~(self.table_bytes(level) - 1), level
+
     def __repr__(self) -> str:
         counts = ", ".join(f"{letter} {count}" for letter, count in self.counts().items())
         return f"Stream({self.name}: {len(self)} records, {self.mode.name} paging; {counts})"
