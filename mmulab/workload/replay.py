@@ -154,6 +154,8 @@ class Replay:
     records : int
         Records that will be replayed.
     machine : Machine
+    plan : Plan
+        The accesses, and the steps between them.
     faults : list of int
         Faults so far by class, as :data:`FAULT_CLASSES`.
     tables : dict of (int, int) to None
@@ -188,11 +190,11 @@ class Replay:
         self._backing = self._memory.backing
         self.records = len(stream) if limit is None else min(limit, len(stream))
         every = None if sampler is None else sampler.every
-        self._plan = make_plan(stream, self.records, self._backing, every)
+        self.plan = make_plan(stream, self.records, self._backing, every)
         self._position = 0
-        stores = self._plan.stores
+        stores = self.plan.stores
         # Memoryviews give plain ints; a last position that is never reached ends the table stores.
-        self._store_position = np.append(stores.position, len(self._plan.record)).data
+        self._store_position = np.append(stores.position, len(self.plan.record)).data
         self._store_size, self._store_value = stores.size.data, stores.value.data
         self._next_store = 0
         self._paging: Paging | None = None
@@ -206,7 +208,7 @@ class Replay:
         progress : callable, optional
             Called with the number of records replayed so far, now and then.
         """
-        plan = self._plan
+        plan = self.plan
         mismatch = None
         try:
             self._begin()
@@ -281,7 +283,7 @@ class Replay:
         """
         from mmulab.x86.batch import NO_FAULT, walk_batch  # numba: only where a replay runs
 
-        plan, vcpu, memory = self._plan, self._vcpu, self._memory
+        plan, vcpu, memory = self.plan, self._vcpu, self._memory
         while (begin := self._position) < end:
             if vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
                 self._enter()
@@ -304,7 +306,7 @@ class Replay:
     def _enter(self) -> None:
         """Serve what KVM put off until the next entry."""
         if not vcpu_enter_guest(self._vcpu, reinject=False):
-            record = int(self._plan.record[self._position])
+            record = int(self.plan.record[self._position])
             raise _Differs(record, None, "the vCPU shuts down (triple fault)")
 
     def _host_paging(self) -> Paging:
@@ -320,7 +322,7 @@ class Replay:
     def _hit(self, pa: Words) -> None:
         """Compare where accesses went that did not fault, and perform the table stores among them."""
         begin = self._position
-        wrong = pa >> _PAGE_SHIFT != self._plan.frame[begin : begin + len(pa)]
+        wrong = pa >> _PAGE_SHIFT != self.plan.frame[begin : begin + len(pa)]
         first = int(np.argmax(wrong))
         good = first if wrong[first] else len(pa)
         self._position = begin + good
@@ -330,7 +332,7 @@ class Replay:
             number += 1
         self._next_store = number
         if good < len(pa):
-            record = int(self._plan.record[begin + good])
+            record = int(self.plan.record[begin + good])
             raise _Differs(record, self._gpa(int(pa[good])), "the shadow tables lead elsewhere")
 
     def _gpa(self, hpa: int) -> int:
@@ -338,7 +340,7 @@ class Replay:
 
     def _fault(self) -> None:
         """Run the access at hand as an instruction: KVM handles its fault, and may emulate it."""
-        plan, stream, vcpu = self._plan, self.stream, self._vcpu
+        plan, stream, vcpu = self.plan, self.stream, self._vcpu
         position = self._position
         record = int(plan.record[position])
         # A miss and its table store are one instruction, which KVM may emulate only once.
@@ -359,9 +361,9 @@ class Replay:
 
     def _compare(self, position: int, reached: int, device: bool) -> None:
         """Compare where an access went that KVM had a part in."""
-        record = int(self._plan.record[position])
+        record = int(self.plan.record[position])
         elsewhere = (reached ^ int(self.stream.gpa[record])) >> 12
-        if elsewhere or device != bool(self._plan.frame[position] == NO_FRAME):
+        if elsewhere or device != bool(self.plan.frame[position] == NO_FRAME):
             where = "a device" if device else "memory"
             raise _Differs(record, reached, f"KVM's handling of its fault leads to {where}")
 
@@ -440,7 +442,7 @@ class Replay:
         kinds = self.stream.kind[: self.records if mismatch is None else mismatch.record]
         return ReplayResult(
             records=self.records,
-            accesses=len(self._plan.record),
+            accesses=len(self.plan.record),
             agree=self._position,
             faults=dict(zip(FAULT_CLASSES, self.faults, strict=True)),
             guest_faults=int(np.count_nonzero(kinds == Kind.PAGE_FAULT)),
