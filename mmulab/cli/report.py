@@ -39,11 +39,8 @@ def report(out: Path, names: tuple[str, ...], given: tuple[tuple[str, str], ...]
     """Run the project's notebooks and export each to a page that shows everything with no network.
 
     Each notebook gets a folder with its page, the executed notebook, its results tables, and what
-    is needed to run it again. The last line is the path of the report's first page.
+    is needed to run it again. A line names each notebook as it starts; the last line is the path of
+    the report's first page.
     """
     notebooks = [paths.notebook(name) for name in dict.fromkeys(names)] or paths.notebooks()
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
-    click.echo(write_report(notebooks, out, dict(given), timeout=timeout, say=say))
+    click.echo(write_report(notebooks, out, dict(given), timeout=timeout, say=click.echo))

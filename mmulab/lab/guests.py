@@ -78,10 +78,10 @@ def _recorded(path: Path, limit: int, seed: int) -> Guest:
     stream = load_stream(path)
     if not 1 <= limit <= len(stream):
         raise InputError(f"limit {limit}: {path.stem} has {len(stream)} records; give 1 to {len(stream)}")
-    kernel = re.escape(path.stem.removeprefix("boot-"))
-    fitting = [found for found in snapshots() if re.fullmatch(rf"linux-{kernel}-\d+", found.stem)]
+    prefix = f"linux-{path.stem.removeprefix('boot-')}-"
+    fitting = [found for found in snapshots() if re.fullmatch(re.escape(prefix) + r"\d+", found.stem)]
     if not fitting:
-        raise InputError(f"{path}: no snapshot linux-{kernel}-N of this kernel in {paths.data('snapshots')}")
+        raise InputError(f"{path}: no snapshot {prefix}N of this kernel in {paths.data('snapshots')}")
     chosen = fitting[seed % len(fitting)]
     return Guest(stream, load_snapshot(chosen), _both_files(path) + _both_files(chosen))
 

@@ -12,6 +12,8 @@ from mmulab.errors import InputError
 
 __all__ = ["checkout", "data", "notebook", "notebooks"]
 
+_NEWCOMERS = "real_boot"
+
 
 def checkout() -> Path:
     """Return the top of the checkout that this package was imported from.
@@ -44,8 +46,9 @@ def data(name: str) -> Path:
 
 
 def notebooks() -> list[Path]:
-    """Return the project's notebooks, in the order of their names."""
-    return sorted((checkout() / "notebooks").glob("*.ipynb"))
+    """Return the project's notebooks: the newcomer's first, the others in the order of their names."""
+    found = (checkout() / "notebooks").glob("*.ipynb")
+    return sorted(found, key=lambda path: (path.stem != _NEWCOMERS, path.stem))
 
 
 def notebook(name: str) -> Path:

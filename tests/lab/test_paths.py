@@ -35,3 +35,11 @@ def test_unknown_notebook_names_the_known(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert paths.notebook("a") == tmp_path / "notebooks" / "a.ipynb"
     with pytest.raises(InputError, match="notebook 'c': unknown; the project has a, b"):
         paths.notebook("c")
+
+
+def test_newcomers_notebook_is_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    for name in ("b", "real_boot", "a"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    monkeypatch.setattr(paths, "checkout", lambda: tmp_path)
+    assert [path.stem for path in paths.notebooks()] == ["real_boot", "a", "b"]
