@@ -49,12 +49,12 @@ def _summary(function: object) -> str:
 def _lines(known: dict[str, Any]) -> Iterator[str]:
     for design in known["designs"]:
         bits = f"{design['used_bits']} of {design['width']} bits"
-        yield f"{design['id']:4} {design['name']:14} {bits:16} {design['summary']}"
+        yield f"{design['id']:4} {design['name']:22} {bits:16} {design['summary']}"
         yield f"     source: {design['source']}"
         yield "     bits:   " + " ".join(map(_field, design["fields"]))
     yield "child-role derivations:"
     for name, summary in known["derivations"].items():
-        yield f"     {name:14} {summary}"
+        yield f"     {name:22} {summary}"
 
 
 def _field(field: dict[str, Any]) -> str:

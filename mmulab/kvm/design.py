@@ -140,7 +140,256 @@ class PreFix(RoleDesign):
     layout = LAYOUT_PRE_FIX
 
 
-DESIGNS: dict[str, RoleDesign] = {d.name: d for d in (PreFix(), Passthrough())}
+def _layout(*mode: BitField, fixed: tuple[str, ...] = ()) -> RoleLayout:
+    """Return 6.1's word with other fields for the paging mode, `fixed` ones of 6.1 dropped."""
+    dropped = ("passthrough", "smm", "", *fixed)
+    fields = [*(f for f in LAYOUT_6_1.fields if f.name not in dropped), *mode]
+    gap = 24 - sum(f.width for f in fields)
+    return RoleLayout((*fields, *([BitField("", gap)] if gap else []), BitField("smm", 8)))
+
+
+class GuestLevel(RoleDesign):
+    """The level of the guest's paging in every role; a page above it shadows nothing of its own.
+
+    RFC V3 of the series, Message-Id 20220330132152.4568-3.
+    """
+
+    id = "D1"
+    name = "glevel"
+    summary = "four bits for the level of the guest's paging"
+    source = "20220330132152.4568-3"
+    layout = _layout(BitField("glevel", 4))
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word; a direct context has its own level."""
+        known = facts._asdict()
+        known["glevel"] = facts.level if facts.direct else cpu.level
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says: `passthrough` is a level above the guest's."""
+        facts = super().facts(role)
+        above = not facts.direct and facts.level > self.layout.get(role, "glevel")
+        return facts._replace(passthrough=above)
+
+
+class PassthroughLevels(RoleDesign):
+    """How many levels from here down shadow nothing; all of them make a direct page.
+
+    Proposed in the replies to V3 (13 and 14 April 2022), quoted in the mail on
+    "Introduce role.glevel for level expanded pagetable".
+    """
+
+    id = "D2"
+    name = "passthrough_levels"
+    summary = "a count of levels without a guest table; as many as the level: direct"
+    source = "reply to 20220330132152.4568-3"
+    layout = _layout(BitField("passthrough_levels", 3), fixed=("direct",))
+    sync_ignored = ("level", "access", "quadrant", "passthrough_levels")
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        above = max(0, facts.level - cpu.level)
+        known["passthrough_levels"] = facts.level if facts.direct else above
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below: one level less to pass through."""
+        layout = self.layout
+        level = layout.get(parent, "level") - 1
+        levels = level if direct else max(0, layout.get(parent, "passthrough_levels") - 1)
+        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
+        word = layout.set(word, "passthrough_levels", levels)
+        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        levels = self.layout.get(role, "passthrough_levels")
+        direct = levels == facts.level
+        return facts._replace(direct=direct, passthrough=levels > 0 and not direct)
+
+
+class TargetLevel(RoleDesign):
+    """The level of the guest table that is shadowed, 0 for a direct page, which drops ``direct``.
+
+    Proposed in the same replies as ``passthrough_levels``.
+    """
+
+    id = "D3"
+    name = "target_level"
+    summary = "the level of the guest table shadowed, 0 if none: direct"
+    source = "reply to 20220330132152.4568-3"
+    layout = _layout(BitField("target_level", 3), fixed=("direct",))
+    sync_ignored = ("level", "access", "quadrant", "target_level")
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        known["target_level"] = 0 if facts.direct else min(facts.level, cpu.level)
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below: the same table under a portal, else the next."""
+        layout = self.layout
+        level = layout.get(parent, "level") - 1
+        target = 0 if direct else min(level, layout.get(parent, "target_level"))
+        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
+        word = layout.set(word, "target_level", target)
+        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        target = self.layout.get(role, "target_level")
+        return facts._replace(direct=target == 0, passthrough=0 < target < facts.level)
+
+
+class CpuModeWithPassthrough(RoleDesign):
+    """CR4.PAE and EFER.LMA in the key, CR4.LA57 left outside, and the passthrough bit.
+
+    The optimization at the end of the mail that proposes ``cpu_mode``: a portal
+    exists only while CR4.LA57 is 0.
+    """
+
+    id = "D6"
+    name = "cpu_mode_passthrough"
+    summary = "cr4_pae and efer_lma in the key, cr4_la57 not, and a passthrough bit"
+    source = "reply to 20220330132152.4568-3"
+    layout = _layout(
+        BitField("cr4_pae", 1),
+        BitField("efer_lma", 1),
+        BitField("passthrough", 1),
+        fixed=("has_4_byte_gpte",),
+    )
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word. The mode is that of the tables shadowed, which for EPT is long mode's."""
+        long_mode = not facts.direct and cpu.level >= 4
+        known = facts._asdict()
+        known.update(
+            cr4_pae=not facts.has_4_byte_gpte,
+            efer_lma=long_mode,
+            cr4_la57=long_mode and cpu.level == 5,
+        )
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        return super().facts(role)._replace(has_4_byte_gpte=not self.layout.get(role, "cr4_pae"))
+
+
+class CpuMode(CpuModeWithPassthrough):
+    """CR4.PAE, EFER.LMA and CR4.LA57 in the key; what passes through follows from them.
+
+    Proposed in the mail on "Introduce role.glevel for level expanded pagetable":
+    pages are no longer shared between 64-bit paging and PAE paging.
+    """
+
+    id = "D5"
+    name = "cpu_mode"
+    summary = "cr4_pae, efer_lma and cr4_la57 in the key instead of anything synthetic"
+    layout = _layout(
+        BitField("cr4_pae", 1),
+        BitField("efer_lma", 1),
+        BitField("cr4_la57", 1),
+        fixed=("has_4_byte_gpte",),
+    )
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says: `passthrough` is a level above the mode's root."""
+        facts, get = super().facts(role), self.layout.get
+        root = 3 if get(role, "cr4_pae") else 2
+        if get(role, "efer_lma"):
+            root = 5 if get(role, "cr4_la57") else 4
+        return facts._replace(passthrough=not facts.direct and facts.level > root)
+
+
+class GuestLevels(RoleDesign):
+    """The word before 2.6.35: ``glevels``, and neither CR0.WP nor SMEP nor anything nested.
+
+    It was right for the modes of its time: shadow paging of a guest with
+    CR0.WP=1 on hosts with four levels.
+    """
+
+    id = "D7"
+    name = "glevels"
+    summary = "before 2.6.35: the guest's levels, no CR0.WP, no SMEP, no nesting"
+    source = "before 2.6.35 (KVM: MMU: Replace role.glevels with role.cr4_pae)"
+    layout = RoleLayout(
+        (
+            BitField("glevels", 4),
+            BitField("level", 4),
+            BitField("quadrant", 2),
+            BitField("", 6),
+            BitField("direct", 1),
+            BitField("access", 3),
+            BitField("invalid", 1),
+            BitField("cr4_pge", 1),
+            BitField("efer_nx", 1),
+        )
+    )
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
+        known = facts._asdict()
+        known.update(glevels=0 if facts.direct else cpu.level, cr4_pge=0)
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below; a direct page has no guest levels."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        return self.layout.set(word, "glevels", 0) if direct else word
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        return super().facts(role)._replace(has_4_byte_gpte=self.layout.get(role, "glevels") == 2)
+
+
+class Cr4Pae(RoleDesign):
+    """The word of 5.0: ``cr4_pae``, cleared for direct pages, and no portal.
+
+    5.1 replaced it (47c42e6b4192), because the entries of a nested EPT have 8
+    bytes whatever CR4.PAE says. That fault is not in this design: what the
+    context says of its tables decides.
+    """
+
+    id = "D8"
+    name = "cr4_pae"
+    summary = "5.0's word: 8-byte entries by CR4.PAE, direct pages of all modes shared, no portal"
+    source = "before 47c42e6b4192"
+    layout = _layout(BitField("cr4_pae", 1), fixed=("has_4_byte_gpte",))
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        known["cr4_pae"] = not facts.direct and not facts.has_4_byte_gpte
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below; a direct page has no CR4.PAE."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        return self.layout.set(word, "cr4_pae", 0) if direct else word
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        return facts._replace(has_4_byte_gpte=not facts.direct and not self.layout.get(role, "cr4_pae"))
+
+
+_ALL: tuple[RoleDesign, ...] = (
+    PreFix(),
+    GuestLevel(),
+    PassthroughLevels(),
+    TargetLevel(),
+    Passthrough(),
+    CpuMode(),
+    CpuModeWithPassthrough(),
+    GuestLevels(),
+    Cr4Pae(),
+)
+DESIGNS: dict[str, RoleDesign] = {design.name: design for design in _ALL}
 
 
 def find_design(name: str) -> RoleDesign:

@@ -67,9 +67,9 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
 
 def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     """Make the table below an entry."""
-    design = kvm.config.design
-    role = sptep_to_sp(kvm, entry.sptep).role
-    return tdp_mmu_alloc_sp(kvm, entry.gfn, design.layout.set(role, "level", entry.level - 1))
+    parent = sptep_to_sp(kvm, entry.sptep)
+    role = kvm.config.design.child(parent.role, direct=True, access=parent.access, quadrant=0)
+    return tdp_mmu_alloc_sp(kvm, entry.gfn, role)
 
 
 def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int, as_id: int) -> int:
