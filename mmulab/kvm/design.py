@@ -12,6 +12,8 @@ A derivation decides the quadrant of a child page: how the MMU splits one
 
 from __future__ import annotations
 
+import importlib
+import runpy
 from collections.abc import Callable
 
 from mmulab.errors import InputError
@@ -393,7 +395,7 @@ DESIGNS: dict[str, RoleDesign] = {design.name: design for design in _ALL}
 
 
 def find_design(name: str) -> RoleDesign:
-    """Return a design by name or id.
+    """Return a design by name or id, or one of the user's own as ``module:Class`` or ``file.py:Class``.
 
     Raises
     ------
@@ -403,8 +405,24 @@ def find_design(name: str) -> RoleDesign:
     for design in DESIGNS.values():
         if name in (design.name, design.id):
             return design
+    if ":" in name:
+        return _load_design(name)
     known = ", ".join(f"{d.id} {d.name}" for d in DESIGNS.values())
-    raise InputError(f"role design {name!r}: unknown; the designs are {known}")
+    raise InputError(f"role design {name!r}: unknown; the designs are {known}, or give module:Class")
+
+
+def _load_design(name: str) -> RoleDesign:
+    where, _, wanted = name.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            found = runpy.run_path(where)[wanted]
+        else:
+            found = getattr(importlib.import_module(where), wanted)
+    except (ImportError, OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:
+        raise InputError(f"role design {name!r}: cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, RoleDesign)):
+        raise InputError(f"role design {name!r}: {wanted} is no subclass of mmulab.kvm.design.RoleDesign")
+    return found()
 
 
 Derivation = Callable[[RoleFacts, int], int]

@@ -120,6 +120,40 @@ def test_designs_go_by_name_and_by_id() -> None:
         find_design("nolevel")
 
 
+FORGETFUL = """
+from mmulab.kvm.design import Passthrough
+
+class Forgetful(Passthrough):
+    id, name = "X", "forgetful"
+
+    def pack(self, facts, cpu):
+        return super().pack(facts._replace(access=7), cpu)
+"""
+
+
+def test_a_users_own_design_comes_from_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(FORGETFUL)
+    design = find_design(f"{source}:Forgetful")
+    cpu = CpuRole(level=4, valid=1)
+    assert design.facts(design.pack(base_facts(cpu)._replace(access=1), cpu)).access == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("no_such_module:X", "No module named"),
+        ("nowhere.py:X", "nowhere.py"),
+        ("mmulab.kvm.design:Missing", "Missing"),
+        ("mmulab.kvm.role:CpuRole", "is no subclass"),
+    ],
+)
+def test_a_design_that_cannot_be_loaded_is_refused(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=why) as caught:
+        find_design(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_quadrants_of_both_halves_of_a_4_byte_table() -> None:
     parent = base_facts(CpuRole(level=2, has_4_byte_gpte=1, valid=1))._replace(quadrant=3)
     assert [parity(parent, index) for index in (6, 7)] == [0, 1]
