@@ -61,3 +61,12 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(
         [ROOT / "tests/lab/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
     ).parent
+
+
+@pytest.fixture(scope="session")
+def boot_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on the first 20,000 records of the real boot."""
+    from mmulab.lab.report import report
+
+    out = tmp_path_factory.mktemp("boot") / "out"
+    return report([ROOT / "notebooks/real_boot.ipynb"], out, {"limit": 20_000}).parent

@@ -180,7 +180,8 @@ class Canvas:
         name = f"{_ID}{index}"
         if index not in self._hatchings:
             color = COLORS[index % len(COLORS)]
-            strokes = _HATCHES[index % len(_HATCHES)]
+            # Colours return after eight series, then with the next hatching.
+            strokes = _HATCHES[(index + index // len(COLORS)) % len(_HATCHES)]
             self._hatchings[index] = (
                 f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse">'
                 f'<rect width="8" height="8" fill="{color}" fill-opacity="0.7"/>'

@@ -223,3 +223,10 @@ def test_canvas_describes_itself() -> None:
     svg = Canvas(30, 20, "nothing", heading=False).svg()
     assert repr(svg) == "<Svg 'nothing', 30 x 20>"
     assert texts(svg) == []
+
+
+def test_colours_that_return_have_another_hatching() -> None:
+    series = {f"series {number}": [1.0, 2.0] for number in range(2 * len(COLORS))}
+    patterns = shapes(scene.stacked_area([0, 1], series, title="Areas"), "pattern")
+    looks = [b"".join(ET.tostring(part) for part in pattern) for pattern in patterns]
+    assert len(looks) == len(set(looks)) == len(series)
