@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
+    "cases": Entry("mmulab.cli.cases:cases", "Run the table of shadow, direct and nested cases."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""

@@ -1,0 +1,53 @@
+"""``mmulab cases``: what KVM builds for each kind of guest and host, and what the old role word breaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from mmulab.lab.cases import OLD_DESIGN, Row, find_cases, row
+
+
+@click.command()
+@click.argument("names", metavar="[CASE]...", nargs=-1)
+@click.option("--details", is_flag=True, help="Also the roles on the way to a page, every role made, events.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a case.")
+def cases(names: tuple[str, ...], details: bool, as_json: bool) -> None:
+    """Run the cases; show of each the root, the shadow pages, the number of events, and whether it is right.
+
+    CASE is a name; '*' in it stands for anything. Without any, all are run. Each case runs under the
+    default role design and under the one before Linux 5.19 (pre_fix), with the same ops. Pages are
+    counted by level: 4d:1 is a direct one of level 4, 5p:1 a passthrough one, 2q1:1 one of quadrant 1.
+    """
+    rows = (row(case) for case in find_cases(names))
+    if as_json:
+        click.echo(json.dumps([found.record() for found in rows], indent=1))
+        return
+    for found in rows:
+        for line in [_line(found), *(_details(found) if details else ())]:
+            click.echo(line)
+
+
+def _line(found: Row) -> str:
+    name = f"{found.case.name:30} {found.verdict:13}"
+    run = found.run
+    if run is None:
+        return f"{name} needs {found.missing}"
+    parts = [found.roots, f"pages {found.pages}", f"events {len(run.events)}", f"{OLD_DESIGN}: {found.old}"]
+    wrong = [f"wrong at {run.wrong}"] if run.wrong else []
+    note = [f"note: {found.case.note}"] if found.case.note else []
+    return f"{name} " + " | ".join([*wrong, *parts, *note])
+
+
+def _details(found: Row) -> Iterator[str]:
+    case, run = found.case, found.run
+    yield f"    L0 {case.host}; guest {case.guest}" + (f"; L2 {case.l2}" if case.l2 else "")
+    if run is None:
+        return
+    yield "    way:    " + " > ".join(
+        link.name if link.gfn is None else f"{link.name} (gfn {link.gfn:x})" for link in run.chain
+    )
+    yield "    made:   " + ", ".join(f"{n} x {role}" for role, n in run.created.items())
+    yield "    events: " + ", ".join(f"{n} {name}" for name, n in run.counts.items())

@@ -1,0 +1,277 @@
+"""The cases that are hard to run on real machines, as a table.
+
+Each row is one way in which KVM makes tables: directly or as a shadow, for a
+guest of each paging mode or for the guest of a guest, on a host with 4- or
+5-level paging of its own. The scenarios are built by
+:mod:`mmulab.lab.cases_build` and run by :mod:`mmulab.lab.cases_run`; rows for
+Intel's nested tables are recordings of a real kernel in ``data/conformance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from mmulab.conform.recording import read_recording
+from mmulab.errors import InputError
+from mmulab.lab import paths
+from mmulab.lab.cases_build import la57_switch_nested, la57_switch_shadow, nested_guest, plain_guest
+from mmulab.lab.cases_run import CaseRun, Contrast, contrast, run_case, run_recorded
+from mmulab.scenario.runner import check_modelled
+from mmulab.scenario.scenario import Scenario
+
+__all__ = ["Case", "Row", "cases", "find_cases", "row"]
+
+OLD_DESIGN = "pre_fix"
+"""What each case is compared with: the role word before 5.19."""
+
+MODE_WORDS = {"np": "nonpaging", "32": "32-bit", "pae": "PAE", "64": "4-level", "57": "5-level"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row before it is run.
+
+    Attributes
+    ----------
+    name : str
+    host : str
+        L0 in words: its tables, its own levels.
+    guest, l2 : str
+        Paging of the guest (of L1, where there is an L2) and of L2, in words; "" without L2.
+    scenario : callable or None
+        Makes the scenario.
+    recording : str
+        The recording that holds it instead, below ``data/conformance``.
+    missing : str
+        What the model would need to run it; "" if nothing.
+    note : str
+        What a reader should know of the outcome.
+    """
+
+    name: str
+    host: str
+    guest: str
+    l2: str = ""
+    scenario: Callable[[], Scenario] | None = None
+    recording: str = ""
+    missing: str = ""
+    note: str = ""
+
+
+_MODES = ("np", "32", "pae", "64", "57")
+_CR4_NOTE = "6.1 gives L1 the CR4 of L2 back at this #VMEXIT, and L1 shuts down (svm_set_cr0)"
+
+
+def _modes(l0: int) -> tuple[str, ...]:
+    """Guests of 5-level paging need a processor with it, which then runs its host so too."""
+    return _MODES if l0 == 5 else _MODES[:-1]
+
+
+def _plain(l0: int) -> Iterator[Case]:
+    for mode in _modes(l0):
+        make = partial(plain_guest, mode, l0)
+        yield Case(f"shadow-{mode}-l0-{l0}", f"npt=0, {l0}-level", MODE_WORDS[mode], "", partial(make, npt=0))
+    yield Case(
+        f"shadow-32-nopse-l0-{l0}",
+        f"npt=0, {l0}-level",
+        "32-bit, PSE=0",
+        "",
+        partial(plain_guest, "32", l0, pse=False, npt=0),
+    )
+    for name, tdp_mmu in (("tdp", 0), ("tdp-mmu", 1)):
+        host = f"npt=1, {'TDP MMU' if tdp_mmu else 'legacy'}, {l0}-level"
+        for mode in _modes(l0):
+            make = partial(plain_guest, mode, l0, npt=1, tdp_mmu=tdp_mmu)
+            yield Case(f"{name}-{mode}-l0-{l0}", host, MODE_WORDS[mode], "", make)
+        make = partial(plain_guest, "64", l0, vendor="intel", ept=1, tdp_mmu=tdp_mmu)
+        yield Case(f"{name}-ept-64-l0-{l0}", host.replace("npt", "ept"), MODE_WORDS["64"], "", make)
+
+
+def _nested(l0: int) -> Iterator[Case]:
+    """L1 on AMD: with nested tables in each form, without on a host with NPT, without on one without."""
+    worlds = (("npt", True, 1, "L1's NPT"), ("nonpt-tdp", False, 1, ""), ("nonpt-shadow", False, 0, ""))
+    for name, nested_paging, npt, tables in worlds:
+        for l1 in _modes(l0)[1:]:
+            for l2 in _modes(l0):
+                # Hosts as in the recordings: the TDP MMU with four levels, the legacy MMU with five.
+                make = partial(nested_guest, l1, l2, l0, nested_paging=nested_paging, npt=npt)
+                spoiled = name == "nonpt-shadow" and l2 == "np" and l1 in ("32", "57")
+                yield Case(
+                    f"{name}-{l1}-l2-{l2}-l0-{l0}",
+                    f"npt={npt}, {l0}-level",
+                    f"{MODE_WORDS[l1]} {tables or 'L1, no NPT'}",
+                    MODE_WORDS[l2],
+                    partial(make, tdp_mmu=int(l0 == 4)),
+                    note=_CR4_NOTE if spoiled else "",
+                )
+
+
+def _switches() -> Iterator[Case]:
+    for first, words in (("64", "4-level, then 5-level"), ("57", "5-level, then 4-level")):
+        name = "4to5" if first == "64" else "5to4"
+        make = partial(la57_switch_nested, first, 5)
+        yield Case(
+            f"la57-switch-npt-{name}-l0-5", "npt=1, 5-level", f"{words} L1's NPT", MODE_WORDS["np"], make
+        )
+        for kind, npt in (("shadow", 0), ("tdp", 1)):
+            make = partial(la57_switch_shadow, first, 5, npt=npt)
+            yield Case(f"la57-switch-{kind}-{name}-l0-5", f"npt={npt}, 5-level", words, "", make)
+
+
+_EPT = (
+    ("ept-ad", "4-level EPT, A/D", "nonpaging", "nested-ept/ept-basic-ad"),
+    ("ept-noad", "4-level EPT, no A/D", "nonpaging", "nested-ept/ept-basic-noad"),
+    ("ept-ad-l1-32", "4-level EPT of a 32-bit L1", "nonpaging", "nested-ept/ept-basic-ad-l132"),
+    ("ept-ad-l1-pae", "4-level EPT of a PAE L1", "nonpaging", "nested-ept/ept-basic-ad-l1pae"),
+    ("ept-ad-l2-32", "4-level EPT, A/D", "32-bit", "nested-ept/ept-l2-32-ad"),
+    ("ept-ad-l2-64", "4-level EPT, A/D", "4-level", "nested-ept/ept-l2-64-ad"),
+    ("ept-noad-l2-pae", "4-level EPT, no A/D", "PAE", "nested-ept-tdpmmu/ept-l2-pae-noad"),
+    ("ept-rights", "4-level EPT, each R, W, X, execute-only", "nonpaging", "nested-ept/ept-perms-leaf-ad"),
+    ("ept-misconfig", "4-level EPT, misconfigured", "nonpaging", "nested-ept/ept-misconfig-ad"),
+    ("ept-host-noad", "4-level EPT, host without A/D", "nonpaging", "nested-ept-host-noad/ept-roots6-noad"),
+    ("noept-tdp-64-l2-64", "4-level L1, no EPT", "4-level", "nested-noept-tdp/noept-64-l2-64"),
+    ("noept-shadow-32-l2-pae", "32-bit L1, no EPT", "PAE", "nested-noept-shadow/noept-32-l2-pae"),
+)
+_HOST_32 = "a 32-bit (PAE) host"
+_MISSING = (
+    ("ept-5-level-ad", "ept=1, 5-level", "5-level EPT, A/D", "nonpaging", "5-level EPT of an L1"),
+    ("ept-5-level-noad", "ept=1, 5-level", "5-level EPT, no A/D", "nonpaging", "5-level EPT of an L1"),
+    ("host-32-npt-32", "npt=1, PAE", "32-bit L1's NPT", "nonpaging", _HOST_32),
+    ("host-32-npt-pae", "npt=1, PAE", "PAE L1's NPT", "nonpaging", _HOST_32),
+    ("host-32-shadow-32", "npt=0, PAE", "32-bit", "", _HOST_32),
+    ("host-32-shadow-pae", "npt=0, PAE", "PAE", "", _HOST_32),
+    ("host-32-tdp-32", "npt=1, PAE", "32-bit", "", _HOST_32),
+)
+
+
+def cases() -> list[Case]:
+    """Return all cases, in the order of the table."""
+    built = [*_switches()]
+    for l0 in (4, 5):
+        built += [*_plain(l0), *_nested(l0)]
+    recorded = [
+        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
+        for name, guest, l2, recording in _EPT
+    ]
+    missing = [Case(name, host, guest, l2, missing=what) for name, host, guest, l2, what in _MISSING]
+    return built + recorded + missing
+
+
+def find_cases(patterns: Iterable[str]) -> list[Case]:
+    """Return the cases whose names match any of `patterns` (``*`` stands for anything); all if there is none.
+
+    Raises
+    ------
+    InputError
+        A pattern that no name matches.
+    """
+    known, wanted = cases(), list(patterns)
+    for pattern in wanted:
+        if not any(fnmatchcase(case.name, pattern) for case in known):
+            raise InputError(f"case '{pattern}': no case is called so; 'mmulab cases' lists them all")
+    return [
+        case for case in known if not wanted or any(fnmatchcase(case.name, pattern) for pattern in wanted)
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row after it was run.
+
+    Attributes
+    ----------
+    case : Case
+    run : CaseRun or None
+        Under the default design; None if the model lacks something.
+    old : Contrast or None
+        How the old design differs.
+    missing : str
+        What the model lacks.
+    """
+
+    case: Case
+    run: CaseRun | None
+    old: Contrast | None
+    missing: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``correct``, ``wrong`` or ``not modelled``."""
+        if self.run is None:
+            return "not modelled"
+        return "correct" if self.run.wrong is None else "wrong"
+
+    @property
+    def roots(self) -> str:
+        """The root in use, special roots and all down to the first shadow page, in words."""
+        if self.run is None:
+            return ""
+        links = self.run.chain
+        special = next((at for at, link in enumerate(links) if link.gfn is not None), 0)
+        return " > ".join(link.name for link in links[: special + 1])
+
+    @property
+    def pages(self) -> str:
+        """Shadow pages made, by level and quadrant: ``4d:1`` a direct one, ``2q1:1`` of quadrant 1."""
+        if self.run is None:
+            return ""
+        return " ".join(f"{short}:{number}" for short, number in self.run.pages_by_level.items())
+
+    def record(self) -> dict[str, Any]:
+        """Return the row as JSON holds it."""
+        known: dict[str, Any] = {
+            "case": self.case.name,
+            "host": self.case.host,
+            "guest": self.case.guest,
+            "l2": self.case.l2 or None,
+            "design": "passthrough",
+            "verdict": self.verdict,
+            "missing": self.missing or None,
+            "note": self.case.note or None,
+        }
+        if self.run is None or self.old is None:
+            return known
+        run, old = self.run, self.old
+        return known | {
+            "first_wrong": run.wrong._asdict() if run.wrong else None,
+            "judged": run.judged,
+            "shadow_pages": run.shadow_pages,
+            "pages": run.created,
+            "chain": [link._asdict() for link in run.chain],
+            "events": run.counts,
+            OLD_DESIGN: {
+                "verdict": "wrong" if old.wrong or run.wrong else "correct",
+                "first_wrong": old.wrong._asdict() if old.wrong else None,
+                "passthrough_words": old.passthrough,
+                "events": old.events,
+                "first_other_event": old.first,
+                "shadow_pages": run.shadow_pages + old.pages,
+            },
+        }
+
+
+def row(case: Case) -> Row:
+    """Run a case under the default design and under the old one.
+
+    Raises
+    ------
+    InputError
+        A recording cannot be read.
+    """
+    if case.missing:
+        return Row(case, None, None, case.missing)
+    if case.scenario is not None:
+        scenario = case.scenario()
+        run = run_case(scenario)
+        return Row(case, run, contrast(run, run_case(scenario, OLD_DESIGN)))
+    recording = read_recording(paths.data(f"conformance/{case.recording}.jsonl.xz"))
+    try:
+        check_modelled(recording.scenario)
+    except InputError as error:
+        return Row(case, None, None, str(error).rpartition(": ")[2])
+    run = run_recorded(recording)
+    return Row(case, run, contrast(run, run_recorded(recording, OLD_DESIGN)))

@@ -1,0 +1,324 @@
+"""The scenarios of the cases: a guest of each kind, with two pages, one of which moves.
+
+The two pages lie in the two halves of one 4 MiB region, so that a table of
+4-byte entries needs both of its quadrants. After both were touched, the owner
+of the tables changes the entry of the second page, flushes, and looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, pairwise
+
+from mmulab.kvm.svm_nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, VMCB
+from mmulab.machine import op as ops
+from mmulab.machine.op import Mode, Op
+from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.helpers import HELPER_PML4, HELPER_S, HELPER_U
+from mmulab.scenario.scenario import MODES, Regs, Scenario
+from mmulab.x86.mode import (
+    PAGING_PAE,
+    PT_ACCESSED_MASK,
+    PT_DIRTY_MASK,
+    PT_PRESENT_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+    PagingMode,
+    paging_mode,
+)
+from mmulab.x86.regs import EFER_SVME, X86_CR0_PG, X86_CR4_PSE
+
+L1_ROOT, NPT_ROOT, L2_ROOT, VMCB_GPA = 0x10000, 0x14000, 0x18000, 0xB000
+TABLES = 0x40000
+"""Where further tables are taken from."""
+LOWER, UPPER, MOVED = 0x100000, 0x300000, 0x302000
+"""Guest-physical addresses of the first page, of the second, and of where the second moves."""
+GVA_LOWER, GVA_UPPER = 0x40000000, 0x40200000
+L2_LOWER, L2_UPPER = 0x80000000, 0x80200000
+TABLE_VA = 0x40100000
+"""Where the owner of the tables sees the one that maps the second page."""
+VALUE = 0x55AA5590
+
+_PAGE = 4096
+_TABLE = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
+
+
+class Tables:
+    """A tree of page tables in a builder's memory, of any mode.
+
+    Parameters
+    ----------
+    builder : ScenarioBuilder
+    mode : PagingMode
+    root : int
+        Guest-physical address of the root, which is cleared.
+    free : iterator of int
+        Gives the addresses of further tables.
+    """
+
+    def __init__(self, builder: ScenarioBuilder, mode: PagingMode, root: int, free: Iterator[int]) -> None:
+        self.builder, self.mode, self._free = builder, mode, free
+        self._tables = {(mode.root_level, 0): root}
+        builder.fill(root, _PAGE, 0)
+
+    @property
+    def pages(self) -> list[int]:
+        """Addresses of all tables so far."""
+        return list(self._tables.values())
+
+    def entry(self, address: int) -> int:
+        """Return where the entry of level 1 for `address` lies, making the tables above it."""
+        mode = self.mode
+        table = self._tables[mode.root_level, 0]
+        for level in range(mode.root_level, 1, -1):
+            key = level - 1, address >> mode.level_shift(level)
+            if key not in self._tables:
+                below = self._tables[key] = next(self._free)
+                # A PDPTE of PAE paging has no rights: its bits 1 and 2 are reserved (SDM 3, 4.4.1).
+                flags = PT_PRESENT_MASK if mode is PAGING_PAE and level == 3 else _TABLE
+                at = table + mode.index(address, level) * mode.entry_bytes
+                self.builder.fill(below, _PAGE, 0).value(mode.entry_bytes, at, below | flags)
+            table = self._tables[key]
+        return table + mode.index(address, 1) * mode.entry_bytes
+
+    def map(self, address: int, target: int) -> None:
+        """Map the page at `address` to `target`, with every right."""
+        self.builder.value(self.mode.entry_bytes, self.entry(address), target | _TABLE)
+
+    def identity(self, *addresses: int) -> None:
+        """Map pages to themselves."""
+        for address in addresses:
+            self.map(address, address)
+
+
+def mode_of(regs: Regs) -> PagingMode:
+    """Return the paging mode of these registers."""
+    return paging_mode(regs.cr0, regs.cr4, regs.efer)
+
+
+def _host(l0: int, **parameters: int) -> dict[str, int]:
+    return {"virt_bits": 57 if l0 == 5 else 48, **parameters}
+
+
+def _free() -> Iterator[int]:
+    return count(TABLES, _PAGE)
+
+
+def _marks(builder: ScenarioBuilder) -> None:
+    """Give every page a value of its own, so that a wrong one is seen by what is read."""
+    for page in (LOWER, UPPER, MOVED):
+        builder.value(4, page, 0xC0DE0000 | page >> 12)
+
+
+def _read(address: int) -> ops.Read:
+    return ops.Read(Mode.SUPERVISOR, 4, address)
+
+
+def _write(address: int, value: int) -> ops.Write:
+    return ops.Write(Mode.SUPERVISOR, 4, address, value)
+
+
+def _add(builder: ScenarioBuilder, *steps: Op) -> None:
+    for op in steps:
+        builder.op(op)
+
+
+def _with_svme(regs: Regs) -> Regs:
+    """VMRUN wants EFER.SVME, in L2's registers too (APM 2, 15.5.1)."""
+    return regs._replace(efer=regs.efer | EFER_SVME)
+
+
+def plain_guest(mode: str, l0: int, *, vendor: str = "amd", pse: bool = True, **host: int) -> Scenario:
+    """Return a guest without a guest of its own.
+
+    Parameters
+    ----------
+    mode : {"np", "32", "pae", "64", "57"}
+    l0 : {4, 5}
+        Levels of the host's own paging.
+    vendor : {"amd", "intel"}
+    pse : bool
+        CR4.PSE of a 32-bit guest.
+    **host : int
+        Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
+    """
+    builder = ScenarioBuilder(mode, vendor=vendor, host=_host(l0, **host))
+    _marks(builder)
+    regs = MODES[mode]
+    if not regs.cr0 & X86_CR0_PG:
+        _add(builder, _read(LOWER), _write(LOWER + 8, VALUE), _read(UPPER), _read(MOVED))
+        return builder.build()
+    if not pse:
+        regs = regs._replace(cr4=regs.cr4 & ~X86_CR4_PSE)
+    builder.sregs(*regs._replace(cr3=L1_ROOT))
+    entry = _own_pages(builder, Tables(builder, mode_of(regs), L1_ROOT, _free()))
+    _add(
+        builder,
+        _read(GVA_LOWER),
+        _write(GVA_LOWER + 8, VALUE),
+        _read(GVA_UPPER),
+        _write(TABLE_VA | entry & 0xFFF, MOVED | _TABLE),
+        ops.Invlpg(GVA_UPPER),
+        _read(GVA_UPPER),
+    )
+    return builder.build()
+
+
+def _own_pages(builder: ScenarioBuilder, tables: Tables) -> int:
+    """Map the helper pages, the two pages and the table of the second; return the latter's entry."""
+    tables.identity(HELPER_S, HELPER_U)
+    tables.map(GVA_LOWER, LOWER)
+    tables.map(GVA_UPPER, UPPER)
+    entry = tables.entry(GVA_UPPER)
+    tables.map(TABLE_VA, entry & ~0xFFF)
+    return entry
+
+
+def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int) -> Scenario:
+    """Return an L1 hypervisor on AMD with a guest of its own.
+
+    Parameters
+    ----------
+    l1, l2 : {"np", "32", "pae", "64", "57"}
+        Paging of L1, whose form its nested tables have too, and of L2.
+    l0 : {4, 5}
+    nested_paging : bool
+        L1 gives L2 nested page tables.
+    **host : int
+        Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
+    """
+    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=_host(l0, **host))
+    _marks(builder)
+    free = _free()
+    regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
+    builder.sregs(*regs)
+    own = Tables(builder, mode_of(regs), L1_ROOT, free)
+    own.identity(HELPER_S, HELPER_U)
+    lower, upper, l2_pages, shown = L2_LOWER, L2_UPPER, [], None
+    if l2 == "np":
+        lower, upper = (GVA_LOWER, GVA_UPPER) if nested_paging else (LOWER, UPPER)
+    else:
+        shown = Tables(builder, mode_of(MODES[l2]), L2_ROOT, free)
+        shown.identity(HELPER_S, HELPER_U)
+        shown.map(L2_LOWER, GVA_LOWER if nested_paging else LOWER)
+        shown.map(L2_UPPER, GVA_UPPER if nested_paging else UPPER)
+        l2_pages = shown.pages
+    if nested_paging:
+        shown = Tables(builder, mode_of(regs), NPT_ROOT, free)
+        shown.identity(HELPER_S, HELPER_U, *l2_pages)
+        shown.map(GVA_LOWER, LOWER)
+        shown.map(GVA_UPPER, UPPER)
+    l2_regs = MODES[l2]._replace(cr3=0 if l2 == "np" else L2_ROOT)
+    vmcb(builder, VMCB_GPA, l2_regs, NPT_ROOT if nested_paging else None)
+    enter, leave = ops.Vmrun(VMCB_GPA), ops.Vmmcall()
+    _add(builder, enter, _read(lower), _write(lower + 8, VALUE), _read(upper), leave)
+    if shown is not None:
+        entry = shown.entry(GVA_UPPER if nested_paging else L2_UPPER)
+        own.map(TABLE_VA, entry & ~0xFFF)
+        _add(builder, _write(TABLE_VA | entry & 0xFFF, MOVED | _TABLE))
+    _add(builder, enter, _read(upper), leave)
+    return builder.build()
+
+
+def vmcb(builder: ScenarioBuilder, gpa: int, l2: Regs, nested_cr3: int | None) -> None:
+    """Put a VMCB at `gpa`: what concerns paging of it (APM 2, appendix B).
+
+    Parameters
+    ----------
+    builder : ScenarioBuilder
+    gpa : int
+    l2 : Regs
+        L2's registers; SVME is added, as VMRUN demands.
+    nested_cr3 : int or None
+        Root of the nested tables; None: no nested paging.
+    """
+    builder.fill(gpa, _PAGE, 0)
+    fields = {"asid": 1, **_with_svme(l2)._asdict()}
+    if nested_cr3 is not None:
+        fields |= {"nested_ctl": SVM_NESTED_CTL_NP_ENABLE, "nested_cr3": nested_cr3}
+    for name, value in fields.items():
+        offset, size = VMCB[name]
+        builder.value(size, gpa + offset, value)
+    word, bit = divmod(SVM_EXITS["vmrun"], 32)
+    assert SVM_EXITS["vmmcall"] == SVM_EXITS["vmrun"] + 1
+    builder.value(4, gpa + 4 * word, 0b11 << bit)
+
+
+ROOT5 = 0x11000
+ENTRY_VA = 0x3000
+"""Address that the tables of the LA57 switch lead to another page in each mode."""
+
+
+def _two_way_tables(builder: ScenarioBuilder, root: int) -> None:
+    """Write tables at `root` that hold in 4- and in 5-level paging, and differ at :data:`ENTRY_VA`.
+
+    Four tables in a row. The fourth is a page to 4-level paging, which comes
+    to a leaf one table sooner, and the table of leaves to 5-level paging.
+    """
+    tables = [root, TABLES, TABLES + _PAGE, TABLES + 2 * _PAGE, TABLES + 3 * _PAGE]
+    for table in tables:
+        builder.fill(table, _PAGE, 0)
+    for table, below in pairwise(tables):
+        builder.value(8, table, below | _TABLE)
+    for leaves, page in ((tables[3], LOWER), (tables[4], UPPER)):
+        for helper in (HELPER_S, HELPER_U):
+            builder.value(8, leaves + 8 * (helper >> 12), helper | _TABLE)
+        builder.value(8, leaves + 8 * (ENTRY_VA >> 12), page | _TABLE)
+
+
+def _switch(old: Regs, new: Regs) -> list[Op]:
+    """Change CR4.LA57: paging off from compatibility mode, CR4, CR3, paging on (SDM 3, 4.1.2)."""
+    return [
+        ops.WriteCr(0, old.cr0 & ~X86_CR0_PG, compat=True),
+        ops.WriteCr(4, new.cr4),
+        ops.WriteCr(3, new.cr3),
+        ops.WriteCr(0, new.cr0),
+    ]
+
+
+def _in_order(regs: dict[str, Regs], first: str) -> tuple[Regs, Regs]:
+    return (regs["64"], regs["57"]) if first == "64" else (regs["57"], regs["64"])
+
+
+def la57_switch_nested(first: str, l0: int) -> Scenario:
+    """Return an L1 that runs L2 before and after a change of CR4.LA57, on the same nested root.
+
+    Parameters
+    ----------
+    first : {"64", "57"}
+        L1's paging before the change; it ends in the other one.
+    l0 : {4, 5}
+    """
+    builder = ScenarioBuilder("57", cpu={"svm": 1}, host=_host(l0, npt=1, tdp_mmu=0))
+    _marks(builder)
+    # The root of 5-level paging has the 4-level root as its first entry.
+    builder.root(ROOT5)
+    _two_way_tables(builder, NPT_ROOT)
+    vmcb(builder, VMCB_GPA, MODES["np"], NPT_ROOT)
+    roots = {"64": HELPER_PML4, "57": ROOT5}
+    regs = {mode: _with_svme(MODES[mode]._replace(cr3=cr3)) for mode, cr3 in roots.items()}
+    old, new = _in_order(regs, first)
+    builder.sregs(*old)
+    visit = [ops.Vmrun(VMCB_GPA), _read(ENTRY_VA), ops.Vmmcall()]
+    _add(builder, *visit, *_switch(old, new), *visit)
+    return builder.build()
+
+
+def la57_switch_shadow(first: str, l0: int, **host: int) -> Scenario:
+    """Return a guest that changes its own CR4.LA57 and keeps its root.
+
+    Parameters
+    ----------
+    first : {"64", "57"}
+    l0 : {4, 5}
+    **host : int
+        Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
+    """
+    builder = ScenarioBuilder("57", host=_host(l0, **host))
+    _marks(builder)
+    _two_way_tables(builder, L1_ROOT)
+    regs = {mode: MODES[mode]._replace(cr3=L1_ROOT) for mode in ("64", "57")}
+    old, new = _in_order(regs, first)
+    builder.sregs(*old)
+    _add(builder, _read(ENTRY_VA), *_switch(old, new), _read(ENTRY_VA))
+    return builder.build()

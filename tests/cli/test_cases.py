@@ -1,0 +1,49 @@
+"""``mmulab cases``: its lines, its JSON, its messages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmulab.cli.main import run
+
+
+def test_a_line_says_root_pages_events_and_the_old_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cases", "la57-switch-npt-4to5-l0-5", "npt-32-l2-np-l0-5"]) == 0
+    switch, npt32 = capsys.readouterr().out.splitlines()
+    assert switch.startswith("la57-switch-npt-4to5-l0-5      correct ")
+    assert "pre_fix: WRONG at op 8 'rd s 4 3000': expected gpa 0x300000; reached gpa 0x100000" in switch
+    assert "| l5" not in npt32
+    assert " pml5_root > pml4_root > pae_root > l2 g4 q1 uwx guest_mode | pages " in npt32
+    assert npt32.endswith("pre_fix: the same")
+
+
+def test_details_name_every_table_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["cases", "npt-64-l2-np-l0-5", "--details"])
+    lines = capsys.readouterr().out.splitlines()
+    (way,) = [line for line in lines if line.startswith("    way:")]
+    assert way.count("(gfn ") == 5
+    assert "passthrough (gfn 14) > l4 g8 q0 uwx nx guest_mode (gfn 14)" in way
+
+
+def test_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cases", "--json", "la57-switch-npt-5to4-l0-5", "host-32-npt-32"]) == 0
+    found, missing = json.loads(capsys.readouterr().out)
+    assert (found["case"], found["verdict"], found["first_wrong"]) == (
+        "la57-switch-npt-5to4-l0-5",
+        "correct",
+        None,
+    )
+    assert found["shadow_pages"] == sum(found["pages"].values())
+    old = found["pre_fix"]
+    assert (old["verdict"], old["first_wrong"]["op"]) == ("wrong", 8)
+    assert old["first_wrong"]["expected"] != old["first_wrong"]["reached"]
+    assert (missing["verdict"], missing["missing"]) == ("not modelled", "a 32-bit (PAE) host")
+
+
+def test_unknown_case_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cases", "npt-64", "npt-64-l2-np-l0-5"]) == 2
+    assert capsys.readouterr().err == (
+        "mmulab: case 'npt-64': no case is called so; 'mmulab cases' lists them all\n"
+    )

@@ -1,0 +1,174 @@
+"""The table of cases: complete, right where it says so, and wrong under the old role word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmulab.conform.recording import read_recording
+from mmulab.errors import InputError
+from mmulab.events import kvm_mmu_get_page
+from mmulab.lab.cases import Row, cases, find_cases, row
+from mmulab.lab.cases_build import LOWER, UPPER, la57_switch_nested, nested_guest
+from mmulab.lab.cases_run import DesignRunner, contrast, run_case, run_recorded, two_walks
+from mmulab.machine.op import Vmrun
+
+SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
+"""Cases in which 6.1 itself shuts L1 down."""
+PORTALS = {f"npt-64-l2-{l2}-l0-5" for l2 in ("np", "32", "pae", "64", "57")}
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Row]:
+    return {case.name: row(case) for case in cases() if case.scenario is not None}
+
+
+def test_no_case_is_missing() -> None:
+    names = [case.name for case in cases()]
+    assert len(names) == len(set(names))
+    for l0, modes in ((4, ("np", "32", "pae", "64")), (5, ("np", "32", "pae", "64", "57"))):
+        for mode in modes:
+            assert {f"{kind}-{mode}-l0-{l0}" for kind in ("shadow", "tdp", "tdp-mmu")} <= set(names)
+        for l1 in modes[1:]:
+            for l2 in modes:
+                kinds = ("npt", "nonpt-tdp", "nonpt-shadow")
+                assert {f"{kind}-{l1}-l2-{l2}-l0-{l0}" for kind in kinds} <= set(names)
+    assert [name for name in names if "la57-switch" in name and "npt" in name] == [
+        "la57-switch-npt-4to5-l0-5",
+        "la57-switch-npt-5to4-l0-5",
+    ]
+    assert {"ept-ad", "ept-noad", "ept-5-level-ad", "host-32-npt-32", "host-32-shadow-pae"} <= set(names)
+
+
+def test_every_case_is_right_but_those_that_6_1_spoils(table: dict[str, Row]) -> None:
+    assert {name for name, found in table.items() if found.verdict != "correct"} == SPOILED
+    assert {name for name, found in table.items() if found.case.note} == SPOILED
+    for name, found in table.items():
+        assert found.run is not None
+        least = 4 if name not in SPOILED and "la57" not in name else 2
+        assert found.run.judged >= least, name
+        assert found.run.chain, name
+
+
+def test_the_old_word_is_wrong_only_at_the_nested_switch(table: dict[str, Row]) -> None:
+    wrong = {name: found.old.wrong for name, found in table.items() if found.old and found.old.wrong}
+    assert set(wrong) == {"la57-switch-npt-4to5-l0-5", "la57-switch-npt-5to4-l0-5"}
+    first, second = wrong.values()
+    assert first is not None
+    assert second is not None
+    assert (first.op, first.expected, first.reached) == (8, UPPER, LOWER)
+    assert (second.op, second.expected, second.reached) == (8, LOWER, UPPER)
+    assert f"rax=c0de0{LOWER >> 12:x}" in first.seen, "the guest itself read the other page"
+
+
+def test_only_a_portal_makes_the_old_word_differ(table: dict[str, Row]) -> None:
+    differ = {name for name, found in table.items() if str(found.old) != "the same"}
+    assert {name for name in differ if "switch" not in name} == PORTALS
+    for name in PORTALS:
+        old = table[name].old
+        assert old is not None
+        assert (old.passthrough, old.events, old.pages) == (1, {}, 0)
+        # The portal's gfn is write-protected as if it were a table, which flushes.
+        assert old.first == (0, "kvm_flush_remote_tlbs")
+
+
+@pytest.mark.parametrize(
+    ("name", "roots"),
+    [
+        ("shadow-np-l0-5", "pae_root > l2 g8 q0 uwx direct nx"),
+        ("shadow-64-l0-5", "l4 g8 q0 uwx nx wp"),
+        ("tdp-32-l0-4", "l4 g8 q0 uwx direct nx wp"),
+        ("tdp-mmu-32-l0-5", "l5 g8 q0 uwx direct nx wp"),
+        ("tdp-ept-64-l0-5", "l4 g8 q0 uwx direct nx wp"),
+        ("npt-32-l2-64-l0-4", "pml4_root > pae_root > l2 g4 q1 uwx guest_mode"),
+        ("npt-32-l2-64-l0-5", "pml5_root > pml4_root > pae_root > l2 g4 q1 uwx guest_mode"),
+        ("npt-pae-l2-np-l0-5", "pml5_root > pml4_root > pae_root > l2 g8 q0 uwx nx guest_mode"),
+        ("npt-64-l2-32-l0-4", "l4 g8 q0 uwx nx guest_mode"),
+        ("npt-64-l2-32-l0-5", "l5 g8 q0 uwx nx guest_mode passthrough"),
+        ("npt-57-l2-57-l0-5", "l5 g8 q0 uwx nx guest_mode"),
+        ("nonpt-tdp-64-l2-32-l0-5", "l5 g8 q0 uwx direct nx wp guest_mode"),
+        ("nonpt-shadow-64-l2-32-l0-5", "pae_root > l2 g4 q2 uwx nx wp guest_mode"),
+    ],
+)
+def test_roots(table: dict[str, Row], name: str, roots: str) -> None:
+    assert table[name].roots == roots
+
+
+def test_roots_are_those_of_real_kernels(root: Path, table: dict[str, Row]) -> None:
+    """The shadow pages at the top of L1's NPT have the role words that a real 5-level host traced."""
+    for form in ("32", "64", "57"):
+        path = root / f"data/conformance/nested57/nested-basic-{form}.jsonl.xz"
+        traced = {
+            e.role for op in read_recording(path).ops for e in op.events if isinstance(e, kvm_mmu_get_page)
+        }
+        run = table[f"npt-{form}-l2-np-l0-5"].run
+        assert run is not None
+        assert {link.role for link in run.chain if link.role is not None} <= traced
+
+
+def test_two_halves_of_a_4_byte_nested_table(table: dict[str, Row]) -> None:
+    assert "1q0:2 1q1:1" in table["npt-32-l2-np-l0-5"].pages
+    assert "q1" not in table["npt-pae-l2-np-l0-5"].pages
+
+
+def test_contexts_before_in_and_after_l2(table: dict[str, Row]) -> None:
+    run = table["npt-64-l2-64-l0-5"].run
+    assert run is not None
+    direct, portal = "l5 g8 q0 uwx direct nx wp", "l5 g8 q0 uwx nx guest_mode passthrough"
+    seen = [moment[1:] for moment in run.moments]
+    in_l1 = ("L1", "root_mmu", "root_mmu", "direct", direct)
+    in_l2 = ("L2", "guest_mmu", "nested_mmu", "shadow", portal)
+    assert seen == [*[in_l2] * 4, *[in_l1] * 2, *[in_l2] * 2, in_l1]
+
+
+def test_l2_without_nested_paging_uses_root_mmu(table: dict[str, Row]) -> None:
+    run = table["nonpt-shadow-64-l2-32-l0-5"].run
+    assert run is not None
+    assert {moment[2:5] for moment in run.moments} == {("root_mmu", "root_mmu", "shadow")}
+
+
+def test_walks_in_two_dimensions() -> None:
+    scenario = nested_guest("64", "64", 5, nested_paging=True, npt=1, tdp_mmu=0)
+    runner = DesignRunner(scenario, run_case(scenario).machine.kvm.config.design)
+    running = runner.results()
+    while not isinstance(next(running).op, Vmrun):
+        pass
+    walks = two_walks(runner.machine, 0x80000000)
+    assert walks.gpa == LOWER
+    assert walks.outer.pa == 0x40000000
+    assert [found.va & ~0xFFF for found in walks.inner[:4]] == [walks.outer.table[n] for n in (4, 3, 2, 1)]
+    assert [(found.max_level, found.level) for found in walks.inner] == [(4, 1)] * 5
+
+
+def test_switch_shares_the_portal_by_the_old_word() -> None:
+    scenario = la57_switch_nested("64", 5)
+    merged, old = run_case(scenario), run_case(scenario, "D0")
+    assert contrast(merged, old).pages == old.shadow_pages - merged.shadow_pages < 0
+    again = [e for e in old.events if isinstance(e, kvm_mmu_get_page) and not e.created and e.gfn == 0x14]
+    facts = [old.machine.kvm.config.design.facts(event.role) for event in again]
+    assert [(f.level, f.direct) for f in facts if f.level == 5] == [(5, False)]
+
+
+def test_a_recording_is_judged_by_what_the_real_guest_saw(root: Path) -> None:
+    recording = read_recording(root / "data/conformance/nested57/nested-roots-64.jsonl.xz")
+    run = run_recorded(recording)
+    assert run.wrong is None
+    assert run.chain[0].name == "l5 g8 q0 uwx nx guest_mode passthrough"
+    other = replace(recording.ops[2], outcome=recording.ops[2].outcome | {"rax": 1})
+    ops = (*recording.ops[:2], other, *recording.ops[3:])
+    found = run_recorded(replace(recording, ops=ops)).wrong
+    assert found is not None
+    assert (found.op, found.text) == (recording.ops[2].index, recording.ops[2].text)
+
+
+def test_what_is_not_modelled_is_a_row_that_says_so() -> None:
+    found = row(next(case for case in cases() if case.name == "host-32-npt-32"))
+    assert (found.verdict, found.missing, found.run) == ("not modelled", "a 32-bit (PAE) host", None)
+
+
+def test_cases_are_found_by_pattern() -> None:
+    assert [case.name for case in find_cases(["shadow-57-*"])] == ["shadow-57-l0-5"]
+    with pytest.raises(InputError, match="case 'shadow-58': no case is called so"):
+        find_cases(["shadow-57-*", "shadow-58"])
