@@ -15,7 +15,7 @@ from mmulab.conform.record import recording_lines, write_recording
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.text import read_scenario
-from mmulab.scenario.wording import event_text
+from mmulab.trace.ftrace import event_text
 
 
 @click.command(name="run")

@@ -14,7 +14,7 @@ from mmulab.errors import InputError
 from mmulab.events import Event, EventSink
 from mmulab.kvm.svm_nested import VMCB
 from mmulab.machine import op as ops
-from mmulab.machine.config import Stubs
+from mmulab.machine.config import MachineConfig, Stubs
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import l2_rip
@@ -107,18 +107,25 @@ class Runner:
     scenario : Scenario
     emit : callable, optional
         Gets every event as it happens, before it is kept in the result.
+    config : MachineConfig, optional
+        Instead of the scenario's own: the same host and guest under another role design, say.
 
     Attributes
     ----------
     machine : Machine
     """
 
-    def __init__(self, scenario: Scenario, emit: EventSink | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        emit: EventSink | None = None,
+        config: MachineConfig | None = None,
+    ) -> None:
         check_modelled(scenario)
         self.scenario = scenario
         self._sink = emit
         self._events: list[Event] = []
-        self.machine = Machine(machine_config(scenario), self._keep)
+        self.machine = Machine(config or machine_config(scenario), self._keep)
         self._cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header)
 

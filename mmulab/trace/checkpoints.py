@@ -159,9 +159,14 @@ class Checkpoints:
         table.settle()
 
     def _take_frames(self, memory: HostMemory) -> None:
+        last = self._last.setdefault(FRAMES, {})
         versions = self.tables[FRAMES]
         for frame in np.flatnonzero(memory.written >= max(self._since, 1)).tolist():
-            versions.put(frame, self.count, pieces.encode_frame(memory.frames[frame]))
+            data = pieces.encode_frame(memory.frames[frame])
+            # A store of what is there already changes nothing.
+            if data != last.get(frame, pieces.ZERO_FRAME):
+                versions.put(frame, self.count, data)
+                last[frame] = data
         memory.epoch += 1
         self._since = memory.epoch
 
@@ -197,8 +202,8 @@ class Checkpoints:
         if before >= 0:
             # What the run wrote after it was put back; everything else is as it was then.
             differing |= dict.fromkeys(np.flatnonzero(memory.written == memory.epoch).tolist())
-        for frame in differing:
-            pieces.decode_frame(versions.get(frame, number), memory.frames[frame])
+        for frame, data in zip(differing, versions.get_all(list(differing), number), strict=True):
+            pieces.decode_frame(data or pieces.ZERO_FRAME, memory.frames[frame])
             memory.stamp[frame] = memory.epoch
         memory.epoch += 1
 

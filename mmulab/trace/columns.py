@@ -23,12 +23,14 @@ Integers = npt.NDArray[np.unsignedinteger[Any]]
 
 _LIMITS = {"B": 1 << 8, "H": 1 << 16, "I": 1 << 32, "Q": 1 << 64}
 _DTYPES = {"B": np.uint8, "H": np.uint16, "I": np.uint32, "Q": np.uint64}
+_BLOCK = 256
+"""Records between two counts of rows."""
 SHIFT = 2
 """Stored is value + 2, so that 0 stands for None and 1 for -1."""
 
 
 class Column:
-    """The values of one field.
+    """The values of one field; as long as all are the same, only that one is kept.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ class Column:
         Row to value, of what the array cannot hold.
     """
 
-    __slots__ = ("_array", "_numbers", "aside", "boolean", "enum", "worded", "words")
+    __slots__ = ("_array", "_constant", "_count", "_numbers", "aside", "boolean", "enum", "worded", "words")
 
     def __init__(self, hint: Any) -> None:
         types = [t for t in (typing.get_args(hint) or (hint,)) if isinstance(t, type)]
@@ -54,10 +56,12 @@ class Column:
         self.words: list[Any] = []
         self.aside: dict[int, Any] = {}
         self._numbers: dict[Any, int] = {}
-        self._array = array("B")
+        self._array: array[int] | None = None
+        self._constant = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._array)
+        return self._count
 
     def extend(self, values: Sequence[Any]) -> None:
         """Append values."""
@@ -70,12 +74,28 @@ class Column:
         except TypeError:
             plain = False
         if not plain:
-            stored = [self._stored(len(self._array) + row, value) for row, value in enumerate(values)]
-            top = max(stored)
-        code = next(code for code, limit in _LIMITS.items() if top < limit)
+            stored = [self._stored(self._count + row, value) for row, value in enumerate(values)]
+            low, top = min(stored), max(stored)
+        if not self._count:
+            self._constant = top
+        if (self._array is None and low != top) or top != self._constant:
+            self._spread(top)
+        if self._array is not None:
+            self._widen(top)
+            self._array.extend(stored)
+        self._count += len(stored)
+
+    def _spread(self, top: int) -> None:
+        """Begin an array with what was the same so far."""
+        if self._array is None:
+            code = _code(max(top, self._constant))
+            self._array = array(code, [self._constant]) * self._count
+
+    def _widen(self, top: int) -> None:
+        assert self._array is not None
+        code = _code(top)
         if _LIMITS[code] > _LIMITS[self._array.typecode]:
             self._array = array(code, self._array)
-        self._array.extend(stored)
 
     def _number(self, word: Any) -> int:
         number = self._numbers.setdefault(word, len(self.words))
@@ -93,7 +113,7 @@ class Column:
         return 0
 
     def __getitem__(self, row: int) -> Any:
-        stored = self._array[row]
+        stored = self._constant if self._array is None else self._array[row]
         if not stored:
             return self.aside.get(row)
         value = stored - SHIFT
@@ -102,21 +122,36 @@ class Column:
         return bool(value) if self.boolean else value
 
     def numbers(self) -> Integers:
-        """Return the array: value + 2, 0 for None and for values put aside, words by their number."""
+        """Return value + 2 of each row, 0 for None and for values put aside, words by their number."""
+        if self._array is None:
+            return np.full(self._count, self._constant, _DTYPES[_code(self._constant)])
         return np.frombuffer(self._array, _DTYPES[self._array.typecode])
 
     @property
     def nbytes(self) -> int:
         """Memory of the array, in bytes."""
-        return len(self._array) * self._array.itemsize
+        return 0 if self._array is None else len(self._array) * self._array.itemsize
 
-    def load(self, stored: Integers, words: Iterable[Any], aside: dict[int, Any]) -> None:
-        """Take over what a file holds."""
-        code = next(code for code, dtype in _DTYPES.items() if dtype == stored.dtype)
-        self._array = array(code, stored.tobytes())
+    def compact(self) -> Integers:
+        """Return what a file holds: one number where all are the same, else :meth:`numbers`."""
+        return self.numbers() if self._array is not None else self.numbers()[:1]
+
+    def load(self, stored: Integers, count: int, words: Iterable[Any], aside: dict[int, Any]) -> None:
+        """Take over what a file holds of `count` rows."""
+        if len(stored) == count and count > 1:
+            code = next(code for code, dtype in _DTYPES.items() if dtype == stored.dtype)
+            self._array = array(code, stored.tobytes())
+        elif count:
+            self._constant = int(stored[0])
+        self._count = count
         self.words = [self.enum(word) if self.enum else word for word in words]
         self._numbers = {word: number for number, word in enumerate(self.words)}
         self.aside = aside
+
+
+def _code(top: int) -> str:
+    """Return the narrowest array code that holds `top`."""
+    return next(code for code, limit in _LIMITS.items() if top < limit)
 
 
 class Table:
@@ -163,23 +198,21 @@ class Log:
         self.tables: list[Table] = []
         self._numbers: dict[type, int] = {}
         self._kinds = array("B")
-        self._rows = array("I")
-        self._counts: list[int] = []
+        # Rows before each block of records, by type; made when someone reads.
+        self._before: npt.NDArray[np.uint32] | None = None
         for kind in kinds:
             self._add(kind)
 
-    def _add(self, kind: type) -> int:
+    def _add(self, kind: type) -> None:
         self._numbers[kind] = len(self.tables)
         self.tables.append(Table(kind))
-        self._counts.append(0)
-        return self._numbers[kind]
 
     def __len__(self) -> int:
         return len(self._kinds)
 
     def extend(self, records: Sequence[Any]) -> None:
         """Append records."""
-        numbers, counts = self._numbers, self._counts
+        numbers = self._numbers
         batches: dict[type, list[Any]] = {}
         for record in records:
             kind = type(record)
@@ -188,16 +221,31 @@ class Log:
                 batch = batches[kind] = []
                 if kind not in numbers:
                     self._add(kind)
-            number = numbers[kind]
-            self._kinds.append(number)
-            self._rows.append(counts[number])
-            counts[number] += 1
             batch.append(record)
+        self._kinds.extend([numbers[type(record)] for record in records])
         for kind, batch in batches.items():
             self.tables[numbers[kind]].extend(batch)
+        self._before = None
 
     def __getitem__(self, index: int) -> Any:
-        return self.tables[self._kinds[index]][self._rows[index]]
+        if not 0 <= index < len(self._kinds):
+            raise IndexError(f"record {index} of {len(self._kinds)}")
+        number = self._kinds[index]
+        return self.tables[number][self._row(index, number)]
+
+    def _row(self, index: int, number: int) -> int:
+        """Return how many records of the type come before."""
+        if self._before is None:
+            self._before = self._count_blocks()
+        block = index // _BLOCK
+        return int(self._before[block, number]) + self._kinds[block * _BLOCK : index].count(number)
+
+    def _count_blocks(self) -> npt.NDArray[np.uint32]:
+        kinds, width = self.kinds(), len(self.tables)
+        blocks = np.arange(len(kinds)) // _BLOCK
+        inside = np.bincount(blocks * width + kinds, minlength=width * (len(kinds) // _BLOCK + 1))
+        counts = inside.reshape(-1, width)
+        return (np.cumsum(counts, axis=0) - counts).astype(np.uint32)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -209,10 +257,6 @@ class Log:
     def kinds(self) -> npt.NDArray[np.uint8]:
         """Return for each record the place of its type in `tables`."""
         return np.frombuffer(self._kinds, np.uint8)
-
-    def rows(self) -> npt.NDArray[np.uint32]:
-        """Return for each record its row in its type's table."""
-        return np.frombuffer(self._rows, np.uint32)
 
     def places(self, kind: type) -> npt.NDArray[np.intp]:
         """Return the indices of the records of one type, ascending."""
@@ -230,10 +274,8 @@ class Log:
     def nbytes(self) -> int:
         """Memory of all arrays, in bytes."""
         columns = (column for table in self.tables for column in table.columns.values())
-        return 5 * len(self) + sum(column.nbytes for column in columns)
+        return len(self) + sum(column.nbytes for column in columns)
 
-    def load(self, kinds: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint32]) -> None:
+    def load(self, kinds: npt.NDArray[np.uint8]) -> None:
         """Take over the order that a file holds; the tables are filled one by one."""
         self._kinds = array("B", kinds.tobytes())
-        self._rows = array("I", rows.tobytes())
-        self._counts = np.bincount(kinds, minlength=len(self.tables)).tolist()

@@ -111,17 +111,17 @@ def _put_config(config: MachineConfig, constants: Constants) -> Json:
 
 
 def _put_log(log: Log, name: str, arrays: dict[str, Array], constants: Constants) -> Json:
-    arrays |= {f"{name}/kinds": log.kinds(), f"{name}/rows": log.rows()}
+    arrays[f"{name}/kinds"] = log.kinds()
     tables = []
     for number, table in enumerate(log.tables):
         columns = {}
         for field, column in table.columns.items():
-            arrays[f"{name}/{number}/{field}"] = column.numbers()
+            arrays[f"{name}/{number}/{field}"] = column.compact()
             columns[field] = {
                 "words": [getattr(word, "value", word) for word in column.words],
                 "aside": [[row, encode(value, constants)] for row, value in column.aside.items()],
             }
-        tables.append({"type": name_of(table.kind), "columns": columns})
+        tables.append({"type": name_of(table.kind), "count": len(log.places(table.kind)), "columns": columns})
     return tables
 
 
@@ -214,14 +214,19 @@ class _Reader:
             )
             for number, name in enumerate(header["tables"])
         }
+        ends, checkpoint_ops = self._array("ends"), self._array("checkpoint_ops")
+        counts = [len(logs[name]) for name in _LOGS]
+        fits = len(ends) == counts[0] == counts[1] and (ends[-1] if len(ends) else 0) == counts[2]
+        if not fits or len(checkpoint_ops) != checkpoints.count:
+            raise InputError(f"its columns do not fit together; copy it again, or {AGAIN}")
         return Recording(
             config,
             logs["ops"],
             logs["outcomes"],
             logs["events"],
-            self._array("ends"),
+            ends,
             checkpoints,
-            self._array("checkpoint_ops"),
+            checkpoint_ops,
             Info(scenario=scenario, **header["info"]),
             {int(op): verdict for op, verdict in header["verdicts"].items()},
         )
@@ -234,8 +239,9 @@ class _Reader:
             for field, column in table.columns.items():
                 how = described["columns"][field]
                 aside = {row: decode(value, constants) for row, value in how["aside"]}
-                column.load(self._array(f"{name}/{number}/{field}"), how["words"], aside)
-        log.load(self._array(f"{name}/kinds"), self._array(f"{name}/rows"))
+                stored = self._array(f"{name}/{number}/{field}")
+                column.load(stored, described["count"], how["words"], aside)
+        log.load(self._array(f"{name}/kinds"))
         return log
 
 

@@ -47,8 +47,12 @@ def encode_frame(words: Frame) -> bytes:
     return b"z" + zlib.compress(words.tobytes(), 1)
 
 
+ZERO_FRAME = b"s"
+"""A frame without a non-zero word: what every frame is before it is written."""
+
+
 def decode_frame(data: bytes, words: Frame) -> None:
-    """Set the 512 words of a frame to what `data` holds; a frame without a version is all zero."""
+    """Set the 512 words of a frame to what `data` holds."""
     kind, data = data[:1], data[1:]
     if kind == b"z":
         words[:] = np.frombuffer(zlib.decompress(data), np.uint64)

@@ -14,7 +14,7 @@ from mmulab.trace.checkpoints import Checkpoints
 from mmulab.trace.columns import Log
 from mmulab.trace.recording import Info, Judge, Recording
 
-INTERVAL = 2000
+INTERVAL = 1000
 """Ops and events between two checkpoints: a few milliseconds of running again."""
 
 

@@ -70,6 +70,19 @@ class Versions:
             return b""
         return bytes(self._blob[int(self._starts[row]) : int(self._stops[row])])
 
+    def get_all(self, keys: list[int], checkpoint: int) -> list[bytes]:
+        """Return what each of `keys` was at `checkpoint`."""
+        if not len(self._sorted):
+            return [b""] * len(keys)
+        wanted = np.array(keys, np.uint64)
+        places = wanted << np.uint64(CHECKPOINT_BITS) | np.uint64(checkpoint)
+        rows = np.searchsorted(self._sorted, places, "right") - 1
+        known = (rows >= 0) & (self._sorted[rows] >> np.uint64(CHECKPOINT_BITS) == wanted)
+        starts = np.where(known, self._starts[rows], 0).tolist()
+        stops = np.where(known, self._stops[rows], 0).tolist()
+        blob = self._blob
+        return [bytes(blob[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+
     def keys(self, checkpoint: int) -> list[int]:
         """Return the keys of what there was at `checkpoint`, ascending."""
         rows = self._rows_at(checkpoint)

@@ -71,7 +71,9 @@ class GuestWalk(NamedTuple):
     error: int | None
 
 
-def guest_walk(machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0) -> GuestWalk:
+def guest_walk(
+    machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0, not_smap: bool = True
+) -> GuestWalk:
     """Walk the guest's tables as they are now.
 
     Parameters
@@ -82,6 +84,8 @@ def guest_walk(machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0) 
     vcpu : int
     pfec : int
         Kind of access, as error-code bits; a supervisor's read if left out.
+    not_smap : bool
+        SMAP does not apply.
     """
     v = machine.kvm.vcpus[vcpu]
     paging = v.walk_mmu.paging
@@ -93,7 +97,8 @@ def guest_walk(machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0) 
     def load(gpa: int, level: int) -> int | None:
         return slots.read(machine.memory.bytes, gpa, width)
 
-    w = walk(paging, v.cr3, address, pfec, load, pdptes=v.walk_mmu.pdptrs)
+    pdptes = v.walk_mmu.pdptrs
+    w = walk(paging, v.cr3, address, pfec, load, pdptes=pdptes, not_smap=not_smap, pkru=v.pkru)
     steps = []
     if w.pdpte is not None:
         steps.append(GuestStep(3, -1, address >> 30 & 3, -1, w.pdpte, ACC_ALL))

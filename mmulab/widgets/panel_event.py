@@ -9,7 +9,7 @@ from mmulab import events as ev
 from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.machine import Machine
-from mmulab.scenario.wording import event_text
+from mmulab.trace.ftrace import event_text
 from mmulab.trace.sentence import event_sentence
 from mmulab.widgets.bitfield import strip
 from mmulab.widgets.scene_svg import Svg

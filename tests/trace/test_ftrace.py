@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mmulab import events as ev
+from mmulab.kvm.design import DESIGNS
+from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
-from mmulab.scenario.wording import event_text
+from mmulab.trace.ftrace import event_text, format_event, format_recording
 
-EXAMPLE = Path(__file__).parent / "examples/first_fault.mmu"
+EXAMPLE = Path(__file__).parents[1] / "scenario/examples/first_fault.mmu"
 ROLE = 0x3711
 PAGE = (0x20, ROLE, 1, 2)
 
@@ -76,3 +79,59 @@ def test_every_event_of_a_run_is_one_line() -> None:
     for result in run(read_scenario(EXAMPLE)):
         for event in result.events:
             assert "\n" not in event_text(event)
+
+
+DESIGN = DESIGNS["passthrough"]
+
+
+@pytest.mark.parametrize(
+    ("event", "vendor", "text"),
+    [
+        # Lines of real traces of 6.1, hosts with SVM; events that this project's model makes too.
+        (
+            ev.kvm_exit("pf", 0xEFF5B7E, error_code=8, address=0xFEE00030),
+            "amd",
+            "kvm_exit: vcpu 0 reason PF excp rip 0xeff5b7e info1 0x0000000000000008 "
+            "info2 0x00000000fee00030 intr_info 0x00000000 error_code 0x00000000",
+        ),
+        (
+            ev.kvm_exit("npf", 0xFFF0, error_code=0x100000014, address=0xFFFFFFF0),
+            "amd",
+            "kvm_exit: vcpu 0 reason npf rip 0xfff0 info1 0x0000000100000014 "
+            "info2 0x00000000fffffff0 intr_info 0x00000000 error_code 0x00000000",
+        ),
+        (
+            ev.kvm_page_fault(0xEFF5B7E, 0xFEE00030, 8),
+            "amd",
+            "kvm_page_fault: vcpu 0 rip 0xeff5b7e address 0x00000000fee00030 error_code 0x8",
+        ),
+        (
+            ev.kvm_exit("pf", 0x1800, error_code=0x14, address=0x2000),
+            "intel",
+            "kvm_exit: vcpu 0 reason EXCEPTION_NMI rip 0x1800 info1 0x0000000000002000 "
+            "info2 0x0000000000000000 intr_info 0x80000b0e error_code 0x00000014",
+        ),
+        (ev.kvm_mmu_free_roots(1), "amd", "kvm_mmu_free_roots: (kvm_mmu_free_roots+0x0) roots_to_free=0x1"),
+        (
+            ev.kvm_mmu_get_page(*PAGE, unsync=False, created=False),
+            "amd",
+            "kvm_mmu_get_page: sp gen 1 gfn 20 l1 4-byte q0 wux nxe ad root 2 sync existing",
+        ),
+        (ev.kvm_mmu_pagetable_walk(0x1000, 4), "amd", "kvm_mmu_pagetable_walk: addr 1000 pferr 4 U"),
+    ],
+)
+def test_kernel_text(event: ev.Event, vendor: str, text: str) -> None:
+    assert format_event(event, DESIGN, vendor=vendor) == text
+
+
+def test_recording_is_lines_of_trace_pipe() -> None:
+    recording = record(read_scenario(EXAMPLE))
+    lines = list(format_recording(recording))
+    assert len(lines) == len(recording.events)
+    pattern = re.compile(r" +vcpu-(\d) +\[\d{3}\] \.{5} +(\d+\.\d{6}): (\w+)(: |$)")
+    found = [pattern.match(line) for line in lines]
+    assert all(found)
+    names = [match[3] for match in found if match]
+    assert names == [type(event).__name__ for event in recording.events]
+    times = [float(match[2]) for match in found if match]
+    assert times == sorted(set(times))
