@@ -264,6 +264,19 @@ def test_steps_stand_before_the_accesses_that_follow_them() -> None:
         (4, flush, Action.INVLPG),
     ]
     assert plan.miss.tolist() == [False, False, True, False]
+    assert plan.pfec.tolist() == [0, 0, 2, 2]
+    assert plan.not_smap.tolist() == [True] * 4
     assert plan.frame.tolist() == [105, 105, 101, 101]
     assert plan.stores.position.tolist() == [3]
     assert plan.stores.value.tolist() == [0x20000 | TABLE]
+
+
+def test_kinds_of_accesses() -> None:
+    guest = Guest("32")
+    for cpl in (0, 3):
+        guest.read(0x5000, 0x5000, cpl)
+        guest.write(0x5000, 0x5000, cpl)
+        guest.fetch(0x5000, 0x5000, cpl)
+    plan = make_plan(guest.stream(), len(guest.rows), 100, None)
+    assert plan.pfec.tolist() == [0, 2, 16, 4, 6, 20]
+    assert plan.not_smap.tolist() == [True, True, False, False, False, False]

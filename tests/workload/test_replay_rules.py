@@ -6,71 +6,22 @@ the guest's memory, or what KVM was told.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from mmulab import events as ev
-from mmulab.workload.replay import Replay, ReplayResult
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_PRESENT_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
-from mmulab.x86.regs import X86_CR4_PSE, X86_CR4_SMAP, X86_CR4_SMEP
-from tests.workload.streams import CR4_EFER, LONG, PAGE, PAGING_NAMES, TABLE, USER, A, D, Guest, P, U, W
+from mmulab.x86.regs import X86_CR4_SMAP, X86_CR4_SMEP
+from tests.workload.replays import KERNEL_PAGE, USER_PAGE, agrees, differs, two_pages
+from tests.workload.streams import PAGE, PAGING_NAMES, TABLE, USER, A, D, Guest, P, U, W
 
 ALL_MODES = pytest.mark.parametrize("paging", PAGING_NAMES)
-USER_PAGE, KERNEL_PAGE = 0x40000, 0x50000
-
-
-class Run:
-    """A replay of a guest's records, with what KVM reported."""
-
-    def __init__(self, guest: Guest, limit: int | None = None) -> None:
-        self.events: list[ev.Event] = []
-        self.replay = Replay(guest.stream(), limit=limit, emit=self.events.append)
-        self.result: ReplayResult = self.replay.run()
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def table_writes(self) -> list[int]:
-        """Addresses of the writes to tables that KVM saw."""
-        return [event.gpa for event in self.of(ev.kvm_mmu_pte_write)]
-
-    def faults(self, gva: int) -> list[int]:
-        """Error codes of the faults at an address."""
-        return [event.error_code for event in self.of(ev.kvm_page_fault) if event.fault_address == gva]
-
-    def memory(self, gpa: int, size: int) -> int:
-        memory = self.replay.machine.memory
-        return memory.read((memory.backing << 12) + gpa, size)
-
-
-def agrees(guest: Guest, limit: int | None = None) -> Run:
-    run = Run(guest, limit)
-    assert run.result.mismatch is None
-    assert run.result.agree == run.result.accesses
-    return run
-
-
-def differs(guest: Guest, record: int) -> Run:
-    run = Run(guest)
-    assert run.result.mismatch is not None
-    assert run.result.mismatch.record == record
-    return run
 
 
 # 1. Rights --------------------------------------------------------------------
-
-
-def two_pages(paging: str, cr4: int = 0) -> Guest:
-    """A guest with a user's page and the supervisor's."""
-    guest = Guest(paging, cr4=cr4)
-    guest.set_entry(USER_PAGE, USER_PAGE | USER)
-    return guest
 
 
 @ALL_MODES
@@ -347,121 +298,3 @@ def test_level_3_entries_of_other_modes_keep_bit_5(paging: str) -> None:
     guest.set_entry(0, guest.tables[2] | TABLE, level=3)
     run = agrees(guest)
     assert run.memory(guest.entry_gpa(3, 0), 8) & A
-
-
-# Table stores of other sizes --------------------------------------------------
-
-
-@ALL_MODES
-def test_a_narrow_store_writes_its_bytes(paging: str) -> None:
-    guest = Guest(paging)
-    gpa = guest.entry_gpa(1, 0x60000)
-    guest.store(gpa, gpa, 1, 0xABCDE0 | PAGE, 1, narrow=True)
-    guest.store(gpa + 2, gpa, 1, 0x7F0000, 1, narrow=True)
-    guest.store(gpa + 1, gpa, 1, 0x001200, 1, narrow=True)
-    run = agrees(guest)
-    assert run.memory(gpa, guest.width) == 0x7F1200 | 0xE0 | PAGE
-
-
-def test_a_pae_entry_in_two_halves() -> None:
-    guest = Guest("pae")
-    gpa = guest.entry_gpa(1, 0x60000)
-    guest.read(0x60000, 0x60000)
-    guest.store(gpa + 4, gpa, 1, 0x8000_0000_0006_0000 | PAGE, 4, narrow=True)
-    guest.store(gpa, gpa, 1, 0x8000_0000_0007_0000 | PAGE, 4, narrow=True)
-    guest.invlpg(0x60000)
-    guest.read(0x60000, 0x70000)
-    run = agrees(guest)
-    assert run.memory(gpa, 8) == 0x8000_0000_0007_0000 | PAGE
-
-
-def test_a_misaligned_store_ends_with_its_entry() -> None:
-    guest = Guest("32")
-    gpa = guest.entry_gpa(1, 0x60000)
-    guest.store(gpa + 2, gpa, 1, 0x1234_5678, 4, narrow=True)
-    run = agrees(guest)
-    assert run.memory(gpa, 4) == 0x1234_0000 | (0x60000 | PAGE) & 0xFFFF
-    assert run.memory(gpa + 4, 4) == 0x61000 | PAGE
-
-
-# Control registers and INVLPG -------------------------------------------------
-
-
-def test_cr4_pse_makes_large_pages() -> None:
-    guest = Guest("32")
-    high = 1 << 22
-    guest.set_entry(high, 0x800000 | PAGE | U | 1 << 7, level=2)
-    guest.control(4, X86_CR4_PSE)
-    guest.read(high + 0x5000, 0x805000, cpl=3)
-    run = agrees(guest)
-    assert run.replay.machine.kvm.vcpus[0].cr4 == X86_CR4_PSE
-
-
-def test_cr0_and_efer_are_written() -> None:
-    guest = Guest("4level")
-    _, efer = CR4_EFER["4level"]
-    guest.control(8, efer | 1)
-    cd = guest.registers.cr0 | 1 << 30
-    guest.control(0, cd)
-    guest.read(KERNEL_PAGE, KERNEL_PAGE)
-    run = agrees(guest)
-    vcpu = run.replay.machine.kvm.vcpus[0]
-    assert (vcpu.efer, vcpu.cr0) == (LONG | 1, cd)
-
-
-@ALL_MODES
-def test_invlpg_forgets_one_page(paging: str) -> None:
-    guest = Guest(paging)
-    guest.read(0x60000, 0x60000)
-    guest.set_entry(0x60000, 0x70000 | PAGE)
-    guest.read(0x62000, 0x62000)
-    guest.set_entry(0x60000, 0x80000 | PAGE)
-    guest.invlpg(0x60000)
-    guest.read(0x60000, 0x80000)
-    agrees(guest)
-
-
-# Devices ----------------------------------------------------------------------
-
-
-@ALL_MODES
-@pytest.mark.parametrize("gpa", [0xFEE00000, 0xA0000], ids=["beyond the memory", "a hole in it"])
-def test_device_accesses_leave_the_guest(paging: str, gpa: int) -> None:
-    guest = Guest(paging)
-    guest.set_entry(0x60000, gpa | PAGE)
-    guest.invlpg(0x60000)
-    guest.read(0x60000, gpa, device=True)
-    guest.write(0x60000, gpa, size=2, device=True)
-    guest.read(0x60000, gpa, size=8, device=True)
-    guest.read(0x9F000, 0x9F000)
-    guest.read(0xA1000, 0xA1000)
-    run = agrees(guest)
-    mmio = run.of(ev.kvm_mmio)
-    assert [event.gpa for event in mmio if event.type in ("read", "write")] == [gpa, gpa, gpa]
-    assert [event.len for event in mmio if event.type in ("read", "write")] == [4, 2, 8]
-    assert run.result.stats["mmio_exits"] == 3
-
-
-def test_another_device_is_a_mismatch() -> None:
-    guest = Guest("32")
-    guest.set_entry(0x60000, 0xFED00000 | PAGE)
-    guest.invlpg(0x60000)
-    run = differs(guest, guest.read(0x60000, 0xFEE00000, device=True))
-    assert run.result.mismatch is not None
-    assert run.result.mismatch.reached == 0xFED00000
-
-
-def test_memory_in_place_of_a_device_is_a_mismatch() -> None:
-    guest = Guest("32")
-    guest.read(0x60000, 0x60000)
-    differs(guest, guest.read(0x60000, 0xFEE00000, device=True))
-
-
-def test_a_device_in_place_of_memory_is_a_mismatch() -> None:
-    guest = Guest("32")
-    guest.set_entry(0x60000, 0xFEE00000 | PAGE)
-    guest.invlpg(0x60000)
-    run = differs(guest, guest.write(0x60000, 0x60000))
-    assert run.result.mismatch is not None
-    assert run.result.mismatch.reached == 0xFEE00000
-    assert run.result.mismatch.what == "KVM's handling of its fault leads to a device"
