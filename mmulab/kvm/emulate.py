@@ -159,9 +159,10 @@ def _retry_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruct
     vcpu.last_retry_eip = vcpu.last_retry_addr = 0
     if not kind.allow_retry or insn.mnemonic in WRITES_TABLES:
         return False
-    if insn.rip == last_eip and last_addr == cr2:
+    eip = insn.rip or 0
+    if (eip, cr2) == (last_eip, last_addr):
         return False
-    vcpu.last_retry_eip, vcpu.last_retry_addr = insn.rip or 0, cr2
+    vcpu.last_retry_eip, vcpu.last_retry_addr = eip, cr2
     gpa: int | None = cr2
     if not vcpu.mmu.direct:
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, cr2, _user(vcpu) | PFERR_WRITE_MASK)
