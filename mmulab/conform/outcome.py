@@ -52,7 +52,13 @@ def encode_outcome(outcome: Outcome) -> Decoded:
     """Return a model's outcome in the form of a decoded recorded one."""
     o = outcome
     fields: dict[OutcomeKind, tuple[tuple[str, Any], ...]] = {
-        OutcomeKind.OK: (("rip", o.rip), ("rax", o.rax), ("mmio", o.mmio or None), ("zf", o.zf)),
+        OutcomeKind.OK: (
+            ("rip", o.rip),
+            ("rax", o.rax),
+            ("mmio", o.mmio or None),
+            ("cf", o.cf),
+            ("zf", o.zf),
+        ),
         OutcomeKind.EXC: (
             ("vec", o.vector),
             ("err", o.error_code),
@@ -65,6 +71,8 @@ def encode_outcome(outcome: Outcome) -> Decoded:
         OutcomeKind.INTERNAL_ERROR: (("sub", o.suberror),),
         OutcomeKind.SHUTDOWN: (),
         OutcomeKind.L2: (),
+        OutcomeKind.VMFAIL: (("cf", o.cf), ("zf", o.zf), ("insnerr", o.error)),
+        OutcomeKind.HANG: (("errno", o.error),),
         OutcomeKind.VMEXIT: tuple((o.vmexit or {}).items()),
     }
     encoded = {key: value for key, value in fields[o.kind] if value is not None}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.kvm.state import Kvm, Request, Vcpu
+from mmulab.x86.ept import make_ept_paging
 from mmulab.x86.paging import KVM_WALK, Paging, make_paging
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -127,6 +128,26 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
     facts = facts._replace(level=level, passthrough=level == 5 and cpu_role.level == 4)
     paging = make_paging(X86_CR0_PG, cr4, efer, vcpu.cpu, KVM_WALK)
     shadow_mmu_init_context(vcpu, vcpu.guest_mmu, cpu_role, facts, paging)
+
+
+def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, execonly: bool) -> None:
+    """Configure ``guest_mmu`` to shadow an EPT of L1, for which L1's registers do not matter."""
+    mmu = vcpu.guest_mmu
+    cpu_role = CpuRole(
+        level=level,
+        ad_disabled=int(not accessed_dirty),
+        guest_mode=1,
+        valid=1,
+        execonly=int(execonly),
+    )
+    if cpu_role == mmu.cpu_role:
+        return
+    facts = base_facts(cpu_role)
+    paging = make_ept_paging(
+        level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly
+    )
+    _set_roles(mmu, cpu_role, vcpu.kvm.config.design.pack(facts, cpu_role), facts, paging)
+    mmu.kind = "ept"
 
 
 def kvm_mmu_get_tdp_level(vcpu: Vcpu) -> int:

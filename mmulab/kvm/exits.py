@@ -20,6 +20,7 @@ from mmulab.kvm.invlpg import kvm_mmu_invlpg
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm_nested import nested_svm_vmrun
+from mmulab.kvm.vmx_insn import handle_vmx_instruction, vmwrite_exits
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.ept import (
@@ -33,7 +34,7 @@ from mmulab.x86.ept import (
     EPT_VIOLATION_GVA_WRITABLE,
     EPT_VIOLATION_RWX_SHIFT,
 )
-from mmulab.x86.insn import Instruction, Mnemonic
+from mmulab.x86.insn import VMX_INSTRUCTIONS, Instruction, Mnemonic
 from mmulab.x86.pferr import (
     ACC_EXEC_MASK,
     ACC_USER_MASK,
@@ -80,28 +81,43 @@ def kvm_handle_page_fault(
     return kvm_mmu_page_fault(vcpu, addr, error_code, insn)
 
 
+class VmBuggedError(Exception):
+    """KVM found its own state impossible and lets the VM run no more (``KVM_BUG_ON``).
+
+    L2 that L1 entered was to run before anything else, but could not: its EPT
+    pointer leads out of memory.
+    """
+
+
 def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -> bool:
     """Report an exit; if L2 ran, give it to L1 should L1 want it, and return whether that was so.
 
     Parameters
     ----------
     info1, info2 : int
-        EXITINFO1 and EXITINFO2 (SVM); exit qualification and interruption information (VMX).
+        EXITINFO1 and EXITINFO2 (SVM); VMX has it all in the event.
+
+    Raises
+    ------
+    VmBuggedError
     """
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(event)
+    if vcpu.vmx.nested_run_pending:
+        raise VmBuggedError
     nested = vcpu.nested
     if nested is None:
         return False
+    exit = nested.vmexit_event(event, info1, info2)
     if emit is not None:
-        emit(ev.kvm_nested_vmexit(event.reason, info1, info2))
+        emit(exit)
     nested.idt_vectoring = event.idt_vectoring or 0
-    return nested.exit_handled(vcpu, event.reason, info1, info2)
+    return nested.exit_handled(vcpu, exit)
 
 
 def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict | None:
-    """Handle a MOV to CR, WRMSR or INVLPG; None if this one is not intercepted."""
+    """Handle a MOV to CR, WRMSR, INVLPG or VMX instruction; None if this one is not intercepted."""
     exit_event = _intercept(vcpu, insn)
     if exit_event is None:
         return None
@@ -111,6 +127,8 @@ def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict 
         return _wrmsr(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMRUN:
         return _vmrun(vcpu, insn)
+    if insn.mnemonic in VMX_INSTRUCTIONS:
+        return handle_vmx_instruction(vcpu, insn)
     if not vcpu.kvm.config.decode_assists:
         verdict = x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
         if verdict is not Verdict.DONE:
@@ -176,7 +194,9 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
     intel = vcpu.kvm.config.vendor == "intel"
     if vcpu.kvm.config.tdp and (insn.mnemonic is Mnemonic.INVLPG or _is_cr3_load(insn)):
         return None
-    if insn.mnemonic in (Mnemonic.VMRUN, Mnemonic.VMMCALL):
+    if insn.mnemonic is Mnemonic.VMWRITE and not vmwrite_exits(vcpu, insn):
+        return None
+    if insn.mnemonic in (Mnemonic.VMRUN, Mnemonic.VMMCALL, *VMX_INSTRUCTIONS):
         return ev.kvm_exit(insn.mnemonic.value, rip)
     if insn.mnemonic is Mnemonic.INVLPG:
         return ev.kvm_exit("invlpg", rip, qualification=insn.gva if intel else None)
@@ -206,18 +226,20 @@ def handle_nested_page_fault(
         if emit is not None:
             emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
         return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn)
+    if vcpu.guest_mode:
+        # Undefined if the access was for no linear address (SDM 3, table 28-7); processors leave 0.
+        vcpu.vmx.gla = fault.va or 0
     if fault.error_code & PFERR_RSVD_MASK:
-        if emit is not None:
-            emit(ev.kvm_exit("ept_misconfig", vcpu.rip, idt_vectoring=idt_vectoring))
+        trace_exit(vcpu, ev.kvm_exit("ept_misconfig", vcpu.rip, idt_vectoring=idt_vectoring))
         return kvm_mmu_page_fault(vcpu, fault.gpa, PFERR_RSVD_MASK, insn)
     qualification = fault.qualification()
+    event = ev.kvm_exit(
+        "ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring
+    )
+    trace_exit(vcpu, event)
     if emit is not None:
-        emit(
-            ev.kvm_exit(
-                "ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring
-            )
-        )
         emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
+    vcpu.exit_qualification = qualification
     return kvm_mmu_page_fault(vcpu, fault.gpa, _ept_error_code(qualification), insn)
 
 
@@ -235,8 +257,8 @@ class NestedExit:
     final : bool
     rwx : int
         Rights of the nested entries used.
-    linear : bool
-        The access was for a linear address.
+    va : int or None
+        The linear address that the access was for.
     guest_access : int or None
         Rights of that address by the guest's tables, if the processor tells them.
     """
@@ -246,7 +268,7 @@ class NestedExit:
     kind: int
     final: bool
     rwx: int
-    linear: bool = True
+    va: int | None = 0
     guest_access: int | None = None
 
     def qualification(self) -> int:
@@ -255,7 +277,7 @@ class NestedExit:
         An access to a guest table while EPT has A/D bits counts as read and write.
         """
         qual = self.rwx << EPT_VIOLATION_RWX_SHIFT
-        qual |= EPT_VIOLATION_GVA_IS_VALID if self.linear else 0
+        qual |= EPT_VIOLATION_GVA_IS_VALID if self.va is not None else 0
         if self.kind & PFERR_USER_MASK:
             qual |= EPT_VIOLATION_ACC_READ
         if self.kind & PFERR_WRITE_MASK:

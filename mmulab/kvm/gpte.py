@@ -11,16 +11,25 @@ from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import drop_spte
 from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.state import Vcpu
-from mmulab.x86.mode import PT64_NX_SHIFT, PT_BASE_ADDR_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+from mmulab.x86.mode import (
+    PT64_NX_SHIFT,
+    PT_BASE_ADDR_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+    VMX_EPT_RWX_MASK,
+)
 from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_WRITE_MASK
+from mmulab.x86.walk import EPT_ACCESS
 
 PTE_PREFETCH_NUM = 8
 SPTE_LEVEL_BITS = 9
 
 
-def gpte_access(gpte: int) -> int:
+def gpte_access(paging: Paging, gpte: int) -> int:
     """Return the rights that an entry grants (``ACC_*``)."""
+    if paging.ept:
+        return EPT_ACCESS[gpte & VMX_EPT_RWX_MASK]
     return gpte & (PT_WRITABLE_MASK | PT_USER_MASK) | (~gpte >> PT64_NX_SHIFT & ACC_EXEC_MASK)
 
 
@@ -50,7 +59,7 @@ def prefetch_invalid_gpte(vcpu: Vcpu, sptep: int, gpte: int, paging: Paging) -> 
     usable = gpte & paging.present_mask
     if paging.have_ad and not gpte & paging.accessed_mask:
         usable = 0
-    if usable and gpte & paging.rsvd[gpte >> 7 & 1][1]:
+    if usable and (gpte & paging.rsvd[gpte >> 7 & 1][1] or paging.bad_mt_xwr >> (gpte & 63) & 1):
         usable = 0
     if not usable:
         drop_spte(vcpu.kvm, sptep)
@@ -64,7 +73,7 @@ def prefetch_gpte(vcpu: Vcpu, sp: ShadowPage, sptep: int, gpte: int, *, no_dirty
     if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
         return False
     gfn = gpte_to_gfn(gpte)
-    access = protect_clean_gpte(paging, sp.access & gpte_access(gpte), gpte)
+    access = protect_clean_gpte(paging, sp.access & gpte_access(paging, gpte), gpte)
     slot = gfn_to_memslot_dirty_bitmap(
         vcpu, gfn, no_dirty_log=no_dirty_log and bool(access & ACC_WRITE_MASK)
     )

@@ -16,12 +16,22 @@ from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
+from mmulab.x86.ept import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_READ,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_RWX_SHIFT,
+    raw_rwx,
+)
 from mmulab.x86.mode import PT_PRESENT_MASK
 from mmulab.x86.paging import pdpte_reserved
 from mmulab.x86.pferr import (
     ACC_WRITE_MASK,
     PFERR_FETCH_MASK,
     PFERR_IMPLICIT_ACCESS,
+    PFERR_RSVD_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
@@ -123,6 +133,10 @@ class _NestedFault(Exception):
         self.fault = fault
 
 
+class _LogFull(Exception):
+    """L1's page-modification log has no room for a page that gets dirty."""
+
+
 class _Tables:
     """The tables that a context walks: their entries by address, in memslots.
 
@@ -192,7 +206,6 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
     pdptes = kvm_mmu_get_pdptrs(vcpu, mmu) if paging.mode.has_pdptes else None
     kind = access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
     write = bool(access & PFERR_WRITE_MASK)
-    nested_tables = mmu is not vcpu.walk_mmu
     while True:
         if pdptes is not None and emit is not None:
             emit(ev.kvm_mmu_paging_element(pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL))
@@ -211,9 +224,7 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
         except _NestedFault as nested:
             return GuestWalk(Walk(addr, kind), nested.fault)
         if w.error is not None:
-            if emit is not None:
-                emit(ev.kvm_mmu_walker_error(w.error))
-            return GuestWalk(w, X86Exception(w.error, addr, nested_tables))
+            return _failed(vcpu, mmu, w, w.error)
         if tables.nested:
             page, fault = translate_nested_gpa(vcpu, w.pa & ~0xFFF, access)
             if page is None:
@@ -221,8 +232,34 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
             w.pa = page | w.pa & 0xFFF
         if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
             w.pte_access &= ~ACC_WRITE_MASK
-        if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, tables, write=write):
-            return GuestWalk(w, None)
+        try:
+            if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, tables, write=write):
+                return GuestWalk(w, None)
+        except _LogFull:
+            return _failed(vcpu, mmu, w, kind & (PFERR_WRITE_MASK | PFERR_USER_MASK))
+
+
+def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
+    """Report a walk that failed; of L1's EPT, work out the qualification for L1.
+
+    The access is this walk's, the rights are those of L1's entries, and of the
+    processor's qualification only what it says of the linear address is kept,
+    though it may be that of an earlier violation. A misconfiguration has none.
+    """
+    if mmu.paging is not None and mmu.paging.ept and not error & PFERR_RSVD_MASK:
+        qualification = vcpu.exit_qualification
+        qualification &= EPT_VIOLATION_GVA_IS_VALID | EPT_VIOLATION_GVA_TRANSLATED
+        for bit, access in (
+            (PFERR_WRITE_MASK, EPT_VIOLATION_ACC_WRITE),
+            (PFERR_USER_MASK, EPT_VIOLATION_ACC_READ),
+            (PFERR_FETCH_MASK, EPT_VIOLATION_ACC_INSTR),
+        ):
+            qualification |= access if w.pfec & bit else 0
+        vcpu.exit_qualification = qualification | raw_rwx(w.pte_access) << EPT_VIOLATION_RWX_SHIFT
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_walker_error(error))
+    return GuestWalk(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
 
 
 def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *, write: bool) -> bool:
@@ -233,6 +270,10 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
     bool
         False if an entry is no longer what the walk read, so that the walk must
         be repeated. A table that is used at two levels does that to itself.
+
+    Raises
+    ------
+    _LogFull
     """
     paging = mmu.paging
     assert paging is not None
@@ -249,6 +290,8 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
         if level == w.level and write and not pte & paging.dirty_mask:
             if emit is not None:
                 emit(ev.kvm_mmu_set_dirty_bit(w.entry_addr[level]))
+            if paging.ept and vcpu.nested is not None and not vcpu.nested.write_log_dirty(vcpu, w.va):
+                raise _LogFull
             pte |= paging.dirty_mask
         gpa = tables.gpa(w.entry_addr[level])
         # A read-only slot keeps its entry as it is: then the bits are reported, not set.

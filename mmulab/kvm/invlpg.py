@@ -11,7 +11,7 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
-from mmulab.kvm.mmu import INVALID_PAGE, Mmu
+from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
@@ -58,7 +58,7 @@ def kvm_mmu_invalidate_gva(vcpu: Vcpu, mmu: Mmu, gva: int, root_hpa: int) -> Non
     """
     if mmu is not vcpu.guest_mmu and not is_canonical(gva, paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)):
         return
-    if mmu.kind not in ("paging32", "paging64"):
+    if mmu.kind not in SHADOWING:
         return
     if root_hpa != INVALID_PAGE:
         invlpg(vcpu, gva, root_hpa)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmulab.events import kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.x86.paging import Paging
 
@@ -23,6 +24,8 @@ INVALID_PAE_ROOT = 0
 KVM_MMU_NUM_PREV_ROOTS = 3
 KVM_MMU_ROOT_CURRENT = 1
 KVM_MMU_ROOTS_ALL = (1 << 64) - 1
+SHADOWING = ("paging32", "paging64", "ept")
+"""Kinds of contexts that shadow tables of the guest."""
 
 
 def root_previous(i: int) -> int:
@@ -39,14 +42,11 @@ class X86Exception(NamedTuple):
     nested_page_fault : bool
         Not the running guest's tables are at fault but those that L1 keeps for it;
         `address` is then L2's guest-physical one.
-    exit_qualification : int
-        Of the EPT violation that L1 is to see.
     """
 
     error_code: int
     address: int
     nested_page_fault: bool = False
-    exit_qualification: int = 0
 
 
 @dataclass(slots=True)
@@ -57,8 +57,8 @@ class Mmu:
     ----------
     kind : str
         Which handlers it has: ``nonpaging`` and ``tdp`` build direct maps,
-        ``paging32`` and ``paging64`` shadow guest tables, ``none`` before the
-        first configuration.
+        ``paging32``, ``paging64`` and ``ept`` shadow guest tables (:data:`SHADOWING`),
+        ``none`` before the first configuration.
     cpu_role : CpuRole
     root_role : int
         Word of a root page of this context.
@@ -110,13 +110,25 @@ class NestedGuest(ABC):
     nested_pgd: int = 0
     idt_vectoring: int = 0
 
+    def vmexit_event(self, event: kvm_exit, info1: int, info2: int) -> kvm_nested_vmexit:
+        """Describe an exit of L2 as ``kvm_nested_vmexit`` does; on AMD by EXITINFO1 and EXITINFO2."""
+        return kvm_nested_vmexit(event.reason, info1, info2)
+
     @abstractmethod
-    def exit_handled(self, vcpu: Vcpu, reason: str, info1: int, info2: int) -> bool:
+    def exit_handled(self, vcpu: Vcpu, exit: kvm_nested_vmexit) -> bool:
         """Give an exit of L2 to L1 if L1 asked for it; return whether it did."""
 
     @abstractmethod
     def exception_handled(self, vcpu: Vcpu) -> bool:
         """Give the exception queued for L2 to L1 if L1 asked for it."""
+
+    @abstractmethod
+    def triple_fault(self, vcpu: Vcpu) -> bool:
+        """Give a triple fault of L2 to L1 if L1 asked for it."""
+
+    def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
+        """Log for L1 that a page of L2 gets dirty; False if that cannot be now. AMD has no such log."""
+        return True
 
     @abstractmethod
     def pdptr(self, vcpu: Vcpu, index: int) -> int:

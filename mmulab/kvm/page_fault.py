@@ -36,6 +36,7 @@ HANDLERS: dict[str, Callable[[Vcpu, PageFault], RetPf]] = {
     "tdp": kvm_tdp_page_fault,
     "paging32": page_fault,
     "paging64": page_fault,
+    "ept": page_fault,
 }
 
 

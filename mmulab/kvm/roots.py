@@ -239,6 +239,16 @@ def kvm_mmu_unload(vcpu: Vcpu) -> None:
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
 
 
+def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
+    """Free the previous roots that are L2's."""
+    roots = 0
+    for i, (_, hpa) in enumerate(mmu.prev_roots):
+        if hpa != INVALID_PAGE:
+            sp = to_shadow_page(kvm, hpa)
+            roots |= root_previous(i) if sp is None or sp.guest_mode else 0
+    kvm_mmu_free_roots(kvm, mmu, roots)
+
+
 def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
     """Free all roots and configure the context again, because the guest's paging changed."""
     emit = vcpu.kvm.emit

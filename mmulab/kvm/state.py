@@ -17,6 +17,7 @@ from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, NestedGuest, X86Exception
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
 from mmulab.x86.regs import CpuModel
@@ -130,6 +131,10 @@ class Vcpu:
         L2 runs, and the registers here are its.
     nested : NestedGuest or None
         What is kept of L2 while it runs.
+    vmx : VmxState
+        What is kept of VMX, whoever runs.
+    exit_qualification : int
+        Of the last EPT violation; a walk of L1's EPT that fails makes of it what L1 gets.
     singlestep_rip : int or None
         Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
     pdptrs_available : bool
@@ -149,6 +154,7 @@ class Vcpu:
         "efer",
         "emulation",
         "exception",
+        "exit_qualification",
         "fetch_fault",
         "guest_mmu",
         "guest_mode",
@@ -171,6 +177,7 @@ class Vcpu:
         "singlestep_rip",
         "smm",
         "stat",
+        "vmx",
         "walk_mmu",
     )
 
@@ -202,6 +209,8 @@ class Vcpu:
         self.fetch_fault: X86Exception | None = None
         self.guest_mode = False
         self.nested: NestedGuest | None = None
+        self.vmx = VmxState()
+        self.exit_qualification = 0
         self.pdptrs_available = False
         self.singlestep_rip: int | None = None
         self.stat = dict.fromkeys(VCPU_STATS, 0)

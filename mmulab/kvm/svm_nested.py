@@ -11,14 +11,14 @@ APM 2, 15.5, 15.6 and appendix B.
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_npt_mmu
+from mmulab.kvm.context import kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import NestedGuest, X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
-from mmulab.kvm.x86 import is_pae_paging, load_pdptrs
+from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -102,13 +102,13 @@ class SvmNested(NestedGuest):
         word, bit = divmod(exit_code, 32)
         return word < INTERCEPT_WORDS and bool(self.intercepts[word] >> bit & 1)
 
-    def exit_handled(self, vcpu: Vcpu, reason: str, info1: int, info2: int) -> bool:
+    def exit_handled(self, vcpu: Vcpu, exit: ev.kvm_nested_vmexit) -> bool:
         """Give an exit to L1 if L1 asked for it (``nested_svm_exit_handled``).
 
         A nested page fault is always L0's first, and so is a #PF while L0 shadows.
         """
-        self.exit_code, self.exit_info_1, self.exit_info_2 = SVM_EXITS[reason], info1, info2
-        if reason in ("npf", "pf") or not self.intercepted(self.exit_code):
+        self.exit_code, self.exit_info_1, self.exit_info_2 = SVM_EXITS[exit.reason], *exit[1:3]
+        if exit.reason in ("npf", "pf") or not self.intercepted(self.exit_code):
             return False
         nested_svm_vmexit(vcpu)
         return True
@@ -122,6 +122,15 @@ class SvmNested(NestedGuest):
         self.exit_code = SVM_EXIT_EXCP_BASE + vector
         self.exit_info_1 = error_code or 0
         self.exit_info_2 = (vcpu.cr2 if address is None else address) if vector == PF_VECTOR else 0
+        nested_svm_vmexit(vcpu)
+        return True
+
+    def triple_fault(self, vcpu: Vcpu) -> bool:
+        """Give a triple fault to L1 if L1 asked for it (``nested_svm_triple_fault``)."""
+        if not self.intercepted(SVM_EXITS["shutdown"]):
+            return False
+        vcpu.requests &= ~Request.TRIPLE_FAULT
+        self.exit_code, self.exit_info_1, self.exit_info_2 = SVM_EXITS["shutdown"], 0, 0
         nested_svm_vmexit(vcpu)
         return True
 
@@ -200,22 +209,9 @@ def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -
     vcpu.efer = save["efer"] | EFER_LMA if long_mode else save["efer"] & ~EFER_LMA
     vcpu.cr0, vcpu.cr4, vcpu.cr2 = save["cr0"], save["cr4"], save["cr2"]
     vcpu.rip, vcpu.cpl, vcpu.ac = save["rip"], save["cpl"], False
-    if not _load_cr3(vcpu, save["cr3"], nested_npt=nested.npt):
+    if not nested_load_cr3(vcpu, save["cr3"], nested_tdp=nested.npt):
         nested.exit_code, nested.exit_info_1, nested.exit_info_2 = SVM_EXIT_ERR, 0, 0
         nested_svm_vmexit(vcpu)
-
-
-def _load_cr3(vcpu: Vcpu, cr3: int, *, nested_npt: bool) -> bool:
-    """Load CR3 at a change between L1 and L2 (``nested_svm_load_cr3``); False if it is not legal."""
-    if cr3 >> vcpu.cpu.maxphyaddr:
-        return False
-    if not nested_npt and is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
-        return False
-    vcpu.cr3 = cr3
-    kvm_init_mmu(vcpu)
-    if not nested_npt:
-        kvm_mmu_new_pgd(vcpu, cr3)
-    return True
 
 
 def _inject_npf_exit(vcpu: Vcpu, fault: X86Exception) -> None:
@@ -273,7 +269,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> None:
         )
     _transition_tlb_flush(vcpu)
     vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
-    if not _load_cr3(vcpu, nested.l1["cr3"], nested_npt=False):
+    if not nested_load_cr3(vcpu, nested.l1["cr3"], nested_tdp=False):
         vcpu.requests |= Request.TRIPLE_FAULT
     vcpu.exception = None
     if single_stepped:

@@ -16,6 +16,7 @@ from mmulab.kvm.gpte import (
 )
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import sync_mmio_spte
+from mmulab.kvm.mmu import SHADOWING
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import (
     drop_spte,
@@ -43,7 +44,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     """
     mmu = vcpu.mmu
     paging = mmu.paging
-    shadows = mmu.kind in ("paging32", "paging64")
+    shadows = mmu.kind in SHADOWING
     mismatch = (sp.role ^ mmu.root_role) & vcpu.kvm.config.design.sync_mask
     if not shadows or paging is None or sp.direct or mismatch:
         return -1
@@ -68,7 +69,7 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
         return True
     gfn = gpte_to_gfn(gpte)
-    access = protect_clean_gpte(paging, sp.access & gpte_access(gpte), gpte)
+    access = protect_clean_gpte(paging, sp.access & gpte_access(paging, gpte), gpte)
     if sync_mmio_spte(vcpu, sptep, gfn, access):
         return False
     if (not access and not kvm.fmt.present) or gfn != kvm_mmu_page_get_gfn(sp, index):

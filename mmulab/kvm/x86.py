@@ -175,6 +175,25 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
         vcpu.requests |= Request.TLB_FLUSH_CURRENT
 
 
+def nested_load_cr3(vcpu: Vcpu, cr3: int, *, nested_tdp: bool) -> bool:
+    """Load CR3 at a change between L1 and L2; False if it is not legal.
+
+    The tables that it points to matter to KVM only if L1 has none of its own for
+    L2 (`nested_tdp`).
+
+    Source: ``nested_svm_load_cr3``, ``nested_vmx_load_cr3``.
+    """
+    if cr3 >> vcpu.cpu.maxphyaddr:
+        return False
+    if not nested_tdp and is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
+        return False
+    vcpu.cr3 = cr3
+    kvm_init_mmu(vcpu)
+    if not nested_tdp:
+        kvm_mmu_new_pgd(vcpu, cr3)
+    return True
+
+
 def kvm_get_pcid(vcpu: Vcpu, cr3: int) -> int:
     """Return the PCID in a CR3 value, 0 while PCIDs are off."""
     return cr3 & X86_CR3_PCID_MASK if vcpu.cr4 & X86_CR4_PCIDE else 0
@@ -262,7 +281,9 @@ def serve_requests(vcpu: Vcpu) -> bool:
         vcpu.requests &= ~(Request.TLB_FLUSH | Request.TLB_FLUSH_CURRENT)
         vcpu.stat["tlb_flush"] += 1
     kvm_service_local_tlb_flush_requests(vcpu)
-    return not vcpu.requests & Request.TRIPLE_FAULT
+    if not vcpu.requests & Request.TRIPLE_FAULT:
+        return True
+    return vcpu.nested is not None and vcpu.nested.triple_fault(vcpu)
 
 
 def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
@@ -304,6 +325,8 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
         # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).
         if not vcpu.requests and vcpu.mmu.root_hpa != INVALID_PAGE:
             vcpu.pdptrs_available = False
+            if vcpu.guest_mode:
+                vcpu.vmx.nested_run_pending = False
             return True
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mmulab import events as ev
+from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
@@ -28,6 +29,8 @@ from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.svm_nested import read_vmcb
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
+from mmulab.kvm.vmcs12 import INVALID_GPA
+from mmulab.kvm.vmx_nested import vmx_leave_nested
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
@@ -35,8 +38,9 @@ from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
-from mmulab.machine.stubs import instruction_of
+from mmulab.machine.stubs import VMX_OPERAND_OFFSET, instruction_of, vm_entry, vmx_operand
 from mmulab.memory.host import FRAME_BYTES, HostMemory
+from mmulab.x86.insn import Instruction
 from mmulab.x86.paging import PROCESSOR
 from mmulab.x86.regs import CpuModel
 
@@ -49,6 +53,17 @@ VMEXIT_FIELDS = {
     "intinfo": "exit_int_info",
 }
 """What a recording tells of an exit to L1, and the VMCB's fields."""
+VMX_EXIT_FIELDS = {
+    "reason": "vm_exit_reason",
+    "qual": "exit_qualification",
+    "gpa": "guest_physical_address",
+    "gla": "guest_linear_address",
+    "intr": "vm_exit_intr_info",
+    "intrerr": "vm_exit_intr_error_code",
+    "idtv": "idt_vectoring_info_field",
+    "rip": "guest_rip",
+}
+"""The same of VMX, and the VMCS's fields."""
 
 
 OpSink = Callable[[Op, Outcome], None]
@@ -147,16 +162,42 @@ class Machine:
                 | ops.Sysenter()
                 | ops.Vmrun()
                 | ops.Vmmcall()
+                | ops.Vmxon()
+                | ops.Vmptrld()
+                | ops.Vmclear()
+                | ops.Vmlaunch()
+                | ops.Vmcall()
+                | ops.Vmwrite()
+                | ops.Invept()
+                | ops.Invvpid()
+                | ops.Vmfunc()
             ):
-                if isinstance(op, ops.Vmrun):
-                    self._vmcb12 = op.gpa
-                mode, insn = instruction_of(op, self.config.stubs)
+                self._stage_operand(op)
+                mode, insn = self._instruction(op, vcpu)
                 compat = isinstance(op, ops.WriteCr) and op.compat
                 return Execution(self, vcpu, mode).run(insn, cs_l=is_long_mode(vcpu) and not compat)
         return self._execute_host(op, vcpu)
 
+    def _stage_operand(self, op: Op) -> None:
+        """Put the memory operand of a VMX instruction where L1's registers point to it."""
+        stubs = self.config.stubs
+        for i, word in enumerate(vmx_operand(op)):
+            if stubs is None:
+                raise InputError(f"the op {type(op).__name__} needs a guest with instruction stubs")
+            self._host_write(stubs.supervisor + VMX_OPERAND_OFFSET + 8 * i, 8, word)
+
+    def _instruction(self, op: Op, vcpu: Vcpu) -> tuple[ops.Mode, Instruction]:
+        if isinstance(op, ops.Vmrun):
+            self._vmcb12 = op.gpa
+            if self.config.host.vendor == "intel":
+                entered = vcpu.vmx.current_vmptr != INVALID_GPA and vcpu.vmx.get("launch_state")
+                return ops.Mode.SUPERVISOR, vm_entry(self.config.stubs, launch=not entered)
+        return instruction_of(op, self.config.stubs)
+
     def last_vmexit(self, vcpu: Vcpu) -> dict[str, int]:
-        """Return what L1 was told of the last exit of its guest, from its VMCB."""
+        """Return what L1 was told of the last exit of its guest, from its VMCB or VMCS."""
+        if self.config.host.vendor == "intel":
+            return {key: vcpu.vmx.get(field) for key, field in VMX_EXIT_FIELDS.items()}
         return {key: read_vmcb(vcpu, self._vmcb12, field) for key, field in VMEXIT_FIELDS.items()}
 
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
@@ -195,6 +236,7 @@ class Machine:
         for vcpu in self.kvm.vcpus:
             kvm_mmu_unload(vcpu)  # kvm_unload_vcpu_mmus
         for vcpu in self.kvm.vcpus:
+            vmx_leave_nested(vcpu)
             kvm_mmu_unload(vcpu)  # kvm_mmu_destroy
         if self.kvm.config.uses_tdp_mmu:
             kvm_tdp_mmu_invalidate_all_roots(self.kvm)

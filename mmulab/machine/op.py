@@ -214,6 +214,10 @@ class OutcomeKind(StrEnum):
     """L2 was entered."""
     VMEXIT = "vmexit"
     """L1 got an exit of L2."""
+    VMFAIL = "vmfail"
+    """VM entry failed its checks."""
+    HANG = "hang"
+    """KVM found itself at fault and runs the VM no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +250,10 @@ class Outcome:
         Return value of a host op.
     dirty : list of int or None
         Pages set in the returned dirty bitmap.
-    zf : int or None
-        Of ``cmpxchg8b``.
+    cf, zf : int or None
+        Flags after ``cmpxchg8b`` and VMX instructions.
+    error : int or None
+        VM-instruction error of a failed entry; error number of the VMM's call that hung.
     vmexit : dict of str to int or None
         What L1 was told of an exit, under the keys of a recording.
     """
@@ -262,7 +268,9 @@ class Outcome:
     mmio: list[Mmio] | None = None
     result: int | None = None
     dirty: list[int] | None = None
+    cf: int | None = None
     zf: int | None = None
+    error: int | None = None
     suberror: int | None = None
     vmexit: dict[str, int] | None = None
 

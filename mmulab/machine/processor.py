@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.state import Vcpu
-from mmulab.x86.ept import make_ept_paging, raw_rwx
+from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
 from mmulab.x86.mode import (
     PAGING_PAE,
     PT_PRESENT_MASK,
@@ -185,9 +185,11 @@ def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
 
 
 def _ept_ad(vcpu: Vcpu) -> bool:
-    """Whether the EPT pointer in use turns A/D bits on (``construct_eptp``)."""
-    facts = vcpu.mmu.root_facts
-    return vcpu.kvm.fmt.ad_enabled and facts is not None and not facts.ad_disabled
+    """Whether the EPT pointer in use turns A/D bits on (``construct_eptp``): for L2, if L1's does."""
+    nested = vcpu.nested
+    return vcpu.kvm.fmt.ad_enabled and (
+        nested is None or bool(nested.nested_pgd & VMX_EPTP_AD_ENABLE_BIT)
+    )
 
 
 def _nested(
@@ -207,8 +209,9 @@ def _nested(
     )
     if w.error is not None:
         raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
-    if kvm.config.pml and pfec & PFERR_WRITE_MASK and w.ptes[w.level] & VMX_EPT_DIRTY_BIT:
-        # The log of dirtied pages is emptied into the bitmap at the next exit.
+    dirties = pfec & PFERR_WRITE_MASK and w.ptes[w.level] & VMX_EPT_DIRTY_BIT
+    if kvm.config.pml and not vcpu.guest_mode and dirties:
+        # The log of dirtied pages is emptied into the bitmap at the next exit; L2 runs without one.
         kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
     return w.pa
 

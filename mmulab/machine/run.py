@@ -9,15 +9,18 @@ from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.exits import (
     NestedExit,
+    VmBuggedError,
     handle_instruction,
     handle_nested_page_fault,
     kvm_handle_page_fault,
     trace_exit,
     trace_page_fault_exit,
 )
-from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.svm_nested import DB_VECTOR
+from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
+from mmulab.kvm.vmx_insn import write_shadow_vmcs
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import (
@@ -29,21 +32,32 @@ from mmulab.machine.processor import (
     linear_address,
     load_cr,
 )
-from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, delivery_accesses, handler_rip
-from mmulab.x86.insn import TOUCHES_MEMORY, WRITES_MEMORY, Instruction, Mnemonic, decode
+from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, VMFAIL_PORT, delivery_accesses, handler_rip
+from mmulab.x86.insn import TOUCHES_MEMORY, VMX_INSTRUCTIONS, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 
 if TYPE_CHECKING:
     from mmulab.machine.machine import Machine
 
-PRIVILEGED = (Mnemonic.MOV_CR, Mnemonic.WRMSR, Mnemonic.INVLPG, Mnemonic.VMRUN, Mnemonic.VMMCALL)
-CHANGES_WORLD = (Mnemonic.VMRUN, Mnemonic.VMMCALL)
+PRIVILEGED = (
+    Mnemonic.MOV_CR,
+    Mnemonic.WRMSR,
+    Mnemonic.INVLPG,
+    Mnemonic.VMRUN,
+    Mnemonic.VMMCALL,
+    *VMX_INSTRUCTIONS,
+)
+VM_ENTRIES = (Mnemonic.VMLAUNCH, Mnemonic.VMRESUME)
+WITHOUT_FLAGS = (Mnemonic.VMCALL, Mnemonic.VMFUNC)
+"""VMX instructions that do not say in the flags how they went."""
+CHANGES_WORLD = (Mnemonic.VMRUN, Mnemonic.VMMCALL, Mnemonic.VMCALL, *VM_ENTRIES)
 """What the VMM does not single-step: the guest goes on in the other world."""
 VECTORING_VALID = 1 << 31
 VECTORING_ERROR = 1 << 11
 VECTORING_EXCEPTION = 3 << 8
 """Event being delivered at an exit: EXITINTINFO (APM 2, 15.7.2), IDT-vectoring (SDM 3, 25.9.3)."""
 MAX_EXITS = 64
+EIO = 5
 
 
 class _Exit(Exception):
@@ -90,12 +104,21 @@ class Execution:
             insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0
         vcpu.singlestep_rip = None if insn.mnemonic in CHANGES_WORLD else insn.rip
+        try:
+            return self._run(insn)
+        except VmBuggedError:
+            return Outcome(OutcomeKind.HANG, error=EIO)
+
+    def _run(self, insn: Instruction) -> Outcome:
+        vcpu = self.vcpu
         for _ in range(MAX_EXITS):
             if self.native:
                 self.native = False
             elif not vcpu_enter_guest(vcpu, reinject=self.reinject):
                 vcpu.requests = 0
                 return Outcome(OutcomeKind.SHUTDOWN)
+            elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
+                insn = self._change_world()
             self.reinject = False
             try:
                 if vcpu.exception is not None:
@@ -200,7 +223,7 @@ class Execution:
             kind=fault.kind,
             final=fault.final,
             rwx=fault.rwx,
-            linear=fault.va is not None,
+            va=fault.va,
             guest_access=fault.guest_access if self.machine.config.host.ept_advanced_info else None,
         )
         self.verdict = handle_nested_page_fault(
@@ -235,6 +258,7 @@ class Execution:
                 return self._raise(GP_VECTOR, 0)
             self._decode(self._access(insn.rip, PFERR_FETCH_MASK))
             insn = self.insn
+            self._skip_lead(insn)
         if insn.mnemonic in PRIVILEGED:
             if vcpu.cpl == 3:
                 return self._raise(GP_VECTOR, 0)
@@ -247,6 +271,13 @@ class Execution:
                 return self._raise(GP_VECTOR, 0)
             self._data(outcome)
         return self._finish(outcome, stepped=True)
+
+    def _skip_lead(self, insn: Instruction) -> None:
+        """Execute what stands in front of the instruction and is no matter of KVM's."""
+        if insn.lead and insn.rip is not None:
+            insn.rip += insn.lead
+            insn.lead = 0
+            self.vcpu.rip = insn.rip
 
     def _decode(self, hpa: int) -> None:
         """Take the instruction that really lies at a target page.
@@ -274,6 +305,10 @@ class Execution:
         self.vcpu.rip = rip + len(insn.code)
         if self.in_l2:
             return Outcome(OutcomeKind.L2)
+        if port == VMFAIL_PORT:
+            vmx = self.vcpu.vmx
+            error = vmx.get("vm_instruction_error") if vmx.zf else None
+            return Outcome(OutcomeKind.VMFAIL, cf=vmx.cf, zf=vmx.zf, error=error)
         return Outcome(OutcomeKind.VMEXIT, vmexit=self.vmexit)
 
     def _data(self, outcome: Outcome) -> None:
@@ -304,14 +339,43 @@ class Execution:
 
     def _privileged(self) -> Outcome:
         vcpu, insn = self.vcpu, self.insn
+        if self._undefined():
+            return self._raise(UD_VECTOR, None)
         verdict = handle_instruction(vcpu, insn, cs_l=self.cs_l)
         outcome = Outcome(OutcomeKind.OK, rax=insn.value)
         if verdict is None:
             return self._native(outcome)
+        if verdict is Verdict.DONE and insn.mnemonic in VM_ENTRIES:
+            self._vmfail()
+            raise _Exit
         self.verdict = verdict
         if verdict is Verdict.DONE:
-            return self._finish(outcome, stepped=False)
+            return self._finish(self._flags(outcome), stepped=False)
         raise _Exit
+
+    def _undefined(self) -> bool:
+        """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2."""
+        vcpu, mnemonic = self.vcpu, self.insn.mnemonic
+        if mnemonic not in VMX_INSTRUCTIONS:
+            return False
+        if self.machine.config.host.vendor != "intel":
+            return True
+        if mnemonic is not Mnemonic.VMFUNC or not vcpu.guest_mode:
+            return False
+        return not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
+
+    def _flags(self, outcome: Outcome) -> Outcome:
+        if self.insn.mnemonic in VMX_INSTRUCTIONS and self.insn.mnemonic not in WITHOUT_FLAGS:
+            outcome.cf, outcome.zf = self.vcpu.vmx.cf, self.vcpu.vmx.zf
+        return outcome
+
+    def _vmfail(self) -> None:
+        """Go on behind a VM entry that failed, with the OUT that tells the VMM."""
+        insn = self.insn
+        rip = (insn.rip or 0) + len(insn.code)
+        self.vcpu.rip = rip
+        self.verdict = Verdict.RESUME
+        self.insn = Instruction(Mnemonic.OUT, rip, bytes([0xE6, VMFAIL_PORT]))
 
     def _native(self, outcome: Outcome) -> Outcome:
         """Let the processor execute a privileged instruction that is not intercepted."""
@@ -323,7 +387,9 @@ class Execution:
             except NestedFault as fault:
                 self._nested_exit(fault)
                 raise _Exit from fault
-        return self._finish(outcome, stepped=True)
+        elif insn.mnemonic is Mnemonic.VMWRITE:
+            write_shadow_vmcs(self.vcpu, insn)
+        return self._finish(self._flags(outcome), stepped=True)
 
     def _emulated(self) -> Outcome:
         """Complete an instruction that KVM emulated."""

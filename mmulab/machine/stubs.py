@@ -17,8 +17,12 @@ _READ = {4: (0, "8b03"), 8: (2, "488b03"), 1: (17, "8a03")}
 _WRITE = {4: (1, "8903"), 8: (3, "488903"), 1: (18, "8803")}
 _CR = {3: (4, "0f22d8"), 0: (5, "0f22c0"), 4: (6, "0f22e0")}
 VMRUN = (14, "0f01d8")
-L2_PORT, VMEXIT_PORT = 0xFD, 0xFE
-"""Ports by which the VMM learns that L2 was entered, and that L1 is back."""
+VMX_OPERAND_OFFSET = 0x7C0
+"""Memory operand of VMX instructions, in the supervisor page."""
+_VM_ENTRY_LEAD = 6
+"""VMWRITEs of RIP and RFLAGS in front of VMLAUNCH and VMRESUME."""
+L2_PORT, VMEXIT_PORT, VMFAIL_PORT = 0xFD, 0xFE, 0xFC
+"""Ports by which the VMM learns that L2 was entered, that L1 is back, and that VMX entry failed."""
 L2_STUB = 15
 STUB_OFFSET = 0x800
 HANDLER_OFFSET = 0x600
@@ -78,7 +82,56 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
             return s, Instruction(Mnemonic.VMRUN, *_at(stubs, s, VMRUN), value=gpa)
         case ops.Vmmcall():
             return s, Instruction(Mnemonic.VMMCALL, *_at(stubs, s, (16, "0f01d9")))
+    return s, _vmx_instruction(op, stubs)
+
+
+def _vmx_instruction(op: Op, stubs: Stubs | None) -> Instruction:
+    s = Mode.SUPERVISOR
+    operand = (0 if stubs is None else stubs.supervisor) + VMX_OPERAND_OFFSET
+    match op:
+        case ops.Vmxon():
+            return Instruction(Mnemonic.VMXON, *_at(stubs, s, (19, "f30fc733")), operand)
+        case ops.Vmptrld():
+            return Instruction(Mnemonic.VMPTRLD, *_at(stubs, s, (20, "0fc733")), operand)
+        case ops.Vmclear():
+            return Instruction(Mnemonic.VMCLEAR, *_at(stubs, s, (21, "660fc733")), operand)
+        case ops.Vmlaunch():
+            return vm_entry(stubs, launch=True)
+        case ops.Invept(type=kind):
+            where = _at(stubs, s, (24, "660f388003"))
+            return Instruction(Mnemonic.INVEPT, *where, operand, value=kind, register=kind)
+        case ops.Invvpid(type=kind):
+            where = _at(stubs, s, (25, "660f388103"))
+            return Instruction(Mnemonic.INVVPID, *where, operand, value=kind, register=kind)
+        case ops.Vmwrite(field=field, value=value):
+            where = _at(stubs, s, (26, "0f79d8"))
+            return Instruction(Mnemonic.VMWRITE, *where, value=value, register=field)
+        case ops.Vmcall():
+            return Instruction(Mnemonic.VMCALL, *_at(stubs, s, (27, "0f01c1")))
+        case ops.Vmfunc(function=function, index=index):
+            where = _at(stubs, s, (29, "0f01d4"))
+            return Instruction(Mnemonic.VMFUNC, *where, value=function, register=index)
     raise TypeError(f"{type(op).__name__} is not an instruction")
+
+
+def vm_entry(stubs: Stubs | None, *, launch: bool) -> Instruction:
+    """Return the VMLAUNCH or VMRESUME that enters L2 at its first stub."""
+    mnemonic, stub = (Mnemonic.VMLAUNCH, 22) if launch else (Mnemonic.VMRESUME, 23)
+    where = _at(stubs, Mode.SUPERVISOR, (stub, "0f01c2" if launch else "0f01c3"))
+    rip = 0 if stubs is None else l2_rip(stubs)
+    return Instruction(mnemonic, *where, value=rip, lead=_VM_ENTRY_LEAD)
+
+
+def vmx_operand(op: Op) -> tuple[int, ...]:
+    """Return the 8-byte words of a VMX instruction's memory operand."""
+    match op:
+        case ops.Vmxon(gpa=gpa) | ops.Vmptrld(gpa=gpa) | ops.Vmclear(gpa=gpa):
+            return (gpa,)
+        case ops.Invept(eptp=eptp, reserved=reserved):
+            return eptp, reserved
+        case ops.Invvpid(vpid=vpid, gva=gva):
+            return vpid, gva
+    return ()
 
 
 def delivery_accesses(
@@ -94,7 +147,7 @@ def delivery_accesses(
     accesses = [(gate, False), (page + 0x40 if long_mode else page + 0x8, False)]
     if from_user:
         accesses.append((page + (TSS64_OFFSET if long_mode else TSS32_OFFSET) + 4, False))
-    accesses.append((page + STACK_TOP - 8, True))
+    accesses.append((page + STACK_TOP - (8 if long_mode else 4), True))
     return accesses
 
 

@@ -32,15 +32,6 @@ NOT_MODELLED = (
     ops.Invpcid,
     ops.SetCpuid,
     ops.Smm,
-    ops.Vmxon,
-    ops.Vmptrld,
-    ops.Vmclear,
-    ops.Vmlaunch,
-    ops.Vmcall,
-    ops.Vmwrite,
-    ops.Invept,
-    ops.Invvpid,
-    ops.Vmfunc,
 )
 """Ops that the language has and the machine has not yet."""
 
@@ -144,7 +135,10 @@ class Runner:
             if step.when and (step.when == "!") != self.machine.kvm.vcpus[step.op.vcpu].guest_mode:
                 continue
             if isinstance(step.op, ops.Vmrun):
-                self._aim_vmcb(step.op.gpa)
+                if header.vendor == "intel":
+                    yield from self._load_vmcs(index, step.op)
+                else:
+                    self._aim_vmcb(step.op.gpa)
             self._fix_pdptes(header)
             helper = self._change_cpl(step)
             if helper is not None:
@@ -152,7 +146,7 @@ class Runner:
                 yield self._execute(index, name, helper)
             result = self._execute(index, format_step(step), step.op)
             yield result
-            if result.outcome.kind is OutcomeKind.SHUTDOWN:
+            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
         yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
 
@@ -196,6 +190,15 @@ class Runner:
         """Let L2 begin at the stub that tells the VMM of it."""
         offset, size = VMCB["rip"]
         self.machine.execute(ops.HostWrite(size, gpa + offset, l2_rip(Stubs(HELPER_S, HELPER_U))))
+
+    def _load_vmcs(self, index: int, op: ops.Vmrun) -> Iterator[Result]:
+        """Make the VMCS of an entry current, unless it is; of this helper no flags are told."""
+        if self.machine.kvm.vcpus[op.vcpu].vmx.current_vmptr == op.gpa:
+            return
+        helper = ops.Vmptrld(op.gpa, vcpu=op.vcpu)
+        result = self._execute(index, f"{vcpu_prefix(helper)}~vmptrld", helper)
+        result.outcome.cf = result.outcome.zf = None
+        yield result
 
     def _fix_pdptes(self, header: Header) -> None:
         """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""

@@ -111,7 +111,7 @@ def make_ept_paging(level: int, *, ad: bool, cpu: CpuModel, walker: Walker, exec
         page_size_mask=(0, 0, PT_PAGE_SIZE_MASK, PT_PAGE_SIZE_MASK, 0, 0),
         permissions=ept_permission_bitmask(),
         nx=True,
-        fetch_bit=True,
+        fetch_bit=walker.ept_fetch,
         wp=True,
         pke=False,
         sets_ad=walker.sets_ad,

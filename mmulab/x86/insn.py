@@ -25,8 +25,30 @@ class Mnemonic(Enum):
     ADD = "add to memory"
     VMRUN = "vmrun"
     VMMCALL = "vmmcall"
+    VMXON = "vmxon"
+    VMPTRLD = "vmptrld"
+    VMCLEAR = "vmclear"
+    VMLAUNCH = "vmlaunch"
+    VMRESUME = "vmresume"
+    VMWRITE = "vmwrite"
+    INVEPT = "invept"
+    INVVPID = "invvpid"
+    VMCALL = "vmcall"
+    VMFUNC = "vmfunc"
 
 
+VMX_INSTRUCTIONS = (
+    Mnemonic.VMXON,
+    Mnemonic.VMPTRLD,
+    Mnemonic.VMCLEAR,
+    Mnemonic.VMLAUNCH,
+    Mnemonic.VMRESUME,
+    Mnemonic.VMWRITE,
+    Mnemonic.INVEPT,
+    Mnemonic.INVVPID,
+    Mnemonic.VMCALL,
+    Mnemonic.VMFUNC,
+)
 WRITES_TABLES = (Mnemonic.STORE, Mnemonic.XCHG, Mnemonic.CMPXCHG8B)
 """What the kernel's emulator marks as usual for writing page tables (``PageTable``)."""
 WRITES_MEMORY = (*WRITES_TABLES, Mnemonic.ADD)
@@ -51,9 +73,11 @@ class Instruction:
     old : int
         Expected value of ``cmpxchg8b``.
     register : int
-        Number of the control register, or of the MSR.
+        Number of the control register, or of the MSR; the second register operand of a VMX instruction.
     target : int or None
         Where a jump leads.
+    lead : int
+        Bytes of instructions in front that only the processor sees, and that lie in the same page.
     """
 
     mnemonic: Mnemonic
@@ -65,6 +89,7 @@ class Instruction:
     old: int = 0
     register: int = 0
     target: int | None = None
+    lead: int = 0
 
 
 ENCODINGS: dict[bytes, tuple[Mnemonic, int]] = {

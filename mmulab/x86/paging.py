@@ -68,6 +68,9 @@ class Walker:
     marks_pdptes : bool
         It sets A in PDPTEs that it reads from memory, and so cannot take the bit
         for reserved. Only QEMU's emulated processors do.
+    ept_fetch : bool
+        A fetch that fails in an EPT is reported as one. KVM's walk does so if the
+        MMU role has NX or SMEP, and that of an EPT has neither (``FNAME(walk_addr_generic)``).
     """
 
     name: str
@@ -76,10 +79,11 @@ class Walker:
     fetch_needs_pae: bool = True
     rsvd_sets_p: bool = True
     marks_pdptes: bool = False
+    ept_fetch: bool = True
 
 
 PROCESSOR = Walker("processor", True, None)
-KVM_WALK = Walker("kvm", False, 4, fetch_needs_pae=False)
+KVM_WALK = Walker("kvm", False, 4, fetch_needs_pae=False, ept_fetch=False)
 
 
 @dataclass(frozen=True, slots=True)

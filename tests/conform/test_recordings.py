@@ -22,6 +22,14 @@ FOLDERS = {
     "ept1-pml": 16,
     "ept0-host-noad": 16,
     "ept1-host-noad": 16,
+    "nested57": 31,
+    "nested48": 22,
+    "nested-nonpt": 6,
+    "nested-ept": 73,
+    "nested-ept-tdpmmu": 36,
+    "nested-ept-host-noad": 21,
+    "nested-noept-shadow": 4,
+    "nested-noept-tdp": 4,
 }
 """Folders with whose recordings the model agrees, and how many each has."""
 

@@ -1,0 +1,447 @@
+"""Nested VMX: L1 runs a guest of its own with VMLAUNCH and VMRESUME, and gets its exits.
+
+If L1 turns EPT on, KVM shadows L1's tables in ``guest_mmu`` and walks L2's own
+with ``nested_mmu``; if not, L2's tables are treated as L1's are. Roots are kept
+over entries and exits and are not synced there: EPT translations stay until
+INVEPT, whatever L1 writes to its tables (SDM 3, 29.4.3).
+
+Source: Linux 6.1 ``arch/x86/kvm/vmx/nested.c``; SDM 3, chapters 27 and 28, appendix C.
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.errors import InputError
+from mmulab.kvm.context import kvm_init_shadow_ept_mmu
+from mmulab.kvm.guest_walk import kvm_write_guest
+from mmulab.kvm.invlpg import invlpg
+from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, NestedGuest, X86Exception
+from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
+from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.vmcs12 import (
+    INVALID_GPA,
+    SECONDARY_EXEC_ENABLE_EPT,
+    SECONDARY_EXEC_ENABLE_PML,
+    SECONDARY_EXEC_ENABLE_VMFUNC,
+    SECONDARY_EXEC_ENABLE_VPID,
+    SECONDARY_EXEC_UNRESTRICTED_GUEST,
+    VmxState,
+)
+from mmulab.kvm.x86 import (
+    is_long_mode,
+    is_pae_paging,
+    kvm_service_local_tlb_flush_requests,
+    load_pdptrs,
+    nested_load_cr3,
+)
+from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5
+from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
+from mmulab.x86.regs import EFER_LMA, EFER_LME, X86_CR0_PE, X86_CR0_PG, X86_CR4_PAE
+
+DB_VECTOR = 1
+EXIT_REASONS = {
+    "triple_fault": 2,
+    "invlpg": 14,
+    "vmcall": 18,
+    "vmclear": 19,
+    "vmlaunch": 20,
+    "vmptrld": 21,
+    "vmresume": 24,
+    "vmwrite": 25,
+    "vmxon": 27,
+    "cr": 28,
+    "ioio": 30,
+    "wrmsr": 32,
+    "ept_violation": 48,
+    "ept_misconfig": 49,
+    "invept": 50,
+    "invvpid": 53,
+    "vmfunc": 59,
+    "pml_full": 62,
+}
+"""Basic exit reasons by the name that ``kvm_exit`` prints (SDM 3, appendix C)."""
+L1_WANTS = frozenset(
+    ("triple_fault", "wrmsr", "vmcall", "vmclear", "vmlaunch", "vmptrld", "vmresume", "vmwrite", "vmxon")
+) | {"invept", "invvpid"}
+"""Exits that go to L1 whatever its controls say; of WRMSR that holds without MSR bitmaps."""
+INTR_INFO_VALID = 1 << 31
+INTR_INFO_ERROR_CODE = 1 << 11
+INTR_TYPE_HARD_EXCEPTION = 3 << 8
+DEBUG_SINGLE_STEP = 1 << 14
+INTR_INFO_UNBLOCK_NMI = 1 << 12
+
+VM_ENTRY_IA32E_MODE = 1 << 9
+VM_ENTRY_LOAD_IA32_EFER = 1 << 15
+VM_EXIT_HOST_ADDR_SPACE_SIZE = 1 << 9
+VM_EXIT_SAVE_IA32_EFER = 1 << 20
+VM_EXIT_LOAD_IA32_EFER = 1 << 21
+
+VMXERR_ENTRY_INVALID_CONTROL_FIELD = 7
+VMXERR_ENTRY_INVALID_HOST_STATE_FIELD = 8
+
+_EPTP_MT_MASK, _EPTP_MT_UC, _EPTP_MT_WB = 7, 0, 6
+_EPTP_PWL_MASK, _EPTP_PWL_4 = 0x38, 0x18
+_EPTP_PA_MASK = 0xFFFFFFFFFF000
+_PML_ENTRIES = 512
+_PDPTRS = ("guest_pdptr0", "guest_pdptr1", "guest_pdptr2", "guest_pdptr3")
+
+_NOT_MODELLED = (
+    "cr0_guest_host_mask",
+    "cr4_guest_host_mask",
+    "exception_bitmap",
+    "page_fault_error_code_mask",
+    "page_fault_error_code_match",
+    "vm_exit_msr_store_count",
+    "vm_exit_msr_load_count",
+    "vm_entry_msr_load_count",
+    "guest_activity_state",
+)
+"""Fields of which the model knows only the value 0."""
+_CONTROLS_NOT_MODELLED = {
+    9: "INVLPG exiting",
+    15: "CR3-load exiting",
+    24: "unconditional I/O exiting",
+    25: "I/O bitmaps",
+    28: "MSR bitmaps",
+}
+"""Processor-based controls that the model does not know, by bit."""
+
+
+class VmxNested(NestedGuest):
+    """What is kept of L2 while it runs; the rest is in :attr:`Vcpu.vmx`.
+
+    Attributes
+    ----------
+    last_exit : kvm_nested_vmexit or None
+        The processor's last exit from L2.
+    """
+
+    def __init__(self, nested_pgd: int) -> None:
+        self.nested_pgd = nested_pgd
+        self.last_exit: ev.kvm_nested_vmexit | None = None
+
+    def vmexit_event(self, event: ev.kvm_exit, info1: int, info2: int) -> ev.kvm_nested_vmexit:
+        """Describe an exit: qualification, IDT-vectoring and interruption information."""
+        qualification, vectoring = event.qualification or 0, event.idt_vectoring or 0
+        if event.reason == "db":
+            info = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | DB_VECTOR
+            return ev.kvm_nested_vmexit(event.reason, DEBUG_SINGLE_STEP, vectoring, info, 0)
+        if event.reason == "pf":
+            info = INTR_INFO_VALID | INTR_INFO_ERROR_CODE | INTR_TYPE_HARD_EXCEPTION | PF_VECTOR
+            return ev.kvm_nested_vmexit(
+                event.reason, event.address or 0, vectoring, info, event.error_code or 0
+            )
+        return ev.kvm_nested_vmexit(event.reason, qualification, vectoring)
+
+    def exit_handled(self, vcpu: Vcpu, exit: ev.kvm_nested_vmexit) -> bool:
+        """Give an exit to L1 if it wants it and L0 does not (``nested_vmx_reflect_vmexit``).
+
+        EPT violations and VMFUNC are L0's first, #PF while it shadows, and #DB
+        while the VMM single-steps.
+        """
+        self.last_exit = exit
+        if exit.reason not in L1_WANTS:
+            return False
+        nested_vmx_vmexit(vcpu, exit.reason, exit.exit_info1)
+        return True
+
+    def exception_handled(self, vcpu: Vcpu) -> bool:
+        """L1 gets none of L2's exceptions: :func:`_refuse` lets no exception bitmap pass."""
+        return False
+
+    def triple_fault(self, vcpu: Vcpu) -> bool:
+        """Tell L1 that its guest is lost (``nested_vmx_triple_fault``)."""
+        vcpu.requests &= ~Request.TRIPLE_FAULT
+        self.idt_vectoring = 0
+        nested_vmx_vmexit(vcpu, "triple_fault", 0)
+        return True
+
+    def pdptr(self, vcpu: Vcpu, index: int) -> int:
+        """EPT has no PDPTEs.
+
+        Raises
+        ------
+        AssertionError
+        """
+        raise AssertionError("EPT has at least four levels")
+
+    def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
+        """Log a page of L2 that gets dirty; False if L1's log is full (``nested_vmx_write_pml_buffer``)."""
+        vmx = vcpu.vmx
+        if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_PML):
+            return True
+        index = vmx.get("guest_pml_index")
+        if index >= _PML_ENTRIES:
+            vmx.pml_full = True
+            return False
+        if kvm_write_guest(vcpu, vmx.get("pml_address") + 8 * index, 8, gpa & ~0xFFF):
+            vmx.put("guest_pml_index", index - 1)
+        return True
+
+
+def consistency_check(vcpu: Vcpu, failed: bool) -> bool:
+    """Report a check that failed (``CC``); returns whether it did."""
+    if failed and vcpu.kvm.emit is not None:
+        vcpu.kvm.emit(ev.kvm_nested_vmenter_failed(0))
+    return failed
+
+
+def page_address_valid(vcpu: Vcpu, gpa: int) -> bool:
+    """Whether `gpa` is page-aligned and within the guest's physical addresses."""
+    return not gpa & 0xFFF and not gpa >> vcpu.cpu.maxphyaddr
+
+
+def nested_vmx_check_eptp(vcpu: Vcpu, eptp: int) -> bool:
+    """Whether KVM offers L1 what an EPT pointer asks for: write-back, 4 levels, A/D if the host has it."""
+    kvm = vcpu.kvm
+    memory_type, levels = eptp & _EPTP_MT_MASK, eptp & _EPTP_PWL_MASK
+    if memory_type not in (_EPTP_MT_UC, _EPTP_MT_WB):
+        return False
+    if consistency_check(vcpu, memory_type == _EPTP_MT_UC):
+        return False
+    if levels not in (_EPTP_PWL_4, VMX_EPTP_PWL_5):
+        return False
+    if consistency_check(vcpu, levels == VMX_EPTP_PWL_5 and not kvm.config.la57):
+        return False
+    if consistency_check(vcpu, bool(eptp >> vcpu.cpu.maxphyaddr or eptp & 0xF80)):
+        return False
+    wants_ad = bool(eptp & VMX_EPTP_AD_ENABLE_BIT)
+    return not consistency_check(vcpu, wants_ad and not kvm.fmt.ad_enabled)
+
+
+def check_controls(vcpu: Vcpu) -> bool:
+    """Check the execution controls that concern paging (``nested_check_vm_execution_controls``)."""
+    vmx = vcpu.vmx
+    ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
+    if vmx.has_secondary(SECONDARY_EXEC_ENABLE_PML):
+        usable = ept and page_address_valid(vcpu, vmx.get("pml_address"))
+        if consistency_check(vcpu, not usable):
+            return False
+    if consistency_check(vcpu, vmx.has_secondary(SECONDARY_EXEC_UNRESTRICTED_GUEST) and not ept):
+        return False
+    vpid = vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID)
+    if consistency_check(vcpu, vpid and not vmx.get("virtual_processor_id")):
+        return False
+    if ept and consistency_check(vcpu, not nested_vmx_check_eptp(vcpu, vmx.get("ept_pointer"))):
+        return False
+    if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC):
+        return True
+    functions = vmx.get("vm_function_control")
+    if consistency_check(vcpu, bool(functions & ~1)):
+        return False
+    usable = ept and page_address_valid(vcpu, vmx.get("eptp_list_address"))
+    return not consistency_check(vcpu, bool(functions & 1) and not usable)
+
+
+def check_host_state(vcpu: Vcpu) -> bool:
+    """Check what L1 is to come back with (``nested_vmx_check_host_state``)."""
+    vmx = vcpu.vmx
+    exits = vmx.get("vm_exit_controls")
+    long_mode = bool(exits & VM_EXIT_HOST_ADDR_SPACE_SIZE)
+    efer = vmx.get("host_ia32_efer")
+    checks = [
+        long_mode != is_long_mode(vcpu),
+        bool(vmx.get("host_cr3") >> vcpu.cpu.maxphyaddr),
+        long_mode and not vmx.get("host_cr4") & X86_CR4_PAE,
+        not long_mode and bool(vmx.get("vm_entry_controls") & VM_ENTRY_IA32E_MODE),
+    ]
+    if exits & VM_EXIT_LOAD_IA32_EFER:
+        checks += [long_mode != bool(efer & EFER_LMA), long_mode != bool(efer & EFER_LME)]
+    return not any(consistency_check(vcpu, failed) for failed in checks)
+
+
+def _refuse(vmx: VmxState) -> None:
+    """Refuse a VMCS that asks for what the model does not know.
+
+    Raises
+    ------
+    InputError
+    """
+    for name in _NOT_MODELLED:
+        if vmx.get(name):
+            raise InputError(f"VMCS field {name} is {vmx.get(name):#x}; only 0 is modelled")
+    controls = vmx.get("cpu_based_vm_exec_control")
+    for bit, name in _CONTROLS_NOT_MODELLED.items():
+        if controls >> bit & 1:
+            raise InputError(f"the VMCS turns {name} on (control bit {bit}), which is not modelled")
+    if vmx.get("vm_entry_intr_info_field") & INTR_INFO_VALID:
+        raise InputError("the VMCS injects an event at VM entry, which is not modelled")
+    cr0, cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
+    long_mode = vmx.get("vm_entry_controls") & VM_ENTRY_IA32E_MODE
+    paging = cr0 & X86_CR0_PG
+    if (paging and not cr0 & X86_CR0_PE) or (long_mode and not (paging and cr4 & X86_CR4_PAE)):
+        raise InputError("VM entry fails on L2's control registers, which is not modelled")
+
+
+def _transition_tlb_flush(vcpu: Vcpu, *, entry: bool) -> None:
+    """Flush at a change between L1 and L2 what a common tag would keep.
+
+    With EPT the pointers differ, and so do the tags; without it L2 gets a VPID
+    of its own from KVM. Source: ``nested_vmx_transition_tlb_flush``.
+    """
+    vmx = vcpu.vmx
+    vpid = vmx.get("virtual_processor_id")
+    if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID):
+        vcpu.requests |= Request.TLB_FLUSH_GUEST
+    elif entry and vpid != vmx.last_vpid:
+        vmx.last_vpid = vpid
+        vcpu.requests |= Request.TLB_FLUSH_GUEST
+
+
+def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
+    """Turn ``guest_mmu`` to another EPT pointer of L1."""
+    assert vcpu.nested is not None
+    vcpu.nested.nested_pgd = eptp
+    kvm_init_shadow_ept_mmu(
+        vcpu,
+        level=5 if eptp & _EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4,
+        accessed_dirty=bool(eptp & VMX_EPTP_AD_ENABLE_BIT),
+        execonly=not vcpu.kvm.fmt.present,
+    )
+    kvm_mmu_new_pgd(vcpu, eptp)
+
+
+def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
+    """Enter L2 with the current VMCS, whose controls have passed the checks.
+
+    Raises
+    ------
+    InputError
+        The VMCS asks for what is not modelled.
+    """
+    vmx = vcpu.vmx
+    _refuse(vmx)
+    ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
+    eptp, cr3 = vmx.get("ept_pointer"), vmx.get("guest_cr3")
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        pgd = eptp if ept else cr3
+        emit(ev.kvm_nested_vmenter(vmx.current_vmptr, vmx.get("guest_rip"), ept, pgd))
+    kvm_service_local_tlb_flush_requests(vcpu)
+    if not vmx.vmcs02_loaded:
+        vmx.vmcs02_loaded = True
+        vcpu.requests |= Request.TLB_FLUSH
+    if not ept and is_pae_paging(vcpu) and not load_pdptrs(vcpu, vcpu.cr3):
+        raise InputError("VM entry finds L1's PDPTEs invalid, which is not modelled")
+    vcpu.guest_mode = True
+    vcpu.nested = VmxNested(0)
+    _transition_tlb_flush(vcpu, entry=True)
+    if ept:
+        vcpu.mmu = vcpu.guest_mmu
+        nested_ept_new_eptp(vcpu, eptp)
+        vcpu.mmu.inject_page_fault = nested_ept_inject_page_fault
+        vcpu.walk_mmu = vcpu.nested_mmu
+    vcpu.cr0, vcpu.cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
+    vcpu.efer = _guest_efer(vcpu)
+    if not nested_load_cr3(vcpu, cr3, nested_tdp=ept):
+        raise InputError("VM entry fails on L2's CR3 or PDPTEs, which is not modelled")
+    if ept and is_pae_paging(vcpu):
+        vcpu.walk_mmu.pdptrs = [vmx.get(name) for name in _PDPTRS]
+    vcpu.rip = vmx.get("guest_rip")
+    vcpu.cpl, vcpu.ac = vmx.get("guest_ss_ar_bytes") >> 5 & 3, False
+    vmx.nested_run_pending = True
+
+
+def _guest_efer(vcpu: Vcpu) -> int:
+    """Work out L2's EFER (``nested_vmx_calc_efer``)."""
+    entries = vcpu.vmx.get("vm_entry_controls")
+    if entries & VM_ENTRY_LOAD_IA32_EFER:
+        return vcpu.vmx.get("guest_ia32_efer")
+    bits = EFER_LMA | EFER_LME
+    return vcpu.efer | bits if entries & VM_ENTRY_IA32E_MODE else vcpu.efer & ~bits
+
+
+def nested_ept_inject_page_fault(vcpu: Vcpu, fault: X86Exception) -> None:
+    """Tell L1 of a fault of its EPT, or that its page-modification log is full.
+
+    Other roots that shadow the same tables forget the address too, because the
+    processor tags translations with the table, not with the whole pointer.
+    """
+    vmx, nested = vcpu.vmx, vcpu.nested
+    assert nested is not None
+    qualification = vcpu.exit_qualification
+    if vmx.pml_full:
+        vmx.pml_full = False
+        reason = "pml_full"
+        qualification &= INTR_INFO_UNBLOCK_NMI
+    else:
+        reason = "ept_misconfig" if fault.error_code & PFERR_RSVD_MASK else "ept_violation"
+        for pgd, hpa in vcpu.mmu.prev_roots:
+            if nested_ept_root_matches(hpa, pgd, nested.nested_pgd):
+                invlpg(vcpu, fault.address, hpa)
+    nested_vmx_vmexit(vcpu, reason, qualification)
+    vmx.put("guest_physical_address", fault.address)
+
+
+def vmx_leave_nested(vcpu: Vcpu) -> None:
+    """Take VMX from a vCPU that is destroyed; L1 is not told of anything."""
+    vmx = vcpu.vmx
+    if vcpu.guest_mode:
+        _leave_l2(vcpu)
+        _load_vmcs12_host_state(vcpu)
+    if vmx.vmxon_ptr == INVALID_GPA:
+        return
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    vmx.vmxon_ptr = vmx.current_vmptr = INVALID_GPA
+
+
+def nested_ept_root_matches(root_hpa: int, root_eptp: int, eptp: int) -> bool:
+    """Whether a kept root shadows the tables that an EPT pointer points to."""
+    return root_hpa != INVALID_PAGE and not (root_eptp ^ eptp) & _EPTP_PA_MASK
+
+
+def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
+    """Leave L2: save its state in the VMCS, and give L1 the state that the VMCS has for it."""
+    vmx, nested = vcpu.vmx, vcpu.nested
+    assert nested is not None
+    _leave_l2(vcpu)
+    vmx.put("vm_exit_reason", EXIT_REASONS[reason])
+    vmx.put("exit_qualification", qualification)
+    vmx.put("launch_state", 1)
+    vmx.put("idt_vectoring_info_field", nested.idt_vectoring)
+    vmx.put("vm_exit_intr_info", 0)
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_nested_vmexit_inject(reason, qualification, nested.idt_vectoring))
+    _load_vmcs12_host_state(vcpu)
+
+
+def _leave_l2(vcpu: Vcpu) -> None:
+    """Save L2's registers. While KVM shadows, L2's CR3 stays the one that L1 wrote."""
+    vmx = vcpu.vmx
+    kvm_service_local_tlb_flush_requests(vcpu)
+    ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
+    vmx.put("guest_cr0", vcpu.cr0)
+    vmx.put("guest_cr4", vcpu.cr4)
+    vmx.put("guest_rip", vcpu.rip)
+    rights = vmx.get("guest_ss_ar_bytes")
+    vmx.put("guest_ss_ar_bytes", rights & ~(3 << 5) | vcpu.cpl << 5)
+    if vcpu.kvm.config.tdp:
+        vmx.put("guest_cr3", vcpu.cr3)
+        if ept and is_pae_paging(vcpu):
+            for name, pdpte in zip(_PDPTRS, vcpu.walk_mmu.pdptrs, strict=True):
+                vmx.put(name, pdpte)
+    vmx.put("guest_linear_address", vmx.gla)
+    entries = vmx.get("vm_entry_controls") & ~VM_ENTRY_IA32E_MODE
+    vmx.put("vm_entry_controls", entries | (VM_ENTRY_IA32E_MODE if is_long_mode(vcpu) else 0))
+    if vmx.get("vm_exit_controls") & VM_EXIT_SAVE_IA32_EFER:
+        vmx.put("guest_ia32_efer", vcpu.efer)
+    vcpu.guest_mode, vcpu.nested, vcpu.exception = False, None, None
+
+
+def _load_vmcs12_host_state(vcpu: Vcpu) -> None:
+    """Give the vCPU the state with which L1 goes on."""
+    vmx = vcpu.vmx
+    exits = vmx.get("vm_exit_controls")
+    if exits & VM_EXIT_LOAD_IA32_EFER:
+        vcpu.efer = vmx.get("host_ia32_efer")
+    elif exits & VM_EXIT_HOST_ADDR_SPACE_SIZE:
+        vcpu.efer |= EFER_LMA | EFER_LME
+    else:
+        vcpu.efer &= ~(EFER_LMA | EFER_LME)
+    vcpu.rip, vcpu.cpl, vcpu.ac = vmx.get("host_rip"), 0, False
+    vcpu.cr0, vcpu.cr4 = vmx.get("host_cr0"), vmx.get("host_cr4")
+    vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
+    if not nested_load_cr3(vcpu, vmx.get("host_cr3"), nested_tdp=False):
+        vcpu.requests |= Request.TRIPLE_FAULT
+    _transition_tlb_flush(vcpu, entry=False)
