@@ -12,15 +12,17 @@ Addresses belong into labels, as strings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from itertools import accumulate
 from typing import Any
 
 import bqplot
+import ipywidgets
 import numpy as np
 import numpy.typing as npt
 
 from mmulab.widgets import scene
-from mmulab.widgets.scene_svg import COLORS, Svg
+from mmulab.widgets.scene_svg import COLORS, GRID, Svg
 
 __all__ = ["Twin", "bar_chart", "floats", "heat_map", "line_chart", "stacked_area", "twin"]
 
@@ -28,6 +30,9 @@ Numbers = Sequence[float]
 
 _STYLES = ("solid", "dashed", "dotted", "dash_dotted")
 _SHAPES = ("square", "triangle-up", "diamond", "triangle-down", "rectangle", "circle", "cross", "ellipse")
+
+_SHADES = 32
+"""Steps between the lightest and the darkest cell of a heat map."""
 
 
 class Twin:
@@ -161,19 +166,40 @@ def heat_map(
     svg = scene.heat_map(values, title=title, value_label=value_label, names=names)
 
     def make() -> Any:
-        colors = list(COLORS[: len(names)]) if names is not None else ["#f0f5fa", "#08306b"]
+        cells = np.array([floats(row) for row in values])
+        known = cells[np.isfinite(cells)]
+        low = float(known.min()) if len(known) else 0.0
+        high = float(known.max()) if len(known) and known.max() > low else low + 1.0
+        colors = [scene.shade(number / _SHADES) for number in range(_SHADES + 1)]
+        if names is not None:
+            low, high = 0.0, float(max(len(names) - 1, 1))
+            colors = [COLORS[number % len(COLORS)] for number in range(int(high) + 1)]
+        # bqplot paints NaN black, so empty cells get a number below all others, and white.
+        empty = low - (high - low) / (len(colors) - 1)
         scales = {
             "row": bqplot.OrdinalScale(reverse=True),
             "column": bqplot.OrdinalScale(),
-            "color": bqplot.ColorScale(colors=colors),
+            "color": bqplot.ColorScale(colors=["#ffffff", *colors], min=empty, max=high),
         }
-        if names is not None:
-            scales["color"].min, scales["color"].max = 0.0, float(len(names) - 1)
-        grid = bqplot.GridHeatMap(color=np.array([floats(row) for row in values]), scales=scales)
-        axis = bqplot.ColorAxis(scale=scales["color"], label=value_label)
-        return _figure([grid], [axis], title, svg)
+        grid = bqplot.GridHeatMap(
+            color=np.where(np.isfinite(cells), cells, empty), scales=scales, stroke=GRID
+        )
+        if names is None:
+            axis = bqplot.ColorAxis(scale=scales["color"], label=value_label)
+            return _figure([grid], [axis], title, svg)
+        return ipywidgets.VBox([_figure([grid], [], title, svg), _key(names, value_label)])
 
     return twin(svg, make)
+
+
+def _key(names: Sequence[str], value_label: str) -> Any:
+    """Return the names of the kinds of cells beside their colours; bqplot has no such legend."""
+    shown = "".join(
+        f'<span style="margin-left: 1.5em; white-space: nowrap">'
+        f'<span style="color: {COLORS[index % len(COLORS)]}">&#9632;</span> {escape(name)}</span>'
+        for index, name in enumerate(names)
+    )
+    return ipywidgets.HTML(f'<div style="margin-left: 80px">{escape(value_label)}{shown}</div>')
 
 
 def _axes(scales: Mapping[str, Any], x_label: str, y_label: str) -> list[Any]:

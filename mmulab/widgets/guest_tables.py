@@ -42,7 +42,7 @@ def directory_map(snapshot: Snapshot) -> Twin:
     return heat_map(
         [cells[first : first + _COLUMNS] for first in range(0, len(cells), _COLUMNS)],
         title=title,
-        value_label=f"each entry maps {size}; white: not present; at the left: the row's first entry",
+        value_label=f"each entry maps {size}; white: not present",
         names=names,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmulab.widgets.scene_svg import COLORS, DASHES, GRID, INK, MONO, Axis, Canvas, Svg, shown, text_width
 
-__all__ = ["Svg", "bar_chart", "heat_map", "line_chart", "stacked_area", "table"]
+__all__ = ["Svg", "bar_chart", "heat_map", "line_chart", "shade", "stacked_area", "table"]
 
 Numbers = Sequence[float]
 
@@ -183,7 +183,7 @@ def heat_map(
             if value is None:
                 canvas.rect(left + column * cell, y, cell, cell, "#ffffff", GRID, tip + "empty")
             elif names is None:
-                fill, tip = _shade(scale.at(value)), tip + shown(value)
+                fill, tip = shade(scale.at(value)), tip + shown(value)
                 canvas.rect(left + column * cell, y, cell, cell, fill, GRID, tip)
             else:
                 fill, tip = COLORS[int(value) % len(COLORS)], tip + names[int(value)]
@@ -277,7 +277,7 @@ def _finite_runs(x: Numbers, values: Numbers) -> list[list[tuple[float, float]]]
     return [run for run in runs if run]
 
 
-def _shade(share: float) -> str:
+def shade(share: float) -> str:
     """Return a grey-blue that gets darker as `share` goes from 0 to 1."""
     light, dark = (240, 245, 250), (8, 48, 107)
     mixed = (round(a + (b - a) * share) for a, b in zip(light, dark, strict=True))
@@ -296,7 +296,7 @@ def _heat_legend(canvas: Canvas, x: float, scale: Axis, names: Sequence[str] | N
         for index in range(5):
             share = 1 - index / 4
             y = _TOP + index * 20
-            canvas.rect(x, y, 20, 20, _shade(share), GRID)
+            canvas.rect(x, y, 20, 20, shade(share), GRID)
             canvas.text(x + 26, y + 14, shown(scale.low + share * (scale.high - scale.low)))
         return
     for kind, name in enumerate(names):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmulab.widgets import figure, scene
+from mmulab.widgets.scene_svg import COLORS
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -47,7 +48,28 @@ def test_areas_are_summed_and_the_highest_is_drawn_first() -> None:
 
 def test_heat_map_keeps_rows_and_gaps() -> None:
     (grid,) = figure.heat_map([[1, None], [3, 4]], title="t").widget.marks
-    assert np.array_equal(grid.color, [[1, np.nan], [3, 4]], equal_nan=True)
+    scale = grid.scales["color"]
+    assert grid.color[[0, 1, 1], [0, 0, 1]].tolist() == [1, 3, 4]
+    assert grid.color[0, 1] == scale.min < 1, "the gap stands below all values"
+    assert (scale.colors[0], scale.max) == ("#ffffff", 4)
+
+
+def test_heat_map_of_kinds_names_them() -> None:
+    svg_and_widget = figure.heat_map([[0, 1], [None, 1]], title="t", names=["left", "a < b"])
+    plot, key = svg_and_widget.widget.children
+    (grid,) = plot.marks
+    scale = grid.scales["color"]
+    assert grid.color.tolist() == [[0, 1], [-1, 1]]
+    assert (scale.min, scale.max) == (-1, 1)
+    assert scale.colors == ["#ffffff", *COLORS[:2]]
+    assert "left" in key.value
+    assert "a &lt; b" in key.value
+
+
+@pytest.mark.parametrize("values", [[[None, None]], [[3, 3]]], ids=["empty", "one-value"])
+def test_heat_map_of_nothing_to_tell_apart(values: list[list[float | None]]) -> None:
+    (grid,) = figure.heat_map(values, title="t").widget.marks
+    assert grid.scales["color"].min < grid.scales["color"].max
 
 
 def test_every_number_goes_as_float64() -> None:
