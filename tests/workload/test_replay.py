@@ -169,15 +169,19 @@ def test_an_emulated_store_is_compared() -> None:
     assert (result.mismatch.record, result.mismatch.reached) == (record, gpa)
 
 
-def test_a_wrong_table_store_does_not_hide_behind_its_miss() -> None:
+@pytest.mark.parametrize("warm", [False, True], ids=["fault", "hit"])
+def test_a_wrong_table_store_does_not_hide_behind_its_miss(warm: bool) -> None:
     guest = Guest("32")
-    guest.set_entry(0x60000, 0x60000 | PAGE)
-    guest.miss(guest.entry_gpa(1, 0x61000))
+    if warm:
+        guest.set_entry(0x60000, 0x60000 | PAGE)
     gpa = guest.entry_gpa(1, 0x61000)
+    guest.miss(gpa)
     record = guest.store(gpa, gpa ^ 0x8000, 1, 0, 4)
+    guest.read(0x70000, 0x70000)
     result = Replay(guest.stream()).run()
     assert result.mismatch is not None
     assert result.mismatch.record == record
+    assert result.agree == result.accesses - 2 == 1 + warm
 
 
 def test_a_root_outside_memory_shuts_the_vcpu_down() -> None:
