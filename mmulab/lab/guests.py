@@ -14,6 +14,9 @@ from mmulab.workload.stream import Stream, load_stream
 
 __all__ = ["Guest", "guests", "load_guest", "snapshots"]
 
+MOST_RECORDS = 10_000_000
+"""Of a stream that is made from a snapshot: about 300 MiB of columns."""
+
 
 class Guest(NamedTuple):
     """A guest to replay.
@@ -61,8 +64,8 @@ def load_guest(name: str, limit: int, seed: int) -> Guest:
     Raises
     ------
     InputError
-        The name is unknown, `limit` is more than the stream has or less than
-        a snapshot's tables take, or a file is refused.
+        The name is unknown; `limit` is more than the stream has, less than a
+        snapshot's tables take or above `MOST_RECORDS`; a file is refused.
     """
     streams = _streams()
     if name in streams:
@@ -70,6 +73,8 @@ def load_guest(name: str, limit: int, seed: int) -> Guest:
     found = [path for path in snapshots() if path.stem == name]
     if not found:
         raise InputError(f"guest '{name}': unknown; the guests are {', '.join(guests())}")
+    if limit > MOST_RECORDS:
+        raise InputError(f"limit {limit}: too many reads through {name}; give at most {MOST_RECORDS}")
     snapshot = load_snapshot(found[0])
     return Guest(snapshot_stream(snapshot, limit, seed), snapshot, _both_files(found[0]))
 

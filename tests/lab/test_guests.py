@@ -42,6 +42,7 @@ def test_snapshot_makes_a_stream_of_the_wanted_length() -> None:
         ("boot-686-nonpae", 0, "limit 0: boot-686-nonpae has 3000000 records; give 1 to 3000000"),
         ("boot-686-nonpae", 3_000_001, "limit 3000001: boot-686-nonpae has 3000000 records"),
         ("linux-686-pae-2", 5, "linux-686-pae-2: 5 records hold no read"),
+        ("linux-686-pae-2", 10**12, "limit 1000000000000: too many reads through linux-686-pae-2; give at"),
     ],
 )
 def test_bad_guests_are_refused(name: str, limit: int, says: str) -> None:
