@@ -26,10 +26,12 @@ def size_str(size: int) -> str:
 
 
 def directory_map(snapshot: Snapshot) -> Twin:
-    """Show every entry of one page directory (level 2): the one with the most present entries."""
+    """Show every entry of one page directory (level 2): the one with the most different entries.
+
+    Linux fills some directories with one entry, over and over; they are dull to look at.
+    """
     tables = (snapshot.gfn[snapshot.levels & 1 << 2 != 0] << np.uint64(12)).tolist()
-    filled = {gpa: np.count_nonzero(snapshot.entries(gpa, 2) & np.uint64(PT_PRESENT_MASK)) for gpa in tables}
-    gpa = max(filled, key=lambda table: filled[table])
+    gpa = max(tables, key=lambda table: len(np.unique(snapshot.entries(table, 2))))
     entries = snapshot.entries(gpa, 2)
     present = entries & np.uint64(PT_PRESENT_MASK) != 0
     page = snapshot.maps_page(entries, 2)
