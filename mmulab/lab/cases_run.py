@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
-from mmulab.kvm.design import RoleDesign, find_design
+from mmulab.kvm.design import find_design
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.role import RoleFacts
 from mmulab.kvm.state import Vcpu, to_shadow_page
@@ -24,7 +24,8 @@ from mmulab.kvm.svm_nested import SvmNested
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, OutcomeKind
-from mmulab.scenario.runner import Result, Runner, load_memory
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.view import gpa_of, shadow_steps
 from mmulab.x86.paging import KVM_WALK, make_paging
@@ -134,6 +135,8 @@ class Link(NamedTuple):
     level: int
     gfn: int | None
     role: int | None
+    short: str
+    """Level, and ``d``, ``p`` or quadrant as :attr:`CaseRun.pages_by_level` has them; ``pae`` and so on."""
 
 
 class Moment(NamedTuple):
@@ -171,8 +174,10 @@ class CaseRun:
     results : tuple of Result
     chain : tuple of Link
         Of the deepest guest's first access to data: root first.
+    walks : TwoWalks or None
+        Of the same access, before it; None for a recording.
     moments : tuple of Moment
-        After each op.
+        After each op, ``init`` included.
     judged : int
         Accesses that were compared.
     wrong : WrongAccess or None
@@ -182,6 +187,7 @@ class CaseRun:
     machine: Machine
     results: tuple[Result, ...]
     chain: tuple[Link, ...]
+    walks: TwoWalks | None
     moments: tuple[Moment, ...]
     judged: int
     wrong: WrongAccess | None
@@ -221,13 +227,15 @@ def _short(facts: RoleFacts) -> str:
     return f"{facts.level}{'d' if facts.direct else ''}{'p' if facts.passthrough else ''}{quadrant}"
 
 
-class DesignRunner(Runner):
-    """A scenario on a machine whose role words follow `design`."""
+def runner_of(scenario: Scenario, design: str) -> Runner:
+    """Return the runner of a scenario whose machine's role words follow `design`, a name or an id.
 
-    def __init__(self, scenario: Scenario, design: RoleDesign) -> None:
-        super().__init__(scenario)
-        self.machine = Machine(replace(self.machine.config, design=design), self._keep)
-        load_memory(self.machine.memory, scenario.header)
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design is unknown.
+    """
+    return Runner(scenario, config=replace(machine_config(scenario), design=find_design(design)))
 
 
 def run_case(scenario: Scenario, design: str = "passthrough") -> CaseRun:
@@ -246,11 +254,11 @@ def run_case(scenario: Scenario, design: str = "passthrough") -> CaseRun:
     InputError
         An op is not modelled yet, or the design is unknown.
     """
-    runner = DesignRunner(scenario, find_design(design))
+    runner = runner_of(scenario, design)
     machine, running = runner.machine, runner.results()
     results = [next(running)]
-    chains: dict[bool, tuple[Link, ...]] = {}
-    moments: list[Moment] = []
+    first: dict[bool, tuple[TwoWalks, tuple[Link, ...]]] = {}
+    moments = [_moment(machine, results[0].text)]
     judged, wrong = 0, None
     for index, step in enumerate(scenario.steps):
         access = step.op if isinstance(step.op, Access) else None
@@ -261,14 +269,14 @@ def run_case(scenario: Scenario, design: str = "passthrough") -> CaseRun:
         if access is not None:
             judged += 1
             assert walks is not None
-            chains.setdefault(nested, _chain(machine, _in_the_tables(machine, access.gva, walks)))
+            first.setdefault(nested, (walks, _chain(machine, _in_the_tables(machine, access.gva, walks))))
         found = _judge(machine, index, result, access, walks)
         wrong = wrong or found
         moments.append(_moment(machine, result.text))
         if result.outcome.kind is OutcomeKind.SHUTDOWN:
             break
-    chain = chains[max(chains)] if chains else ()
-    return CaseRun(machine, tuple(results), chain, tuple(moments), judged, wrong)
+    shown, chain = first[max(first)] if first else (None, ())
+    return CaseRun(machine, tuple(results), chain, shown, tuple(moments), judged, wrong)
 
 
 def _kind(access: Access) -> int:
@@ -305,9 +313,11 @@ def _links(machine: Machine, address: int) -> Iterator[Link]:
     mmu, design = machine.kvm.vcpus[0].mmu, machine.kvm.config.design
     for step in shadow_steps(machine, address):
         if step.page is None:
-            yield Link(_special(mmu, step.frame), step.level, None, None)
+            name = _special(mmu, step.frame)
+            yield Link(name, step.level, None, None, name.removesuffix("_root"))
         else:
-            yield Link(design.facts(step.page.role).full_str(), step.level, step.page.gfn, step.page.role)
+            facts = design.facts(step.page.role)
+            yield Link(facts.full_str(), step.level, step.page.gfn, step.page.role, _short(facts))
 
 
 def _chain(machine: Machine, address: int | None) -> tuple[Link, ...]:
@@ -427,7 +437,7 @@ def run_recorded(recording: Recording, design: str = "passthrough") -> CaseRun:
     InputError
         An op is not modelled yet, or the design is unknown.
     """
-    runner = DesignRunner(recording.scenario, find_design(design))
+    runner = runner_of(recording.scenario, design)
     machine = runner.machine
     results: list[Result] = []
     moments: list[Moment] = []
@@ -446,4 +456,4 @@ def run_recorded(recording: Recording, design: str = "passthrough") -> CaseRun:
         if wrong is None and (number >= len(recording.ops) or seen != recording.ops[number].outcome):
             wrong = WrongAccess(result.index, result.text, None, None, outcome_str(seen))
     chain = chains[max(chains)] if chains else ()
-    return CaseRun(machine, tuple(results), chain, tuple(moments), len(results), wrong)
+    return CaseRun(machine, tuple(results), chain, None, tuple(moments), len(results), wrong)

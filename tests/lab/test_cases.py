@@ -12,7 +12,7 @@ from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page
 from mmulab.lab.cases import Row, cases, find_cases, row
 from mmulab.lab.cases_build import LOWER, UPPER, la57_switch_nested, nested_guest
-from mmulab.lab.cases_run import DesignRunner, contrast, run_case, run_recorded, two_walks
+from mmulab.lab.cases_run import contrast, run_case, run_recorded, runner_of, two_walks
 from mmulab.machine.op import Vmrun
 
 SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
@@ -120,7 +120,8 @@ def test_contexts_before_in_and_after_l2(table: dict[str, Row]) -> None:
     seen = [moment[1:] for moment in run.moments]
     in_l1 = ("L1", "root_mmu", "root_mmu", "direct", direct)
     in_l2 = ("L2", "guest_mmu", "nested_mmu", "shadow", portal)
-    assert seen == [*[in_l2] * 4, *[in_l1] * 2, *[in_l2] * 2, in_l1]
+    before = ("L1", "root_mmu", "root_mmu", "direct", "none")
+    assert seen == [before, *[in_l2] * 4, *[in_l1] * 2, *[in_l2] * 2, in_l1]
 
 
 def test_l2_without_nested_paging_uses_root_mmu(table: dict[str, Row]) -> None:
@@ -131,7 +132,7 @@ def test_l2_without_nested_paging_uses_root_mmu(table: dict[str, Row]) -> None:
 
 def test_walks_in_two_dimensions() -> None:
     scenario = nested_guest("64", "64", 5, nested_paging=True, npt=1, tdp_mmu=0)
-    runner = DesignRunner(scenario, run_case(scenario).machine.kvm.config.design)
+    runner = runner_of(scenario, "passthrough")
     running = runner.results()
     while not isinstance(next(running).op, Vmrun):
         pass

@@ -1,0 +1,66 @@
+"""notebooks/nested_cases.ipynb, run as a user runs it, with plain papermill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmulab.lab.page import export, remote_references
+from mmulab.lab.results import harvest
+
+
+def run(root: Path, out: Path, *pairs: str) -> subprocess.CompletedProcess[str]:
+    given = [
+        word for name, value in zip(pairs[::2], pairs[1::2], strict=True) for word in ("-p", name, value)
+    ]
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--execution-timeout", "300"]
+    notebook = root / "notebooks" / "nested_cases.ipynb"
+    return subprocess.run([*command, notebook, out, *given], capture_output=True, text=True, check=False)
+
+
+def read(path: Path) -> Any:
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def test_a_few_rows_and_another_case(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ipynb"
+    done = run(root, out, "rows", "npt-*-l2-pae-l0-5", "case", "npt-32-l2-pae-l0-5", "faults", "1")
+    assert done.returncode == 0, done.stderr
+    notebook = read(out)
+    tables = {table.name: table for table in harvest(notebook)}
+    assert [row[0] for row in tables["cases"].rows] == [
+        f"npt-{l1}-l2-pae-l0-5" for l1 in ("32", "pae", "64", "57")
+    ]
+    assert [row[-1] for row in tables["cases"].rows] == ["same", "same", "other events", "same"]
+    ways = {row[0]: row[1] for row in tables["pages"].rows}
+    assert ways["npt-32-l2-pae-l0-5"] == "pml5 pml4 pae 2q1 1q0"
+    assert ways["npt-64-l2-pae-l0-5"] == "5p 4 3 2 1"
+    verdicts = {tuple(row[:2]): row[2] for row in tables["la57_switch"].rows}
+    wrong = [key for key, verdict in verdicts.items() if verdict == "wrong"]
+    assert wrong == [(f"la57-switch-npt-{way}-l0-5", "pre_fix") for way in ("4to5", "5to4")]
+    page = export(notebook, "nested_cases")
+    assert remote_references(page) == []
+    assert "FOUND" in page
+    assert notebook.cells[-1].outputs[0]["text"].splitlines()[0] == "cases: 4, correct: 4"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (("case", "npt-64"), "parameter 'case' is 'npt-64'; it must be one of la57-switch-npt-4to5-l0-5"),
+        (("rows", "nothing-*"), "case 'nothing-*': no case is called so"),
+        (("faults", "0"), "parameter 'faults' is 0; it must be an integer of at least 1 and at most 12"),
+        (("fault", "1"), "unknown parameter 'fault'; the notebook has case, rows, faults"),
+    ],
+    ids=["case", "rows", "faults", "unknown"],
+)
+def test_bad_parameters_are_refused(root: Path, tmp_path: Path, pairs: tuple[str, ...], says: str) -> None:
+    done = run(root, tmp_path / "out.ipynb", *pairs)
+    assert done.returncode == 1
+    assert f"InputError: {says}" in done.stderr
