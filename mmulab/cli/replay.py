@@ -70,8 +70,8 @@ def _lines(result: ReplayResult) -> Iterator[str]:
         f"faults {result.guest_faults}, not executed"
     )
     yield (
-        f"shadow pages: created {result.shadow_pages}, zapped {stats['mmu_shadow_zapped']}, flooded "
-        f"{stats['mmu_flooded']}, in use {result.shadow_pages_in_use}"
+        f"shadow pages: created {result.shadow_pages}, flooded {stats['mmu_flooded']}, in use at the end "
+        f"{result.shadow_pages_in_use}"
     )
     if result.mismatch is not None:
         yield from _mismatch_lines(result.mismatch)
