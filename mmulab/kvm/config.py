@@ -26,6 +26,8 @@ class KvmConfig:
         Module parameters of those names.
     eptad, pml : bool
         kvm_intel's ``eptad`` and ``pml``.
+    x86_64 : bool
+        The host's kernel is a 64-bit one; a 32-bit one has PAE tables for everything.
     la57 : bool
         The host runs with 5-level paging.
     gbpages : bool
@@ -49,6 +51,7 @@ class KvmConfig:
     nx_huge_pages: bool = False
     eptad: bool = True
     pml: bool = False
+    x86_64: bool = True
     la57: bool = False
     gbpages: bool = True
     decode_assists: bool = False
@@ -57,4 +60,4 @@ class KvmConfig:
     @property
     def uses_tdp_mmu(self) -> bool:
         """Whether direct maps are the TDP MMU's (``is_tdp_mmu_enabled``)."""
-        return self.tdp and self.tdp_mmu
+        return self.tdp and self.tdp_mmu and self.x86_64

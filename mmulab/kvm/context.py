@@ -153,9 +153,12 @@ def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, exe
 def kvm_mmu_get_tdp_level(vcpu: Vcpu) -> int:
     """Return the levels of two-dimensional paging's tables.
 
-    AMD's have the host's; Intel's five only if the guest's addresses need them.
+    AMD's have the host's, three on a 32-bit one (``get_npt_level``); Intel's five
+    only if the guest's addresses need them.
     """
     config = vcpu.kvm.config
+    if not config.x86_64:
+        return PT32E_ROOT_LEVEL
     if config.vendor == "amd":
         return 5 if config.la57 else 4
     return 5 if config.la57 and vcpu.cpu.maxphyaddr > 48 else 4
@@ -213,12 +216,14 @@ def shadow_mmu_init_context(
 
 
 def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:
-    """Add a vCPU with its contexts; without TDP a page for PAE's four roots goes with it."""
+    """Add a vCPU with its contexts; where tables are PAE's a page for the four roots goes with each."""
     vcpu = Vcpu(kvm, len(kvm.vcpus), cpu)
     kvm.vcpus.append(vcpu)
     if kvm.config.vendor == "intel":
         # Its VMCS is new on its processor, so stale contexts are flushed (vmx_vcpu_load_vmcs).
         vcpu.requests |= Request.TLB_FLUSH
-    if not kvm.config.tdp:
+    if not kvm.config.tdp or not kvm.config.x86_64:
         vcpu.root_mmu.pae_root = kvm.memory.alloc_frame()
+    if not kvm.config.x86_64:
+        vcpu.guest_mmu.pae_root = kvm.memory.alloc_frame()
     return vcpu

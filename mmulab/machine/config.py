@@ -23,6 +23,9 @@ class HostConfig:
         Parameters of ``kvm.ko``.
     eptad, pml : bool
         Parameters of ``kvm-intel.ko``.
+    x86_64 : bool
+        The host's kernel is a 64-bit one. A 32-bit one (with PAE, AMD here) has
+        neither 64-bit guests nor the TDP MMU.
     la57 : bool
         The host runs with 5-level paging.
     l1tf : bool
@@ -54,6 +57,7 @@ class HostConfig:
     nx_huge_pages: bool = False
     eptad: bool = True
     pml: bool = False
+    x86_64: bool = True
     la57: bool = False
     l1tf: bool = False
     cache_bits: int = 40

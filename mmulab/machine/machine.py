@@ -324,6 +324,7 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         nx_huge_pages=host.nx_huge_pages,
         eptad=host.eptad,
         pml=host.pml,
+        x86_64=host.x86_64,
         la57=host.la57,
         decode_assists=host.decode_assists or host.vendor == "intel",
         derivation=config.derivation,

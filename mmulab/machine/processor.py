@@ -204,9 +204,9 @@ def _nested(
 ) -> int:
     """Translate a guest-physical address."""
     memory, kvm = vcpu.kvm.memory, vcpu.kvm
-    w = walk(
-        nested_paging(vcpu, host), vcpu.mmu.root_hpa, gpa, pfec, memory.load64, memory.store64
-    )
+    paging, root = nested_paging(vcpu, host), vcpu.mmu.root_hpa
+    pdptes = memory.words[root >> 3 : (root >> 3) + 4] if paging.mode is PAGING_PAE else None
+    w = walk(paging, root, gpa, pfec, memory.load64, memory.store64, pdptes=pdptes)
     if w.error is not None:
         raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
     dirties = pfec & PFERR_WRITE_MASK and w.ptes[w.level] & VMX_EPT_DIRTY_BIT

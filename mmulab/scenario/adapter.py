@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from mmulab.errors import InputError
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import Header, Scenario
-from mmulab.x86.regs import CpuModel
+from mmulab.x86.regs import EFER_LMA, CpuModel
 
 _CPU_FEATURES = ("gbpages", "nx", "pse36", "la57", "smep", "smap", "pku", "pcid")
 _KVM_PARAMETERS = (
@@ -14,6 +15,7 @@ _KVM_PARAMETERS = (
     "flush_on_reuse",
     "mmio_caching",
     "nx_huge_pages",
+    "x86_64",
     "eptad",
     "pml",
     "l1tf",
@@ -25,8 +27,16 @@ _LA57_VIRT_BITS = 57
 
 
 def machine_config(scenario: Scenario) -> MachineConfig:
-    """Return the configuration of the machine that a scenario begins with."""
+    """Return the configuration of the machine that a scenario begins with.
+
+    Raises
+    ------
+    InputError
+        A 64-bit guest on a 32-bit host.
+    """
     header = scenario.header
+    if not header.host["x86_64"] and header.regs.efer & EFER_LMA:
+        raise InputError(f"{scenario.source}: a host with x86_64=0 runs no 64-bit guest; take another mode")
     return MachineConfig(
         cpu=cpu_model(header),
         host=host_config(header),
