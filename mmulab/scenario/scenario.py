@@ -100,8 +100,9 @@ HOST_DEFAULTS = {
 """The host: its processor, and parameters of kvm, kvm_amd and kvm_intel under their own names.
 
 The values are those of the machine of the AMD recordings. ``virt_bits`` of 57: it runs with
-5-level paging. ``x86_64`` of 0: its kernel is a 32-bit one, with PAE. ``cache_bits``: physical bits that the cache compares, which Linux corrects to 44
-on Intel's client processors before 2019 (``override_cache_bits``, ``arch/x86/kernel/cpu/bugs.c``).
+5-level paging. ``x86_64`` of 0: its kernel is a 32-bit one, with PAE. ``cache_bits``: physical bits
+that the cache compares, which Linux corrects to 44 on Intel's client processors before 2019
+(``override_cache_bits``, ``arch/x86/kernel/cpu/bugs.c``).
 """
 
 QUIRKS = {
