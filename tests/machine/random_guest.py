@@ -30,7 +30,7 @@ from mmulab.x86.regs import (
 from tests.kvm.guest import MIB, MODES, NX, PS, REGS, A, D, G, P, U, W
 
 SLOT0 = SlotConfig(0, 0, 8 * MIB, 0, 0)
-SLOT1_GPA, SLOT1_MOVED, ALIAS_GPA = 0x1000000, 0x1100000, 0x2000000
+SLOT1_GPA, SLOT1_MOVED = 0x1000000, 0x1100000
 HOLE = 0x4000000
 DATA = tuple(range(0x10000, 0x14000, 0x1000))
 LARGE = (0, 2 * MIB, 4 * MIB)
@@ -80,7 +80,7 @@ def layout_of(name: str) -> Layout:
         count = ROOTS if level == max(levels) else TABLES_PER_LEVEL
         tables[level] = tuple(next(pages) for _ in range(count))
     every = tuple(gpa for level in levels for gpa in tables[level])
-    data = (*DATA, SLOT1_GPA, SLOT1_MOVED, ALIAS_GPA + tables[1][0], HOLE)
+    data = (*DATA, SLOT1_GPA, SLOT1_MOVED, HOLE)
     targets = {level: tables[level - 1] * 6 + LARGE + every[-2:] for level in levels if level > 1}
     targets[1] = data + tables[1] * 2 + every[-4:]
     if not mode.root_level:
@@ -115,20 +115,34 @@ def entry_of(rng: random.Random, layout: Layout, level: int) -> int:
     return entry
 
 
-def random_machine(seed: int, layout: Layout, *, vcpus: int = 2, alias: bool = True) -> Machine:
-    """Make a machine with random tables, a random host and random control bits."""
-    rng = random.Random(seed)
+def random_host(rng: random.Random, *, tdp: bool) -> HostConfig:
+    """Draw a host that shadows the guest's tables, or one with NPT or EPT."""
     vendor = rng.choice(("amd", "intel"))
-    slots = [SLOT0, SlotConfig(1, SLOT1_GPA, 0x10000, rng.choice((0, 0, 1, 2)), 8 * MIB)]
-    if alias:
-        slots.append(SlotConfig(2, ALIAS_GPA, 4 * MIB, 0, 0))
+    if not tdp:
+        return HostConfig(vendor=vendor, nx_huge_pages=rng.random() < 0.3, mmio_caching=rng.random() < 0.5)
+    return HostConfig(
+        vendor=vendor,
+        tdp=True,
+        tdp_mmu=rng.random() < 0.5,
+        eptad=rng.random() < 0.7,
+        nx_huge_pages=rng.random() < 0.3,
+        mmio_caching=rng.random() < 0.5,
+        eager_page_split=rng.random() < 0.5,
+    )
+
+
+def random_machine(seed: int, layout: Layout, *, vcpus: int = 2, tdp: bool = False) -> Machine:
+    """Make a machine with random tables, slots and host parameters."""
+    rng = random.Random(seed)
+    host = random_host(rng, tdp=tdp)
+    slot1 = SlotConfig(1, SLOT1_GPA, 0x10000, rng.choice((0, 0, 1, 2)), 8 * MIB)
     config = MachineConfig(
-        cpu=CpuModel(vendor=vendor, maxphyaddr=36),
-        host=HostConfig(vendor=vendor, nx_huge_pages=rng.random() < 0.3),
+        cpu=CpuModel(vendor=host.vendor, maxphyaddr=36),
+        host=host,
         backing_bytes=9 * MIB,
         thp=rng.random() < 0.5,
         manual_dirty=rng.choice((0, 1, 3)),
-        slots=tuple(slots),
+        slots=(SLOT0, slot1),
         vcpus=vcpus,
         table_frames=1 << 10,
     )

@@ -6,22 +6,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmulab.check.invariants import violations
+from mmulab.check.invariants import Invariant, status, violations
 from mmulab.machine.op import Op
 from tests.kvm.guest import MODES
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 
+BROKEN_BY_MMIO_SPTES = Invariant.MMIO | Invariant.WRITE_PROTECTION
+"""What Linux 6.1 itself violates where device accesses leave MMIO entries in the tables.
 
+A sync makes such an entry current again although its gfn may have a slot by
+now, and a page mapped over one that has W is not write-protected; both are
+shown in ``tests/kvm/test_mmio.py``.
+"""
+
+
+@pytest.mark.parametrize("tdp", [False, True], ids=["shadow", "tdp"])
 @pytest.mark.parametrize("name", MODES)
-def test_invariants_hold_after_every_op(name: str) -> None:
+def test_invariants_hold_after_every_op(name: str, tdp: bool) -> None:
     layout = layout_of(name)
 
-    @settings(max_examples=40)
+    @settings(max_examples=20 if tdp else 50)
     @given(st.integers(0, 1 << 16), op_lists(layout))
     def check(seed: int, listed: list[Op]) -> None:
-        machine = random_machine(seed, layout)
+        machine = random_machine(seed, layout, tdp=tdp)
+        allowed = BROKEN_BY_MMIO_SPTES if machine.config.host.mmio_caching else Invariant.VALID
         for op in listed:
             machine.execute(op)
-            assert violations(machine.kvm) == []
+            assert not status(machine.kvm) & ~allowed, violations(machine.kvm)
 
     check()
