@@ -108,17 +108,7 @@ _CONTROLS_NOT_MODELLED = {
 
 
 class VmxNested(NestedGuest):
-    """What is kept of L2 while it runs; the rest is in :attr:`Vcpu.vmx`.
-
-    Attributes
-    ----------
-    last_exit : kvm_nested_vmexit or None
-        The processor's last exit from L2.
-    """
-
-    def __init__(self, nested_pgd: int) -> None:
-        self.nested_pgd = nested_pgd
-        self.last_exit: ev.kvm_nested_vmexit | None = None
+    """What is kept of L2 while it runs; the rest is in :attr:`Vcpu.vmx`."""
 
     def vmexit_event(self, event: ev.kvm_exit, info1: int, info2: int) -> ev.kvm_nested_vmexit:
         """Describe an exit: qualification, IDT-vectoring and interruption information."""
@@ -139,7 +129,6 @@ class VmxNested(NestedGuest):
         EPT violations and VMFUNC are L0's first, #PF while it shadows, and #DB
         while the VMM single-steps.
         """
-        self.last_exit = exit
         if exit.reason not in L1_WANTS:
             return False
         nested_vmx_vmexit(vcpu, exit.reason, exit.exit_info1)
@@ -324,7 +313,7 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     if not ept and is_pae_paging(vcpu) and not load_pdptrs(vcpu, vcpu.cr3):
         raise InputError("VM entry finds L1's PDPTEs invalid, which is not modelled")
     vcpu.guest_mode = True
-    vcpu.nested = VmxNested(0)
+    vcpu.nested = VmxNested()
     _transition_tlb_flush(vcpu, entry=True)
     if ept:
         vcpu.mmu = vcpu.guest_mmu

@@ -28,6 +28,19 @@ from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
 INIT = -1
 """Index of the op ``init``."""
 
+VMX_OPS = (
+    ops.Vmxon,
+    ops.Vmptrld,
+    ops.Vmclear,
+    ops.Vmlaunch,
+    ops.Vmcall,
+    ops.Vmwrite,
+    ops.Invept,
+    ops.Invvpid,
+    ops.Vmfunc,
+)
+VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
+"""Parameters of kvm_intel without which nested VMX is not modelled."""
 NOT_MODELLED = (
     ops.Invpcid,
     ops.SetCpuid,
@@ -77,17 +90,24 @@ class Result:
 
 
 def check_modelled(scenario: Scenario) -> None:
-    """Refuse a scenario that has an op the machine does not know yet.
+    """Refuse a scenario that has an op the machine does not know yet, or not on such a host.
 
     Raises
     ------
     InputError
         Naming the op and its line.
     """
+    header = scenario.header
+    lacking = [name for name in VMX_HOST if header.vendor == "intel" and not header.host[name]]
     for step in scenario.steps:
+        place = f"line {step.line}" if step.line else f"{format_step(step)!r}"
+        where = f"{scenario.source}: {place}"
         if isinstance(step.op, NOT_MODELLED):
-            where = f"line {step.line}" if step.line else f"{format_step(step)!r}"
-            raise InputError(f"{scenario.source}: {where}: the op {op_name(step.op)} is not modelled yet")
+            raise InputError(f"{where}: the op {op_name(step.op)} is not modelled yet")
+        if lacking and isinstance(step.op, VMX_OPS):
+            raise InputError(
+                f"{where}: the op {op_name(step.op)} is not modelled on a host with {lacking[0]}=0"
+            )
 
 
 class Runner:
