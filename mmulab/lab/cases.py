@@ -18,7 +18,14 @@ from typing import Any
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.lab import paths
-from mmulab.lab.cases_build import la57_switch_nested, la57_switch_shadow, nested_guest, plain_guest
+from mmulab.lab.cases_build import (
+    la57_switch_nested,
+    la57_switch_shadow,
+    nested_fault,
+    nested_guest,
+    nested_root_write,
+    plain_guest,
+)
 from mmulab.lab.cases_run import CaseRun, Contrast, contrast, run_case, run_recorded
 from mmulab.scenario.runner import check_modelled
 from mmulab.scenario.scenario import Scenario
@@ -110,6 +117,17 @@ def _nested(l0: int) -> Iterator[Case]:
                 )
 
 
+def _nested_events(l0: int) -> Iterator[Case]:
+    """What L1 does to its NPT: maps a page upon a #NPF, writes the root."""
+    for l1 in _modes(l0)[1:]:
+        host, npt = f"npt=1, {l0}-level", f"{MODE_WORDS[l1]} L1's NPT"
+        made = partial(nested_fault, l1, l0)
+        yield Case(f"npt-fault-{l1}-l0-{l0}", host, f"{npt}, mapped upon #NPF", MODE_WORDS["np"], made)
+        if l1 != "pae":
+            made = partial(nested_root_write, l1, l0)
+            yield Case(f"npt-root-write-{l1}-l0-{l0}", host, f"{npt}, root written", MODE_WORDS["np"], made)
+
+
 def _switches() -> Iterator[Case]:
     for first, words in (("64", "4-level, then 5-level"), ("57", "5-level, then 4-level")):
         name = "4to5" if first == "64" else "5to4"
@@ -152,7 +170,7 @@ def cases() -> list[Case]:
     """Return all cases, in the order of the table."""
     built = [*_switches()]
     for l0 in (4, 5):
-        built += [*_plain(l0), *_nested(l0)]
+        built += [*_plain(l0), *_nested(l0), *_nested_events(l0)]
     recorded = [
         Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
         for name, guest, l2, recording in _EPT

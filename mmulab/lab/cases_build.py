@@ -220,6 +220,57 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
     return builder.build()
 
 
+def _npt_of_nonpaging_l2(l1: str, l0: int) -> tuple[ScenarioBuilder, Tables, Tables]:
+    """Return a builder with L1, an L2 without paging and L1's NPT; L1's own tables and its NPT."""
+    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=_host(l0, npt=1, tdp_mmu=0))
+    _marks(builder)
+    free = _free()
+    regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
+    builder.sregs(*regs)
+    own = Tables(builder, mode_of(regs), L1_ROOT, free)
+    npt = Tables(builder, mode_of(regs), NPT_ROOT, free)
+    for tables in (own, npt):
+        tables.identity(HELPER_S, HELPER_U)
+    npt.map(GVA_LOWER, LOWER)
+    vmcb(builder, VMCB_GPA, MODES["np"], NPT_ROOT)
+    return builder, own, npt
+
+
+def nested_fault(l1: str, l0: int) -> Scenario:
+    """Return an L1 that maps a page of L2 only after L2's #NPF told it to.
+
+    Parameters
+    ----------
+    l1 : {"32", "pae", "64", "57"}
+    l0 : {4, 5}
+    """
+    builder, own, npt = _npt_of_nonpaging_l2(l1, l0)
+    entry = npt.entry(GVA_UPPER)
+    own.map(TABLE_VA, entry & ~0xFFF)
+    enter, leave = ops.Vmrun(VMCB_GPA), ops.Vmmcall()
+    _add(builder, enter, _write(GVA_UPPER, VALUE), _write(TABLE_VA | entry & 0xFFF, UPPER | _TABLE))
+    _add(builder, enter, _read(GVA_UPPER), leave)
+    return builder.build()
+
+
+def nested_root_write(l1: str, l0: int) -> Scenario:
+    """Return an L1 that writes the first entry of its nested root again, as it was, between two runs.
+
+    Parameters
+    ----------
+    l1 : {"32", "64", "57"}
+        The root of PAE's NPT is no table that KVM shadows.
+    l0 : {4, 5}
+    """
+    builder, own, npt = _npt_of_nonpaging_l2(l1, l0)
+    own.map(TABLE_VA, NPT_ROOT)
+    first = npt.pages[1]
+    enter, leave = ops.Vmrun(VMCB_GPA), ops.Vmmcall()
+    _add(builder, enter, _read(GVA_LOWER), leave, _write(TABLE_VA, first | _TABLE))
+    _add(builder, enter, _read(GVA_LOWER), leave)
+    return builder.build()
+
+
 def vmcb(builder: ScenarioBuilder, gpa: int, l2: Regs, nested_cr3: int | None) -> None:
     """Put a VMCB at `gpa`: what concerns paging of it (APM 2, appendix B).
 

@@ -20,7 +20,7 @@ from mmulab.kvm.design import find_design
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.role import RoleFacts
 from mmulab.kvm.state import Vcpu, to_shadow_page
-from mmulab.kvm.svm_nested import SvmNested
+from mmulab.kvm.svm_nested import SVM_EXITS, SvmNested
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, OutcomeKind
@@ -34,6 +34,8 @@ from mmulab.x86.regs import X86_CR0_PG
 from mmulab.x86.walk import Load, Walk, walk
 
 Access = ops.Read | ops.Write
+NPF_FINAL, NPF_TABLE = 1 << 32, 1 << 33
+"""In EXITINFO1 of a #NPF: at the final address, or at a table of the guest's (APM 2, 15.25.6)."""
 
 
 class TwoWalks(NamedTuple):
@@ -296,13 +298,23 @@ def _judge(
         ends = _ENDS.get(type(result.op), OutcomeKind.OK)
         return None if outcome.kind is ends else WrongAccess(index, result.text, None, None, seen)
     reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
-    right = outcome.kind is OutcomeKind.OK and walks.gpa is not None
-    if right:
-        assert walks.gpa is not None
+    right = False
+    if walks.gpa is None:
+        right = outcome.vmexit is not None and outcome.vmexit.items() >= _npf(walks).items()
+    elif outcome.kind is OutcomeKind.OK:
         right = _value_at(machine, walks.gpa) == (
             access.value if isinstance(access, ops.Write) else outcome.rax
         ) and reached in (None, walks.gpa)
     return None if right else WrongAccess(index, result.text, walks.gpa, reached, seen)
+
+
+def _npf(walks: TwoWalks) -> dict[str, int]:
+    """Return what L1 is told of a fault in its nested tables (APM 2, 15.25.6)."""
+    fault = walks.inner[-1]
+    assert fault.error is not None, "the guest's own tables never fault in a case"
+    final = walks.outer.error is None
+    info1 = fault.error | (NPF_FINAL if final else NPF_TABLE)
+    return {"code": SVM_EXITS["npf"], "info1": info1, "info2": fault.va}
 
 
 def _value_at(machine: Machine, gpa: int) -> int | None:
