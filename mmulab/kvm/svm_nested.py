@@ -14,7 +14,7 @@ from mmulab import events as ev
 from mmulab.kvm.context import kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
-from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import NestedGuest, X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
@@ -32,7 +32,6 @@ from mmulab.x86.regs import (
     X86_CR4_PAE,
 )
 
-DB_VECTOR = 1
 SVM_NESTED_CTL_NP_ENABLE = 1 << 0
 SVM_EXIT_EXCP_BASE = 0x40
 SVM_EXIT_ERR = (1 << 64) - 1

@@ -14,6 +14,7 @@ from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_shadow_ept_mmu
 from mmulab.kvm.guest_walk import kvm_write_guest
+from mmulab.kvm.inject import DB_VECTOR
 from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, NestedGuest, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
@@ -38,7 +39,6 @@ from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5
 from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_LMA, EFER_LME, X86_CR0_PE, X86_CR0_PG, X86_CR4_PAE
 
-DB_VECTOR = 1
 EXIT_REASONS = {
     "triple_fault": 2,
     "invlpg": 14,

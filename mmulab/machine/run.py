@@ -16,9 +16,8 @@ from mmulab.kvm.exits import (
     trace_exit,
     trace_page_fault_exit,
 )
-from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
+from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.state import Request, Vcpu
-from mmulab.kvm.svm_nested import DB_VECTOR
 from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.vmx_insn import write_shadow_vmcs
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
