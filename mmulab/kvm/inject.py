@@ -11,6 +11,7 @@ from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.pferr import PF_VECTOR, PFERR_PRESENT_MASK, PFERR_RSVD_MASK
 
+DB_VECTOR = 1
 DF_VECTOR = 8
 GP_VECTOR = 13
 CONTRIBUTORY = (0, 10, 11, 12, GP_VECTOR)
