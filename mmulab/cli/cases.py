@@ -31,10 +31,10 @@ def cases(names: tuple[str, ...], details: bool, as_json: bool) -> None:
 
 
 def _line(found: Row) -> str:
-    name = f"{found.case.name:30} {found.verdict:13}"
+    name = f"{found.case.name:30} {found.verdict:8}"
     run = found.run
     if run is None:
-        return f"{name} needs {found.missing}"
+        return f"{name} {found.missing}"
     parts = [found.roots, f"pages {found.pages}", f"events {len(run.events)}", f"{OLD_DESIGN}: {found.old}"]
     wrong = [f"wrong at {run.wrong}"] if run.wrong else []
     note = [f"note: {found.case.note}"] if found.case.note else []

@@ -54,7 +54,7 @@ class Case:
     recording : str
         The recording that holds it instead, below ``data/conformance``.
     missing : str
-        What the model would need to run it; "" if nothing.
+        Why it cannot be run; "" if it can.
     note : str
         What a reader should know of the outcome.
     """
@@ -154,10 +154,11 @@ _EPT = (
     ("noept-tdp-64-l2-64", "4-level L1, no EPT", "4-level", "nested-noept-tdp/noept-64-l2-64"),
     ("noept-shadow-32-l2-pae", "32-bit L1, no EPT", "PAE", "nested-noept-shadow/noept-32-l2-pae"),
 )
-_HOST_32 = "a 32-bit (PAE) host"
+_HOST_32 = "a 32-bit (PAE) host is not modelled"
+_EPT_5 = "no recording has it, and no scenario builds it yet"
 _MISSING = (
-    ("ept-5-level-ad", "ept=1, 5-level", "5-level EPT, A/D", "nonpaging", "5-level EPT of an L1"),
-    ("ept-5-level-noad", "ept=1, 5-level", "5-level EPT, no A/D", "nonpaging", "5-level EPT of an L1"),
+    ("ept-5-level-ad", "ept=1, 5-level", "5-level EPT, A/D", "nonpaging", _EPT_5),
+    ("ept-5-level-noad", "ept=1, 5-level", "5-level EPT, no A/D", "nonpaging", _EPT_5),
     ("host-32-npt-32", "npt=1, PAE", "32-bit L1's NPT", "nonpaging", _HOST_32),
     ("host-32-npt-pae", "npt=1, PAE", "PAE L1's NPT", "nonpaging", _HOST_32),
     ("host-32-shadow-32", "npt=0, PAE", "32-bit", "", _HOST_32),
@@ -204,11 +205,11 @@ class Row:
     ----------
     case : Case
     run : CaseRun or None
-        Under the default design; None if the model lacks something.
+        Under the default design; None if it cannot be run.
     old : Contrast or None
         How the old design differs.
     missing : str
-        What the model lacks.
+        Why it cannot be run.
     """
 
     case: Case
@@ -218,9 +219,9 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``correct``, ``wrong`` or ``not modelled``."""
+        """``correct``, ``wrong`` or ``not run``."""
         if self.run is None:
-            return "not modelled"
+            return "not run"
         return "correct" if self.run.wrong is None else "wrong"
 
     @property
