@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mmulab.check.invariants import Invariant, status, violations
+from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op
+from mmulab.machine.run import StuckError
 from tests.kvm.guest import MODES
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 
@@ -20,18 +22,32 @@ shown in ``tests/kvm/test_mmio.py``.
 """
 
 
+def livelocked(machine: Machine) -> bool:
+    """Whether NPT may be the reason of an endless fault: it sets A in tables that lie in a read-only slot.
+
+    KVM takes that for a write to a table that it shadows, unprotects nothing and
+    enters the guest again (``PFERR_NESTED_GUEST_PAGE`` in ``kvm_mmu_page_fault``).
+    """
+    host = machine.config.host
+    return host.tdp and host.vendor == "amd" and any(s.readonly for s in machine.kvm.slots[0].slots)
+
+
 @pytest.mark.parametrize("tdp", [False, True], ids=["shadow", "tdp"])
 @pytest.mark.parametrize("name", MODES)
 def test_invariants_hold_after_every_op(name: str, tdp: bool) -> None:
     layout = layout_of(name)
 
-    @settings(max_examples=20 if tdp else 50)
+    @settings(max_examples=20 if tdp else 50, phases=[Phase.generate])
     @given(st.integers(0, 1 << 16), op_lists(layout))
     def check(seed: int, listed: list[Op]) -> None:
         machine = random_machine(seed, layout, tdp=tdp)
         allowed = BROKEN_BY_MMIO_SPTES if machine.config.host.mmio_caching else Invariant.VALID
         for op in listed:
-            machine.execute(op)
+            try:
+                machine.execute(op)
+            except StuckError:
+                assert livelocked(machine)
+                return
             assert not status(machine.kvm) & ~allowed, violations(machine.kvm)
 
     check()
