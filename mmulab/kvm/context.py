@@ -4,6 +4,20 @@ A context keeps two roles. The *CPU role* says what the guest's CPU is doing and
 decides whether anything has to be configured at all; the *root role* is the word
 of the pages that are built for it.
 
+*Names.* Two questions are easily confused: may the host use two-dimensional
+paging at all, and do the tables of this context map guest-physical addresses
+directly? The first is a property of the host: ``tdp_enabled``, here `config.tdp`.
+In March 2010 the series for nested NPT made ``tdp_enabled`` a field of the
+context for the second, and its author proposed ``tdp_usable`` for the global one
+("[PATCH 02/18] KVM: MMU: Make tdp_enabled a mmu-context parameter"). The reply
+objected that two-dimensional paging is used in both states: while L1 runs,
+``root_mmu`` maps directly; from a VMRUN with nested paging on, ``guest_mmu``
+shadows L1's nested tables, and the processor still walks in two dimensions; after
+#VMEXIT it is ``root_mmu`` again. What changes is whether the map is direct, which
+is also so with paging off and no two-dimensional paging anywhere. Hence
+``direct_map`` (2.6.37), today the role's ``direct`` (347a0d0ded16, 5.19), here
+:attr:`mmulab.kvm.mmu.Mmu.direct`.
+
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
 ``kvm_init_shadow_mmu``, ``shadow_mmu_init_context``, ``kvm_mmu_create``).
 """

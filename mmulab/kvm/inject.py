@@ -53,8 +53,9 @@ def kvm_inject_emulated_page_fault(vcpu: Vcpu, fault: X86Exception) -> None:
     mmu = vcpu.mmu if fault.nested_page_fault else vcpu.walk_mmu
     if fault.error_code & PFERR_PRESENT_MASK and not fault.error_code & PFERR_RSVD_MASK:
         kvm_mmu_invalidate_gva(vcpu, mmu, fault.address, mmu.root_hpa)
-    if mmu.inject_page_fault is not None:
-        mmu.inject_page_fault(vcpu, fault)
+    if fault.nested_page_fault:
+        assert vcpu.nested is not None
+        vcpu.nested.inject_page_fault(vcpu, fault)
         return
     vcpu.stat["pf_guest"] += 1
     kvm_queue_exception(vcpu, PF_VECTOR, fault.error_code, fault.address)

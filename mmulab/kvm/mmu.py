@@ -1,4 +1,4 @@
-"""MMU contexts as records: roles, roots, the guest's paging, and what is kept of L2.
+"""MMU contexts as records: roles, roots and the guest's paging.
 
 Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_mmu``),
 ``arch/x86/kvm/kvm_emulate.h`` (``struct x86_exception``).
@@ -6,18 +6,11 @@ Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_mmu``),
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from mmulab.events import kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.x86.paging import Paging
-
-if TYPE_CHECKING:
-    from mmulab.kvm.state import Vcpu
-
 
 INVALID_PAGE = -1
 INVALID_PAE_ROOT = 0
@@ -72,9 +65,6 @@ class Mmu:
         Frames of the special roots, -1 where there is none.
     pdptrs : list of int
         PDPTE registers of a PAE guest.
-    inject_page_fault : callable or None
-        Takes a fault of a walk of these tables to whoever owns them; None
-        queues a #PF.
     """
 
     kind: str = "none"
@@ -93,43 +83,3 @@ class Mmu:
     pml4_root: int = -1
     pml5_root: int = -1
     pdptrs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-    inject_page_fault: Callable[[Vcpu, X86Exception], None] | None = None
-
-
-class NestedGuest(ABC):
-    """What a vendor's half of KVM keeps of L2 while it runs.
-
-    Attributes
-    ----------
-    nested_pgd : int
-        Nested CR3, or the EPT pointer, by which L1 maps L2's memory; 0: none.
-    idt_vectoring : int
-        Event whose delivery the last exit interrupted; 0: none.
-    """
-
-    nested_pgd: int = 0
-    idt_vectoring: int = 0
-
-    def vmexit_event(self, event: kvm_exit, info1: int, info2: int) -> kvm_nested_vmexit:
-        """Describe an exit of L2 as ``kvm_nested_vmexit`` does; on AMD by EXITINFO1 and EXITINFO2."""
-        return kvm_nested_vmexit(event.reason, info1, info2)
-
-    @abstractmethod
-    def exit_handled(self, vcpu: Vcpu, exit: kvm_nested_vmexit) -> bool:
-        """Give an exit of L2 to L1 if L1 asked for it; return whether it did."""
-
-    @abstractmethod
-    def exception_handled(self, vcpu: Vcpu) -> bool:
-        """Give the exception queued for L2 to L1 if L1 asked for it."""
-
-    @abstractmethod
-    def triple_fault(self, vcpu: Vcpu) -> bool:
-        """Give a triple fault of L2 to L1 if L1 asked for it."""
-
-    def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
-        """Log for L1 that a page of L2 gets dirty; False if that cannot be now. AMD has no such log."""
-        return True
-
-    @abstractmethod
-    def pdptr(self, vcpu: Vcpu, index: int) -> int:
-        """Return a PDPTE of PAE nested tables."""

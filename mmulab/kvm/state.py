@@ -10,12 +10,13 @@ Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h``, ``arch/x86/kvm/mmu/mmu_in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from mmulab.events import EventSink
+from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.memslot import KvmMemslot
-from mmulab.kvm.mmu import Mmu, NestedGuest, X86Exception
+from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
@@ -103,6 +104,49 @@ VM_STATS = (
 PAGES_STAT = ("", "pages_4k", "pages_2m", "pages_1g")
 
 
+class NestedGuest(ABC):
+    """What a vendor's half of KVM keeps of L2 while it runs.
+
+    Attributes
+    ----------
+    nested_pgd : int
+        Nested CR3, or the EPT pointer, by which L1 maps L2's memory; 0: none.
+    idt_vectoring : int
+        Event whose delivery the last exit interrupted; 0: none.
+    """
+
+    nested_pgd: int = 0
+    idt_vectoring: int = 0
+
+    def vmexit_event(self, event: kvm_exit, info1: int, info2: int) -> kvm_nested_vmexit:
+        """Describe an exit of L2 as ``kvm_nested_vmexit`` does; on AMD by EXITINFO1 and EXITINFO2."""
+        return kvm_nested_vmexit(event.reason, info1, info2)
+
+    @abstractmethod
+    def exit_handled(self, vcpu: Vcpu, exit: kvm_nested_vmexit) -> bool:
+        """Give an exit of L2 to L1 if L1 asked for it; return whether it did."""
+
+    @abstractmethod
+    def exception_handled(self, vcpu: Vcpu) -> bool:
+        """Give the exception queued for L2 to L1 if L1 asked for it."""
+
+    @abstractmethod
+    def triple_fault(self, vcpu: Vcpu) -> bool:
+        """Give a triple fault of L2 to L1 if L1 asked for it."""
+
+    def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
+        """Log for L1 that a page of L2 gets dirty; False if that cannot be now. AMD has no such log."""
+        return True
+
+    @abstractmethod
+    def inject_page_fault(self, vcpu: Vcpu, fault: X86Exception) -> None:
+        """Tell L1 of a fault of the tables by which it maps L2's memory."""
+
+    @abstractmethod
+    def pdptr(self, vcpu: Vcpu, index: int) -> int:
+        """Return a PDPTE of PAE nested tables."""
+
+
 class Vcpu:
     """KVM's side of a vCPU (``struct kvm_vcpu_arch``, as far as the MMU needs it).
 
@@ -135,6 +179,8 @@ class Vcpu:
         What is kept of VMX, whoever runs.
     exit_qualification : int
         Of the last EPT violation; a walk of L1's EPT that fails makes of it what L1 gets.
+    last_vmcb12_gpa : int
+        Where the VMCB of L1's last VMRUN lies.
     singlestep_rip : int or None
         Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
     pdptrs_available : bool
@@ -162,6 +208,7 @@ class Vcpu:
         "kvm",
         "last_retry_addr",
         "last_retry_eip",
+        "last_vmcb12_gpa",
         "mmio_access",
         "mmio_gen",
         "mmio_gfn",
@@ -213,6 +260,7 @@ class Vcpu:
         self.exit_qualification = 0
         self.pdptrs_available = False
         self.singlestep_rip: int | None = None
+        self.last_vmcb12_gpa = 0
         self.stat = dict.fromkeys(VCPU_STATS, 0)
 
 

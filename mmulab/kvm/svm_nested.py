@@ -15,9 +15,9 @@ from mmulab.kvm.context import kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, kvm_queue_exception
-from mmulab.kvm.mmu import NestedGuest, X86Exception
+from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
-from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
+from mmulab.kvm.state import NestedGuest, Request, Vcpu, vcpu_memslots
 from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
@@ -133,6 +133,10 @@ class SvmNested(NestedGuest):
         nested_svm_vmexit(vcpu)
         return True
 
+    def inject_page_fault(self, vcpu: Vcpu, fault: X86Exception) -> None:
+        """Tell L1 of a fault of its nested tables."""
+        _inject_npf_exit(vcpu, fault)
+
     def pdptr(self, vcpu: Vcpu, index: int) -> int:
         """Read a PDPTE of L1's nested tables (``nested_svm_get_tdp_pdptr``)."""
         return kvm_read_guest(vcpu, (self.nested_pgd & ~0x1F) + 8 * index, 8) or 0
@@ -198,9 +202,9 @@ def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -
     _transition_tlb_flush(vcpu)
     vcpu.guest_mode = True
     vcpu.nested = nested
+    vcpu.last_vmcb12_gpa = nested.vmcb12_gpa
     if nested.npt:
         vcpu.mmu = vcpu.guest_mmu
-        vcpu.mmu.inject_page_fault = _inject_npf_exit
         kvm_init_shadow_npt_mmu(vcpu, nested.l1["cr4"], nested.l1["efer"])
         kvm_mmu_new_pgd(vcpu, nested.nested_pgd)
         vcpu.walk_mmu = vcpu.nested_mmu

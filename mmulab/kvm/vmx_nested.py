@@ -16,9 +16,9 @@ from mmulab.kvm.context import kvm_init_shadow_ept_mmu
 from mmulab.kvm.guest_walk import kvm_write_guest
 from mmulab.kvm.inject import DB_VECTOR
 from mmulab.kvm.invlpg import invlpg
-from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, NestedGuest, X86Exception
+from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
-from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.state import NestedGuest, Request, Vcpu
 from mmulab.kvm.vmcs12 import (
     INVALID_GPA,
     SECONDARY_EXEC_ENABLE_EPT,
@@ -144,6 +144,10 @@ class VmxNested(NestedGuest):
         self.idt_vectoring = 0
         nested_vmx_vmexit(vcpu, "triple_fault", 0)
         return True
+
+    def inject_page_fault(self, vcpu: Vcpu, fault: X86Exception) -> None:
+        """Tell L1 of a fault of its EPT."""
+        nested_ept_inject_page_fault(vcpu, fault)
 
     def pdptr(self, vcpu: Vcpu, index: int) -> int:
         """EPT has no PDPTEs.
@@ -318,7 +322,6 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     if ept:
         vcpu.mmu = vcpu.guest_mmu
         nested_ept_new_eptp(vcpu, eptp)
-        vcpu.mmu.inject_page_fault = nested_ept_inject_page_fault
         vcpu.walk_mmu = vcpu.nested_mmu
     vcpu.cr0, vcpu.cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
     vcpu.efer = _guest_efer(vcpu)

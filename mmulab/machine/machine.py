@@ -27,7 +27,6 @@ from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, Vcpu
-from mmulab.kvm.svm_nested import read_vmcb
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.vmcs12 import INVALID_GPA
 from mmulab.kvm.vmx_nested import vmx_leave_nested
@@ -46,24 +45,7 @@ from mmulab.x86.regs import CpuModel
 
 HUGE = 1 << 21
 EINVAL = 22
-VMEXIT_FIELDS = {
-    "code": "exit_code",
-    "info1": "exit_info_1",
-    "info2": "exit_info_2",
-    "intinfo": "exit_int_info",
-}
-"""What a recording tells of an exit to L1, and the VMCB's fields."""
-VMX_EXIT_FIELDS = {
-    "reason": "vm_exit_reason",
-    "qual": "exit_qualification",
-    "gpa": "guest_physical_address",
-    "gla": "guest_linear_address",
-    "intr": "vm_exit_intr_info",
-    "intrerr": "vm_exit_intr_error_code",
-    "idtv": "idt_vectoring_info_field",
-    "rip": "guest_rip",
-}
-"""The same of VMX, and the VMCS's fields."""
+
 
 
 OpSink = Callable[[Op, Outcome], None]
@@ -110,7 +92,6 @@ class Machine:
         for slot in config.slots:
             self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
         self.kvm.emit = emit
-        self._vmcb12 = 0
 
     @property
     def emit(self) -> EventSink | None:
@@ -147,7 +128,8 @@ class Machine:
         vcpu = self.kvm.vcpus[op.vcpu]
         match op:
             case ops.Touch():
-                return Execution(self, vcpu, op.mode).touch(op.gva, write=op.write, fetch=op.fetch)
+                execution = Execution(self.config, self.processor, vcpu, op.mode)
+                return execution.touch(op.gva, write=op.write, fetch=op.fetch)
             case (
                 ops.Read()
                 | ops.Write()
@@ -175,7 +157,8 @@ class Machine:
                 self._stage_operand(op)
                 mode, insn = self._instruction(op, vcpu)
                 compat = isinstance(op, ops.WriteCr) and op.compat
-                return Execution(self, vcpu, mode).run(insn, cs_l=is_long_mode(vcpu) and not compat)
+                execution = Execution(self.config, self.processor, vcpu, mode)
+                return execution.run(insn, cs_l=is_long_mode(vcpu) and not compat)
         return self._execute_host(op, vcpu)
 
     def _stage_operand(self, op: Op) -> None:
@@ -187,18 +170,10 @@ class Machine:
             self._host_write(stubs.supervisor + VMX_OPERAND_OFFSET + 8 * i, 8, word)
 
     def _instruction(self, op: Op, vcpu: Vcpu) -> tuple[ops.Mode, Instruction]:
-        if isinstance(op, ops.Vmrun):
-            self._vmcb12 = op.gpa
-            if self.config.host.vendor == "intel":
-                entered = vcpu.vmx.current_vmptr != INVALID_GPA and vcpu.vmx.get("launch_state")
-                return ops.Mode.SUPERVISOR, vm_entry(self.config.stubs, launch=not entered)
+        if isinstance(op, ops.Vmrun) and self.config.host.vendor == "intel":
+            entered = vcpu.vmx.current_vmptr != INVALID_GPA and vcpu.vmx.get("launch_state")
+            return ops.Mode.SUPERVISOR, vm_entry(self.config.stubs, launch=not entered)
         return instruction_of(op, self.config.stubs)
-
-    def last_vmexit(self, vcpu: Vcpu) -> dict[str, int]:
-        """Return what L1 was told of the last exit of its guest, from its VMCB or VMCS."""
-        if self.config.host.vendor == "intel":
-            return {key: vcpu.vmx.get(field) for key, field in VMX_EXIT_FIELDS.items()}
-        return {key: read_vmcb(vcpu, self._vmcb12, field) for key, field in VMEXIT_FIELDS.items()}
 
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
         result: int | None = None

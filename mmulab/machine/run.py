@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
@@ -21,10 +19,12 @@ from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.vmx_insn import write_shadow_vmcs
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
+from mmulab.machine.config import MachineConfig
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import (
     GuestFault,
     NestedFault,
+    Processor,
     ShadowFault,
     access,
     guest_canonical,
@@ -32,11 +32,9 @@ from mmulab.machine.processor import (
     load_cr,
 )
 from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, VMFAIL_PORT, delivery_accesses, handler_rip
+from mmulab.machine.vmexit import last_vmexit
 from mmulab.x86.insn import TOUCHES_MEMORY, VMX_INSTRUCTIONS, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
-
-if TYPE_CHECKING:
-    from mmulab.machine.machine import Machine
 
 PRIVILEGED = (
     Mnemonic.MOV_CR,
@@ -72,14 +70,16 @@ class Execution:
 
     Parameters
     ----------
-    machine : Machine
+    config : MachineConfig
+    processor : Processor
     vcpu : Vcpu
     mode : Mode
         Privilege, kept in the vCPU for the time of the op.
     """
 
-    def __init__(self, machine: Machine, vcpu: Vcpu, mode: Mode) -> None:
-        self.machine = machine
+    def __init__(self, config: MachineConfig, processor: Processor, vcpu: Vcpu, mode: Mode) -> None:
+        self.config = config
+        self.processor = processor
         self.vcpu = vcpu
         self.mode = mode
         vcpu.cpl = 3 if mode is Mode.USER else 0
@@ -167,7 +167,7 @@ class Execution:
         self.verdict, self.mode, self.cs_l = Verdict.RESUME, Mode.SUPERVISOR, True
         port = L2_PORT if self.in_l2 else VMEXIT_PORT
         self.insn = Instruction(Mnemonic.OUT, vcpu.rip, bytes([0xE6, port]))
-        self.vmexit = None if self.in_l2 else self.machine.last_vmexit(vcpu)
+        self.vmexit = None if self.in_l2 else last_vmexit(vcpu)
         return self.insn
 
     # Accesses -----------------------------------------------------------------
@@ -186,7 +186,7 @@ class Execution:
             pfec |= PFERR_USER_MASK
         explicit = not implicit and self.mode is not Mode.IMPLICIT
         try:
-            return access(vcpu, self.machine.processor, va, pfec, explicit=explicit)
+            return access(vcpu, self.processor, va, pfec, explicit=explicit)
         except ShadowFault as fault:
             self._shadow_exit(fault)
         except NestedFault as fault:
@@ -223,7 +223,7 @@ class Execution:
             final=fault.final,
             rwx=fault.rwx,
             va=fault.va,
-            guest_access=fault.guest_access if self.machine.config.host.ept_advanced_info else None,
+            guest_access=fault.guest_access if self.config.host.ept_advanced_info else None,
         )
         self.verdict = handle_nested_page_fault(
             self.vcpu, told, self.insn, idt_vectoring=self._vectoring()
@@ -287,7 +287,7 @@ class Execution:
         insn = self.insn
         if insn.mnemonic is not Mnemonic.NOP or insn.target is not None or insn.rip is None:
             return
-        code = bytes(self.machine.memory.bytes[hpa : min(hpa + 4, (hpa | 0xFFF) + 1)])
+        code = bytes(self.vcpu.kvm.memory.bytes[hpa : min(hpa + 4, (hpa | 0xFFF) + 1)])
         found = decode(insn.rip, code)
         if found is None:
             raise InputError(
@@ -312,9 +312,9 @@ class Execution:
 
     def _data(self, outcome: Outcome) -> None:
         """Perform the instruction's memory operand."""
-        insn, memory = self.insn, self.machine.memory
+        insn, memory = self.insn, self.vcpu.kvm.memory
         writes = insn.mnemonic in WRITES_MEMORY
-        reads_first = self.machine.config.host.rmw_reads_first and insn.mnemonic is not Mnemonic.STORE
+        reads_first = self.config.host.rmw_reads_first and insn.mnemonic is not Mnemonic.STORE
         if writes and reads_first:
             self._operand(False)
         pieces = self._operand(writes)
@@ -357,7 +357,7 @@ class Execution:
         vcpu, mnemonic = self.vcpu, self.insn.mnemonic
         if mnemonic not in VMX_INSTRUCTIONS:
             return False
-        if self.machine.config.host.vendor != "intel":
+        if self.config.host.vendor != "intel":
             return True
         if mnemonic is not Mnemonic.VMFUNC or not vcpu.guest_mode:
             return False
@@ -381,7 +381,7 @@ class Execution:
         insn = self.insn
         if insn.mnemonic is Mnemonic.MOV_CR:
             try:
-                if not load_cr(self.vcpu, self.machine.processor, insn.register, insn.value):
+                if not load_cr(self.vcpu, self.processor, insn.register, insn.value):
                     return self._raise(GP_VECTOR, 0)
             except NestedFault as fault:
                 self._nested_exit(fault)
@@ -419,7 +419,7 @@ class Execution:
 
     def _deliver(self) -> Outcome:
         """Deliver the queued exception: its accesses, then the handler's first instruction."""
-        vcpu, stubs = self.vcpu, self.machine.config.stubs
+        vcpu, stubs = self.vcpu, self.config.stubs
         assert vcpu.exception is not None
         vector, error_code, address = vcpu.exception
         if stubs is None:
@@ -456,7 +456,7 @@ class Execution:
 
     def _out_info(self, port: int) -> int:
         """EXITINFO1 of an 8-bit OUT (APM 2, 15.10.2), or its qualification (SDM 3, table 28-5)."""
-        return port << 16 | (0x40 if self.machine.config.host.vendor == "intel" else 0x10)
+        return port << 16 | (0x40 if self.config.host.vendor == "intel" else 0x10)
 
     def _bare_exception(self) -> Outcome:
         vcpu = self.vcpu

@@ -30,7 +30,6 @@ from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.processor import host_paging
 from mmulab.memory.host import FRAME_BYTES
 from mmulab.workload.replay_plan import (
-    NO_FRAME,
     Action,
     Step,
     make_plan,
@@ -217,7 +216,7 @@ class Replay:
                 self._take(step, progress)
             self._access_until(len(plan.record))
             if self.sampler is not None:
-                self.sampler.take(self, self.records)
+                self.sampler.take(self.machine, self.faults, len(self.tables), self.records)
             if progress is not None:
                 progress(self.records)
         except _Differs as difference:
@@ -245,7 +244,7 @@ class Replay:
                 self.tables.pop(self.stream.table(record), None)
             case Action.SAMPLE:
                 assert self.sampler is not None
-                self.sampler.take(self, record)
+                self.sampler.take(self.machine, self.faults, len(self.tables), record)
             case Action.PROGRESS:
                 if progress is not None:
                     progress(record)

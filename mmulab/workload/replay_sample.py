@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.role import RoleFacts
-
-if TYPE_CHECKING:
-    from mmulab.workload.replay import Replay
+from mmulab.machine.machine import Machine
 
 FAULT_CLASSES = tuple(
     f"{access}_{mode}"
@@ -70,12 +69,21 @@ class Sampler:
         self._roles: list[dict[int, int]] = []
         self._design: RoleDesign | None = None
 
-    def take(self, replay: Replay, records: int) -> None:
-        """Note the state after the first `records` records."""
+    def take(self, machine: Machine, faults: Sequence[int], guest_tables: int, records: int) -> None:
+        """Note the state after the first `records` records.
+
+        Parameters
+        ----------
+        machine : Machine
+        faults : sequence of int
+            Faults so far, as :data:`FAULT_CLASSES`.
+        guest_tables : int
+            Pages known to be tables of the guest.
+        records : int
+        """
         if self.records and self.records[-1] == records:
             return
-        kvm = replay.machine.kvm
-        stats = replay.machine.stats
+        kvm, stats = machine.kvm, machine.stats
         if not self._names:
             self._design = kvm.config.design
             self._names = [*FAULT_CLASSES, *stats, "guest_tables", "shadow_pages", "unsync_pages"]
@@ -86,7 +94,7 @@ class Sampler:
             unsync += sp.unsync
         self.records.append(records)
         self._roles.append(roles)
-        self._rows.append([*replay.faults, *stats.values(), len(replay.tables), len(kvm.pages), unsync])
+        self._rows.append([*faults, *stats.values(), guest_tables, len(kvm.pages), unsync])
 
     def columns(self) -> dict[str, npt.NDArray[np.int64]]:
         """Return the samples as columns.
