@@ -21,7 +21,7 @@ from mmulab.machine.processor import guest_canonical, linear_address
 from mmulab.x86.mode import PT_ACCESSED_MASK, PT_DIRTY_MASK
 from mmulab.x86.paging import PROCESSOR, Paging, make_paging
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
-from mmulab.x86.regs import X86_CR0_WP, X86_CR4_SMAP
+from mmulab.x86.regs import X86_CR0_WP, X86_CR4_PSE, X86_CR4_SMAP
 from mmulab.x86.walk import Walk, walk
 from tests.kvm.guest import MODES
 from tests.machine.random_guest import Layout, access_ops, layout_of, random_machine, register_ops, table_ops
@@ -156,6 +156,8 @@ def comparable(vcpu: Vcpu, op: Access) -> bool:
     - Without PAE, KVM's walk reports a fetch by EFER.NX alone.
     - Roots always have the role of EFER.NX=1, so what was mapped by entries
       with NX stays mapped when the bit becomes reserved (``kvm_init_shadow_mmu``).
+    - CR4.PSE is not in the role, so a 4 MiB page stays one when the bit is
+      cleared and its entry becomes that of a table.
 
     And an address that is not canonical is no matter of tables.
     """
@@ -167,7 +169,7 @@ def comparable(vcpu: Vcpu, op: Access) -> bool:
         return False
     if isinstance(op, ops.Touch) and paging.nx and not wide:
         return False
-    return bool(paging.nx or not wide)
+    return bool(paging.nx if wide else vcpu.cr4 & X86_CR4_PSE or not paging.mode.root_level)
 
 
 def compare(machine: Machine, op: Access) -> bool:
