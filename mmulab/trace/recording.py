@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mmulab import __version__
 from mmulab.errors import InputError
 from mmulab.events import Event
+from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
@@ -117,15 +118,6 @@ class State:
         event = self.event
         what = "end" if event is None else f"{self.moment.event} {type(event).__name__}"
         return f"<State op {self.moment.op} {type(self.op).__name__}, {what}>"
-
-
-class Viewable(Protocol):
-    """What a reader of recordings needs: re-execution is one way to it."""
-
-    events: Log
-
-    def at(self, event: int) -> State:
-        """Return the state at an event."""
 
 
 class Recording:
@@ -247,11 +239,20 @@ class Recording:
         self.serial += 1
         return self._restore(0)
 
-    def _restore(self, op: int) -> Machine:
-        """Return the machine as it was before `op`."""
+    @property
+    def spte_format(self) -> SpteFormat:
+        """The format of the host's entries."""
+        return self._machine().kvm.fmt
+
+    def _machine(self) -> Machine:
+        """Return the machine that is put to whatever state is looked at."""
         if self._viewer is None:
             self._viewer = Machine(self.config)
-        machine = self._viewer
+        return self._viewer
+
+    def _restore(self, op: int) -> Machine:
+        """Return the machine as it was before `op`."""
+        machine = self._machine()
         machine.emit = None
         number = int(np.searchsorted(self.checkpoint_ops, op, "right")) - 1
         self.checkpoints.restore(machine, number, self._stands_on)

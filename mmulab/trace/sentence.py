@@ -63,7 +63,8 @@ def op_sentence(op: Op) -> str:
     if wording is not None:
         return wording(op)
     values = ((f.name, getattr(op, f.name)) for f in fields(op) if f.name != "vcpu")
-    arguments = " ".join(f"{name} {value:#x}" for name, value in values)
+    shown = (f"{name} {value:#x}" if isinstance(value, int) else f"{name} {value}" for name, value in values)
+    arguments = " ".join(shown)
     return f"vCPU {op.vcpu} executes {type(op).__name__.lower()} {arguments}".rstrip()
 
 
@@ -129,9 +130,19 @@ def outcome_sentence(outcome: Outcome) -> str:
         case OutcomeKind.HOST:
             dirty = "" if outcome.dirty is None else f"; dirty pages: {_pages(outcome.dirty)}"
             return ("done" if not outcome.result else f"returns {outcome.result}") + dirty
-        case OutcomeKind.INTERNAL_ERROR:
-            return "KVM gives up: an internal error goes to the VMM"
-    return "the vCPU shuts down (triple fault)"
+        case OutcomeKind.VMEXIT:
+            told = " ".join(f"{name} {value:#x}" for name, value in (outcome.vmexit or {}).items())
+            return f"L1 gets an exit of L2: {told}"
+    return _PLAIN_ENDS[outcome.kind]
+
+
+_PLAIN_ENDS = {
+    OutcomeKind.INTERNAL_ERROR: "KVM gives up: an internal error goes to the VMM",
+    OutcomeKind.SHUTDOWN: "the vCPU shuts down (triple fault)",
+    OutcomeKind.L2: "L2 runs",
+    OutcomeKind.VMFAIL: "the VM entry fails its checks",
+    OutcomeKind.HANG: "KVM finds itself at fault and runs the VM no more",
+}
 
 
 def _pages(dirty: list[int]) -> str:

@@ -112,7 +112,7 @@ def guest_walk(
 
 
 class PageHeader(NamedTuple):
-    """A shadow page's header, copied (:class:`~mmulab.kvm.state.ShadowPage`)."""
+    """A shadow page's header, copied (:class:`~mmulab.kvm.mmu_page.ShadowPage`)."""
 
     frame: int
     gfn: int
@@ -122,7 +122,9 @@ class PageHeader(NamedTuple):
     root_count: int
     unsync: bool
     unsync_children: int
+    unsync_child_bitmap: int
     invalid: bool
+    write_flooding_count: int
 
 
 def page_header(sp: ShadowPage) -> PageHeader:
@@ -136,7 +138,9 @@ def page_header(sp: ShadowPage) -> PageHeader:
         sp.root_count,
         sp.unsync,
         sp.unsync_children,
+        sp.unsync_child_bitmap,
         sp.invalid,
+        sp.write_flooding_count,
     )
 
 
@@ -155,6 +159,8 @@ class ShadowStep(NamedTuple):
         Host-physical address of the entry, and the entry.
     present, last, mmio : bool
         The entry leads somewhere; it maps a page; it says that there is no memory.
+    gfn : int or None
+        Of a last entry: the guest's page behind it; None if it is no memory of the guest's.
     """
 
     level: int
@@ -166,6 +172,7 @@ class ShadowStep(NamedTuple):
     present: bool
     last: bool
     mmio: bool
+    gfn: int | None
 
 
 def shadow_steps(machine: Machine, address: int, *, vcpu: int = 0) -> tuple[ShadowStep, ...]:
@@ -188,7 +195,9 @@ def shadow_steps(machine: Machine, address: int, *, vcpu: int = 0) -> tuple[Shad
         page = kvm.pages.get(frame)
         mmio = not present and is_mmio_spte(kvm.fmt, spte)
         header = None if page is None else page_header(page)
-        steps.append(ShadowStep(level, frame, header, index, at << 3, spte, present, last, mmio))
+        gpa = gpa_of(machine, spte & PT_BASE_ADDR_MASK) if last else None
+        gfn = None if gpa is None else gpa >> 12
+        steps.append(ShadowStep(level, frame, header, index, at << 3, spte, present, last, mmio, gfn))
         if not present or last:
             break
         frame = (spte & PT_BASE_ADDR_MASK) >> 12

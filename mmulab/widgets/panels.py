@@ -1,0 +1,347 @@
+"""The panels of a stepper: pure functions from a look to blocks.
+
+The same panels show in JupyterLab, in an exported page and in a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.spte import SpteFormat
+from mmulab.trace.ftrace import event_text
+from mmulab.trace.look import Look, PageLook, Parent, SpteChange
+from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
+from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep
+from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
+from mmulab.widgets.words import GPTE_FLAGS, role_cells, spte_cells, spte_names
+from mmulab.x86.pferr import ACC_STRINGS, pferr_str
+
+MAX_CHANGES = 16
+"""Changed sptes that are listed; the rest is counted."""
+STRIPS = 2
+"""Changed sptes that are drawn bit by bit."""
+
+
+def panels(look: Look, design: RoleDesign, fmt: SpteFormat, before: Look | None = None) -> list[Panel]:
+    """Return all panels of a look.
+
+    Parameters
+    ----------
+    look : Look
+    design : RoleDesign
+        Reads role words.
+    fmt : SpteFormat
+        Reads shadow entries.
+    before : Look, optional
+        The look at the moment before: what differs from it is marked.
+    """
+    found = [
+        moment_panel(look, design),
+        guest_panel(look, before),
+        path_panel(look, design, fmt),
+        page_panel(look, design),
+        changes_panel(look, fmt),
+        rmap_panel(look, design, fmt),
+        unsync_panel(look, design),
+        registers_panel(look, before),
+        statistics_panel(look, before),
+    ]
+    return [panel for panel in found if panel is not None]
+
+
+def moment_panel(look: Look, design: RoleDesign) -> Panel:
+    """The op and its outcome in a sentence, and the event."""
+    ended = "It will end so" if look.event is not None else "It has ended"
+    blocks: list[Block] = [
+        Line(f"{op_sentence(look.op)}."),
+        Line(f"{ended}: {outcome_sentence(look.outcome)}."),
+    ]
+    if look.verdict is not None:
+        blocks.append(Line(f"Not where the guest's tables lead: {look.verdict}.", marked=True))
+    if look.event is not None:
+        blocks.append(Line(event_sentence(look.event, design)))
+        blocks.append(Line(event_text(look.event, design), code=True))
+    where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
+    return Panel(f"op {look.moment.op}, {where}", blocks, wide=True)
+
+
+# The two walks -------------------------------------------------------------------
+
+
+def flags_text(entry: int, names: dict[int, str]) -> str:
+    """Name the bits of an entry that are set.
+
+    >>> flags_text(0x67, GPTE_FLAGS)
+    'P W U A D'
+    """
+    return " ".join(name for bit, name in sorted(names.items()) if entry >> bit & 1)
+
+
+def guest_panel(look: Look, before: Look | None = None) -> Panel | None:
+    """The guest's own walk, level by level, the rights of the path accumulating."""
+    walk = look.guest
+    if walk is None:
+        return None
+    known = before.guest.steps if before is not None and before.guest is not None else ()
+    rows = [_guest_row(step) for step in walk.steps]
+    marked = [n for n, step in enumerate(walk.steps) if before is not None and step not in known]
+    blocks: list[Block] = []
+    if rows:
+        blocks.append(Table(("level", "table", "index", "entry", "bits", "rights so far"), rows, marked))
+    blocks.append(Line(_walk_end(walk)))
+    return Panel(f"the guest's tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}", blocks)
+
+
+def _guest_row(step: GuestStep) -> list[str]:
+    table = "register" if step.table == -1 else f"gfn {step.table >> 12:#x}"
+    flags = flags_text(step.entry, GPTE_FLAGS)
+    return [
+        str(step.level),
+        table,
+        f"{step.entry_index:#x}",
+        f"{step.entry:x}",
+        flags,
+        ACC_STRINGS[step.access],
+    ]
+
+
+def _walk_end(walk: GuestWalk) -> str:
+    if walk.error is not None:
+        return f"→ page fault, error code {walk.error:#x} {pferr_str(walk.error)}"
+    assert walk.gpa is not None
+    return f"→ gpa {walk.gpa:#x}" + ("" if walk.steps else " (no paging)")
+
+
+def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
+    """The way of the processor down the tables in use."""
+    if look.path_address is None:
+        return None
+    title = f"the host's tables for {look.path_address:#x}: root {_hpa(look.registers.root_hpa)}"
+    if not look.path:
+        return Panel(title, [Line("→ there is no root yet")])
+    names = _shown_names(fmt)
+    changed = {change.sptep for change in look.changes}
+    rows = [_path_row(step, design, names) for step in look.path]
+    marked = [number for number, step in enumerate(look.path) if step.sptep in changed]
+    columns = ("level", "table", "index", "spte", "bits")
+    return Panel(title, [Table(columns, rows, marked), Line(_path_end(look.path[-1]))])
+
+
+def _shown_names(fmt: SpteFormat) -> dict[int, str]:
+    """Return the bits that lists name; KVM's present bit follows from the rest."""
+    return {bit: name for bit, name in spte_names(fmt).items() if name != "mmu_present"}
+
+
+def _hpa(hpa: int) -> str:
+    return "none" if hpa == -1 else f"{hpa:#x}"
+
+
+def _path_row(step: ShadowStep, design: RoleDesign, names: dict[int, str]) -> list[str]:
+    page = f"frame {step.frame:#x}, " + (
+        "special root" if step.page is None else page_text(step.page, design)
+    )
+    return [str(step.level), page, f"{step.entry_index:#x}", f"{step.spte:x}", flags_text(step.spte, names)]
+
+
+def page_text(page: PageHeader, design: RoleDesign) -> str:
+    """Name a shadow page by what tells it from others.
+
+    >>> from mmulab.kvm.design import DESIGNS
+    >>> page_text(PageHeader(7, 0x20, 0x3731, 1, 0, 0, True, 0, 0, False, 0), DESIGNS["passthrough"])
+    'gfn 0x20 q1 unsync'
+    """
+    facts = design.facts(page.role)
+    parts = [f"gfn {page.gfn:#x}"]
+    if facts.has_4_byte_gpte and not facts.direct:
+        parts.append(f"q{facts.quadrant}")
+    flags = (
+        ("direct", facts.direct),
+        ("passthrough", facts.passthrough),
+        ("unsync", page.unsync),
+        ("invalid", page.invalid),
+    )
+    return " ".join(parts + [name for name, flag in flags if flag])
+
+
+def _path_end(step: ShadowStep) -> str:
+    if step.mmio:
+        return "→ an MMIO entry: no memory there"
+    if not step.present:
+        return f"→ not present at level {step.level}"
+    return "→ no memory of the guest's" if step.gfn is None else f"→ gfn {step.gfn:#x}"
+
+
+# The page ---------------------------------------------------------------------------
+
+
+def page_panel(look: Look, design: RoleDesign) -> Panel | None:
+    """The shadow page that the moment is about, its role bit by bit, and how it differs from others."""
+    found = look.page
+    if found is None:
+        return None
+    page = found.page
+    parent = next((parent.page for parent in found.parents if parent.page is not None), None)
+    other = None if parent is None else parent.role
+    title = f"role {page.role:#x}" + ("" if other is None else f", ≠ marks what its parent {other:#x} has")
+    blocks: list[Block] = [
+        Strip(title, role_cells(design.layout, page.role, other)),
+        Line(_page_state(found)),
+    ]
+    if found.parents:
+        rows = [_parent_row(parent, design) for parent in found.parents[:8]]
+        blocks.append(Table(("parent", "level", "at index", "sptep"), rows))
+    if found.siblings:
+        rows = [_sibling_row(page, sibling, design) for sibling in found.siblings[:8]]
+        blocks.append(Table(("same gfn", "level", "role", "differs in"), rows))
+    return Panel(
+        f"shadow page in frame {page.frame:#x}: {page_text(page, design)}, level {page.level}", blocks
+    )
+
+
+def _page_state(found: PageLook) -> str:
+    page = found.page
+    parts = [
+        f"entries in use: {found.present}",
+        f"held {page.root_count} times as root" if page.root_count else "no root",
+        "out of sync" if page.unsync else "in sync",
+        f"generation {page.mmu_valid_gen}",
+    ]
+    if page.write_flooding_count:
+        parts.append(f"{page.write_flooding_count} writes counted as flooding")
+    return ", ".join(parts)
+
+
+def _parent_row(parent: Parent, design: RoleDesign) -> list[str]:
+    page = parent.page
+    name = "special root" if page is None else page_text(page, design)
+    level = "" if page is None else str(page.level)
+    return [
+        f"frame {parent.sptep >> 12:#x}, {name}",
+        level,
+        f"{parent.sptep >> 3 & 511:#x}",
+        f"{parent.sptep:#x}",
+    ]
+
+
+def _sibling_row(page: PageHeader, sibling: PageHeader, design: RoleDesign) -> list[str]:
+    ours, theirs = design.layout.unpack(page.role), design.layout.unpack(sibling.role)
+    differing = [f"{name} {theirs[name]:x}" for name in ours if ours[name] != theirs[name]]
+    name = f"frame {sibling.frame:#x}, {page_text(sibling, design)}"
+    return [name, str(sibling.level), f"{sibling.role:#x}", " ".join(differing) or "nothing"]
+
+
+# What changed --------------------------------------------------------------------------
+
+
+def changes_panel(look: Look, fmt: SpteFormat) -> Panel:
+    """The shadow entries that changed in this step, old to new."""
+    changes = look.changes
+    if not changes:
+        return Panel("shadow entries changed in this step", [Line("none")])
+    rows = [_change_row(change) for change in changes[:MAX_CHANGES]]
+    blocks: list[Block] = [
+        Table(("at", "page", "index", "old", "new"), rows, range(len(rows))),
+    ]
+    if len(changes) > MAX_CHANGES:
+        blocks.append(Line(f"… and {len(changes) - MAX_CHANGES} more"))
+    for change in changes[:STRIPS]:
+        title = f"{change.old:x} → {change.new:x}"
+        blocks.append(Strip(title, spte_cells(fmt, change.new, change.old)))
+    return Panel(f"shadow entries changed in this step: {len(changes)}", blocks)
+
+
+def _change_row(change: SpteChange) -> list[str]:
+    page = "special root" if change.page is None else f"l{change.page.level} gfn {change.page.gfn:#x}"
+    return [f"{change.sptep:#x}", page, f"{change.sptep >> 3 & 511:#x}", f"{change.old:x}", f"{change.new:x}"]
+
+
+def rmap_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
+    """The reverse map: every spte that maps the gfn in question."""
+    rmap = look.rmap
+    if rmap is None:
+        return None
+    names = _shown_names(fmt)
+    changed = {change.sptep for change in look.changes}
+    rows = [
+        [
+            f"{sptep:#x}",
+            "special root" if page is None else page_text(page, design),
+            f"{spte:x}",
+            flags_text(spte, names),
+        ]
+        for sptep, spte, page in rmap.sptes[:MAX_CHANGES]
+    ]
+    marked = [number for number, (sptep, *_) in enumerate(rmap.sptes[:MAX_CHANGES]) if sptep in changed]
+    blocks: list[Block] = (
+        [Table(("at", "in page", "spte", "bits"), rows, marked)] if rows else [Line("nothing maps it")]
+    )
+    if rmap.tracked:
+        blocks.append(Line(f"writes to it are tracked: {rmap.tracked} upper-level shadow pages of it"))
+    return Panel(f"reverse map of gfn {rmap.gfn:#x}, level {rmap.level}", blocks)
+
+
+def unsync_panel(look: Look, design: RoleDesign) -> Panel | None:
+    """Which entries of the pages on the path lead to pages out of sync."""
+    parents = [step.page for step in look.path if step.page is not None and step.page.unsync_children]
+    if not parents:
+        return None
+    rows = [
+        [
+            f"frame {p.frame:#x}, {page_text(p, design)}",
+            str(p.level),
+            str(p.unsync_children),
+            _bits(p.unsync_child_bitmap),
+        ]
+        for p in parents
+    ]
+    return Panel("out-of-sync children", [Table(("page", "level", "children", "at index"), rows)])
+
+
+def _bits(bitmap: int, most: int = 12) -> str:
+    """List the bits of a bitmap that are set.
+
+    >>> _bits(0b1001)
+    '0x0 0x3'
+    """
+    found = [f"{bit:#x}" for bit in range(bitmap.bit_length()) if bitmap >> bit & 1]
+    return " ".join(found[:most]) + (f" … {len(found)}" if len(found) > most else "")
+
+
+# Numbers --------------------------------------------------------------------------------
+
+
+def registers_panel(look: Look, before: Look | None = None) -> Panel:
+    """Registers and lists; what changed in this step is marked."""
+    rows = _register_rows(look)
+    known = rows if before is None else _register_rows(before)
+    marked = [number for number, row in enumerate(rows) if row not in known]
+    return Panel("registers and lists", [Table(("", "value"), rows, marked)])
+
+
+def statistics_panel(look: Look, before: Look | None = None) -> Panel:
+    """KVM's statistics that are not zero, and by how much this step changed them."""
+    known = look.stats if before is None else before.stats
+    shown = [name for name, value in look.stats.items() if value or known.get(name, 0)]
+    deltas = {name: look.stats[name] - known.get(name, 0) for name in shown}
+    rows = [[name, str(look.stats[name]), f"{deltas[name]:+}" if deltas[name] else ""] for name in shown]
+    marked = [number for number, name in enumerate(shown) if deltas[name]]
+    table = Table(("", "value", "this step"), rows, marked)
+    return Panel("statistics", [table if rows else Line("all are 0")])
+
+
+def _register_rows(look: Look) -> list[list[str]]:
+    r = look.registers
+    return [
+        ["CR0, CR4, EFER", f"{r.cr0:#x} {r.cr4:#x} {r.efer:#x}"],
+        ["CR3", f"{r.cr3:#x}"],
+        ["CPL", f"{r.cpl}" + (", in L2" if r.guest_mode else "")],
+        ["MMU context", r.kind],
+        ["root", f"{_hpa(r.root_hpa)} for {r.root_pgd:#x}"],
+        ["previous roots", _roots(r.prev_roots)],
+        *([name, str(value)] for name, value in look.counts.items()),
+    ]
+
+
+def _roots(roots: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{hpa:#x} for {pgd:#x}" for pgd, hpa in roots) or "none"

@@ -1,0 +1,46 @@
+"""Panels as HTML and as text say the same."""
+
+from __future__ import annotations
+
+from mmulab.lab.page import remote_references
+from mmulab.widgets.bitfield import Cell
+from mmulab.widgets.blocks import MARK, Line, Panel, Strip, Table, panels_html, panels_text
+
+PANELS = [
+    Panel(
+        "a < b",
+        [
+            Line("words & more"),
+            Line("kvm_exit: x", code=True),
+            Line("wrong", marked=True),
+            Table(("one", "two"), [["1", "22"], ["333", "4"]], [1]),
+            Strip("word 3", [Cell("W", "1", "1", True, "0"), Cell("P", "1", "0", True), Cell("U", "0", "2")]),
+        ],
+        wide=True,
+    )
+]
+
+
+def test_html() -> None:
+    html = panels_html(PANELS)
+    assert remote_references(html) == []
+    assert "a &lt; b" in html
+    assert "words &amp; more" in html
+    assert "<code>kvm_exit: x</code>" in html
+    assert f'<tr class="mml-new"><td>{MARK}</td><td>333</td>' in html
+    assert html.count("<svg") == 1
+    assert "<style>" in html
+    assert "<style>" not in panels_html(PANELS, style=False)
+
+
+def test_text() -> None:
+    assert panels_text(PANELS).splitlines() == [
+        "── a < b",
+        "   words & more",
+        "   kvm_exit: x",
+        f"   {MARK} wrong",
+        "     one  two",
+        "     1    22",
+        f"   {MARK} 333  4",
+        f"   word 3: W=1 ({MARK} was 0)  P=1",
+    ]
