@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from mmulab.kvm.design import find_derivation, find_design
+from mmulab.trace.file import save
+from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Mismatch, Replay, ReplayResult
 from mmulab.workload.stream import load_stream
 
@@ -25,9 +27,16 @@ from mmulab.workload.stream import load_stream
     "--derivation", default="parity", show_default=True, help="Quadrant rule of child pages; see 'designs'."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.option("--record", "out", metavar="OUT.mmr", help="Keep the run as a recording, for 'step' (slower).")
 @click.pass_context
 def replay(
-    ctx: click.Context, file: Path, limit: int | None, design: str, derivation: str, as_json: bool
+    ctx: click.Context,
+    file: Path,
+    limit: int | None,
+    design: str,
+    derivation: str,
+    as_json: bool,
+    out: str | None,
 ) -> None:
     """Replay a stream: each access runs on the vCPU, each table store is a guest write.
 
@@ -37,7 +46,11 @@ def replay(
     """
     chosen, rule = find_design(design), find_derivation(derivation)
     stream = load_stream(file)
-    result = _run(Replay(stream, limit=limit, design=chosen, derivation=rule), as_json)
+    replayed = Replay(stream, limit=limit, design=chosen, derivation=rule, one_by_one=out is not None)
+    recorder = None if out is None else stream_recorder(replayed)
+    result = _run(replayed, as_json)
+    if recorder is not None and out is not None:
+        save(recorder.finish(), out)
     if as_json:
         click.echo(json.dumps(_as_json(result, stream.name, chosen.name, derivation), indent=1))
     else:

@@ -147,6 +147,9 @@ class Replay:
     emit : callable, optional
         Event sink; None records nothing.
     sampler : Sampler, optional
+    one_by_one : bool
+        Every access is an op of its own, so that a recorder of the machine sees
+        it; else those that hit go through the compiled walk, which is faster.
 
     Attributes
     ----------
@@ -170,8 +173,10 @@ class Replay:
         derivation: Derivation = parity,
         emit: EventSink | None = None,
         sampler: Sampler | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self.stream = stream
+        self.one_by_one = one_by_one
         self.sampler = sampler
         self.faults = [0] * len(FAULT_CLASSES)
         self.tables: dict[tuple[int, int], None] = {}
@@ -280,6 +285,13 @@ class Replay:
         ------
         _Differs
         """
+        while self.one_by_one and self._position < end:
+            self._fault()
+        if self._position < end:
+            self._batches_until(end)
+
+    def _batches_until(self, end: int) -> None:
+        """Run the accesses up to number `end`, those that hit by the compiled walk."""
         from mmulab.x86.batch import NO_FAULT, walk_batch  # numba: only where a replay runs
 
         plan, vcpu, memory = self.plan, self._vcpu, self._memory

@@ -1,0 +1,24 @@
+"""Recordings of replayed boots."""
+
+from __future__ import annotations
+
+from mmulab.trace.recorder import INTERVAL, Recorder
+from mmulab.trace.recording import Info
+from mmulab.workload.replay import Replay
+
+
+def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
+    """Return a recorder of a replay that has not begun; it must have been made ``one_by_one``.
+
+    Where accesses went is compared with the stream by the replay itself, so
+    nothing else judges them.
+
+    Raises
+    ------
+    ValueError
+        The replay's hits would not be ops.
+    """
+    if not replay.one_by_one:
+        raise ValueError("a replay is recorded with one_by_one=True")
+    options = {"records": replay.records, "derivation": replay.machine.config.derivation.__name__}
+    return Recorder(replay.machine, info=Info(replay.stream.name, options=options), interval=interval)
