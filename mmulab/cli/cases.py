@@ -33,8 +33,6 @@ def cases(names: tuple[str, ...], details: bool, as_json: bool) -> None:
 def _line(found: Row) -> str:
     name = f"{found.case.name:30} {found.verdict:8}"
     run = found.run
-    if run is None:
-        return f"{name} {found.missing}"
     parts = [found.roots, f"pages {found.pages}", f"events {len(run.events)}", f"{OLD_DESIGN}: {found.old}"]
     wrong = [f"wrong at {run.wrong}"] if run.wrong else []
     note = [f"note: {found.case.note}"] if found.case.note else []
@@ -44,8 +42,6 @@ def _line(found: Row) -> str:
 def _details(found: Row) -> Iterator[str]:
     case, run = found.case, found.run
     yield f"    L0 {case.host}; guest {case.guest}" + (f"; L2 {case.l2}" if case.l2 else "")
-    if run is None:
-        return
     yield "    way:    " + " > ".join(
         link.name if link.gfn is None else f"{link.name} (gfn {link.gfn:x})" for link in run.chain
     )

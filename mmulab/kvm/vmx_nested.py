@@ -35,7 +35,7 @@ from mmulab.kvm.x86 import (
     load_pdptrs,
     nested_load_cr3,
 )
-from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5
+from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
 from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_LMA, EFER_LME, X86_CR0_PE, X86_CR0_PG, X86_CR4_PAE
 
@@ -80,7 +80,6 @@ VMXERR_ENTRY_INVALID_CONTROL_FIELD = 7
 VMXERR_ENTRY_INVALID_HOST_STATE_FIELD = 8
 
 _EPTP_MT_MASK, _EPTP_MT_UC, _EPTP_MT_WB = 7, 0, 6
-_EPTP_PWL_MASK, _EPTP_PWL_4 = 0x38, 0x18
 _EPTP_PA_MASK = 0xFFFFFFFFFF000
 _PML_ENTRIES = 512
 _PDPTRS = ("guest_pdptr0", "guest_pdptr1", "guest_pdptr2", "guest_pdptr3")
@@ -185,14 +184,14 @@ def page_address_valid(vcpu: Vcpu, gpa: int) -> bool:
 
 
 def nested_vmx_check_eptp(vcpu: Vcpu, eptp: int) -> bool:
-    """Whether KVM offers L1 what an EPT pointer asks for: write-back, 4 levels, A/D if the host has it."""
+    """Whether KVM offers L1 this EPT pointer: write-back; 5 levels and A/D only if the host has them."""
     kvm = vcpu.kvm
-    memory_type, levels = eptp & _EPTP_MT_MASK, eptp & _EPTP_PWL_MASK
+    memory_type, levels = eptp & _EPTP_MT_MASK, eptp & VMX_EPTP_PWL_MASK
     if memory_type not in (_EPTP_MT_UC, _EPTP_MT_WB):
         return False
     if consistency_check(vcpu, memory_type == _EPTP_MT_UC):
         return False
-    if levels not in (_EPTP_PWL_4, VMX_EPTP_PWL_5):
+    if levels not in (VMX_EPTP_PWL_4, VMX_EPTP_PWL_5):
         return False
     if consistency_check(vcpu, levels == VMX_EPTP_PWL_5 and not kvm.config.la57):
         return False
@@ -287,7 +286,7 @@ def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
     vcpu.nested.nested_pgd = eptp
     kvm_init_shadow_ept_mmu(
         vcpu,
-        level=5 if eptp & _EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4,
+        level=5 if eptp & VMX_EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4,
         accessed_dirty=bool(eptp & VMX_EPTP_AD_ENABLE_BIT),
         execonly=not vcpu.kvm.fmt.present,
     )

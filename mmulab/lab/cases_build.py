@@ -8,14 +8,17 @@ of the tables changes the entry of the second page, flushes, and looks again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count, pairwise
 
 from mmulab.kvm.svm_nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, VMCB
+from mmulab.kvm.vmcs12 import VMCS12
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_PML4, HELPER_S, HELPER_U
-from mmulab.scenario.scenario import MODES, Regs, Scenario
+from mmulab.scenario.scenario import MODES, Fill, Regs, Scenario, Value
+from mmulab.x86.ept import VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
 from mmulab.x86.mode import (
     PAGING_PAE,
     PT_ACCESSED_MASK,
@@ -23,6 +26,7 @@ from mmulab.x86.mode import (
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
+    VMX_EPT_RWX_MASK,
     PagingMode,
     paging_mode,
 )
@@ -373,3 +377,32 @@ def la57_switch_shadow(first: str, l0: int, **host: int) -> Scenario:
     builder.sregs(*old)
     _add(builder, _read(ENTRY_VA), *_switch(old, new), _read(ENTRY_VA))
     return builder.build()
+
+
+def below_level_5(scenario: Scenario) -> Scenario:
+    """Return the scenario of an L1 with 4-level EPT with one more level above, on a host that has five.
+
+    Entry 0 of the new root, at :data:`TABLES`, leads to the old one and grants
+    everything, so L2 sees no difference: all its addresses are below 48 bits.
+    KVM offers L1 a page-walk length of 5 if the host has it, whatever L1's own
+    paging (``nested_vmx_check_eptp`` in Linux 6.1's ``vmx/nested.c``).
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Its header holds the VMCS of its first VMRUN, and nothing at :data:`TABLES`.
+    """
+    header = scenario.header
+    vmcs = next(step.op.gpa for step in scenario.steps if isinstance(step.op, ops.Vmrun))
+    at = vmcs + VMCS12["ept_pointer"].offset
+    old = next(value for value in header.values if value.gpa == at)
+    flags = old.value & (_PAGE - 1) & ~VMX_EPTP_PWL_MASK
+    pointer = old._replace(value=TABLES | flags | VMX_EPTP_PWL_5)
+    entry = Value(8, TABLES, old.value & -_PAGE | VMX_EPT_RWX_MASK)
+    changed = replace(
+        header,
+        host={**header.host, "virt_bits": 57},
+        fills=(*header.fills, Fill(TABLES, _PAGE, 0)),
+        values=(*(pointer if value is old else value for value in header.values), entry),
+    )
+    return replace(scenario, header=changed)

@@ -32,7 +32,8 @@ EPT_4LEVEL = PagingMode("ept4", 4, 8, 9, 48, 9)
 EPT_5LEVEL = PagingMode("ept5", 5, 8, 9, 57, 9)
 _MODES = {4: EPT_4LEVEL, 5: EPT_5LEVEL}
 
-VMX_EPTP_PWL_5 = 0x20
+VMX_EPTP_PWL_MASK, VMX_EPTP_PWL_4, VMX_EPTP_PWL_5 = 0x38, 0x18, 0x20
+"""An EPT pointer's page-walk length, less one, in bits 5:3 (SDM 3, 25.6.11)."""
 VMX_EPTP_AD_ENABLE_BIT = 1 << 6
 ILLEGAL_MEMORY_TYPES = (2, 3, 7)
 

@@ -28,8 +28,8 @@ def test_details_name_every_table_on_the_way(capsys: pytest.CaptureFixture[str])
 
 
 def test_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["cases", "--json", "la57-switch-npt-5to4-l0-5", "host-32-npt-32"]) == 0
-    found, missing = json.loads(capsys.readouterr().out)
+    assert run(["cases", "--json", "la57-switch-npt-5to4-l0-5", "ept-5-level-ad"]) == 0
+    found, five = json.loads(capsys.readouterr().out)
     assert (found["case"], found["verdict"], found["first_wrong"]) == (
         "la57-switch-npt-5to4-l0-5",
         "correct",
@@ -39,7 +39,8 @@ def test_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
     old = found["pre_fix"]
     assert (old["verdict"], old["first_wrong"]["op"]) == ("wrong", 8)
     assert old["first_wrong"]["expected"] != old["first_wrong"]["reached"]
-    assert (missing["verdict"], missing["missing"]) == ("not run", "a 32-bit (PAE) host is not modelled")
+    assert (five["verdict"], five["pages"]["l5 g8 q0 uwx guest_mode"]) == ("correct", 1)
+    assert five["note"].startswith("nested-ept/ept-basic-ad below a level-5 entry")
 
 
 def test_unknown_case_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

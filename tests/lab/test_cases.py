@@ -9,13 +9,22 @@ import pytest
 
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.events import kvm_mmu_get_page
+from mmulab.events import kvm_mmu_get_page, kvm_mmu_set_accessed_bit
 from mmulab.lab import cases_run
-from mmulab.lab.cases import Row, cases, find_cases, row
+from mmulab.lab.cases import Case, Row, cases, find_cases, row
 from mmulab.lab.cases_build import GVA_UPPER as UPPER_NGPA
-from mmulab.lab.cases_build import LOWER, UPPER, la57_switch_nested, nested_fault, nested_guest
+from mmulab.lab.cases_build import (
+    LOWER,
+    TABLES,
+    UPPER,
+    below_level_5,
+    la57_switch_nested,
+    nested_fault,
+    nested_guest,
+)
 from mmulab.lab.cases_run import contrast, run_case, run_recorded, runner_of, two_walks
 from mmulab.machine.op import Vmrun
+from mmulab.x86.mode import VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK, VMX_EPT_RWX_MASK
 
 SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
 """Cases in which 6.1 itself shuts L1 down."""
@@ -42,21 +51,23 @@ def test_no_case_is_missing() -> None:
         "la57-switch-npt-4to5-l0-5",
         "la57-switch-npt-5to4-l0-5",
     ]
-    assert {"ept-ad", "ept-noad", "ept-5-level-ad", "host-32-npt-32", "host-32-shadow-pae"} <= set(names)
+    assert {"ept-ad", "ept-noad", "ept-5-level-ad", "ept-5-level-noad"} <= set(names)
+    assert [name for name in names if name.startswith("host-32-")] == [
+        f"host-32-{kind}" for kind in ("npt-32", "npt-pae", "shadow-32", "shadow-pae", "tdp-32")
+    ]
 
 
 def test_every_case_is_right_but_those_that_6_1_spoils(table: dict[str, Row]) -> None:
     assert {name for name, found in table.items() if found.verdict != "correct"} == SPOILED
     assert {name for name, found in table.items() if found.case.note} == SPOILED
     for name, found in table.items():
-        assert found.run is not None
         least = 2 if "la57" in name else 3
         assert found.run.judged >= least, name
         assert found.run.chain, name
 
 
 def test_the_old_word_is_wrong_only_at_the_nested_switch(table: dict[str, Row]) -> None:
-    wrong = {name: found.old.wrong for name, found in table.items() if found.old and found.old.wrong}
+    wrong = {name: found.old.wrong for name, found in table.items() if found.old.wrong}
     assert set(wrong) == {"la57-switch-npt-4to5-l0-5", "la57-switch-npt-5to4-l0-5"}
     first, second = wrong.values()
     assert first is not None
@@ -71,7 +82,6 @@ def test_only_a_portal_makes_the_old_word_differ(table: dict[str, Row]) -> None:
     assert {name for name in differ if "switch" not in name} == PORTALS | {WRITTEN}
     for name in PORTALS:
         old = table[name].old
-        assert old is not None
         assert (old.passthrough, old.events, old.pages) == (1, {}, 0)
         # The portal's gfn is write-protected as if it were a table, which flushes.
         assert old.first == (0, "kvm_flush_remote_tlbs")
@@ -80,14 +90,12 @@ def test_only_a_portal_makes_the_old_word_differ(table: dict[str, Row]) -> None:
 def test_the_old_word_drops_the_portals_entry_when_l1_writes_its_root(table: dict[str, Row]) -> None:
     """The write hits entry 0 of the portal too, as if a table were there, so level 4 is looked up again."""
     found = table[WRITTEN]
-    assert found.old is not None
     assert (found.old.events, found.old.wrong) == ({"kvm_mmu_get_page": 1}, None)
 
 
 @pytest.mark.parametrize("l1", ["32", "pae", "64", "57"])
 def test_l1_is_told_of_a_fault_in_its_nested_tables(table: dict[str, Row], l1: str) -> None:
     run = table[f"npt-fault-{l1}-l0-5"].run
-    assert run is not None
     (told,) = [r.outcome.vmexit for r in run.results if r.text.startswith("wr s 4 40200000")]
     # Not present, a write, a user access, at the final address (APM 2, 15.25.6).
     assert told is not None
@@ -119,6 +127,11 @@ def test_a_nested_fault_told_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         ("npt-57-l2-57-l0-5", "l5 g8 q0 uwx nx guest_mode"),
         ("nonpt-tdp-64-l2-32-l0-5", "l5 g8 q0 uwx direct nx wp guest_mode"),
         ("nonpt-shadow-64-l2-32-l0-5", "pae_root > l2 g4 q2 uwx nx wp guest_mode"),
+        ("host-32-npt-32", "pae_root > l2 g4 q1 uwx guest_mode"),
+        ("host-32-npt-pae", "pae_root > l2 g8 q0 uwx nx guest_mode"),
+        ("host-32-shadow-32", "pae_root > l2 g4 q1 uwx nx wp"),
+        ("host-32-shadow-pae", "pae_root > l2 g8 q0 uwx nx wp"),
+        ("host-32-tdp-32", "pae_root > l2 g8 q0 uwx direct nx wp"),
     ],
 )
 def test_roots(table: dict[str, Row], name: str, roots: str) -> None:
@@ -133,7 +146,6 @@ def test_roots_are_those_of_real_kernels(root: Path, table: dict[str, Row]) -> N
             e.role for op in read_recording(path).ops for e in op.events if isinstance(e, kvm_mmu_get_page)
         }
         run = table[f"npt-{form}-l2-np-l0-5"].run
-        assert run is not None
         assert {link.role for link in run.chain if link.role is not None} <= traced
 
 
@@ -144,7 +156,6 @@ def test_two_halves_of_a_4_byte_nested_table(table: dict[str, Row]) -> None:
 
 def test_contexts_before_in_and_after_l2(table: dict[str, Row]) -> None:
     run = table["npt-64-l2-64-l0-5"].run
-    assert run is not None
     direct, portal = "l5 g8 q0 uwx direct nx wp", "l5 g8 q0 uwx nx guest_mode passthrough"
     seen = [moment[1:] for moment in run.moments]
     in_l1 = ("L1", "root_mmu", "root_mmu", "direct", direct)
@@ -155,7 +166,6 @@ def test_contexts_before_in_and_after_l2(table: dict[str, Row]) -> None:
 
 def test_l2_without_nested_paging_uses_root_mmu(table: dict[str, Row]) -> None:
     run = table["nonpt-shadow-64-l2-32-l0-5"].run
-    assert run is not None
     assert {moment[2:5] for moment in run.moments} == {("root_mmu", "root_mmu", "shadow")}
 
 
@@ -193,20 +203,49 @@ def test_a_recording_is_judged_by_what_the_real_guest_saw(root: Path) -> None:
     assert (found.op, found.text) == (recording.ops[2].index, recording.ops[2].text)
 
 
-def test_what_cannot_be_run_is_a_row_that_says_why() -> None:
-    found = row(next(case for case in cases() if case.name == "host-32-npt-32"))
-    assert (found.verdict, found.missing, found.run) == (
-        "not run",
-        "a 32-bit (PAE) host is not modelled",
-        None,
-    )
+def case_called(name: str) -> Case:
+    return next(case for case in cases() if case.name == name)
+
+
+@pytest.mark.parametrize("name", ["ad", "noad"])
+def test_a_level_above_that_grants_everything_changes_no_outcome(root: Path, name: str) -> None:
+    """One more page to shadow, and A in its entry if L1 turned A/D on; the recording has neither."""
+    found, four = row(case_called(f"ept-5-level-{name}")), row(case_called(f"ept-{name}"))
+    assert (found.verdict, str(found.old)) == ("correct", "the same")
+    assert found.run.judged == four.run.judged
+    assert [link.level for link in found.run.chain] == [5, 4, 3, 2, 1]
+    assert found.run.chain[0].gfn == TABLES >> 12
+    assert found.run.shadow_pages == four.run.shadow_pages + 1
+    marked = [e.gpa & ~0xFFF for e in found.run.events if isinstance(e, kvm_mmu_set_accessed_bit)]
+    assert (TABLES in marked) == (name == "ad")
+    assert "each outcome must be as there" in found.case.note
+
+
+def test_a_level_5_entry_that_grants_less_is_found(root: Path) -> None:
+    recording = read_recording(root / "data/conformance/nested-ept/ept-basic-ad.jsonl.xz")
+    scenario = below_level_5(recording.scenario)
+    *values, entry = scenario.header.values
+    rights = VMX_EPT_READABLE_MASK | VMX_EPT_EXECUTABLE_MASK
+    no_write = entry._replace(value=entry.value & ~VMX_EPT_RWX_MASK | rights)
+    header = replace(scenario.header, values=(*values, no_write))
+    wrong = run_recorded(replace(recording, scenario=replace(scenario, header=header))).wrong
+    assert wrong is not None
+    assert wrong.text == "!wr s 4 40000008 55aa5590"
+
+
+def test_a_host_of_4_levels_offers_l1_none_of_5(root: Path) -> None:
+    recording = read_recording(root / "data/conformance/nested-ept/ept-basic-ad.jsonl.xz")
+    scenario = below_level_5(recording.scenario)
+    header = replace(scenario.header, host=recording.scenario.header.host)
+    wrong = run_recorded(replace(recording, scenario=replace(scenario, header=header))).wrong
+    assert wrong is not None
+    assert wrong.text == "?vmrun b000"
 
 
 @pytest.mark.parametrize("name", ["ept-ad", "ept-noad-l2-pae", "noept-shadow-32-l2-pae"])
 def test_recorded_rows(name: str) -> None:
     """The real guest's outcomes, op by op; roots of EPT know no NX and no write protection."""
-    found = row(next(case for case in cases() if case.name == name))
-    assert found.run is not None
+    found = row(case_called(name))
     assert (found.verdict, str(found.old)) == ("correct", "the same")
     assert found.run.judged == len(found.run.results) > 30
     assert found.roots.endswith("guest_mode")
