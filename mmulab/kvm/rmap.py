@@ -4,7 +4,7 @@ The order of a list is the kernel's, blocks of 14 with holes filled from the end
 of their own block, because zapping and write-protection report in that order.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``pte_list_*``, ``rmap_*``,
-``mmu_spte_*``), ``spte.c`` (``spte_has_volatile_bits``).
+``mmu_spte_*``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
-    SpteFormat,
-    is_access_track_spte,
     is_accessed_spte,
     is_dirty_spte,
     is_shadow_present_pte,
     is_writable_pte,
-    spte_ad_enabled,
 )
 from mmulab.kvm.state import PAGES_STAT, Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
@@ -122,17 +119,6 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
     pte_list_remove(head, sptep)
     if not head:
         del slot.rmap[sp.level][key]
-
-
-def spte_has_volatile_bits(fmt: SpteFormat, spte: int) -> bool:
-    """Whether bits of the entry may be set without the MMU lock."""
-    if not is_writable_pte(spte) and spte & fmt.mmu_writable:
-        return True
-    if is_access_track_spte(fmt, spte):
-        return True
-    if spte_ad_enabled(spte):
-        return not spte & fmt.accessed or (is_writable_pte(spte) and not spte & fmt.dirty)
-    return False
 
 
 def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
