@@ -21,6 +21,7 @@ from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.runner import Result, Runner
+from mmulab.x86.markup import facts_html
 
 MMU_EVENTS = frozenset((*ev.KVMMMU, ev.kvm_page_fault, ev.kvm_inj_exception))
 """Types compared at level ``mmu``."""
@@ -114,6 +115,19 @@ class Comparison:
     def agrees(self) -> bool:
         """Whether every op agrees."""
         return self.difference is None and self.problem is None
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, object] = {
+            "ops that agree": f"{self.ops_agree} of {self.ops}",
+            "events that agree": f"{self.events_agree} of {self.events}",
+        }
+        if self.problem is not None:
+            facts["not run to its end"] = self.problem
+        if self.difference is not None:
+            facts["first difference"] = f"op {self.difference.number}, {self.difference.part}"
+            facts["recorded"] = self.difference.recorded
+            facts["model"] = self.difference.model
+        return facts_html(facts, f"{self.path}: {'agrees' if self.agrees else 'differs'}")
 
 
 def frame_map(memory: HostMemory) -> FrameMap:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mmulab.kvm.memslot import PteList
 from mmulab.kvm.role import RoleFacts
+from mmulab.x86.markup import facts_html
 
 
 class ShadowPage:
@@ -99,3 +100,17 @@ class ShadowPage:
             f" q{self.quadrant}{' direct' if self.direct else ''}{' invalid' if self.invalid else ''}"
             f" root {self.root_count} {'unsync' if self.unsync else 'sync'})"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "gfn": f"{self.gfn:#x}",
+            "role": f"{self.role:#x}",
+            "level": self.level,
+            "quadrant": self.quadrant,
+            "shadows a guest table": self.has_gptes,
+            "state": f"{'invalid ' if self.invalid else ''}{'unsync' if self.unsync else 'sync'}",
+            "held as root": self.root_count,
+            "parents": " ".join(f"{sptep:#x}" for block in self.parent_ptes for sptep in block),
+            "unsync children": self.unsync_children,
+        }
+        return facts_html(facts, f"shadow page in frame {self.frame:#x}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmulab.x86.markup import facts_html
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 
 
@@ -151,6 +152,9 @@ class RoleFacts(NamedTuple):
             f"{' invalid' if self.invalid else ''} {'' if self.efer_nx else '!'}nxe"
             f" {'!' if self.ad_disabled else ''}ad"
         )
+
+    def _repr_html_(self) -> str:
+        return facts_html({name: int(value) for name, value in self._asdict().items()}, self.full_str())
 
     def full_str(self) -> str:
         """Print every fact: the trace leaves wp, smep, smap, guest_mode, passthrough and smm out."""

@@ -24,6 +24,7 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
 from mmulab.trace.checkpoints import Checkpoints, digest
 from mmulab.trace.columns import Log
+from mmulab.x86.markup import facts_html
 
 Numbers = npt.NDArray[np.int64]
 
@@ -290,6 +291,21 @@ class Recording:
         """Memory used by logs and checkpoints, in bytes."""
         logs = sum(log.nbytes for log in (self.ops, self.outcomes, self.events))
         return logs + self.ends.nbytes + self.checkpoints.nbytes
+
+    def _repr_html_(self) -> str:
+        counts = {table.kind.__name__: len(self.events.places(table.kind)) for table in self.events.tables}
+        most = sorted(((count, name) for name, count in counts.items() if count), reverse=True)
+        facts = {
+            "ops": len(self.ops),
+            "events": len(self.events),
+            "checkpoints": self.checkpoints.count,
+            "design, derivation": f"{self.config.design.name}, {self.config.derivation.__name__}",
+            "seed": self.info.seed,
+            "options": ", ".join(f"{name} {value}" for name, value in self.info.options.items()),
+            "outcomes found wrong": len(self.verdicts),
+            **{f"  {name}": count for count, name in most[:8]},
+        }
+        return facts_html(facts, f"recording of {self.info.source or 'a run'}, mmulab {self.info.version}")
 
     def __repr__(self) -> str:
         return (

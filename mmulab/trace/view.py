@@ -14,8 +14,9 @@ from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
+from mmulab.x86.markup import table_html
 from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
-from mmulab.x86.pferr import ACC_ALL
+from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 from mmulab.x86.walk import walk
 
 
@@ -69,6 +70,21 @@ class GuestWalk(NamedTuple):
     entry_bytes: int
     gpa: int | None
     error: int | None
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                step.level,
+                "register" if step.table == -1 else f"gfn {step.table >> 12:#x}",
+                f"{step.entry_index:#x}",
+                f"{step.entry:x}",
+                ACC_STRINGS[step.access],
+            ]
+            for step in self.steps
+        ]
+        end = f"error {self.error:#x}" if self.gpa is None else f"gpa {self.gpa:#x}"
+        caption = f"the guest's tables ({self.mode}, CR3 {self.root:#x}) for {self.address:#x} → {end}"
+        return table_html(["level", "table", "index", "entry", "rights"], rows, caption)
 
 
 def guest_walk(

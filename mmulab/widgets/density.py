@@ -14,6 +14,7 @@ Counts = npt.NDArray[np.int64]
 
 BINS = 160
 _WIDTH, _LEFT, _TOP, _HEIGHT = 760.0, 8.0, 26.0, 34.0
+_MARK = 4.0
 
 
 class Density:
@@ -55,8 +56,10 @@ class Density:
                 height = max(1.0, _HEIGHT * float(counts[number]) / top)
                 canvas.rect(_LEFT + number * step, base - height, max(step - 0.5, 0.5), height, color)
         canvas.line([(_LEFT, base), (_WIDTH - _LEFT, base)], GRID)
-        places = () if marks is None else marks.tolist()
-        for x in sorted({round(_WIDTH * self.share(mark), 1) for mark in places}):
+        places = np.zeros(0) if marks is None else marks
+        # Marks closer than their width are one.
+        for x in np.unique(np.round((_WIDTH - 2 * _LEFT) * (places + 0.5) / self.total / _MARK)).tolist():
+            x = _LEFT + x * _MARK
             canvas.polygon([(x, base + 2), (x + 4, base + 10), (x - 4, base + 10)], COLORS[5], INK)
         if at is not None:
             x = _WIDTH * self.share(at)

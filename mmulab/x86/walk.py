@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mmulab.x86.markup import table_html
 from mmulab.x86.mode import (
     PT64_NX_SHIFT,
     PT_ACCESSED_MASK,
@@ -30,6 +31,7 @@ from mmulab.x86.pferr import (
     PFERR_RSVD_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
+    pferr_str,
 )
 
 Load = Callable[[int, int], int | None]
@@ -108,6 +110,31 @@ class Walk:
         self.error: int | None = None
         self.ad_done = True
         self.pkey = 0
+
+    def steps(self) -> list[tuple[int, int, int]]:
+        """Return level, address (-1: a register) and entry of each entry read, root first."""
+        found = [] if self.pdpte is None else [(3, -1, self.pdpte)]
+        top = 0 if self.pdpte is not None and self.level == 3 else self.max_level
+        found += [(at, self.entry_addr[at], self.ptes[at]) for at in range(top, self.level - 1, -1)]
+        return found
+
+    def _ending(self) -> str:
+        if self.error is None:
+            return f"pa {self.pa:#x}"
+        return f"page fault {self.error:#x} {pferr_str(self.error)}".rstrip()
+
+    def __repr__(self) -> str:
+        way = ", ".join(f"l{level} {entry:x}" for level, _, entry in self.steps())
+        kind = pferr_str(self.pfec) or "R"
+        return f"<Walk of {self.va:#x} {kind}: {way or 'no paging'} -> {self._ending()}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [level, "register" if address == -1 else f"{address:#x}", f"{entry:x}"]
+            for level, address, entry in self.steps()
+        ]
+        caption = f"walk of {self.va:#x} {pferr_str(self.pfec) or 'R'} → {self._ending()}"
+        return table_html(["level", "entry at", "entry"], rows, caption)
 
 
 def walk(
