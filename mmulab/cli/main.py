@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
     "cases": Entry("mmulab.cli.cases:cases", "Run the table of shadow, direct and nested cases."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
+    "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
 

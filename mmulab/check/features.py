@@ -1,0 +1,85 @@
+"""The features of KVM's x86 MMU, and what shows that the model has them.
+
+A table of plain records: ``features.csv`` beside this file, one feature a line.
+Its columns:
+
+``id``
+    A letter for the section (:data:`SECTIONS`) and a number.
+``state``
+    One of :data:`STATES`. *conformant*: recordings of a real kernel exercise it, and
+    the model agrees with them at level ``full``. *modelled*: a test shows it, but no
+    recording. *not modelled*: neither, or the model refuses it.
+``evidence``
+    Recordings (``folder/name`` in ``data/conformance``) and tests
+    (``path::function`` in ``tests``), separated by spaces.
+``shows``
+    What is in every recording of ``evidence``, claims separated by ``;``: a type of
+    :mod:`mmulab.events` with fields (``pferr=9``, ``pferr&8``, ``pte&7=4``,
+    ``role.quadrant=1``), ``op VERB``, or ``stat NAME``. Terms joined by ``+`` are
+    met in one op; ``no`` before a term says that it is nowhere, and ``*8`` behind it
+    that one op has eight.
+``feature``
+    The feature in Linux 6.1, or the release that has it.
+``remark``
+    Why it is not modelled; otherwise what of it is weaker than the state says.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+SECTIONS = {
+    "W": "Guest walkers",
+    "R": "The role of a page",
+    "X": "The extended role of a context",
+    "C": "Which role each context has",
+    "G": "Finding and creating pages",
+    "Q": "Quadrants",
+    "T": "Roots",
+    "U": "Unsync and sync",
+    "K": "Write tracking and flooding",
+    "Z": "Zapping and limits",
+    "M": "Reverse maps and huge pages",
+    "H": "NX huge pages",
+    "D": "Dirty logging and access tracking",
+    "F": "Faults and MMIO",
+}
+"""The sections' letters, in the order of the table, and their titles."""
+CONFORMANT, MODELLED, NOT_MODELLED = "conformant", "modelled", "not modelled"
+STATES = (CONFORMANT, MODELLED, NOT_MODELLED)
+
+
+class Feature(NamedTuple):
+    """A row of the table; the fields are its columns."""
+
+    id: str
+    state: str
+    evidence: tuple[str, ...]
+    shows: tuple[str, ...]
+    feature: str
+    remark: str
+
+    @property
+    def section(self) -> str:
+        """Title of its section."""
+        return SECTIONS[self.id[0]]
+
+
+@cache
+def features() -> tuple[Feature, ...]:
+    """Return the rows in the table's order."""
+    text = resources.files(__package__).joinpath("features.csv").read_text("ascii")
+    return tuple(
+        Feature(
+            row["id"],
+            row["state"],
+            tuple(row["evidence"].split()),
+            tuple(claim.strip() for claim in row["shows"].split(";") if claim.strip()),
+            row["feature"],
+            row["remark"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    )

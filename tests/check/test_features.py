@@ -1,0 +1,192 @@
+"""The table of features: whole, in one of three states, and borne out by what it names.
+
+That the model agrees with the recordings is tested in ``tests/conform/test_recordings.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmulab import events as ev
+from mmulab.check.features import CONFORMANT, MODELLED, NOT_MODELLED, SECTIONS, STATES, features
+from mmulab.conform.recording import RecordedOp, read_recording
+from mmulab.events import EVENT_TYPES
+from mmulab.kvm.design import DESIGNS
+from mmulab.scenario.grammar import op_name
+from mmulab.scenario.runner import NOT_MODELLED as REFUSED_OPS
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data/conformance"
+ROWS = {
+    "W": 14,
+    "R": 20,
+    "X": 12,
+    "C": 12,
+    "G": 12,
+    "Q": 6,
+    "T": 10,
+    "U": 11,
+    "K": 6,
+    "Z": 8,
+    "M": 8,
+    "H": 4,
+    "D": 8,
+    "F": 10,
+}
+"""How many features each section has."""
+TERM = re.compile(r"(?P<what>\w+)(?P<tests>(?: [\w.]+(?:&\w+)?(?:=\w+)?)*)(?:\*(?P<count>\d+))?")
+"""A type of event with fields; see :mod:`mmulab.check.features`."""
+FACTS = DESIGNS["passthrough"].facts
+
+
+def number(word: str) -> int | str:
+    return int(word, 0) if word[0].isdigit() else word
+
+
+def field_of(event: Any, name: str) -> Any:
+    """Return a field of an event, or of its role."""
+    if name.startswith("role."):
+        return getattr(FACTS(event.role), name.removeprefix("role."))
+    return getattr(event, name)
+
+
+def holds(event: Any, test: str) -> bool:
+    """Whether ``field=value``, ``field&mask`` or ``field&mask=value`` is so."""
+    name, _, wanted = test.partition("=")
+    name, _, mask = name.partition("&")
+    value = field_of(event, name)
+    if mask:
+        value &= int(mask, 0)
+        return bool(value == number(wanted) if wanted else value)
+    return bool(value == number(wanted))
+
+
+def count_in(op: RecordedOp, term: str) -> bool:
+    """Whether one op of a recording has what a term says."""
+    kind, _, name = term.partition(" ")
+    if kind == "op":
+        return op.text.split()[0] == name
+    if kind == "stat":
+        return name in op.stats
+    found = TERM.fullmatch(term)
+    assert found, f"{term!r} is no claim"
+    of_type = [e for e in op.events if type(e) is EVENT_TYPES[found["what"]]]
+    met = sum(all(holds(e, test) for test in found["tests"].split()) for e in of_type)
+    return met >= int(found["count"] or 1)
+
+
+def is_in(ops: tuple[RecordedOp, ...], claim: str) -> bool:
+    """Whether a claim holds of a recording's ops."""
+    if claim.startswith("no "):
+        return not is_in(ops, claim.removeprefix("no "))
+    terms = claim.split(" + ")
+    return any(all(count_in(op, term) for term in terms) for op in ops)
+
+
+@cache
+def recorded(name: str) -> tuple[RecordedOp, ...]:
+    return read_recording(DATA / f"{name}.jsonl.xz").ops
+
+
+@cache
+def functions(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def named_tests(words: tuple[str, ...]) -> list[str]:
+    return [word for word in words if "::" in word]
+
+
+def recordings_in(words: tuple[str, ...]) -> list[str]:
+    return [word for word in words if "::" not in word]
+
+
+def test_no_row_is_missing() -> None:
+    assert list(ROWS) == list(SECTIONS)
+    wanted = [f"{letter}{i}" for letter, count in ROWS.items() for i in range(1, count + 1)]
+    assert [row.id for row in features()] == wanted
+
+
+def test_every_row_says_what_it_is_and_has_a_state() -> None:
+    for row in features():
+        assert row.state in STATES, row
+        assert row.feature, row
+    assert all(Counter(row.state for row in features())[state] for state in STATES)
+
+
+def test_a_state_has_the_evidence_that_it_needs() -> None:
+    for row in features():
+        if row.state == CONFORMANT:
+            assert recordings_in(row.evidence), row
+            assert row.shows, row
+        elif row.state == MODELLED:
+            assert named_tests(row.evidence), row
+            assert not recordings_in(row.evidence), row
+            assert not row.shows, row
+        else:
+            assert row.state == NOT_MODELLED
+            assert row.remark, row
+            assert not row.evidence, row
+
+
+@pytest.mark.parametrize("row", features(), ids=lambda row: row.id)
+def test_what_a_row_names_is_there(row: Any) -> None:
+    for word in named_tests((*row.evidence, *row.remark.replace(";", " ").split())):
+        path, _, name = word.partition("::")
+        assert name in functions(path), word
+    for name in re.findall(r"\b(?:tests/\S+\.py|(?:sh|nested-ept)/\S+\w)", row.remark):
+        assert (ROOT / name if name.endswith(".py") else DATA / f"{name}.jsonl.xz").exists(), name
+    for name in re.findall(r"refused: op (\w+)", row.remark):
+        assert name in {op_name_of(kind) for kind in REFUSED_OPS}
+
+
+def op_name_of(kind: type) -> str:
+    """Return the scenario language's word for an op that it has."""
+    fields = {name: 0 for name in kind.__dataclass_fields__ if name != "vcpu"}  # type: ignore[attr-defined]
+    return op_name(kind(**fields))
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in features() if row.state == CONFORMANT], ids=lambda row: row.id
+)
+def test_recordings_have_what_a_row_says(row: Any) -> None:
+    for name in recordings_in(row.evidence):
+        for claim in row.shows:
+            assert is_in(recorded(name), claim), f"{name}: {claim}"
+
+
+CLAIMS: list[tuple[str, Callable[[bool], bool]]] = [
+    ("kvm_mmu_walker_error pferr&8", bool),
+    ("kvm_mmu_walker_error pferr=9", bool),
+    ("kvm_mmu_walker_error pferr=10", lambda said: not said),
+    ("kvm_mmu_get_page role.level=2 created=0", bool),
+    ("kvm_mmu_walker_error*2", lambda said: not said),
+    ("op rd + stat pf_guest", bool),
+    ("op wr", lambda said: not said),
+    ("no op wr", bool),
+    ("op wr + stat pf_guest", lambda said: not said),
+]
+
+
+@pytest.mark.parametrize(("claim", "judge"), CLAIMS, ids=[claim for claim, _ in CLAIMS])
+def test_a_claim_is_true_or_false(claim: str, judge: Callable[[bool], bool]) -> None:
+    role = DESIGNS["passthrough"].layout.pack(level=2)
+    seen = (ev.kvm_mmu_walker_error(9), ev.kvm_mmu_get_page(1, role, 0, 0, False, False))
+    ops = (RecordedOp(1, 0, "rd s 4 0", {}, seen, {"pf_guest": 1}), RecordedOp(2, 1, "nop", {}, (), {}))
+    assert judge(is_in(ops, claim))
+
+
+@pytest.mark.parametrize("claim", ["nothing", "kvm_mmu_walker_error pferr>8"])
+def test_what_is_no_claim_is_not_taken_for_one(claim: str) -> None:
+    op = RecordedOp(1, 0, "rd s 4 0", {}, (ev.kvm_mmu_walker_error(9),), {})
+    with pytest.raises((AssertionError, KeyError)):
+        count_in(op, claim)

@@ -1,0 +1,54 @@
+"""``mmulab features`` says what the table of features says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmulab.check.features import SECTIONS, STATES, features
+from mmulab.cli.main import run
+from tests.conftest import CommandLine
+
+
+def test_every_feature_is_under_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["features"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [at for at, line in enumerate(lines) if line in SECTIONS.values()]
+    assert [lines[at] for at in heads] == list(SECTIONS.values())
+    for start, end in zip(heads, [*heads[1:], len(lines)], strict=True):
+        rows = [line.split() for line in lines[start + 1 : end] if line[2:3].strip()]
+        wanted = [row for row in features() if row.section == lines[start]]
+        assert [row[0] for row in rows[: len(wanted)]] == [row.id for row in wanted]
+
+
+def test_names_can_be_copied_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["features"])
+    words = {word.rstrip(",") for word in capsys.readouterr().out.split()}
+    assert {name for row in features() for name in row.evidence} <= words
+
+
+def test_last_line_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["features"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    counts = [sum(row.state == state for row in features()) for state in STATES]
+    told = ", ".join(f"{state} {count}" for state, count in zip(STATES, counts, strict=True))
+    assert last == f"features: {told}, rows {sum(counts)}"
+
+
+def test_one_state_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["features", "--json", "--state", "modelled"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in found] == [row.id for row in features() if row.state == "modelled"]
+
+
+def test_json_has_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["features", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["id"], row["section"], tuple(row["evidence"])) for row in found] == [
+        (row.id, row.section, row.evidence) for row in features()
+    ]
+
+
+def test_an_unknown_state_is_refused(command: CommandLine) -> None:
+    assert "not modelled" in command.error("features", "--state", "done")
