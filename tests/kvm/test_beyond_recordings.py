@@ -42,14 +42,15 @@ def test_protection_keys_are_in_the_role_of_long_mode_alone(efer: int, pke: int)
     assert role.cr4_pke == pke
 
 
-def test_a_context_is_configured_again_only_if_its_roles_changed() -> None:
-    guest = Guest("64")
-    before = guest.vcpu.mmu.paging
+@pytest.mark.parametrize("host", [HostConfig(), EPT], ids=["shadow", "tdp"])
+def test_a_context_is_configured_again_only_if_its_roles_changed(host: HostConfig) -> None:
+    guest = Guest("64", host=host)
+    kind, guest.vcpu.mmu.kind = guest.vcpu.mmu.kind, "left alone"
     kvm_init_mmu(guest.vcpu)
-    assert guest.vcpu.mmu.paging is before
+    assert guest.vcpu.mmu.kind == "left alone"
     guest.vcpu.cr0 ^= X86_CR0_WP
     kvm_init_mmu(guest.vcpu)
-    assert guest.vcpu.mmu.paging is not before
+    assert guest.vcpu.mmu.kind == kind
 
 
 def test_unprotecting_a_table_zaps_every_page_that_shadows_it() -> None:
