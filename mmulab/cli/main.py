@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to an offline page."),
     "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
-    "step": Entry("mmulab.cli.step:step", "Step through a run, event by event, in the terminal or on a page."),
+    "step": Entry("mmulab.cli.step:step", "Step through a run, event by event, in a terminal or on a page."),
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
