@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmulab import events as ev
 from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.trace.ftrace import event_text
@@ -14,7 +15,7 @@ from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
 from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
-from mmulab.widgets.words import GPTE_FLAGS, role_cells, spte_cells, spte_names
+from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_names
 from mmulab.x86.pferr import ACC_STRINGS, pferr_str
 
 MAX_CHANGES = 16
@@ -62,6 +63,10 @@ def moment_panel(look: Look, design: RoleDesign) -> Panel:
     if look.event is not None:
         blocks.append(Line(event_sentence(look.event, design)))
         blocks.append(Line(event_text(look.event, design), code=True))
+    if isinstance(look.event, ev.kvm_mmu_paging_element):
+        width = look.guest.entry_bytes if look.guest is not None else 8
+        title = f"the guest's entry {look.event.pte:#x}, level {look.event.level}"
+        blocks.append(Strip(title, gpte_cells(look.event.pte, width)))
     where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
     return Panel(f"op {look.moment.op}, {where}", blocks, wide=True)
 

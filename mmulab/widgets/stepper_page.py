@@ -147,7 +147,7 @@ def _page(title: str, data: dict[str, Any], density: str) -> str:
 <b id="status" role="status"></b></div>
 <div>{_KEYS}</div>
 </div>
-<noscript><p>This is the first step; the others need scripts to be allowed.</p></noscript>
+<p id="still">This is the first step; the others need scripts to be allowed.</p>
 <div class="mml"><div class="mml-grid" id="body">{panels}</div></div>
 <script type="application/json" id="steps">{steps}</script>
 <script>

@@ -17,11 +17,12 @@ import ipywidgets
 __all__ = ["Step", "Steps"]
 
 _STYLE = """
-.ID { border: 1px solid #999; padding: 0.5rem 0.75rem; margin: 1rem 0; }
+.ID { position: relative; border: 1px solid #999; padding: 0.5rem 0.75rem; margin: 1rem 0; }
 .ID > input { position: absolute; opacity: 0; }
-.ID > section { display: none; }
+.ID > section { display: none; border: 0; padding: 0; }
 .ID nav { display: flex; gap: 0.75rem; align-items: center; margin-bottom: 0.5rem; }
 .ID label, .ID nav > s { padding: 0.1rem 0.8rem; border: 1px solid #555; border-radius: 3px; }
+.ID label, .ID nav > s { flex: none; white-space: nowrap; }
 .ID label { cursor: pointer; background: #eee; }
 .ID nav > s { color: #767676; border-color: #bbb; text-decoration: none; }
 .ID > input:focus-visible ~ section label { outline: 2px solid #0072b2; }

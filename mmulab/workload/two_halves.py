@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from mmulab.events import Event
 from mmulab.kvm.design import Derivation, RoleDesign
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
@@ -20,6 +19,9 @@ from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import FIRST_TABLE, ScenarioBuilder
 from mmulab.scenario.runner import load_memory
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.trace.judge import against_tables
+from mmulab.trace.recorder import Recorder
+from mmulab.trace.recording import Info, Recording
 from mmulab.trace.view import gpa_of, guest_walk
 
 ROOT = 0x10000
@@ -67,14 +69,13 @@ class Run:
     ----------
     machine : Machine
         As the last read left it.
+    recording : Recording
     accesses : tuple of Access
-    events : tuple of list of Event
-        For each read.
     """
 
     machine: Machine
+    recording: Recording
     accesses: tuple[Access, ...]
-    events: tuple[list[Event], ...]
 
     @property
     def wrong(self) -> tuple[Access, ...]:
@@ -95,12 +96,14 @@ class TwoHalves:
         Registers, then the reads.
     pages : dict of int to int
         Guest-virtual address to the gfn that the guest's table maps there.
+    seed : int
     """
 
     config: MachineConfig
     scenario: Scenario
     ops: tuple[Op, ...]
     pages: dict[int, int]
+    seed: int
 
     @property
     def table_gfn(self) -> int:
@@ -116,18 +119,14 @@ class TwoHalves:
         """Run the guest on a machine of its own."""
         machine = Machine(self.config)
         load_memory(machine.memory, self.scenario.header)
+        recorder = Recorder(machine, info=Info("two_halves", seed=self.seed), judge=against_tables)
         accesses: list[Access] = []
-        events: list[list[Event]] = []
         for number, op in enumerate(self.ops):
-            emitted: list[Event] = []
-            machine.emit = emitted.append
             outcome = machine.execute(op)
             if isinstance(op, Touch):
                 reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
                 accesses.append(Access(number, op.gva, guest_walk(machine, op.gva).gpa, reached))
-                events.append(emitted)
-        machine.emit = None
-        return Run(machine, tuple(accesses), tuple(events))
+        return Run(machine, recorder.finish(), tuple(accesses))
 
 
 def two_halves(design: RoleDesign, derivation: Derivation, seed: int) -> TwoHalves:
@@ -143,4 +142,4 @@ def two_halves(design: RoleDesign, derivation: Derivation, seed: int) -> TwoHalv
     # Bare accesses instead of instructions, so that the first fault is that of the first page.
     config = replace(machine_config(scenario), stubs=None, design=design, derivation=derivation)
     reads = (Touch(mode=Mode.USER, gva=gva) for gva in (*pages, *pages))
-    return TwoHalves(config, scenario, (ops.SetSregs(**registers._asdict()), *reads), pages)
+    return TwoHalves(config, scenario, (ops.SetSregs(**registers._asdict()), *reads), pages, seed)

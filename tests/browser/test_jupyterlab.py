@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import LOCAL, look
+from tests.browser.conftest import look
+from tests.browser.lab import PATIENCE, jupyterlab, run_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NOTEBOOK = Path(__file__).parents[1] / "lab" / "notebooks" / "small.ipynb"
-ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)/lab(\?token=\w+)")
-PATIENCE = 90_000
-"""Milliseconds to wait for the server's and the kernel's start on a busy machine."""
-
-# JupyterLab may start a second kernel at once and drop the first, so "idle" counts only when it lasts.
-WATCH_KERNEL = """() => {
-    window.samples = 0;
-    let last = null;
-    setInterval(async () => {
-        const sessions = await (await fetch('/api/sessions')).json();
-        const kernel = sessions.length === 1 ? sessions[0].kernel : {};
-        const ready = kernel.execution_state === 'idle' && kernel.connections >= 1 ? kernel.id : null;
-        window.samples = ready !== null && ready === last ? window.samples + 1 : 0;
-        last = ready;
-    }, 500);
-}"""
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a JupyterLab that serves the notebook from a folder of its own."""
-    shutil.copy(NOTEBOOK, tmp_path)
-    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={tmp_path}"]
-    log = subprocess.PIPE
-    with subprocess.Popen(command, env={**os.environ, **own}, stderr=log, text=True, cwd=tmp_path) as process:
-        assert process.stderr is not None
-        found = next(filter(None, map(ADDRESS.search, process.stderr)), None)
-        assert found, "the server ended without saying its address"
-        _wait_until_it_listens(process, int(found[1].rpartition(":")[2]))
-        yield f"{found[1]}/lab/tree/{NOTEBOOK.name}{found[2]}"
-        process.terminate()
-        process.communicate()
-
-
-def _wait_until_it_listens(process: subprocess.Popen[str], port: int) -> None:
-    """Wait out the moment between the address in the log and the open port."""
-    while process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.1)
-    pytest.fail(f"the server ended with {process.returncode}")
 
 
 @pytest.fixture
@@ -77,21 +26,13 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.mark.slow
-def test_interactive_figures_show(page: Page, server: str) -> None:
-    remote: list[str] = []
-    here = (*LOCAL, server.partition("/lab/")[0])
-    page.on("request", lambda request: None if request.url.startswith(here) else remote.append(request.url))
-    page.goto(server, timeout=PATIENCE)
-    page.locator(".jp-Notebook").wait_for(timeout=PATIENCE)
-    page.evaluate(WATCH_KERNEL)
-    page.wait_for_function("window.samples >= 4", timeout=PATIENCE)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator("[data-command='runmenu:run-all']").click()
-    page.locator(".jp-OutputArea-output", has_text="the end").wait_for(timeout=PATIENCE)
-    page.locator(".jp-OutputArea-output .bqplot").nth(3).locator(
-        "rect.heatmapcell, .heatmapcell"
-    ).first.wait_for(state="attached", timeout=PATIENCE)
-    figures = [look(item) for item in page.locator(".jp-OutputArea-output .bqplot").all()]
-    assert [figure.visible for figure in figures] == [True] * 4
-    assert page.locator(".jp-RenderedSVG img").count() == 1
-    assert remote == []
+def test_interactive_figures_show(page: Page, tmp_path: Path) -> None:
+    with jupyterlab(NOTEBOOK, tmp_path) as server:
+        remote = run_all(page, server, last="the end")
+        page.locator(".jp-OutputArea-output .bqplot").nth(3).locator(
+            "rect.heatmapcell, .heatmapcell"
+        ).first.wait_for(state="attached", timeout=PATIENCE)
+        figures = [look(item) for item in page.locator(".jp-OutputArea-output .bqplot").all()]
+        assert [figure.visible for figure in figures] == [True] * 4
+        assert page.locator(".jp-RenderedSVG img").count() == 1
+        assert remote == []

@@ -20,7 +20,7 @@ def guest(derivation: str, seed: int = 0, design: str = "passthrough") -> TwoHal
 def leaf_pages(run: Run) -> list[tuple[int, bool]]:
     """Return (quadrant, created) of every level-1 page that the reads asked for."""
     facts = run.machine.config.design.facts
-    asked = [e for events in run.events for e in events if isinstance(e, ev.kvm_mmu_get_page)]
+    asked = [e for e in run.recording.events if isinstance(e, ev.kvm_mmu_get_page)]
     return [(facts(e.role).quadrant, e.created) for e in asked if facts(e.role).level == 1]
 
 
@@ -60,7 +60,8 @@ def test_copied_quadrant_is_wrong_at_the_third_read(seed: int) -> None:
     (first, created), (second, again) = leaf_pages(run)
     assert first == second
     assert (created, again) == (True, False)
-    assert run.events[2] == [], "no fault tells of it"
+    assert run.recording.events_of(3) == [], "no fault tells of it"
+    assert list(run.recording.verdicts) == [3]
 
 
 def test_seed_decides_everything() -> None:

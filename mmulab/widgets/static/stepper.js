@@ -65,5 +65,6 @@
   });
   slider.max = last;
   get("controls").hidden = false;
+  get("still").hidden = true;
   show();
 })();

@@ -1,0 +1,127 @@
+"""A recording on a page: it steps with the network off, by buttons, keys, slider and search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mmulab import events as ev
+from mmulab.trace.ftrace import event_text
+from mmulab.trace.recording import Recording
+from mmulab.trace.search import Grain, find, step
+from mmulab.widgets.panels import page_text
+from mmulab.widgets.session import Session
+from mmulab.widgets.stepper_page import write_stepper_page
+from mmulab.workload.tour import tour
+
+if TYPE_CHECKING:
+    from tests.browser.conftest import OfflinePage
+
+OpenPage = Callable[..., "OfflinePage"]
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    from mmulab.scenario.record import record
+
+    return record(tour("4-level").scenario)
+
+
+@pytest.fixture(scope="module")
+def path(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "tour.html"
+    write_stepper_page(recording, path, title="The tour")
+    return path
+
+
+class Stands:
+    """Where an opened page stands, compared with the recording."""
+
+    def __init__(self, opened: OfflinePage, recording: Recording) -> None:
+        self.opened = opened
+        self.recording = recording
+
+    def on(self, number: int) -> None:
+        """Check that the page shows this moment: its event, page, role, gfn and sptes."""
+        page, look = self.opened.page, Session(self.recording, at=number).look()
+        assert f"moment {number} of" in page.locator("#place").inner_text()
+        body = page.locator("#body").inner_text()
+        design = self.recording.config.design
+        if look.event is not None:
+            assert event_text(look.event, design) in body
+        assert all(f"{change.new:x}" in body for change in look.changes[:16])
+        if look.page is not None:
+            shown = look.page.page
+            assert f"shadow page in frame {shown.frame:#x}: {page_text(shown, design)}" in body
+            assert f"role {shown.role:#x}" in page.locator("#body svg[aria-label^=role]").first.get_attribute(
+                "aria-label"
+            )
+
+
+def test_it_steps_with_the_network_off(offline_page: OpenPage, path: Path, recording: Recording) -> None:
+    opened = offline_page(path)
+    page, stands = opened.page, Stands(opened, recording)
+    stands.on(0)
+    for number in range(1, 12):
+        page.click("#next")
+        stands.on(number)
+    page.click("#previous")
+    stands.on(10)
+    page.click("input[value=fault]")
+    page.click("#next")
+    fault = step(recording, 10, Grain.FAULT)
+    stands.on(fault)
+    page.select_option("#search", "unsync")
+    page.click("#find-next")
+    (unsync,) = find(recording, "unsync").tolist()
+    stands.on(unsync)
+    page.select_option("#search", "gfn")
+    page.fill("#argument", "22")
+    page.click("#find-previous")
+    stands.on([n for n in find(recording, "gfn", "22").tolist() if n < unsync][-1])
+    page.locator("#slider").fill("40")
+    stands.on(40)
+    assert opened.complaints == []
+
+
+def test_keys(offline_page: OpenPage, path: Path, recording: Recording) -> None:
+    opened = offline_page(path)
+    stands = Stands(opened, recording)
+    at = 0
+    for key in "nnfoonFpO":
+        opened.page.keyboard.press(key)
+        grain = {"n": Grain.EVENT, "p": Grain.EVENT}.get(key) or Grain(
+            {"f": "fault", "o": "operation"}[key.lower()]
+        )
+        at = step(recording, at, grain, back=key in "pFO")
+        stands.on(at)
+    opened.page.select_option("#search", "flush")
+    opened.page.locator("body").click(position={"x": 2, "y": 2})
+    opened.page.keyboard.press("s")
+    arrived = Session(recording, at=int(opened.page.input_value("#slider")))
+    assert isinstance(arrived.look().event, ev.kvm_flush_remote_tlbs)
+    assert opened.complaints == []
+
+
+def test_end_says_so(offline_page: OpenPage, path: Path) -> None:
+    opened = offline_page(path)
+    opened.page.select_option("#search", "unsync")
+    opened.page.click("#find-previous")
+    assert opened.page.locator("#status").inner_text() == "none before this moment"
+    assert opened.page.locator("#previous").is_disabled()
+
+
+def test_first_step_is_a_still_picture(offline_page: OpenPage, path: Path) -> None:
+    opened = offline_page(path, scripts=False)
+    assert "the VMM sets the registers of vCPU 0" in opened.page.locator("#body").inner_text()
+    assert not opened.page.locator("#controls").is_visible()
+    assert opened.page.get_by_text("the others need scripts").is_visible()
+
+
+def test_narrow_window(offline_page: OpenPage, path: Path) -> None:
+    opened = offline_page(path)
+    opened.page.set_viewport_size({"width": 500, "height": 800})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 500
