@@ -29,7 +29,7 @@ __all__ = ["TreeRow", "occupancy", "page_tree", "sharing", "timeline", "tree_row
 
 MOST = 200
 """Rows of a tree that are drawn."""
-_ROW, _INDENT, _TOP = 22, 26, 44
+_ROW, _INDENT, _TOP, _MARGIN = 22, 26, 44, 16
 
 
 class TreeRow(NamedTuple):
@@ -118,7 +118,13 @@ def page_tree(machine: Machine, *, vcpu: int = 0, title: str = "shadow pages") -
     svg = _tree_svg(rows, title + more)
 
     def make() -> Any:
-        scales = {"x": bqplot.LinearScale(), "y": bqplot.LinearScale()}
+        # Labels need room at the right: a step of depth is as wide as in the picture.
+        width = max(svg.width, 520.0)
+        steps = (width - 2 * _MARGIN) / _INDENT
+        scales = {
+            "x": bqplot.LinearScale(min=-0.3, max=steps),
+            "y": bqplot.LinearScale(min=-len(rows) + 0.4, max=0.6),
+        }
         x = floats([row.depth for row in rows])
         y = floats([-number for number in range(len(rows))])
         edges = [(row.above, number) for number, row in enumerate(rows) if row.above >= 0]
@@ -133,14 +139,23 @@ def page_tree(machine: Machine, *, vcpu: int = 0, title: str = "shadow pages") -
             x=x, y=y, scales=scales, colors=[COLORS[_STATES[row.state]] for row in rows], default_size=48
         )
         names = bqplot.Label(
-            x=x + 0.15, y=y, text=[row.label for row in rows], scales=scales, colors=[INK], default_size=11
+            x=x + 0.35,
+            y=y,
+            text=[row.label for row in rows],
+            scales=scales,
+            colors=[INK],
+            default_size=11,
+            y_offset=4,
+            font_weight="normal",
         )
-        height = f"{max(240, _ROW * len(rows) + 80)}px"
+        height = f"{_ROW * len(rows) + 40 + 2 * _MARGIN}px"
         shape = bqplot.Figure(
             marks=[lines, points, names],
             title=title,
-            fig_margin={"top": 40, "bottom": 10, "left": 20, "right": 420},
-            layout={"width": f"{svg.width:.0f}px", "height": height},
+            fig_margin={"top": 40, "bottom": _MARGIN, "left": _MARGIN, "right": _MARGIN},
+            layout={"width": f"{width:.0f}px", "height": height, "min_width": "0", "min_height": "0"},
+            min_aspect_ratio=0.01,
+            max_aspect_ratio=100.0,
         )
         shape.interaction = bqplot.PanZoom(scales={"x": [scales["x"]], "y": [scales["y"]]})
         return shape
@@ -249,7 +264,7 @@ def sharing(machine: Machine, *, title: str = "guest tables and the roles they a
             scales=scales,
         )
         axes = [
-            bqplot.Axis(scale=scales["row"], side="left", label="gfn"),
+            bqplot.Axis(scale=scales["row"], side="left", label="gfn", label_offset="4.5em"),
             bqplot.Axis(scale=scales["column"], label="role"),
         ]
         return bqplot.Figure(
