@@ -15,7 +15,7 @@ from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
 from mmulab.x86.markup import table_html
-from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
+from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 from mmulab.x86.walk import walk
 
@@ -106,14 +106,16 @@ def guest_walk(
     v = machine.kvm.vcpus[vcpu]
     paging = v.walk_mmu.paging
     if paging is None or paging.mode.root_level == 0:
-        return GuestWalk("nonpaging", v.cr3, address, (), 0, address, None)
+        return GuestWalk(NONPAGING.name, v.cr3, address, (), 0, address, None)
     slots = machine.kvm.slots[v.smm]
     width = paging.mode.entry_bytes
 
     def load(gpa: int, level: int) -> int | None:
         return slots.read(machine.memory.bytes, gpa, width)
 
-    pdptes = v.walk_mmu.pdptrs
+    config = machine.kvm.config
+    # Under nested paging AMD's processors read PDPTEs from memory (APM 2, 15.25).
+    pdptes = None if config.tdp and config.vendor == "amd" else v.walk_mmu.pdptrs
     w = walk(paging, v.cr3, address, pfec, load, pdptes=pdptes, not_smap=not_smap, pkru=v.pkru)
     steps = []
     if w.pdpte is not None:
