@@ -132,7 +132,7 @@ def predict(vcpu: Vcpu, memory: Prediction, op: Access) -> Expected:
         return Expected(None, memory.hpa(w.pa) is None)
     value = memory.read(w.pa, op.size)
     if value is None and w.max_level:
-        # Before KVM emulates a load from a device it may unprotect the page and retry, for
+        # At page 0, which the MMIO cache cannot hold, KVM unprotects and retries first, for
         # which it walks as for a write, and that sets D (retry_instruction, Linux 6.1 x86.c).
         memory.allow_dirty(w.entry_addr[w.level])
     return Expected(None, value is None, value or 0)
