@@ -64,6 +64,11 @@ class Recorder:
         machine.op_sink = self._executed
         self._take()
 
+    @property
+    def event_count(self) -> int:
+        """Number of events so far."""
+        return self._flushed + len(self._events)
+
     def _executed(self, op: Op, outcome: Outcome) -> None:
         self._ops.append(op)
         self._outcomes.append(outcome)
