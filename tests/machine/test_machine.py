@@ -1,0 +1,194 @@
+"""A machine: built as configured, and each op given its effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from mmulab import events as ev
+from mmulab.kvm.spte import shadow_format
+from mmulab.machine import op as ops
+from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
+from mmulab.machine.machine import Machine
+from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
+from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from mmulab.x86.regs import CpuModel
+from tests.kvm.guest import DATA, GVA, MIB, MODES, Guest
+
+SLOT = SlotConfig(0, 0, 4 * MIB, 0, 0)
+FLAT = ops.SetSregs(0x11, 0, 0, 0)
+
+
+def machine_of(**config: object) -> Machine:
+    return Machine(MachineConfig(**{"backing_bytes": 8 * MIB, "slots": (SLOT,), "table_frames": 64} | config))
+
+
+def test_it_is_built_as_configured() -> None:
+    slots = (SLOT, SlotConfig(1, 16 * MIB, 2 * MIB, KVM_MEM_LOG_DIRTY_PAGES, 4 * MIB))
+    cpu = CpuModel(vendor="intel", maxphyaddr=36)
+    machine = machine_of(slots=slots, vcpus=3, cpu=cpu, manual_dirty=3, thp=True)
+    assert machine.slot_configs() == slots
+    assert [vcpu.id for vcpu in machine.kvm.vcpus] == [0, 1, 2]
+    assert all(vcpu.cpu is cpu for vcpu in machine.kvm.vcpus)
+    assert machine.kvm.manual_dirty_log_protect == 3
+    assert [slot.host_level for slot in machine.kvm.slots[0].slots] == [2, 2]
+    assert machine.kvm.slots[0].slots[1].base_frame == machine.memory.backing + (4 * MIB >> 12)
+
+
+@pytest.mark.parametrize(
+    ("host", "decode", "mmio"),
+    [
+        (HostConfig(), False, shadow_format(40).mmio_value),
+        (HostConfig(vendor="intel", phys_bits=46), True, shadow_format(46).mmio_value),
+        (HostConfig(vendor="intel", tdp=True), True, 6),
+        (HostConfig(tdp=True), False, shadow_format(40).mmio_value),
+        (HostConfig(decode_assists=True), True, shadow_format(40).mmio_value),
+    ],
+)
+def test_the_hosts_parameters_reach_kvm(host: HostConfig, decode: bool, mmio: int) -> None:
+    kvm = machine_of(host=host).kvm
+    assert kvm.config.decode_assists is decode
+    assert kvm.fmt.mmio_value == mmio
+    for name in ("vendor", "tdp", "tdp_mmu", "flush_on_reuse", "mmio_caching", "nx_huge_pages", "la57"):
+        assert getattr(kvm.config, name) == getattr(host, name)
+
+
+def test_building_reports_nothing() -> None:
+    seen: list[ev.Event] = []
+    machine = machine_of()
+    machine.emit = seen.append
+    assert machine.emit is not None
+    assert seen == []
+    machine.execute(FLAT)
+    machine.execute(ops.Read(Mode.SUPERVISOR, 4, 0))
+    assert seen
+
+
+def test_without_a_sink_the_outcome_is_the_same() -> None:
+    outcomes = []
+    for sink in (None, [].append):
+        machine = machine_of()
+        machine.emit = sink
+        machine.execute(FLAT)
+        outcomes.append(machine.execute(ops.Write(Mode.SUPERVISOR, 4, 0x5000, 7)))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_op_sink_gets_each_op_with_its_outcome() -> None:
+    machine = machine_of()
+    seen: list[tuple[Op, Outcome]] = []
+    machine.op_sink = lambda op, outcome: seen.append((op, outcome))
+    read = ops.Read(Mode.SUPERVISOR, 4, 0x5000)
+    outcomes = [machine.execute(op) for op in (FLAT, read)]
+    assert seen == [(FLAT, outcomes[0]), (read, outcomes[1])]
+
+
+def test_statistics_are_the_vms_and_the_sum_of_the_vcpus() -> None:
+    machine = machine_of(vcpus=2)
+    for vcpu in (0, 1):
+        machine.execute(ops.SetSregs(0x11, 0, 0, 0, vcpu=vcpu))
+        machine.execute(ops.Read(Mode.SUPERVISOR, 4, 0x5000 + 0x40000 * vcpu, vcpu=vcpu))
+    assert machine.stats["pf_fixed"] == 2
+    assert machine.stats["pages_4k"] == 16
+    assert machine.kvm.vcpus[1].stat["pf_fixed"] == 1
+
+
+def test_an_op_that_is_not_modelled_is_refused_by_name() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Levitate(Op):
+        """An op of the future."""
+
+    with pytest.raises(NotImplementedError, match="the op Levitate is not modelled yet"):
+        machine_of().execute(Levitate())
+
+
+# Host ops -------------------------------------------------------------------------------------
+
+
+def test_a_host_write_is_seen_by_the_guest_and_by_nobody_else() -> None:
+    guest = Guest("64").map(GVA, DATA)
+    guest.read(GVA)
+    with guest.watch() as seen:
+        guest.machine.execute(ops.HostWrite(4, DATA, 0x12345678))
+    assert seen == []
+    assert guest.read(GVA).rax == 0x12345678
+
+
+def test_a_store_by_physical_address_goes_through_write_tracking() -> None:
+    guest = Guest("64").map(GVA, DATA)
+    guest.read(GVA)
+    with guest.watch() as seen:
+        guest.machine.execute(ops.GuestStore(8, guest.entry(GVA, 2), 0))
+    assert isinstance(seen[0], ev.kvm_mmu_pte_write)
+    assert guest.spte(GVA, 2) == 0
+
+
+def test_a_slots_number_has_the_address_space_in_its_high_half() -> None:
+    machine = machine_of()
+    assert machine.execute(ops.SetMemslot(1 << 16 | 5, 0, MIB, 0, 0)).result == 0
+    (slot,) = machine.kvm.slots[1].slots
+    assert (slot.id, slot.as_id) == (5, 1)
+    assert len(machine.slot_configs()) == 1
+
+
+def test_results_of_host_ops_are_the_ioctls() -> None:
+    machine = machine_of()
+    results = [
+        machine.execute(op).result
+        for op in (
+            ops.SetMemslot(1, 2 * MIB, MIB, 0, 0),
+            ops.DeleteMemslot(7),
+            ops.GetDirtyLog(0),
+            ops.SetMemslot(0, 0, 4 * MIB, KVM_MEM_LOG_DIRTY_PAGES, 0),
+            ops.GetDirtyLog(0),
+            ops.ClearDirtyLog(0, 1, 64),
+            ops.SetNrMmuPages(10),
+            ops.SetNrMmuPages(70),
+        )
+    ]
+    assert results == [-17, -22, -2, 0, 0, -22, -22, 0]
+    assert machine.kvm.n_requested_mmu_pages == 70
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length", "ranges"),
+    [
+        (2 * MIB, 2 * MIB, [(0x200, 0x3FF)] * 2),
+        (2 * MIB + 0x3000, 0x1000, [(0x200, 0x3FF), (0x203, 0x203), (0x203, 0x203)]),
+        (2 * MIB, 0x1000, [(0x200, 0x3FF), (0x200, 0x200), (0x200, 0x200)]),
+        (MIB, 2 * MIB, [(0, 0x1FF), (0x200, 0x3FF), (0x100, 0x2FF), (0x100, 0x2FF)]),
+    ],
+)
+def test_changing_protection_invalidates_the_ends_first(
+    gpa: int, length: int, ranges: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of(thp=True)
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmulab.machine.machine.kvm_unmap_hva_range", lambda kvm, first, last: called.append((first, last))
+    )
+    machine.execute(ops.InvalidateHva(gpa, length))
+    base = machine.memory.backing
+    ends = [(first - base, last - base) for first, last in called]
+    # The block of an end that lies in the one split before is not split again.
+    assert ends[-2:] == ranges[-2:]
+    assert set(ends) == set(ranges)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_at_the_end_nothing_is_left(mode: str) -> None:
+    guest = Guest(mode)
+    if mode != "np":
+        guest.map(GVA, DATA)
+    guest.read(GVA)
+    with guest.watch() as seen:
+        done = guest.machine.execute(ops.Teardown())
+    assert done.kind is OutcomeKind.HOST
+    assert seen[0] == ev.kvm_unmap_hva_range()
+    zapped = [e for e in seen if isinstance(e, ev.kvm_mmu_prepare_zap_page)]
+    assert zapped
+    assert not guest.kvm.pages
+    assert not guest.kvm.page_hash
+    assert guest.kvm.n_used_mmu_pages == 0
+    assert not any(guest.slot.rmap)
