@@ -203,7 +203,7 @@ def test_a_flushed_access_is_what_the_guests_tables_say(name: str) -> None:
     layout = layout_of(name)
     compared = 0
 
-    @settings(max_examples=60, phases=[Phase.generate])
+    @settings(max_examples=100, phases=[Phase.generate])
     @given(st.integers(0, 1 << 16), guest_ops(layout))
     def check(seed: int, listed: list[Op]) -> None:
         nonlocal compared

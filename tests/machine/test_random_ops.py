@@ -37,7 +37,7 @@ def livelocked(machine: Machine) -> bool:
 def test_invariants_hold_after_every_op(name: str, tdp: bool) -> None:
     layout = layout_of(name)
 
-    @settings(max_examples=20 if tdp else 50, phases=[Phase.generate])
+    @settings(max_examples=40 if tdp else 80, phases=[Phase.generate])
     @given(st.integers(0, 1 << 16), op_lists(layout))
     def check(seed: int, listed: list[Op]) -> None:
         machine = random_machine(seed, layout, tdp=tdp)
