@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mmulab.kvm.design import DERIVATIONS, DESIGNS, RoleDesign
+from mmulab.kvm.derivation import DERIVATIONS
+from mmulab.kvm.design import DESIGNS, RoleDesign
 
 
 @click.command()
@@ -20,7 +21,9 @@ def designs(as_json: bool) -> None:
     """
     known = {
         "designs": [_record(design) for design in DESIGNS.values()],
-        "derivations": {name: _summary(function) for name, function in DERIVATIONS.items()},
+        "derivations": {
+            rule.name: {"summary": rule.summary, "source": rule.source} for rule in DERIVATIONS.values()
+        },
     }
     for line in [json.dumps(known)] if as_json else _lines(known):
         click.echo(line)
@@ -42,10 +45,6 @@ def _record(design: RoleDesign) -> dict[str, Any]:
     }
 
 
-def _summary(function: object) -> str:
-    return (function.__doc__ or "").strip().splitlines()[0]
-
-
 def _lines(known: dict[str, Any]) -> Iterator[str]:
     for design in known["designs"]:
         bits = f"{design['used_bits']} of {design['width']} bits"
@@ -53,8 +52,9 @@ def _lines(known: dict[str, Any]) -> Iterator[str]:
         yield f"     source: {design['source']}"
         yield "     bits:   " + " ".join(map(_field, design["fields"]))
     yield "child-role derivations:"
-    for name, summary in known["derivations"].items():
-        yield f"     {name:22} {summary}"
+    for name, rule in known["derivations"].items():
+        yield f"     {name:22} {rule['summary']}"
+        yield f"     {'':22} source: {rule['source']}"
 
 
 def _field(field: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from mmulab.kvm.design import find_derivation, find_design
+from mmulab.kvm.derivation import find_derivation
+from mmulab.kvm.design import find_design
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Mismatch, Replay, ReplayResult

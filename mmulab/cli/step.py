@@ -11,7 +11,8 @@ import click
 from mmulab.conform.recording import SUFFIXES as CONFORMANCE
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.design import find_derivation, find_design
+from mmulab.kvm.derivation import find_derivation
+from mmulab.kvm.design import find_design
 from mmulab.scenario.record import record
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import SUFFIX, open_recording, save

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmulab.kvm.design import Derivation, RoleDesign, parity
+from mmulab.kvm.derivation import Derivation, parity
+from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 
 
@@ -35,8 +36,8 @@ class KvmConfig:
     decode_assists : bool
         Exits tell the operands of the instruction.
     design : RoleDesign
-    derivation : callable
-        Quadrant rule for child pages.
+    derivation : Derivation
+        How the roles of child pages come about.
     """
 
     vendor: str

@@ -1,20 +1,16 @@
-"""Role designs and child-role derivations: what users vary.
+"""Role designs: what users vary.
 
 A design decides which shadow pages of one gfn are the same page. It packs what
 the MMU knows of a page (:class:`~mmulab.kvm.role.RoleFacts`) and of the guest's
 CPU (:class:`~mmulab.kvm.role.CpuRole`) into one word, the key beside the gfn,
 and gives the facts back out of the word: what a design cannot say, the MMU
 cannot know.
-
-A derivation decides the quadrant of a child page: how the MMU splits one
-4-byte guest table over several shadow tables.
 """
 
 from __future__ import annotations
 
 import importlib
 import runpy
-from collections.abc import Callable
 
 from mmulab.errors import InputError
 from mmulab.kvm.role import BitField, CpuRole, RoleFacts, RoleLayout
@@ -423,43 +419,3 @@ def _load_design(name: str) -> RoleDesign:
     if not (isinstance(found, type) and issubclass(found, RoleDesign)):
         raise InputError(f"role design {name!r}: {wanted} is no subclass of mmulab.kvm.design.RoleDesign")
     return found()
-
-
-Derivation = Callable[[RoleFacts, int], int]
-"""``derivation(parent's facts, index of the parent's spte) -> quadrant of the child``."""
-
-
-def parity(parent: RoleFacts, index: int) -> int:
-    """Quadrant from the lowest bit of the spte's index, 0 for 8-byte entries.
-
-    A shadow page directory entry maps 2 MiB, a 4-byte guest table 4 MiB, so the
-    even entry shows the lower half of the table and the odd one the upper.
-    Source: ``kvm_mmu_child_role``, Linux 6.1 ``arch/x86/kvm/mmu/mmu.c``;
-    proposed in the reply to Message-Id 20220203010051.2813563-3.
-    """
-    return index & 1 if parent.has_4_byte_gpte else 0
-
-
-def copied(parent: RoleFacts, index: int) -> int:
-    """Quadrant taken over from the parent: the first version of the series, which is wrong.
-
-    Both halves of a guest table get the same quadrant and so the same shadow page.
-    Source: Message-Id 20220203010051.2813563-3 (patch 2 of v1).
-    """
-    return parent.quadrant
-
-
-DERIVATIONS: dict[str, Derivation] = {"parity": parity, "copied": copied}
-
-
-def find_derivation(name: str) -> Derivation:
-    """Return a child-role derivation by name.
-
-    Raises
-    ------
-    InputError
-        No derivation is called so.
-    """
-    if name not in DERIVATIONS:
-        raise InputError(f"derivation {name!r}: unknown; the derivations are {', '.join(DERIVATIONS)}")
-    return DERIVATIONS[name]

@@ -132,6 +132,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
             gw.table[child_level] >> 12,
             direct=False,
             access=gw.pt_access[child_level],
+            addr=fault.addr,
         )
         if sp is not None and sp.unsync_children:
             mmu_sync_children(vcpu, sp)
@@ -151,7 +152,9 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
             break
         validate_direct_spte(kvm, it.sptep, direct_access)
         base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
-        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=direct_access)
+        sp = kvm_mmu_get_child_sp(
+            vcpu, it.sptep, base_gfn, direct=True, access=direct_access, addr=fault.addr
+        )
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
             if fault.huge_page_disallowed and fault.req_level >= it.level:

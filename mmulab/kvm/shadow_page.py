@@ -95,23 +95,42 @@ def kvm_mmu_get_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) ->
     return sp
 
 
-def kvm_mmu_child_role(kvm: Kvm, sptep: int, *, direct: bool, access: int) -> int:
-    """Derive the role of the page below the entry at `sptep` from its parent's."""
+def kvm_mmu_child_role(
+    kvm: Kvm,
+    sptep: int,
+    *,
+    direct: bool,
+    access: int,
+    vcpu: Vcpu | None = None,
+    addr: int | None = None,
+) -> int:
+    """Return the role of the page below the entry at `sptep`.
+
+    It is derived from the parent's; by the older derivation that starts from
+    scratch, from the context of the vCPU that faulted at `addr`. Eager splitting
+    has neither.
+    """
     config = kvm.config
     parent = sptep_to_sp(kvm, sptep)
-    quadrant = config.derivation(config.design.facts(parent.role), spte_index(sptep))
-    return config.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+    facts = config.design.facts(parent.role)
+    quadrant = config.derivation.quadrant(facts, spte_index(sptep), addr)
+    if config.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
+        return config.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+    known = vcpu.mmu.root_facts._replace(
+        level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
+    )
+    return config.design.pack(known, vcpu.mmu.cpu_role)
 
 
 def kvm_mmu_get_child_sp(
-    vcpu: Vcpu, sptep: int, gfn: int, *, direct: bool, access: int
+    vcpu: Vcpu, sptep: int, gfn: int, *, direct: bool, access: int, addr: int
 ) -> ShadowPage | None:
     """Return the page to link at `sptep`; None if the right one is linked already (``-EEXIST``).
 
-    The page there is the right one only if gfn and role agree.
+    The page there is the right one only if gfn and role agree. `addr` faulted.
     """
     kvm = vcpu.kvm
-    role = kvm_mmu_child_role(kvm, sptep, direct=direct, access=access)
+    role = kvm_mmu_child_role(kvm, sptep, direct=direct, access=access, vcpu=vcpu, addr=addr)
     spte = kvm.memory.words[sptep >> 3]
     if is_shadow_present_pte(spte) and not is_large_pte(spte):
         child = kvm.pages.get(spte_to_pfn(spte))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mmulab.kvm.design import DESIGNS, Derivation, RoleDesign, parity
+from mmulab.kvm.derivation import Derivation, parity
+from mmulab.kvm.design import DESIGNS, RoleDesign
 from mmulab.x86.regs import CpuModel
 
 
@@ -107,7 +108,7 @@ class MachineConfig:
         None: guest ops are bare accesses with no instruction around them.
     vcpus : int
     design : RoleDesign
-    derivation : callable
+    derivation : Derivation
     table_frames : int
         Host frames for shadow tables.
     """

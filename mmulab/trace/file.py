@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmulab.errors import InputError
-from mmulab.kvm.design import DERIVATIONS, DESIGNS, Derivation, RoleDesign
+from mmulab.kvm.derivation import DERIVATIONS, Derivation
+from mmulab.kvm.design import DESIGNS, RoleDesign
 from mmulab.machine.config import MachineConfig
 from mmulab.trace.checkpoints import Checkpoints
 from mmulab.trace.codec import Constants, Json, class_of, decode, encode, name_of
@@ -99,8 +100,7 @@ def _npy(array: Array) -> bytes:
 
 def _put_config(config: MachineConfig, constants: Constants) -> Json:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _APART}
-    names = [name for name, known in DERIVATIONS.items() if known is config.derivation]
-    derivation = names[0] if names else getattr(config.derivation, "__name__", "")
+    derivation = config.derivation.name
     if not config.design.name or not derivation:
         raise ValueError("a recording keeps design and derivation by name: give them one")
     return {

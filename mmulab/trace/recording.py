@@ -299,7 +299,7 @@ class Recording:
             "ops": len(self.ops),
             "events": len(self.events),
             "checkpoints": self.checkpoints.count,
-            "design, derivation": f"{self.config.design.name}, {self.config.derivation.__name__}",
+            "design, derivation": f"{self.config.design.name}, {self.config.derivation.name}",
             "seed": self.info.seed,
             "options": ", ".join(f"{name} {value}" for name, value in self.info.options.items()),
             "outcomes found wrong": len(self.verdicts),

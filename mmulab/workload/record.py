@@ -20,5 +20,5 @@ def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
     """
     if not replay.one_by_one:
         raise ValueError("a replay is recorded with one_by_one=True")
-    options = {"records": replay.records, "derivation": replay.machine.config.derivation.__name__}
+    options = {"records": replay.records, "derivation": replay.machine.config.derivation.name}
     return Recorder(replay.machine, info=Info(replay.stream.name, options=options), interval=interval)

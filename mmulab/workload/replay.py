@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from mmulab.conform.state import state_lines
 from mmulab.events import EventSink
-from mmulab.kvm.design import DESIGNS, Derivation, RoleDesign, parity
+from mmulab.kvm.derivation import Derivation, parity
+from mmulab.kvm.design import DESIGNS, RoleDesign
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.machine import op as ops
@@ -142,7 +143,7 @@ class Replay:
     limit : int, optional
         Records to replay; all of them by default.
     design : RoleDesign, optional
-    derivation : callable, optional
+    derivation : Derivation, optional
         Quadrant rule for child pages.
     emit : callable, optional
         Event sink; None records nothing.

@@ -14,7 +14,8 @@ from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import Event
 from mmulab.kvm.context import base_facts
-from mmulab.kvm.design import DESIGNS, RoleDesign, copied, find_design, parity
+from mmulab.kvm.derivation import copied, parity
+from mmulab.kvm.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.machine.machine import Machine
 from mmulab.scenario import runner
@@ -156,8 +157,8 @@ def test_a_design_that_cannot_be_loaded_is_refused(name: str, why: str) -> None:
 
 def test_quadrants_of_both_halves_of_a_4_byte_table() -> None:
     parent = base_facts(CpuRole(level=2, has_4_byte_gpte=1, valid=1))._replace(quadrant=3)
-    assert [parity(parent, index) for index in (6, 7)] == [0, 1]
-    assert [copied(parent, index) for index in (6, 7)] == [3, 3]
+    assert [parity.quadrant(parent, index, None) for index in (6, 7)] == [0, 1]
+    assert [copied.quadrant(parent, index, None) for index in (6, 7)] == [3, 3]
 
 
 def test_a_machine_takes_its_design() -> None:

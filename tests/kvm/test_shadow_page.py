@@ -153,11 +153,11 @@ def test_the_right_child_is_taken_as_it_is(guest: Guest) -> None:
     """``-EEXIST`` only if gfn and role are the wanted ones (fixed in 6.1.192)."""
     guest.read(GVA)
     sptep, child = guest.sptep(GVA, 2), guest.page(GVA)
-    assert kvm_mmu_get_child_sp(guest.vcpu, sptep, child.gfn, direct=False, access=7) is None
-    other = kvm_mmu_get_child_sp(guest.vcpu, sptep, child.gfn, direct=False, access=5)
+    assert kvm_mmu_get_child_sp(guest.vcpu, sptep, child.gfn, direct=False, access=7, addr=GVA) is None
+    other = kvm_mmu_get_child_sp(guest.vcpu, sptep, child.gfn, direct=False, access=5, addr=GVA)
     assert other is not None
     assert other.access == 5
-    elsewhere = kvm_mmu_get_child_sp(guest.vcpu, sptep, 0x20, direct=False, access=7)
+    elsewhere = kvm_mmu_get_child_sp(guest.vcpu, sptep, 0x20, direct=False, access=7, addr=GVA)
     assert elsewhere is not None
     assert elsewhere.gfn == 0x20
 
@@ -165,7 +165,7 @@ def test_the_right_child_is_taken_as_it_is(guest: Guest) -> None:
 def test_a_link_takes_the_place_of_what_was_there(guest: Guest) -> None:
     guest.read(GVA)
     sptep, old = guest.sptep(GVA, 2), guest.page(GVA)
-    new = kvm_mmu_get_child_sp(guest.vcpu, sptep, 0x20, direct=False, access=7)
+    new = kvm_mmu_get_child_sp(guest.vcpu, sptep, 0x20, direct=False, access=7, addr=GVA)
     assert new is not None
     with guest.watch() as seen:
         link_shadow_page(guest.kvm, sptep, new)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.kvm.derivation import parity
 from mmulab.kvm.design import Passthrough
-from mmulab.kvm.role import RoleFacts
 from mmulab.scenario.record import record
 from mmulab.trace.file import HEADER, open_recording, save
 from mmulab.trace.recording import Recording
@@ -130,8 +130,7 @@ class Mine(Passthrough):
     name = "mine"
 
 
-def last(parent: RoleFacts, index: int) -> int:
-    return index & 1 if parent.has_4_byte_gpte else 0
+last = parity._replace(name="last")
 
 
 def test_design_of_the_readers_own(path: Path) -> None:
