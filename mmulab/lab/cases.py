@@ -28,7 +28,8 @@ from mmulab.lab.cases_build import (
     nested_root_write,
     plain_guest,
 )
-from mmulab.lab.cases_run import CaseRun, Contrast, contrast, run_case, run_recorded
+from mmulab.lab.cases_run import CaseRun, run_case, run_recorded
+from mmulab.lab.contrast import Contrast, contrast
 from mmulab.scenario.scenario import Scenario
 
 __all__ = ["Case", "Row", "cases", "find_cases", "row"]

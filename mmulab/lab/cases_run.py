@@ -1,124 +1,47 @@
 """Running a case: what KVM builds for it, and whether every access goes where the guest's tables lead.
 
-The judge knows no shadow page. Before an access it walks the guest's own
-tables, through L1's nested ones where there are some, and afterwards compares
-what the guest sees. The scenarios flush before each judged access, so no stale
-translation is allowed.
+How an access is judged is in :mod:`mmulab.lab.judge`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording
+from mmulab.errors import InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
-from mmulab.kvm.design import find_design
+from mmulab.kvm.derivation import find_derivation
+from mmulab.kvm.design import RoleDesign, find_design
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.role import RoleFacts
 from mmulab.kvm.state import Vcpu, to_shadow_page
-from mmulab.kvm.svm_nested import SVM_EXITS, SvmNested
+from mmulab.lab.judge import Access, TwoWalks, WrongAccess, judge, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import Op, OutcomeKind
+from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
-from mmulab.trace.view import gpa_of, shadow_steps
-from mmulab.x86.paging import KVM_WALK, make_paging
-from mmulab.x86.pferr import PFERR_USER_MASK, PFERR_WRITE_MASK
-from mmulab.x86.regs import X86_CR0_PG
-from mmulab.x86.walk import Load, Walk, walk
+from mmulab.trace.view import shadow_steps
 
-Access = ops.Read | ops.Write
-NPF_FINAL, NPF_TABLE = 1 << 32, 1 << 33
-"""In EXITINFO1 of a #NPF: at the final address, or at a table of the guest's (APM 2, 15.25.6)."""
+FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
+"""What a wrong design makes the model itself raise.
 
-
-class TwoWalks(NamedTuple):
-    """A walk of the guest's tables, and where there are nested ones, a walk of those for each step.
-
-    Attributes
-    ----------
-    outer : Walk
-        L2's walk, or the only guest's. Addresses of its tables are L2's
-        guest-physical ones.
-    inner : tuple of Walk
-        Of L1's nested tables: for each entry that `outer` read, root first, and
-        for the address it arrived at. Empty without nested tables.
-    gpa : int or None
-        L1's guest-physical address; None if either walk faults.
-    """
-
-    outer: Walk
-    inner: tuple[Walk, ...]
-    gpa: int | None
-
-
-def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
-    """Walk the running guest's tables as they are now, without setting A or D.
-
-    Every step of L2's walk is a user access to L1's nested tables (APM 2, 15.25.5).
-    """
-    v = machine.kvm.vcpus[vcpu]
-    slots = machine.kvm.slots[v.smm]
-    paging = make_paging(v.cr0, v.cr4, v.efer, v.cpu, KVM_WALK)
-    inner: list[Walk] = []
-
-    def from_memory(width: int) -> Load:
-        return lambda gpa, level: slots.read(machine.memory.bytes, gpa, width)
-
-    nested = v.nested
-    if not (isinstance(nested, SvmNested) and nested.npt):
-        outer = walk(paging, v.cr3, gva, pfec, from_memory(paging.mode.entry_bytes))
-        return TwoWalks(outer, (), None if outer.error is not None else outer.pa)
-    format_of = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], v.cpu, KVM_WALK)
-
-    def through_npt(ngpa: int, kind: int) -> int | None:
-        read = from_memory(format_of.mode.entry_bytes)
-        found = walk(format_of, nested.nested_pgd, ngpa, kind | PFERR_USER_MASK, read)
-        inner.append(found)
-        return None if found.error is not None else found.pa
-
-    def load(ngpa: int, level: int) -> int | None:
-        gpa = through_npt(ngpa, PFERR_WRITE_MASK)
-        return None if gpa is None else slots.read(machine.memory.bytes, gpa, paging.mode.entry_bytes)
-
-    outer = walk(paging, v.cr3, gva, pfec, load)
-    gpa = through_npt(outer.pa, pfec) if outer.error is None else None
-    return TwoWalks(outer, tuple(inner), gpa)
-
-
-class WrongAccess(NamedTuple):
-    """An access, or a change of world, that did not do what the guest's own state says.
-
-    Attributes
-    ----------
-    op : int
-        Index of the step.
-    text : str
-    expected, reached : int or None
-        Guest-physical addresses; None where there is no translation.
-    seen : str
-        The outcome in words.
-    """
-
-    op: int
-    text: str
-    expected: int | None
-    reached: int | None
-    seen: str
-
-    def __str__(self) -> str:
-        ends = [f"{name} {address:#x}" for name, address in self._ends() if address is not None]
-        return f"op {self.op} '{self.text}': " + "; ".join([*ends, self.seen])
-
-    def _ends(self) -> Iterator[tuple[str, int | None]]:
-        yield "expected gpa", self.expected
-        yield "reached gpa", self.reached
+The model checks what Linux checks: where the kernel would stop at a ``BUG_ON``
+or follow a stale pointer, there is an assertion, a lookup of an spte, page or
+frame that is not there, a fault that never ends (``StuckError``) or a way down
+that goes in circles (``RecursionError``), and a value that the word has no room
+for. That is the design's verdict, not an error of the program. Not among them
+are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
+design and deserve their traceback; :class:`~mmulab.errors.InputError` and
+``NotImplementedError``, though subclasses of these, say that nothing could be
+run and are raised on.
+"""
 
 
 class Link(NamedTuple):
@@ -229,96 +152,128 @@ def _short(facts: RoleFacts) -> str:
     return f"{facts.level}{'d' if facts.direct else ''}{'p' if facts.passthrough else ''}{quadrant}"
 
 
-def runner_of(scenario: Scenario, design: str) -> Runner:
-    """Return the runner of a scenario whose machine's role words follow `design`, a name or an id.
+def design_of(design: RoleDesign | str) -> RoleDesign:
+    """Return a design that is given as such, or by its name or id.
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design is unknown.
+        No design is called so.
     """
-    return Runner(scenario, config=replace(machine_config(scenario), design=find_design(design)))
+    return design if isinstance(design, RoleDesign) else find_design(design)
 
 
-def run_case(scenario: Scenario, design: str = "passthrough") -> CaseRun:
+def runner_of(scenario: Scenario, design: RoleDesign | str, *, derivation: str = "parity") -> Runner:
+    """Return the runner of a scenario whose machine's role words follow `design`.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    design : RoleDesign or str
+        A design, or the name or id of one.
+    derivation : str
+        How the roles of child pages come about.
+
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design or derivation is unknown.
+    """
+    config = machine_config(scenario)
+    return Runner(
+        scenario, config=replace(config, design=design_of(design), derivation=find_derivation(derivation))
+    )
+
+
+@dataclass
+class _Found:
+    """What a run has shown so far."""
+
+    machine: Machine
+    results: list[Result] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    chains: dict[bool, tuple[TwoWalks | None, tuple[Link, ...]]] = field(default_factory=dict)
+    judged: int = 0
+    wrong: WrongAccess | None = None
+    place: tuple[int, str, int | None] = (-1, "init", None)
+    """Index and text of the op at hand, and where its access should go."""
+
+    def add(self, result: Result) -> None:
+        """Keep what an op did."""
+        self.results.append(result)
+        self.moments.append(_moment(self.machine, result.text))
+
+    def done(self) -> CaseRun:
+        """Return the run; the deepest guest's way down is shown."""
+        shown, chain = self.chains[max(self.chains)] if self.chains else (None, ())
+        return CaseRun(
+            self.machine, tuple(self.results), chain, shown, tuple(self.moments), self.judged, self.wrong
+        )
+
+
+def _until_it_fails(found: _Found, execute: Callable[[_Found], None]) -> CaseRun:
+    """Execute to the end, or to where the design drives the model into an impossible state."""
+    try:
+        execute(found)
+    except (InputError, NotImplementedError):
+        raise
+    except FAILURES as error:
+        index, text, expected = found.place
+        why = f"{type(error).__name__}: {error}".removesuffix(": ")
+        found.wrong = found.wrong or WrongAccess(
+            index, text, expected, None, f"the MMU fails its own checks, where Linux would BUG ({why})"
+        )
+    return found.done()
+
+
+def run_case(
+    scenario: Scenario, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+) -> CaseRun:
     """Run a scenario op by op, judge its accesses and keep what is asked of a case.
 
     Parameters
     ----------
     scenario : Scenario
-        Without conditional steps, and without user accesses in PAE paging, which need
-        instructions of the VMM's in between.
-    design : str
-        Name or id of a role design.
+        Without conditional steps.
+    design : RoleDesign or str
+        A design, or the name or id of one.
+    derivation : str
+        How the roles of child pages come about.
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design is unknown.
+        An op is not modelled yet, or the design or derivation is unknown.
     """
-    runner = runner_of(scenario, design)
-    machine, running = runner.machine, runner.results()
-    results = [next(running)]
-    first: dict[bool, tuple[TwoWalks, tuple[Link, ...]]] = {}
-    moments = [_moment(machine, results[0].text)]
-    judged, wrong = 0, None
-    for index, step in enumerate(scenario.steps):
-        access = step.op if isinstance(step.op, Access) else None
-        walks = None if access is None else two_walks(machine, access.gva, _kind(access))
-        result = next(running)
-        results.append(result)
-        nested = machine.kvm.vcpus[0].guest_mode
-        if access is not None:
-            judged += 1
-            assert walks is not None
-            first.setdefault(nested, (walks, _chain(machine, _in_the_tables(machine, access.gva, walks))))
-        found = _judge(machine, index, result, access, walks)
-        wrong = wrong or found
-        moments.append(_moment(machine, result.text))
-        if result.outcome.kind is OutcomeKind.SHUTDOWN:
-            break
-    shown, chain = first[max(first)] if first else (None, ())
-    return CaseRun(machine, tuple(results), chain, shown, tuple(moments), judged, wrong)
+    runner = runner_of(scenario, design, derivation=derivation)
+
+    def execute(found: _Found) -> None:
+        running = runner.results()
+        found.add(next(running))
+        for index, step in enumerate(scenario.steps):
+            access = step.op if isinstance(step.op, Access) else None
+            walks = None if access is None else walks_of(runner.machine, access)
+            found.place = index, format_step(step), None if walks is None else walks.gpa
+            result = next(running)
+            while result.op is not step.op:  # an instruction of the VMM's that goes before
+                found.add(result)
+                result = next(running)
+            if access is not None and walks is not None:
+                found.judged += 1
+                _keep_chain(found, access, walks)
+            found.wrong = found.wrong or judge(runner.machine, result, access, walks)
+            found.add(result)
+            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+                break
+
+    return _until_it_fails(_Found(runner.machine), execute)
 
 
-def _kind(access: Access) -> int:
-    return PFERR_WRITE_MASK if isinstance(access, ops.Write) else 0
-
-
-_ENDS: dict[type[Op], OutcomeKind] = {ops.Vmrun: OutcomeKind.L2, ops.Vmmcall: OutcomeKind.VMEXIT}
-
-
-def _judge(
-    machine: Machine, index: int, result: Result, access: Access | None, walks: TwoWalks | None
-) -> WrongAccess | None:
-    """Compare an outcome with what the guest's state said before the op."""
-    outcome = result.outcome
-    seen = outcome_str(encode_outcome(outcome))
-    if access is None or walks is None:
-        ends = _ENDS.get(type(result.op), OutcomeKind.OK)
-        return None if outcome.kind is ends else WrongAccess(index, result.text, None, None, seen)
-    reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
-    right = False
-    if walks.gpa is None:
-        right = outcome.vmexit is not None and outcome.vmexit.items() >= _npf(walks).items()
-    elif outcome.kind is OutcomeKind.OK:
-        right = _value_at(machine, walks.gpa) == (
-            access.value if isinstance(access, ops.Write) else outcome.rax
-        ) and reached in (None, walks.gpa)
-    return None if right else WrongAccess(index, result.text, walks.gpa, reached, seen)
-
-
-def _npf(walks: TwoWalks) -> dict[str, int]:
-    """Return what L1 is told of a fault in its nested tables (APM 2, 15.25.6)."""
-    fault = walks.inner[-1]
-    assert fault.error is not None, "the guest's own tables never fault in a case"
-    final = walks.outer.error is None
-    info1 = fault.error | (NPF_FINAL if final else NPF_TABLE)
-    return {"code": SVM_EXITS["npf"], "info1": info1, "info2": fault.va}
-
-
-def _value_at(machine: Machine, gpa: int) -> int | None:
-    return machine.kvm.slots[0].read(machine.memory.bytes, gpa, 4)
+def _keep_chain(found: _Found, access: Access, walks: TwoWalks) -> None:
+    machine = found.machine
+    nested = machine.kvm.vcpus[0].guest_mode
+    if nested not in found.chains:
+        found.chains[nested] = walks, _chain(machine, _in_the_tables(machine, access.gva, walks))
 
 
 def _links(machine: Machine, address: int) -> Iterator[Link]:
@@ -371,101 +326,40 @@ def _root(machine: Machine) -> str:
     return machine.kvm.config.design.facts(page.role).full_str()
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """How a run under another design differs from one under the default.
-
-    Attributes
-    ----------
-    passthrough : int
-        Events of the default's run whose role word says ``passthrough``.
-    events : dict of str to int
-        Events more (or fewer) than under the default, by name; those of equal number are left out.
-    first : tuple of (int, str) or None
-        Index of the op and name of the first event that is another one, whatever roles say; None: all same.
-    pages : int
-        Shadow pages more (or fewer).
-    wrong : WrongAccess or None
-        The other design's first wrong access, if it is not the default's too.
-    """
-
-    passthrough: int
-    events: dict[str, int]
-    first: tuple[int, str] | None
-    pages: int
-    wrong: WrongAccess | None
-
-    def __str__(self) -> str:
-        if self.wrong is not None:
-            return f"WRONG at {self.wrong}"
-        parts = [f"{name} {more:+}" for name, more in self.events.items()]
-        if self.first is not None:
-            parts.append(f"from op {self.first[0]}, {self.first[1]}, other events or another order")
-        if self.pages:
-            parts.append(f"shadow pages {self.pages:+}")
-        if self.passthrough:
-            parts.append(f"events with passthrough in the role: 0, not {self.passthrough}")
-        return "; ".join(parts) or "the same"
-
-
-def contrast(base: CaseRun, other: CaseRun) -> Contrast:
-    """Compare two runs of one scenario under different designs."""
-    facts = base.machine.kvm.config.design.facts
-    words = [event.role for event in base.events if hasattr(event, "role")]
-    ours, theirs = base.counts, other.counts
-    more = {name: theirs.get(name, 0) - ours.get(name, 0) for name in sorted({*ours, *theirs})}
-    return Contrast(
-        sum(facts(word).passthrough for word in words),
-        {name: number for name, number in more.items() if number},
-        _first_other(base, other),
-        other.shadow_pages - base.shadow_pages,
-        None if other.wrong == base.wrong else other.wrong,
-    )
-
-
-def _first_other(base: CaseRun, other: CaseRun) -> tuple[int, str] | None:
-    """Return the op and the name of the first event that differs in more than its role word."""
-
-    def flat(run: CaseRun) -> list[tuple[int, str, Event]]:
-        return [
-            (r.index, type(e).__name__, e._replace(role=0) if hasattr(e, "role") else e)
-            for r in run.results
-            for e in r.events
-        ]
-
-    ours, theirs = flat(base), flat(other)
-    for mine, its in zip(ours, theirs, strict=False):
-        if mine != its:
-            return its[:2]
-    longer = max(ours, theirs, key=len)
-    return None if len(ours) == len(theirs) else longer[min(len(ours), len(theirs))][:2]
-
-
-def run_recorded(recording: Recording, design: str = "passthrough") -> CaseRun:
+def run_recorded(
+    recording: Recording, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+) -> CaseRun:
     """Run a recording's scenario; the judge is what the real guest saw of each op.
+
+    Parameters
+    ----------
+    recording : Recording
+    design : RoleDesign or str
+    derivation : str
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design is unknown.
+        An op is not modelled yet, or the design or derivation is unknown.
     """
-    runner = runner_of(recording.scenario, design)
-    machine = runner.machine
-    results: list[Result] = []
-    moments: list[Moment] = []
-    chains: dict[bool, tuple[Link, ...]] = {}
-    wrong = None
-    for result in runner.results():
-        if isinstance(result.op, ops.Teardown):
-            break
-        number = len(results)
-        results.append(result)
-        moments.append(_moment(machine, result.text))
-        faults = [event.fault_address for event in result.events if isinstance(event, kvm_page_fault)]
-        if faults and isinstance(result.op, Access):
-            chains.setdefault(machine.kvm.vcpus[0].guest_mode, _chain(machine, faults[-1]))
-        seen = encode_outcome(result.outcome)
-        if wrong is None and (number >= len(recording.ops) or seen != recording.ops[number].outcome):
-            wrong = WrongAccess(result.index, result.text, None, None, outcome_str(seen))
-    chain = chains[max(chains)] if chains else ()
-    return CaseRun(machine, tuple(results), chain, None, tuple(moments), len(results), wrong)
+    runner = runner_of(recording.scenario, design, derivation=derivation)
+
+    def execute(found: _Found) -> None:
+        running = runner.results()
+        for number, recorded in enumerate(recording.ops):
+            found.place = recorded.index, recorded.text, None
+            result = next(running)
+            if isinstance(result.op, ops.Teardown):
+                break
+            found.add(result)
+            faults = [event.fault_address for event in result.events if isinstance(event, kvm_page_fault)]
+            if faults and isinstance(result.op, Access):
+                nested = runner.machine.kvm.vcpus[0].guest_mode
+                found.chains.setdefault(nested, (None, _chain(runner.machine, faults[-1])))
+            found.judged = number + 1
+            seen = encode_outcome(result.outcome)
+            if found.wrong is None and seen != recorded.outcome:
+                wanted = outcome_str(recorded.outcome)
+                found.wrong = WrongAccess(result.index, result.text, None, None, outcome_str(seen), wanted)
+
+    return _until_it_fails(_Found(runner.machine), execute)

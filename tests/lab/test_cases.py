@@ -10,7 +10,7 @@ import pytest
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_set_accessed_bit
-from mmulab.lab import cases_run
+from mmulab.lab import judge
 from mmulab.lab.cases import Case, Row, cases, find_cases, row
 from mmulab.lab.cases_build import GVA_UPPER as UPPER_NGPA
 from mmulab.lab.cases_build import (
@@ -22,7 +22,9 @@ from mmulab.lab.cases_build import (
     nested_fault,
     nested_guest,
 )
-from mmulab.lab.cases_run import contrast, run_case, run_recorded, runner_of, two_walks
+from mmulab.lab.cases_run import run_case, run_recorded, runner_of
+from mmulab.lab.contrast import contrast
+from mmulab.lab.judge import two_walks
 from mmulab.machine.op import Vmrun
 from mmulab.x86.mode import VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK, VMX_EPT_RWX_MASK
 
@@ -104,7 +106,7 @@ def test_l1_is_told_of_a_fault_in_its_nested_tables(table: dict[str, Row], l1: s
 
 
 def test_a_nested_fault_told_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases_run, "NPF_FINAL", 1 << 34)
+    monkeypatch.setattr(judge, "NPF_FINAL", 1 << 34)
     wrong = run_case(nested_fault("64", 5)).wrong
     assert wrong is not None
     assert (wrong.op, wrong.expected) == (1, None)

@@ -1,0 +1,181 @@
+"""Judging accesses: what the guest's own tables say, and what the guest got.
+
+The judge knows no shadow page. Before an access it walks the guest's own
+tables, through L1's nested ones where there are some, and afterwards compares
+what the guest sees. It holds for scenarios that flush before each judged
+access, so that no stale translation is allowed; a recording has its own judge,
+the outcomes of the real guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mmulab.conform.outcome import encode_outcome, outcome_str
+from mmulab.kvm.svm_nested import SVM_EXITS, SvmNested
+from mmulab.machine import op as ops
+from mmulab.machine.machine import Machine
+from mmulab.machine.op import Op, Outcome, OutcomeKind
+from mmulab.scenario.runner import HOST_OPS, Result
+from mmulab.trace.judge import access_kind
+from mmulab.trace.view import gpa_of
+from mmulab.x86.paging import KVM_WALK, make_paging
+from mmulab.x86.pferr import PF_VECTOR, PFERR_USER_MASK, PFERR_WRITE_MASK, pferr_str
+from mmulab.x86.regs import X86_CR0_PG
+from mmulab.x86.walk import Load, Walk, walk
+
+Access = ops.Read | ops.Write | ops.Execute
+NPF_FINAL, NPF_TABLE = 1 << 32, 1 << 33
+"""In EXITINFO1 of a #NPF: at the final address, or at a table of the guest's (APM 2, 15.25.6)."""
+
+
+class TwoWalks(NamedTuple):
+    """A walk of the guest's tables, and where there are nested ones, a walk of those for each step.
+
+    Attributes
+    ----------
+    outer : Walk
+        L2's walk, or the only guest's. Addresses of its tables are L2's
+        guest-physical ones.
+    inner : tuple of Walk
+        Of L1's nested tables: for each entry that `outer` read, root first, and
+        for the address it arrived at. Empty without nested tables.
+    gpa : int or None
+        L1's guest-physical address; None if either walk faults.
+    """
+
+    outer: Walk
+    inner: tuple[Walk, ...]
+    gpa: int | None
+
+
+def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
+    """Walk the running guest's tables as they are now, without setting A or D.
+
+    Every step of L2's walk is a user access to L1's nested tables (APM 2, 15.25.5).
+    """
+    v = machine.kvm.vcpus[vcpu]
+    slots = machine.kvm.slots[v.smm]
+    paging = make_paging(v.cr0, v.cr4, v.efer, v.cpu, KVM_WALK)
+    inner: list[Walk] = []
+
+    def from_memory(width: int) -> Load:
+        return lambda gpa, level: slots.read(machine.memory.bytes, gpa, width)
+
+    nested = v.nested
+    if not (isinstance(nested, SvmNested) and nested.npt):
+        outer = walk(paging, v.cr3, gva, pfec, from_memory(paging.mode.entry_bytes))
+        return TwoWalks(outer, (), None if outer.error is not None else outer.pa)
+    format_of = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], v.cpu, KVM_WALK)
+
+    def through_npt(ngpa: int, kind: int) -> int | None:
+        read = from_memory(format_of.mode.entry_bytes)
+        found = walk(format_of, nested.nested_pgd, ngpa, kind | PFERR_USER_MASK, read)
+        inner.append(found)
+        return None if found.error is not None else found.pa
+
+    def load(ngpa: int, level: int) -> int | None:
+        gpa = through_npt(ngpa, PFERR_WRITE_MASK)
+        return None if gpa is None else slots.read(machine.memory.bytes, gpa, paging.mode.entry_bytes)
+
+    outer = walk(paging, v.cr3, gva, pfec, load)
+    gpa = through_npt(outer.pa, pfec) if outer.error is None else None
+    return TwoWalks(outer, tuple(inner), gpa)
+
+
+class WrongAccess(NamedTuple):
+    """An access, or a change of world, that did not do what the guest's own state says.
+
+    Attributes
+    ----------
+    op : int
+        Index of the step.
+    text : str
+    expected, reached : int or None
+        Guest-physical addresses; None where there is no translation.
+    seen : str
+        The outcome in words.
+    wanted : str
+        What should have been seen instead, where that is no translation.
+    """
+
+    op: int
+    text: str
+    expected: int | None
+    reached: int | None
+    seen: str
+    wanted: str = ""
+
+    def __str__(self) -> str:
+        return f"op {self.op} '{self.text}': " + "; ".join([*self._ends(), self.seen])
+
+    def _ends(self) -> Iterator[str]:
+        if self.expected is not None:
+            yield f"expected gpa {self.expected:#x}"
+        elif self.wanted:
+            yield f"expected {self.wanted}"
+        if self.reached is not None:
+            yield f"reached gpa {self.reached:#x}"
+
+
+_ENDS: dict[type[Op], OutcomeKind] = {ops.Vmrun: OutcomeKind.L2, ops.Vmmcall: OutcomeKind.VMEXIT}
+
+
+def judge(
+    machine: Machine, result: Result, access: Access | None, walks: TwoWalks | None
+) -> WrongAccess | None:
+    """Compare an outcome with what the guest's state said before the op.
+
+    Parameters
+    ----------
+    machine : Machine
+        After the op.
+    result : Result
+    access : Read, Write, Execute or None
+        None: the op must only end as such ops do.
+    walks : TwoWalks or None
+        Of the access, before it.
+    """
+    outcome = result.outcome
+    seen = outcome_str(encode_outcome(outcome))
+    if access is None or walks is None:
+        ends = _ENDS.get(type(result.op), OutcomeKind.OK)
+        ends = OutcomeKind.HOST if isinstance(result.op, HOST_OPS) else ends
+        right = outcome.kind is ends
+        return None if right else WrongAccess(result.index, result.text, None, None, seen, str(ends))
+    reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
+    if walks.gpa is None:
+        wanted, right = _fault(walks, outcome)
+        return None if right else WrongAccess(result.index, result.text, None, reached, seen, wanted)
+    right = outcome.kind is OutcomeKind.OK and reached in (None, walks.gpa)
+    if right and not isinstance(access, ops.Execute):
+        held = machine.kvm.slots[0].read(machine.memory.bytes, walks.gpa, access.size)
+        right = held == (access.value if isinstance(access, ops.Write) else outcome.rax)
+    return None if right else WrongAccess(result.index, result.text, walks.gpa, reached, seen)
+
+
+def _fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
+    """Return in words what the guest must be told of a fault, and whether it was."""
+    if walks.outer.error is not None and not (walks.inner and walks.inner[-1].error is not None):
+        error, va = walks.outer.error, walks.outer.va
+        told = (outcome.vector, outcome.error_code, outcome.cr2)
+        right = outcome.kind is OutcomeKind.EXC and told == (PF_VECTOR, error, va)
+        return f"#PF {error:#x} ({pferr_str(error) or 'not present'})", right
+    npf = _npf(walks)
+    right = outcome.vmexit is not None and outcome.vmexit.items() >= npf.items()
+    return f"#NPF {npf['info1']:#x} at {npf['info2']:#x}", right
+
+
+def _npf(walks: TwoWalks) -> dict[str, int]:
+    """Return what L1 is told of a fault in its nested tables (APM 2, 15.25.6)."""
+    fault = walks.inner[-1]
+    assert fault.error is not None
+    final = walks.outer.error is None
+    info1 = fault.error | (NPF_FINAL if final else NPF_TABLE)
+    return {"code": SVM_EXITS["npf"], "info1": info1, "info2": fault.va}
+
+
+def walks_of(machine: Machine, access: Access) -> TwoWalks:
+    """Walk for an access that is about to happen."""
+    return two_walks(machine, access.gva, access_kind(access), vcpu=access.vcpu)
