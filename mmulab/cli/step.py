@@ -43,20 +43,24 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@click.option("--at", default=0, metavar="N", help="Begin at moment N.")
+@click.option("--at", type=int, metavar="N", help="Begin, or open the page, at moment N.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
 @click.option("--design", metavar="NAME", help="Run a scenario under this role design (mmulab designs).")
 @click.option("--derivation", metavar="NAME", help="Run a scenario with this child-role derivation.")
 @click.option("--page", metavar="OUT", help="Write a page that steps with no kernel, and end.")
+@click.option(
+    "--part", type=(int, int), metavar="FIRST LAST", help="Moments that the page has; all if left out."
+)
 @click.option("--save", "save_as", metavar="OUT", help=f"Write the recording as a {SUFFIX} file, and end.")
 @click.option("--ftrace", is_flag=True, help="Print the events as the kernel's trace would, and end.")
 def step(
     file: str,
-    at: int,
+    at: int | None,
     follow: str | None,
     design: str | None,
     derivation: str | None,
     page: str | None,
+    part: tuple[int, int] | None,
     save_as: str | None,
     ftrace: bool,
 ) -> None:
@@ -69,19 +73,22 @@ def step(
     A scenario, and the scenario of a real kernel's recording, is run first. When keys do not
     come from a terminal, each line is a key and what belongs to it.
     """
+    if part is not None and page is None:
+        raise InputError(f"--part {part[0]} {part[1]} belongs to a page; name one with --page")
     recording = _recording(file, design, derivation)
     if save_as is not None:
         save(recording, save_as)
     if page is not None:
         from mmulab.widgets.stepper_page import write_stepper_page
 
-        write_stepper_page(recording, page)
+        first, last = part or (0, None)
+        write_stepper_page(recording, page, first=first, last=last, at=at)
     if ftrace:
         for line in format_recording(recording):
             click.echo(line)
     if page is None and save_as is None and not ftrace:
         address = None if follow is None else _hexadecimal(follow)
-        session = Session(recording, at=at, address=address)
+        session = Session(recording, at=at or 0, address=address)
         _Terminal(session).run(_keys() if sys.stdin.isatty() else _lines())
 
 

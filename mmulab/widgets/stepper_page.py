@@ -1,7 +1,7 @@
 """A recording on one page that steps with neither a kernel nor the network.
 
 The panels of every step are drawn beforehand; equal panels are kept once. The
-first step is in the page's own HTML, so that it shows without a script too.
+step that the page opens at is in its own HTML, so that it shows without a script too.
 """
 
 from __future__ import annotations
@@ -66,13 +66,16 @@ def stepper_page(
     Raises
     ------
     InputError
-        Too many moments for a page, or none.
+        Too many moments for a page, or none; or `at` is none of them.
     """
     last = len(recording) - 1 if last is None else last
     if not 0 <= first <= last < len(recording):
         raise InputError(f"moments {first} to {last}: the recording has 0 to {len(recording) - 1}")
     if last - first >= MOST:
         raise InputError(f"{last - first + 1} moments are too many for a page; name a part of at most {MOST}")
+    at = first if at is None else at
+    if not first <= at <= last:
+        raise InputError(f"moment {at}: the page has {first} to {last}")
     session = Session(recording, at=first)
     kept: dict[str, int] = {}
     steps = []
@@ -89,7 +92,7 @@ def stepper_page(
     data = {
         "ends": [density.share(first), density.share(last)],
         "first": first,
-        "at": (first if at is None else at) - first,
+        "at": at - first,
         "panels": list(kept),
         "steps": steps,
         "stops": {grain.value: _within(stops(recording, grain), first, last) for grain in Grain},
@@ -147,7 +150,7 @@ def _page(title: str, data: dict[str, Any], density: str) -> str:
 <b id="status" role="status"></b></div>
 <div>{_KEYS}</div>
 </div>
-<p id="still">This is the first step; the others need scripts to be allowed.</p>
+<p id="still">This is moment {data["first"] + data["at"]}; the others need scripts to be allowed.</p>
 <div class="mml"><div class="mml-grid" id="body">{panels}</div></div>
 <script type="application/json" id="steps">{steps}</script>
 <script>

@@ -114,6 +114,28 @@ def test_end_says_so(offline_page: OpenPage, path: Path) -> None:
     assert opened.page.locator("#previous").is_disabled()
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_page_opens_at_a_moment(
+    offline_page: OpenPage, recording: Recording, tmp_path: Path, scripts: bool
+) -> None:
+    """The picture is that moment's, and with scripts Next goes on from there."""
+    unsync = find(recording, "unsync").tolist()[0]
+    write_stepper_page(recording, tmp_path / "at.html", first=unsync - 2, last=unsync + 2, at=unsync)
+    opened = offline_page(tmp_path / "at.html", scripts=scripts)
+    event = Session(recording, at=unsync).look().event
+    assert event is not None
+    assert event_text(event, recording.config.design) in opened.page.locator("#body").inner_text()
+    if scripts:
+        stands = Stands(opened, recording)
+        stands.on(unsync)
+        opened.page.click("#next")
+        stands.on(unsync + 1)
+        for _ in range(3):
+            opened.page.click("#previous")
+        stands.on(unsync - 2)
+    assert opened.complaints == []
+
+
 def test_first_step_is_a_still_picture(offline_page: OpenPage, path: Path) -> None:
     opened = offline_page(path, scripts=False)
     assert "the VMM sets the registers of vCPU 0" in opened.page.locator("#body").inner_text()

@@ -10,9 +10,11 @@ import pytest
 
 from mmulab.conform.recording import read_recording
 from mmulab.scenario.record import record
+from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import open_recording
 from mmulab.trace.search import Grain, find, step
 from tests.conftest import CommandLine
+from tests.widgets.test_stepper_page import steps_of
 
 ROOT = Path(__file__).parents[2]
 UNSYNC = ROOT / "data/conformance/sh/pt-write-unsync-64.jsonl.xz"
@@ -94,6 +96,9 @@ def test_other_derivation_ends_wrong() -> None:
         ((FIRST_FAULT, "--design", "D9"), "role design 'D9': unknown"),
         ((FIRST_FAULT, "--at", "99999"), "moment 99999: the recording has 0 to"),
         ((FIRST_FAULT, "--follow", "xyz"), "gva 'xyz' is no hexadecimal number"),
+        ((FIRST_FAULT, "--page", "a.html", "--at", "99999"), "moment 99999: the page has 0 to"),
+        ((FIRST_FAULT, "--page", "a.html", "--part", "2", "4", "--at", "5"), "moment 5: the page has 2 to 4"),
+        ((FIRST_FAULT, "--part", "2", "4"), "--part 2 4 belongs to a page; name one with --page"),
         ((FIRST_FAULT, "--page", "no/a.html"), "no/a.html: cannot be written"),
         ((FIRST_FAULT, "--save", "no/a.mmr"), "no/a.mmr: cannot be written"),
     ],
@@ -108,3 +113,15 @@ def test_design_belongs_to_a_scenario(command: CommandLine) -> None:
     assert command.error("step", "a.mmr", "--derivation", "copied").startswith(
         "a.mmr: a recording has its design"
     )
+
+
+def test_page_opens_where_at_says(command: CommandLine, tmp_path: Path) -> None:
+    assert command("step", FIRST_FAULT, "--page", "a.html", "--at", "5").returncode == 0
+    data = steps_of((tmp_path / "a.html").read_text("utf-8"))
+    assert (data["first"], data["at"], len(data["steps"])) == (0, 5, len(record(read_scenario(FIRST_FAULT))))
+
+
+def test_page_of_a_part_opens_at_its_first_moment(command: CommandLine, tmp_path: Path) -> None:
+    assert command("step", FIRST_FAULT, "--page", "a.html", "--part", "4", "9").returncode == 0
+    data = steps_of((tmp_path / "a.html").read_text("utf-8"))
+    assert (data["first"], data["at"], len(data["steps"])) == (4, 0, 6)

@@ -41,6 +41,8 @@ def test_first_step_shows_without_a_script(unsync: Recording) -> None:
     page = stepper_page(unsync, first=60, last=70, at=67)
     body = page.split('id="body">')[1].split("<script")[0]
     assert body.startswith("".join(panel.html() for panel in Session(unsync, at=67).panels()))
+    assert "This is moment 67; the others need scripts" in page
+    assert steps_of(page)["at"] == 7
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,8 @@ def test_first_step_shows_without_a_script(unsync: Recording) -> None:
     [
         ({"first": 5, "last": 4}, "moments 5 to 4: the recording has 0 to"),
         ({"last": 10**6}, "the recording has 0 to"),
+        ({"first": 5, "last": 9, "at": 4}, "moment 4: the page has 5 to 9"),
+        ({"first": 5, "last": 9, "at": 10}, "moment 10: the page has 5 to 9"),
     ],
 )
 def test_no_such_moments(unsync: Recording, options: dict[str, int], says: str) -> None:
