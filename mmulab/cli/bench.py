@@ -1,12 +1,17 @@
-"""``mmulab bench``: how fast the walk is, against unicorn in the same run; how fast recordings are."""
+"""``mmulab bench``: how fast the walk is, against unicorn in the same run; recordings; replays."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
-from mmulab.lab.bench_walk import bench_walk
+from mmulab.errors import InputError
+from mmulab.lab.bench_replay import bench_replay
+from mmulab.lab.bench_walk import Rate, bench_walk
 
 
 @click.command()
@@ -26,21 +31,48 @@ from mmulab.lab.bench_walk import bench_walk
 @click.option(
     "--step", "events", type=click.IntRange(1000), help="Measure a recording of so many events instead."
 )
+@click.option(
+    "--replay",
+    "stream",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Measure the replay of this stream instead.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Records of the stream to replay; all if left out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def bench(seed: int, translations: int, repeat: int, events: int | None, as_json: bool) -> None:
+def bench(
+    seed: int,
+    translations: int,
+    repeat: int,
+    events: int | None,
+    stream: Path | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """Measure translations a second over the same random pages, of this package and of unicorn.
 
     The walks check rights and set A bits. The last column says how many times as fast the compiled
     batch walk is. A line of unicorn that hits its TLB makes no walk and is there for comparison.
+
+    With --replay the same column compares records a second with the batch walk over the stream's
+    accesses, where nothing is handled, compared or stored.
     """
+    if events is not None and stream is not None:
+        raise InputError("--step and --replay are two measurements; run bench once for each")
+    if limit is not None and stream is None:
+        raise InputError("--limit counts records of a stream; name one with --replay")
     if events is not None:
         _bench_step(events, seed, as_json)
-        return
-    rates = bench_walk(seed=seed, translations=translations, repeat=repeat)
+    elif stream is not None:
+        _show_rates(bench_replay(stream, limit=limit, repeat=repeat), {"stream": stream.stem}, as_json)
+    else:
+        rates = bench_walk(seed=seed, translations=translations, repeat=repeat)
+        _show_rates(rates, {"translations": translations}, as_json)
+
+
+def _show_rates(rates: Sequence[Rate], what: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(
-            json.dumps({"translations": translations, "rates": [rate._asdict() for rate in rates]}, indent=1)
-        )
+        click.echo(json.dumps({**what, "rates": [rate._asdict() for rate in rates]}, indent=1))
         return
     for rate in rates:
         click.echo(f"{rate.name:<36} {rate.per_second / 1e6:9.2f} M/s  batch walk x {rate.ratio:.2f}")
