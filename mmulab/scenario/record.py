@@ -47,11 +47,47 @@ def record(
     InputError
         The scenario has an op, or a host, that is not modelled.
     """
-    config = machine_config(scenario)
-    config = replace(config, design=design or config.design, derivation=derivation or config.derivation)
-    runner = Runner(scenario, config=config)
     info = Info(scenario.source, format_scenario(scenario), seed, options or {})
+    runner = _runner(scenario, design, derivation)
     recorder = Recorder(runner.machine, info=info, judge=judge, interval=interval)
     for _ in runner.results():
         pass
     return recorder.finish()
+
+
+def record_steps(
+    scenario: Scenario, *, design: RoleDesign | None = None, derivation: Derivation | None = None
+) -> tuple[Recording, dict[int, int]]:
+    """Run a scenario, record it, and say which of the recording's ops is which step.
+
+    A recording has ops that are no steps: registers set by the VMM, helper
+    instructions, memory written for a VMRUN.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    design, derivation : optional
+        Instead of the machine's own.
+
+    Returns
+    -------
+    recording : Recording
+    ops : dict of int to int
+        Index of a step, as :class:`~mmulab.scenario.runner.Result` has it, to the number of its op.
+
+    Raises
+    ------
+    InputError
+        The scenario has an op, or a host, that is not modelled.
+    """
+    runner = _runner(scenario, design, derivation)
+    info = Info(scenario.source, format_scenario(scenario))
+    recorder = Recorder(runner.machine, info=info, judge=against_tables)
+    ops = {result.index: recorder.op_count - 1 for result in runner.results()}
+    return recorder.finish(), ops
+
+
+def _runner(scenario: Scenario, design: RoleDesign | None, derivation: Derivation | None) -> Runner:
+    config = machine_config(scenario)
+    config = replace(config, design=design or config.design, derivation=derivation or config.derivation)
+    return Runner(scenario, config=config)

@@ -69,6 +69,11 @@ class Recorder:
         """Number of events so far."""
         return self._flushed + len(self._events)
 
+    @property
+    def op_count(self) -> int:
+        """Number of ops so far."""
+        return len(self._ends)
+
     def _executed(self, op: Op, outcome: Outcome) -> None:
         self._ops.append(op)
         self._outcomes.append(outcome)
