@@ -9,6 +9,7 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_try_split_huge_pages
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.page_track import init_lpage_info
@@ -30,7 +31,6 @@ from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_pt_masked,
     kvm_tdp_mmu_clear_dirty_slot,
-    kvm_tdp_mmu_try_split_huge_pages,
     kvm_tdp_mmu_wrprot_slot,
     kvm_tdp_mmu_zap_collapsible_sptes,
     kvm_tdp_mmu_zap_leafs,
@@ -159,13 +159,6 @@ def kvm_mmu_slot_remove_write_access(kvm: Kvm, slot: KvmMemslot, start_level: in
         kvm_tdp_mmu_wrprot_slot(kvm, slot, start_level)
 
 
-def kvm_mmu_slot_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot) -> None:
-    """Split the slot's huge pages at once, so that no fault has to (TDP MMU only)."""
-    if kvm.config.uses_tdp_mmu:
-        end = slot.base_gfn + slot.npages
-        kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, slot.base_gfn, end, 1, shared=True)
-
-
 def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemslot) -> None:
     """Clear D in the slot's 4 KiB sptes: page-modification logging sees it set again."""
 
@@ -273,8 +266,8 @@ def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) ->
     """
     if _init_set(kvm):
         start, end = slot.base_gfn + pages[0], slot.base_gfn + pages[-1]
-        if kvm.config.eager_page_split and kvm.config.uses_tdp_mmu:
-            kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, start, end, 1, shared=False)
+        if kvm.config.eager_page_split:
+            kvm_mmu_try_split_huge_pages(kvm, slot, start, end)
         kvm_mmu_slot_gfn_write_protect(kvm, slot, start, 2)
         # The kernel compares the addresses rounded up, not down.
         if -(-start // 512) != -(-end // 512):

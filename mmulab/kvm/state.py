@@ -11,19 +11,23 @@ Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h``, ``arch/x86/kvm/mmu/mmu_in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
+from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.validity import RoleDecision
 from mmulab.kvm.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
 from mmulab.x86.regs import CpuModel
 
 MMIO_GVA_ANY = -1
+Watch = Callable[[RoleDecision | MmuLockHeld], None]
 
 
 class Request:
@@ -181,6 +185,8 @@ class Vcpu:
         Of the last EPT violation; a walk of L1's EPT that fails makes of it what L1 gets.
     last_vmcb12_gpa : int
         Where the VMCB of L1's last VMRUN lies.
+    last_vmentry_cpu : int
+        The host's processor on which it last ran, always 0 here; -1 if it never did.
     singlestep_rip : int or None
         Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
     pdptrs_available : bool
@@ -209,6 +215,7 @@ class Vcpu:
         "last_retry_addr",
         "last_retry_eip",
         "last_vmcb12_gpa",
+        "last_vmentry_cpu",
         "mmio_access",
         "mmio_gen",
         "mmio_gfn",
@@ -261,6 +268,7 @@ class Vcpu:
         self.pdptrs_available = False
         self.singlestep_rip: int | None = None
         self.last_vmcb12_gpa = 0
+        self.last_vmentry_cpu = -1
         self.stat = dict.fromkeys(VCPU_STATS, 0)
 
 
@@ -289,10 +297,16 @@ class Kvm:
         Frames of the TDP MMU's roots, oldest first.
     mmu_lock_shared : bool
         The TDP MMU is at work with the MMU lock held for reading.
+    split_desc_cache, split_page_header_cache : int
+        What the caches for eager splitting hold; tables are taken from the third,
+        ``split_shadow_page_cache``, one with each header.
     stat : dict of str to int
         ``kvm_vm_stat``.
     emit : callable or None
         Event sink.
+    watch : callable or None
+        Gets what no tracepoint shows: each decision whether a context is configured
+        again, and each holding of the MMU lock while roots are freed.
     """
 
     __slots__ = (
@@ -314,9 +328,12 @@ class Kvm:
         "pages",
         "shadow_root_allocated",
         "slots",
+        "split_desc_cache",
+        "split_page_header_cache",
         "stat",
         "tdp_mmu_roots",
         "vcpus",
+        "watch",
     )
 
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
@@ -324,6 +341,7 @@ class Kvm:
         self.fmt = config.spte_format
         self.memory = memory
         self.emit = emit
+        self.watch: Watch | None = None
         self.slots: list[Memslots[KvmMemslot]] = [Memslots(0), Memslots(1)]
         self.vcpus: list[Vcpu] = []
         self.pages: dict[int, ShadowPage] = {}
@@ -339,6 +357,8 @@ class Kvm:
         self.manual_dirty_log_protect = 0
         self.mmu_invalidate_in_progress = False
         self.mmu_lock_shared = False
+        self.split_desc_cache = 0
+        self.split_page_header_cache = 0
         self.tdp_mmu_roots: dict[int, None] = {}
         self.stat = dict.fromkeys(VM_STATS, 0)
 
@@ -346,6 +366,12 @@ class Kvm:
         """Leave a request to every vCPU (``kvm_make_all_cpus_request``)."""
         for vcpu in self.vcpus:
             vcpu.requests |= request
+
+
+def context_name(vcpu: Vcpu, mmu: Mmu) -> str:
+    """Return the name by which the vCPU has this context."""
+    named = (("root_mmu", vcpu.root_mmu), ("guest_mmu", vcpu.guest_mmu), ("nested_mmu", vcpu.nested_mmu))
+    return next(name for name, context in named if context is mmu)
 
 
 def sptep_to_sp(kvm: Kvm, sptep: int) -> ShadowPage:

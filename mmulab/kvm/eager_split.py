@@ -1,0 +1,177 @@
+"""Eager page splitting: huge pages are split when dirty logging begins, so that no fault has to.
+
+The TDP MMU splits its own (:mod:`mmulab.kvm.tdp_mmu`). This file is about the
+sptes with reverse maps: with the TDP MMU on, those are in pages that shadow a
+nested guest's tables; with it off nothing is split. A split spte keeps the rights of the huge one; who
+called protects it afterwards.
+
+Each split takes the huge spte out of its reverse map, which is then read from
+its beginning again. In 6.1.192 putting the new table in place always flushes;
+6.1 itself flushed only if part of a table that was found lay unmapped. Two
+results are reported besides success: ``-ENOSPC``, no shadow page to spare, and
+``-EAGAIN``, the caches for splitting were filled up, for which the kernel drops
+its lock. That it also drops it to be scheduled is not modelled.
+
+Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_slot_try_split_huge_pages``,
+``kvm_mmu_try_split_huge_pages``, ``shadow_mmu_*``, ``topup_split_caches``); the
+series is 20220516232138.1783324-1.
+"""
+
+from __future__ import annotations
+
+from mmulab import events as ev
+from mmulab.kvm.memslot import KvmMemslot, PteList
+from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.rmap import (
+    KVM_MAX_HUGEPAGE_LEVEL,
+    PTE_LIST_EXT,
+    gfn_to_rmap,
+    kvm_mmu_page_get_access,
+    kvm_mmu_page_get_gfn,
+    pte_list_iter,
+    rmap_add,
+    slot_handle_level_range,
+)
+from mmulab.kvm.shadow_page import kvm_mmu_child_role, kvm_mmu_get_shadow_page, link_shadow_page
+from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte, make_huge_page_split_spte
+from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
+from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_try_split_huge_pages
+from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
+from mmulab.x86.pferr import ACC_EXEC_MASK
+
+PG_LEVEL_4K = 1
+EAGAIN = 11
+ENOSPC = 28
+KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE = 40
+SPLIT_DESC_CACHE_MIN_NR_OBJECTS = SPTE_ENT_PER_PAGE + 1
+"""Reverse-map descriptors that one split may need: one an entry, and one for the link."""
+SPLIT_DESC_CACHE_CAPACITY = SPLIT_DESC_CACHE_MIN_NR_OBJECTS + KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE
+
+
+def kvm_mmu_slot_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot) -> None:
+    """Split all huge pages of a slot whose writes are about to be logged."""
+    start, end = slot.base_gfn, slot.base_gfn + slot.npages
+    _try_split_huge_pages(kvm, slot, start, end, shared=True)
+
+
+def kvm_mmu_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, start: int, end: int) -> None:
+    """Split the huge pages over gfns from `start` to below `end`.
+
+    The caller in 6.1 gives its last gfn for `end`. Where that is `start` too and
+    begins a huge page, the TDP MMU then splits nothing, while a shadow page's entry
+    is split, because the kernel's iteration over reverse maps visits its first one in any case.
+    """
+    _try_split_huge_pages(kvm, slot, start, end, shared=False)
+
+
+def _try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, start: int, end: int, *, shared: bool) -> None:
+    if not kvm.config.uses_tdp_mmu:
+        return
+    if kvm.shadow_root_allocated:
+        _shadow_mmu_try_split_huge_pages(kvm, slot, start, max(start, end - 1))
+    kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, start, end, PG_LEVEL_4K, shared=shared)
+
+
+def _shadow_mmu_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, first: int, last: int) -> None:
+    """Go from the largest pages down, so that what the first pass makes is split by the next."""
+
+    def split(gfn: int, level: int) -> bool:
+        _split_rmap(kvm, slot, gfn, level)
+        return False
+
+    for level in range(KVM_MAX_HUGEPAGE_LEVEL, PG_LEVEL_4K, -1):
+        slot_handle_level_range(slot, range(level, level + 1), first, last, split)
+
+
+def _split_rmap(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> None:
+    """Split every huge spte of one reverse map, until one cannot be split."""
+    while (sptep := _first_to_split(kvm, gfn_to_rmap(slot, gfn, level))) is not None:
+        if _try_split_huge_page(kvm, slot, sptep) not in (0, -EAGAIN):
+            return
+
+
+def _first_to_split(kvm: Kvm, head: PteList | None) -> int | None:
+    for sptep in pte_list_iter(head or []):
+        sp = sptep_to_sp(kvm, sptep)
+        # A role without guest_mode cannot show that the page is a nested guest's; the kernel
+        # warns. A derivation that needs the faulting address has none for 4-byte entries.
+        if not sp.guest_mode or sp.invalid:
+            continue
+        if sp.has_4_byte_gpte and not kvm.config.derivation.splits_4_byte:
+            continue
+        return sptep
+    return None
+
+
+def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
+    """Split one huge spte, report it, and return 0 or a negative errno."""
+    huge_sp = sptep_to_sp(kvm, huge_sptep)
+    gfn = kvm_mmu_page_get_gfn(huge_sp, spte_index(huge_sptep))
+    huge_spte = kvm.memory.words[huge_sptep >> 3]
+    result = 0
+    if kvm_mmu_available_pages(kvm) <= KVM_MIN_FREE_MMU_PAGES:
+        result = -ENOSPC
+    elif _topup_split_caches(kvm):
+        result = -EAGAIN
+    else:
+        _split_huge_page(kvm, slot, huge_sptep, huge_spte)
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_mmu_split_huge_page(gfn, huge_spte, huge_sp.level, result))
+    return result
+
+
+def _topup_split_caches(kvm: Kvm) -> bool:
+    """Fill each cache that has less than one split may take; return whether one had."""
+    short_of_descs = kvm.split_desc_cache < SPLIT_DESC_CACHE_MIN_NR_OBJECTS
+    short_of_pages = not kvm.split_page_header_cache
+    if short_of_descs:
+        kvm.split_desc_cache = SPLIT_DESC_CACHE_CAPACITY
+    if short_of_pages:
+        kvm.split_page_header_cache = KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE
+    return short_of_descs or short_of_pages
+
+
+def _get_sp_for_split(kvm: Kvm, huge_sptep: int) -> ShadowPage:
+    """Find or create the direct page that maps the same memory with smaller pages."""
+    huge_sp, index = sptep_to_sp(kvm, huge_sptep), spte_index(huge_sptep)
+    access = kvm_mmu_page_get_access(huge_sp, index)
+    role = kvm_mmu_child_role(kvm, huge_sptep, direct=True, access=access)
+    missed = kvm.stat["mmu_cache_miss"]
+    sp = kvm_mmu_get_shadow_page(kvm, None, kvm_mmu_page_get_gfn(huge_sp, index), role)
+    kvm.split_page_header_cache -= kvm.stat["mmu_cache_miss"] - missed
+    return sp
+
+
+def _split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int, huge_spte: int) -> None:
+    """Put a table in the place of a huge spte.
+
+    Entries that a page found has already map the same frames, since it is direct.
+    One that points to a table may lead to less than the huge page mapped.
+    """
+    sp = _get_sp_for_split(kvm, huge_sptep)
+    executable = bool(sp.access & ACC_EXEC_MASK) and kvm.config.nx_huge_pages
+    words = kvm.memory.words
+    for index in range(SPTE_ENT_PER_PAGE):
+        sptep = sp.frame << 12 | index << 3
+        if is_shadow_present_pte(words[sptep >> 3]):
+            continue
+        spte = make_huge_page_split_spte(kvm.fmt, huge_spte, sp.level, index, executable=executable)
+        kvm.memory.store64(sptep, spte)
+        gfn = kvm_mmu_page_get_gfn(sp, index)
+        kvm.split_desc_cache -= _takes_descriptor(gfn_to_rmap(slot, gfn, sp.level))
+        rmap_add(kvm, slot, sptep, gfn, sp.access)
+    kvm.split_desc_cache -= _takes_descriptor(sp.parent_ptes)
+    link_shadow_page(kvm, huge_sptep, sp)
+
+
+def _takes_descriptor(head: PteList | None) -> bool:
+    """Whether adding to the list takes a descriptor: a second entry, or one behind full blocks.
+
+    A list that shrank to one entry still has its descriptor in the kernel; here
+    it counts as having none.
+    """
+    if not head:
+        return False
+    alone = len(head) == 1 and len(head[0]) == 1
+    return alone or all(len(block) == PTE_LIST_EXT for block in head)
