@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mmulab.kvm.derivation import Derivation, parity
 from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
+from mmulab.kvm.validity import VALIDITIES, Validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class KvmConfig:
     design : RoleDesign
     derivation : Derivation
         How the roles of child pages come about.
+    validity : Validity
+        How contexts are marked as not valid when CPUID changes.
+    cpuid_after_run : {"refuse", "allow", "bug"}
+        What becomes of a changed CPUID once the vCPU has run
+        (:data:`mmulab.kvm.cpuid.CPUID_AFTER_RUN`).
+    free_roots_lock : {"write", "by_root_role"}
+        How the MMU lock is held while roots are freed
+        (:data:`mmulab.kvm.mmu_lock.FREE_ROOTS_LOCK`).
     """
 
     vendor: str
@@ -57,6 +66,9 @@ class KvmConfig:
     gbpages: bool = True
     decode_assists: bool = False
     derivation: Derivation = parity
+    validity: Validity = VALIDITIES["valid"]
+    cpuid_after_run: str = "refuse"
+    free_roots_lock: str = "write"
 
     @property
     def uses_tdp_mmu(self) -> bool:

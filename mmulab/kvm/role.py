@@ -103,6 +103,8 @@ class CpuRole(NamedTuple):
     """What the guest's CPU is doing: ``union kvm_cpu_role``, base and extended.
 
     Two equal values mean that an MMU context need not be configured again.
+    ``valid``, ``cpuid_stale`` and ``maxphyaddr`` are there for that comparison alone;
+    Linux 6.1 has the first (:mod:`mmulab.kvm.validity`).
     """
 
     level: int = 0
@@ -117,6 +119,8 @@ class CpuRole(NamedTuple):
     guest_mode: int = 0
     smm: int = 0
     valid: int = 0
+    cpuid_stale: int = 0
+    maxphyaddr: int = 0
     execonly: int = 0
     cr4_pse: int = 0
     cr4_pke: int = 0

@@ -1,0 +1,55 @@
+"""The guest's CPUID, and what the MMU does when the VMM changes it.
+
+Source: Linux 6.1 ``arch/x86/kvm/cpuid.c`` (``kvm_set_cpuid``),
+``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_after_set_cpuid``).
+"""
+
+from __future__ import annotations
+
+from mmulab.kvm.roots import kvm_mmu_reset_context
+from mmulab.kvm.state import Request, Vcpu
+from mmulab.x86.regs import CpuModel
+
+EINVAL = 22
+CPUID_AFTER_RUN = {
+    "refuse": "-EINVAL unless nothing differs: Linux 5.16 on (feb627e8d6f6, c6617c61e8fc)",
+    "allow": "done, with a warning that the guest may misbehave: Linux 5.14 and 5.15 (63f5a1909f9e)",
+    "bug": "done, and the VM is ended (KVM_BUG_ON): Linux 6.1 without the check in kvm_set_cpuid",
+}
+"""What becomes of a changed CPUID once the vCPU has run.
+
+The pages and entries that KVM made for the old CPUID are found again by their
+roles, in which CPUID is not. Linux 6.1 therefore refuses the change, and behind
+that ``kvm_mmu_after_set_cpuid`` has an assertion that no VM survives.
+"""
+
+
+def kvm_set_cpuid(vcpu: Vcpu, cpu: CpuModel) -> int:
+    """Give the vCPU another CPUID (``KVM_SET_CPUID2``).
+
+    Returns
+    -------
+    int
+        0 or a negative errno.
+    """
+    has_run = vcpu.last_vmentry_cpu != -1
+    rule = vcpu.kvm.config.cpuid_after_run
+    if has_run and rule == "refuse":
+        return 0 if cpu == vcpu.cpu else -EINVAL
+    vcpu.cpu = cpu
+    kvm_mmu_after_set_cpuid(vcpu)
+    if has_run and rule == "bug":
+        vcpu.kvm.make_all_cpus_request(Request.VM_DEAD)  # kvm_vm_bugged
+    return 0
+
+
+def kvm_mmu_after_set_cpuid(vcpu: Vcpu) -> None:
+    """Mark the three contexts as not valid, and configure the one in use again.
+
+    The others follow when they are next used, if the comparison with their
+    roles fails: that is what the mark is for (:mod:`mmulab.kvm.validity`).
+    """
+    config = vcpu.kvm.config
+    for mmu in (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu):
+        config.validity.mark(mmu, config.design)
+    kvm_mmu_reset_context(vcpu, force_role_reset=config.validity.force_role_reset)
