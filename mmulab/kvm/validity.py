@@ -104,7 +104,7 @@ def _written(role: CpuRole, place: str, value: int) -> CpuRole:
         return role._replace(**_NO_BASE)
     part, _, field = place.removeprefix("cpu_role.").partition(".")
     if (part, field in EXTENDED) not in (("ext", True), ("base", False)) or field not in CpuRole._fields:
-        raise InputError(f"a marker cannot write {value} to {place!r}; cpu_role has {', '.join(CpuRole._fields)}")
+        raise InputError(f"a marker cannot write {value} to {place!r}; roles have base.FIELD and ext.FIELD")
     return role._replace(**{field: value})
 
 
@@ -172,7 +172,7 @@ VALIDITIES: dict[str, Validity] = {
         Validity(
             "zero_word",
             "the whole base word is cleared, the extended role left alone",
-            "a7cc6ead-c30b-4d21-c92c-faf37d9023b7@redhat.com; its half for the root role is in 7a458f0e1ba1 (5.19)",
+            "a7cc6ead-c30b-4d21-c92c-faf37d9023b7@redhat.com; for the root role alone 7a458f0e1ba1 (5.19)",
             (("root_role.word", 0), ("cpu_role.base.word", 0)),
             valid=0,
         ),

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
+from mmulab.errors import InputError
 from mmulab.kvm.derivation import Derivation, parity
 from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.validity import VALIDITIES, Validity
 from mmulab.x86.regs import CpuModel
+
+MAXPHYADDR_LIMITS = 32, 52
+"""Bits: of a processor without PAE, and what the tables' formats have room for (SDM 3, 4.1.4)."""
+
+
+def changed_cpu(cpu: CpuModel, feature: str, value: int) -> CpuModel:
+    """Return a guest's processor with one feature changed.
+
+    Raises
+    ------
+    InputError
+        The model has no such feature, or it cannot be `value`.
+    """
+    known = [f.name for f in fields(cpu) if f.name != "vendor"]
+    if feature not in known:
+        raise InputError(f"CPUID feature {feature!r}: the MMU knows {', '.join(known)}")
+    if feature != "maxphyaddr":
+        if value not in (0, 1):
+            raise InputError(f"CPUID feature {feature} is {value:x}, expected 0 or 1")
+        return replace(cpu, **{feature: bool(value)})
+    low, high = MAXPHYADDR_LIMITS
+    if not low <= value <= high:
+        raise InputError(f"maxphyaddr is {value:x}, expected {low:x} to {high:x} (hexadecimal)")
+    return replace(cpu, maxphyaddr=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +135,8 @@ class MachineConfig:
     vcpus : int
     design : RoleDesign
     derivation : Derivation
+    validity, cpuid_after_run, free_roots_lock
+        As :class:`~mmulab.kvm.config.KvmConfig` has them.
     table_frames : int
         Host frames for shadow tables.
     """
@@ -123,4 +151,7 @@ class MachineConfig:
     vcpus: int = 1
     design: RoleDesign = DESIGNS["passthrough"]
     derivation: Derivation = parity
+    validity: Validity = VALIDITIES["valid"]
+    cpuid_after_run: str = "refuse"
+    free_roots_lock: str = "write"
     table_frames: int = 1 << 15

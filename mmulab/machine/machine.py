@@ -15,6 +15,7 @@ from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
+from mmulab.kvm.cpuid import CPUID_AFTER_RUN, kvm_set_cpuid
 from mmulab.kvm.memory_region import (
     kvm_clear_dirty_log,
     kvm_delete_memslot,
@@ -23,6 +24,7 @@ from mmulab.kvm.memory_region import (
     kvm_unmap_hva_range,
 )
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
@@ -33,7 +35,7 @@ from mmulab.kvm.vmx_nested import vmx_leave_nested
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
-from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
+from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
@@ -197,6 +199,8 @@ class Machine:
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
                 set_sregs(vcpu, cr0, cr3, cr4, efer)
+            case ops.SetCpuid(key=key, value=value):
+                result = kvm_set_cpuid(vcpu, changed_cpu(vcpu.cpu, key, value))
             case ops.Teardown():
                 self._teardown()
             case _:
@@ -286,6 +290,9 @@ def _spte_format(host: HostConfig) -> SpteFormat:
 
 
 def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
+    for name, known in (("cpuid_after_run", CPUID_AFTER_RUN), ("free_roots_lock", FREE_ROOTS_LOCK)):
+        if getattr(config, name) not in known:
+            raise InputError(f"{name} is {getattr(config, name)!r}, expected one of {', '.join(known)}")
     return KvmConfig(
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
@@ -303,4 +310,7 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         la57=host.la57,
         decode_assists=host.decode_assists or host.vendor == "intel",
         derivation=config.derivation,
+        validity=config.validity,
+        cpuid_after_run=config.cpuid_after_run,
+        free_roots_lock=config.free_roots_lock,
     )

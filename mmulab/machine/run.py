@@ -98,6 +98,8 @@ class Execution:
         self.insn = insn
         self.cs_l = cs_l
         vcpu = self.vcpu
+        if vcpu.requests & Request.VM_DEAD:
+            return Outcome(OutcomeKind.HANG, error=EIO)
         insn.gva = linear_address(vcpu, insn.gva)
         if insn.rip is not None:
             insn.rip = linear_address(vcpu, insn.rip)
@@ -113,7 +115,7 @@ class Execution:
         for _ in range(MAX_EXITS):
             if self.native:
                 self.native = False
-            elif not vcpu_enter_guest(vcpu, reinject=self.reinject):
+            elif not self._enter(reinject=self.reinject):
                 vcpu.requests = 0
                 return Outcome(OutcomeKind.SHUTDOWN)
             elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
@@ -143,10 +145,12 @@ class Execution:
         kind = PFERR_WRITE_MASK if write else 0
         kind |= PFERR_FETCH_MASK if fetch else 0
         self.insn = Instruction(Mnemonic.LOAD, gva=gva, size=1)
+        if vcpu.requests & Request.VM_DEAD:
+            return Outcome(OutcomeKind.HANG, error=EIO)
         for _ in range(MAX_EXITS):
             if self.native:
                 self.native = False
-            elif not vcpu_enter_guest(vcpu, reinject=False):
+            elif not self._enter():
                 return Outcome(OutcomeKind.SHUTDOWN)
             if vcpu.exception is not None:
                 return self._bare_exception()
@@ -158,6 +162,13 @@ class Execution:
             if self.verdict in (Verdict.DONE, Verdict.MMIO):
                 return self._emulated()
         raise StuckError(f"access to {gva:#x} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+
+    def _enter(self, *, reinject: bool = False) -> bool:
+        """Enter the guest, which from then on has run; False if the vCPU shuts down instead."""
+        if not vcpu_enter_guest(self.vcpu, reinject=reinject):
+            return False
+        self.vcpu.last_vmentry_cpu = 0
+        return True
 
     def _change_world(self) -> Instruction:
         """Go on in L2 after an entry, or in L1 after an exit of L2: with the OUT that lies there."""
@@ -446,7 +457,7 @@ class Execution:
             try:
                 self._access(stubs_rip, PFERR_FETCH_MASK)
             except _Exit:
-                if not vcpu_enter_guest(vcpu, reinject=False):
+                if not self._enter():
                     return Outcome(OutcomeKind.SHUTDOWN)
                 continue
             event = ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector))

@@ -43,7 +43,6 @@ VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
 """Parameters of kvm_intel without which nested VMX is not modelled."""
 NOT_MODELLED = (
     ops.Invpcid,
-    ops.SetCpuid,
     ops.Smm,
 )
 """Ops that the language has and the machine has not yet."""

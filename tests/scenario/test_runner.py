@@ -148,6 +148,8 @@ def test_the_machine_knows_what_the_runner_lets_through(name: str) -> None:
     values |= {k: v for k, v in {"mode": Mode.SUPERVISOR, "size": 8, "count": 0x40}.items() if k in values}
     if name == "slot":
         values |= {"id": 1, "gpa": 0x2000000, "size": 0x1000}
+    if name == "cpuid":
+        values |= {"key": "smep"}
     if name == "sregs":
         values |= {"cr0": 0x31}
     machine = Machine(machine_config(ScenarioBuilder("np").build()))
