@@ -23,6 +23,7 @@ from mmulab.x86.mode import (
     PAGING_PAE,
     PT_ACCESSED_MASK,
     PT_DIRTY_MASK,
+    PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
@@ -70,11 +71,11 @@ class Tables:
         """Addresses of all tables so far."""
         return list(self._tables.values())
 
-    def entry(self, address: int) -> int:
-        """Return where the entry of level 1 for `address` lies, making the tables above it."""
+    def entry(self, address: int, leaf: int = 1) -> int:
+        """Return where the entry of level `leaf` for `address` lies, making the tables above it."""
         mode = self.mode
         table = self._tables[mode.root_level, 0]
-        for level in range(mode.root_level, 1, -1):
+        for level in range(mode.root_level, leaf, -1):
             key = level - 1, address >> mode.level_shift(level)
             if key not in self._tables:
                 below = self._tables[key] = next(self._free)
@@ -83,11 +84,12 @@ class Tables:
                 at = table + mode.index(address, level) * mode.entry_bytes
                 self.builder.fill(below, _PAGE, 0).value(mode.entry_bytes, at, below | flags)
             table = self._tables[key]
-        return table + mode.index(address, 1) * mode.entry_bytes
+        return table + mode.index(address, leaf) * mode.entry_bytes
 
-    def map(self, address: int, target: int) -> None:
-        """Map the page at `address` to `target`, with every right."""
-        self.builder.value(self.mode.entry_bytes, self.entry(address), target | _TABLE)
+    def map(self, address: int, target: int, level: int = 1) -> None:
+        """Map the page at `address` to `target`, with every right; a large page from level 2 up."""
+        flags = _TABLE | (PT_PAGE_SIZE_MASK if level > 1 else 0)
+        self.builder.value(self.mode.entry_bytes, self.entry(address, level), target | flags)
 
     def identity(self, *addresses: int) -> None:
         """Map pages to themselves."""
