@@ -251,7 +251,11 @@ _EVENTS: dict[type, Callable[[Any, RoleDesign], str]] = {
         f"The TDP MMU changes the spte of gfn {e.gfn:#x} at level {e.level}"
         f" from {e.old_spte:#x} to {e.new_spte:#x}."
     ),
-    ev.kvm_mmu_split_huge_page: lambda e, d: f"A huge spte of gfn {e.gfn:#x} is split into smaller ones.",
+    ev.kvm_mmu_split_huge_page: lambda e, d: (
+        f"The huge spte of gfn {e.gfn:#x} is split into smaller ones."
+        if not e.errno
+        else f"The huge spte of gfn {e.gfn:#x} is not split: errno {e.errno}."
+    ),
     ev.kvm_exit: _exit,
     ev.kvm_page_fault: lambda e, d: (
         f"KVM handles a page fault at {e.fault_address:#x}: {error_code_sentence(e.error_code)}."
