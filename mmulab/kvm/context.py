@@ -24,9 +24,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.role import CpuRole, RoleFacts
-from mmulab.kvm.state import Kvm, Request, Vcpu
+from mmulab.kvm.state import Kvm, Request, Vcpu, context_name
+from mmulab.kvm.validity import RoleDecision, unchanged
 from mmulab.x86.ept import make_ept_paging
 from mmulab.x86.paging import KVM_WALK, Paging, make_paging
 from mmulab.x86.regs import (
@@ -99,34 +102,70 @@ def mmu_is_nested(vcpu: Vcpu) -> bool:
     return vcpu.walk_mmu is vcpu.nested_mmu
 
 
-def kvm_init_mmu(vcpu: Vcpu) -> None:
+def _cpu_role(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> CpuRole:
+    role = kvm_calc_cpu_role(cr0, cr4, efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
+    return vcpu.kvm.config.validity.cpu_role(role, vcpu.cpu)
+
+
+def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
     """Configure the context in use for the vCPU's registers, unless nothing changed.
 
     Without TDP the context is ``root_mmu``: at least PAE tables, and always NX,
     because KVM itself uses NX (``kvm_init_shadow_mmu``).
+
+    Parameters
+    ----------
+    force_role_reset : bool
+        Configure it in any case (:mod:`mmulab.kvm.validity`).
     """
-    cpu_role = kvm_calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
+    cpu_role = _cpu_role(vcpu, vcpu.cr0, vcpu.cr4, vcpu.efer)
     if mmu_is_nested(vcpu):
-        init_kvm_nested_mmu(vcpu, cpu_role)
+        init_kvm_nested_mmu(vcpu, cpu_role, force_role_reset=force_role_reset)
         return
     if vcpu.kvm.config.tdp:
-        init_kvm_tdp_mmu(vcpu, cpu_role)
+        init_kvm_tdp_mmu(vcpu, cpu_role, force_role_reset=force_role_reset)
         return
     facts = base_facts(cpu_role)
     facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
-    shadow_mmu_init_context(vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu))
+    shadow_mmu_init_context(
+        vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset
+    )
 
 
 def _guest_paging(vcpu: Vcpu) -> Paging:
-    return make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cpu, KVM_WALK)
+    return _paging_of(vcpu, vcpu.cr0, vcpu.cr4, vcpu.efer)
 
 
-def init_kvm_nested_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
+def _paging_of(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> Paging:
+    """Return how KVM walks tables of the guest in this mode.
+
+    With TDP the processor walks them too and knows nothing of the guest's CPUID, so
+    1 GiB pages are legal if the host has them (``guest_can_use_gbpages``).
+    """
+    cpu, config = vcpu.cpu, vcpu.kvm.config
+    if config.tdp and cpu.gbpages != config.gbpages:
+        cpu = replace(cpu, gbpages=config.gbpages)
+    return make_paging(cr0, cr4, efer, cpu, KVM_WALK)
+
+
+def _is_unchanged(
+    vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, root_role: int | None, paging: Paging, force_role_reset: bool
+) -> bool:
+    """Whether a context may stay as it is; `root_role` None: only the CPU role is compared."""
+    same = not force_role_reset and unchanged(mmu, cpu_role, root_role)
+    watch = vcpu.kvm.watch
+    if watch is not None:
+        roles = mmu.cpu_role, cpu_role, mmu.root_role, root_role
+        watch(RoleDecision(context_name(vcpu, mmu), *roles, mmu.paging, paging, same))
+    return same
+
+
+def init_kvm_nested_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = False) -> None:
     """Configure the context that walks L2's own tables, which nobody shadows."""
-    mmu = vcpu.nested_mmu
-    if cpu_role != mmu.cpu_role:
+    mmu, paging = vcpu.nested_mmu, _guest_paging(vcpu)
+    if not _is_unchanged(vcpu, mmu, cpu_role, None, paging, force_role_reset):
         mmu.cpu_role = cpu_role
-        mmu.paging = _guest_paging(vcpu)
+        mmu.paging = paging
 
 
 def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
@@ -136,31 +175,28 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
     levels the table of a 4-level L1 gets a page above it that only passes through.
     """
     cr4 &= ~X86_CR4_PKE
-    cpu_role = kvm_calc_cpu_role(X86_CR0_PG, cr4, efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
+    cpu_role = _cpu_role(vcpu, X86_CR0_PG, cr4, efer)
     facts = base_facts(cpu_role)
     level = kvm_mmu_get_tdp_level(vcpu)
     facts = facts._replace(level=level, passthrough=level == 5 and cpu_role.level == 4)
-    paging = make_paging(X86_CR0_PG, cr4, efer, vcpu.cpu, KVM_WALK)
+    paging = _paging_of(vcpu, X86_CR0_PG, cr4, efer)
     shadow_mmu_init_context(vcpu, vcpu.guest_mmu, cpu_role, facts, paging)
 
 
 def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, execonly: bool) -> None:
     """Configure ``guest_mmu`` to shadow an EPT of L1, for which L1's registers do not matter."""
-    mmu = vcpu.guest_mmu
+    mmu, config = vcpu.guest_mmu, vcpu.kvm.config
     cpu_role = CpuRole(
-        level=level,
-        ad_disabled=int(not accessed_dirty),
-        guest_mode=1,
-        valid=1,
-        execonly=int(execonly),
+        level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly)
     )
-    if cpu_role == mmu.cpu_role:
-        return
-    facts = base_facts(cpu_role)
+    cpu_role = config.validity.cpu_role(cpu_role, vcpu.cpu)
     paging = make_ept_paging(
         level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly
     )
-    _set_roles(mmu, cpu_role, vcpu.kvm.config.design.pack(facts, cpu_role), facts, paging)
+    if _is_unchanged(vcpu, mmu, cpu_role, None, paging, False):
+        return
+    facts = base_facts(cpu_role)
+    _set_roles(mmu, cpu_role, config.design.pack(facts, cpu_role), facts, paging)
     mmu.kind = "ept"
 
 
@@ -178,7 +214,7 @@ def kvm_mmu_get_tdp_level(vcpu: Vcpu) -> int:
     return 5 if config.la57 and vcpu.cpu.maxphyaddr > 48 else 4
 
 
-def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
+def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = False) -> None:
     """Configure ``root_mmu`` as a direct map of guest-physical memory."""
     mmu, kvm = vcpu.root_mmu, vcpu.kvm
     facts = base_facts(CpuRole(access=cpu_role.access, smm=cpu_role.smm, guest_mode=cpu_role.guest_mode))
@@ -190,9 +226,10 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole) -> None:
         ad_disabled=not kvm.fmt.ad_enabled,
     )
     root_role = kvm.config.design.pack(facts, cpu_role)
-    if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
+    paging = _guest_paging(vcpu)
+    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
-    _set_roles(mmu, cpu_role, root_role, facts, _guest_paging(vcpu))
+    _set_roles(mmu, cpu_role, root_role, facts, paging)
     mmu.kind = "tdp"
 
 
@@ -216,11 +253,17 @@ def _set_roles(mmu: Mmu, cpu_role: CpuRole, root_role: int, facts: RoleFacts, pa
 
 
 def shadow_mmu_init_context(
-    vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, facts: RoleFacts, paging: Paging
+    vcpu: Vcpu,
+    mmu: Mmu,
+    cpu_role: CpuRole,
+    facts: RoleFacts,
+    paging: Paging,
+    *,
+    force_role_reset: bool = False,
 ) -> None:
     """Give a context its roles and its view of the guest's paging."""
     root_role = vcpu.kvm.config.design.pack(facts, cpu_role)
-    if cpu_role == mmu.cpu_role and root_role == mmu.root_role:
+    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)
     if not cpu_role.level:

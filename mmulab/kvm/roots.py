@@ -20,8 +20,18 @@ from mmulab.kvm.mmu import (
     Mmu,
     root_previous,
 )
+from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
-from mmulab.kvm.state import MMIO_GVA_ANY, Kvm, Request, Vcpu, is_obsolete_sp, to_shadow_page, vcpu_memslots
+from mmulab.kvm.state import (
+    MMIO_GVA_ANY,
+    Kvm,
+    Request,
+    Vcpu,
+    context_name,
+    is_obsolete_sp,
+    to_shadow_page,
+    vcpu_memslots,
+)
 from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from mmulab.kvm.zap import (
@@ -212,6 +222,8 @@ def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_free_roots(roots_to_free))
+    if kvm.watch is not None:
+        _watch_mmu_lock(kvm, mmu, roots_to_free)
     invalid: InvalidList = []
     for i in range(KVM_MMU_NUM_PREV_ROOTS):
         root = mmu.prev_roots[i]
@@ -232,6 +244,21 @@ def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     kvm_mmu_commit_zap_page(kvm, invalid)
 
 
+def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
+    """Tell how the MMU lock is held for these roots; without any it is not taken."""
+    hpas = [hpa for i, (_, hpa) in enumerate(mmu.prev_roots) if roots_to_free & root_previous(i)]
+    hpas += [mmu.root_hpa] if roots_to_free & KVM_MMU_ROOT_CURRENT else []
+    pages = [to_shadow_page(kvm, hpa) for hpa in hpas if hpa != INVALID_PAGE]
+    if kvm.watch is None or not pages:
+        return
+    tdp = sum(sp is not None and sp.tdp_mmu_page for sp in pages)
+    rule = kvm.config.free_roots_lock
+    shared = rule == "by_root_role" and kvm.config.uses_tdp_mmu
+    shared = shared and kvm.config.design.facts(mmu.root_role).direct
+    vcpu = next(v for v in kvm.vcpus if mmu is v.root_mmu or mmu is v.guest_mmu)
+    kvm.watch(MmuLockHeld(rule, context_name(vcpu, mmu), mmu.root_role, shared, tdp, len(pages) - tdp))
+
+
 def kvm_mmu_unload(vcpu: Vcpu) -> None:
     """Free all roots of the vCPU."""
     kvm_mmu_free_roots(vcpu.kvm, vcpu.root_mmu, KVM_MMU_ROOTS_ALL)
@@ -249,13 +276,13 @@ def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
     kvm_mmu_free_roots(kvm, mmu, roots)
 
 
-def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
+def kvm_mmu_reset_context(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
     """Free all roots and configure the context again, because the guest's paging changed."""
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_reset_context())
     kvm_mmu_unload(vcpu)
-    kvm_init_mmu(vcpu)
+    kvm_init_mmu(vcpu, force_role_reset=force_role_reset)
 
 
 def kvm_mmu_free_obsolete_roots(vcpu: Vcpu) -> None:
