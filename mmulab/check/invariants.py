@@ -232,8 +232,13 @@ def _role(s: Survey) -> Iterator[str]:
             yield f"{_at(sp, sptep)} points to {child!r}, not one level down"
 
 
+def _hashed(kvm: Kvm) -> list[ShadowPage]:
+    """Return the pages that are found by gfn and role."""
+    return [sp for sp in kvm.pages.values() if not sp.tdp_mmu_page and not sp.one_off]
+
+
 def _duplicate(s: Survey) -> Iterator[str]:
-    usable = [sp for sp in s.kvm.pages.values() if not is_obsolete_sp(s.kvm, sp) and not sp.tdp_mmu_page]
+    usable = [sp for sp in _hashed(s.kvm) if not is_obsolete_sp(s.kvm, sp)]
     counts = Counter((sp.gfn, sp.role) for sp in usable)
     for (gfn, role), count in counts.items():
         if count > 1:
@@ -280,7 +285,7 @@ def _unsync(s: Survey) -> Iterator[str]:
 
 def _page_counts(s: Survey) -> Iterator[str]:
     kvm = s.kvm
-    pages = [sp for sp in kvm.pages.values() if not sp.tdp_mmu_page]
+    pages = _hashed(kvm)
     active = [sp.frame for sp in pages if not sp.invalid]
     if sorted(kvm.active_mmu_pages) != sorted(active):
         odd = sorted(set(kvm.active_mmu_pages) ^ set(active))
@@ -364,7 +369,8 @@ def _obsolete(s: Survey) -> Iterator[str]:
             yield f"{name} is {root!r}, out of use, and no request is left to drop it"
     for sp, sptep, frame in s.links:
         child = pages.get(frame)
-        if child is not None and is_obsolete_sp(s.kvm, child):
+        # A vCPU's own roots go together, when it drops the one on top.
+        if child is not None and is_obsolete_sp(s.kvm, child) and not child.one_off:
             yield f"{_at(sp, sptep)} points to {child!r}, which is out of use"
 
 

@@ -9,11 +9,14 @@ cannot know.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import runpy
+from typing import Self
 
 from mmulab.errors import InputError
 from mmulab.kvm.role import BitField, CpuRole, RoleFacts, RoleLayout
+from mmulab.kvm.root_strategy import RootStrategy, find_root_strategy, special, top_table_level
 
 LAYOUT_6_1 = RoleLayout(
     (
@@ -59,6 +62,8 @@ class RoleDesign:
     sync_ignored : tuple of str
         Fields that may differ between a page and the context that syncs it
         (``sync_role_ign`` in ``FNAME(sync_page)``).
+    root_strategy : RootStrategy
+        How the tables above the guest's own are kept.
     """
 
     id = ""
@@ -67,6 +72,7 @@ class RoleDesign:
     source = ""
     layout = LAYOUT_6_1
     sync_ignored: tuple[str, ...] = ("level", "access", "quadrant", "passthrough")
+    root_strategy: RootStrategy = special
 
     def __init__(self) -> None:
         mask = self.layout.mask
@@ -111,8 +117,20 @@ class RoleDesign:
         """Return the word with ``invalid`` set."""
         return role | self.layout.mask["invalid"]
 
+    def with_root_strategy(self, name: str) -> Self:
+        """Return this design with other roots: ``special``, ``shadow`` or ``one_off``.
+
+        Raises
+        ------
+        InputError
+            No strategy is called so.
+        """
+        other = copy.copy(self)
+        other.root_strategy = find_root_strategy(name)
+        return other
+
     def __repr__(self) -> str:
-        return f"<{self.id} {self.name}: {self.layout.used_bits} bits>"
+        return f"<{self.id} {self.name}: {self.layout.used_bits} bits, {self.root_strategy.name} roots>"
 
 
 class Passthrough(RoleDesign):
@@ -167,7 +185,8 @@ class GuestLevel(RoleDesign):
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says: `passthrough` is a level above the guest's."""
         facts = super().facts(role)
-        above = not facts.direct and facts.level > self.layout.get(role, "glevel")
+        glevel = self.layout.get(role, "glevel")
+        above = not facts.direct and facts.level > top_table_level(CpuRole(level=glevel))
         return facts._replace(passthrough=above)
 
 
@@ -188,7 +207,7 @@ class PassthroughLevels(RoleDesign):
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
         """Return the word."""
         known = facts._asdict()
-        above = max(0, facts.level - cpu.level)
+        above = max(0, facts.level - top_table_level(cpu))
         known["passthrough_levels"] = facts.level if facts.direct else above
         return self.layout.pack(**{name: known[name] for name in self.layout.shift})
 
@@ -225,7 +244,7 @@ class TargetLevel(RoleDesign):
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
         """Return the word."""
         known = facts._asdict()
-        known["target_level"] = 0 if facts.direct else min(facts.level, cpu.level)
+        known["target_level"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
         return self.layout.pack(**{name: known[name] for name in self.layout.shift})
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
@@ -296,12 +315,11 @@ class CpuMode(CpuModeWithPassthrough):
     )
 
     def facts(self, role: int) -> RoleFacts:
-        """Return what the word says: `passthrough` is a level above the mode's root."""
+        """Return what the word says: `passthrough` is a level above the mode's highest table in memory."""
         facts, get = super().facts(role), self.layout.get
-        root = 3 if get(role, "cr4_pae") else 2
-        if get(role, "efer_lma"):
-            root = 5 if get(role, "cr4_la57") else 4
-        return facts._replace(passthrough=not facts.direct and facts.level > root)
+        long_mode = 5 if get(role, "cr4_la57") else 4
+        top = long_mode if get(role, "efer_lma") else 2
+        return facts._replace(passthrough=not facts.direct and facts.level > top)
 
 
 class GuestLevels(RoleDesign):

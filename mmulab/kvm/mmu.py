@@ -13,6 +13,7 @@ from mmulab.kvm.role import CpuRole, RoleFacts
 from mmulab.x86.paging import Paging
 
 INVALID_PAGE = -1
+PT32E_ROOT_LEVEL = 3
 INVALID_PAE_ROOT = 0
 KVM_MMU_NUM_PREV_ROOTS = 3
 KVM_MMU_ROOT_CURRENT = 1

@@ -37,6 +37,10 @@ class ShadowPage:
         Index to gfn << 12 | access of the guest entry shadowed there.
     tdp_mmu_page, tdp_mmu_scheduled_root_to_zap : bool
         The TDP MMU made it; it is a root to be emptied.
+    pae_table, pdptes, one_off : bool
+        Of a root that is no special one (:mod:`mmulab.kvm.root_strategy`): the
+        processor reads it as four PDPTEs; its directories are those that the
+        guest's PDPTEs named when it was loaded; it is in no hash.
     """
 
     __slots__ = (
@@ -52,8 +56,11 @@ class ShadowPage:
         "level",
         "lpage_disallowed",
         "mmu_valid_gen",
+        "one_off",
+        "pae_table",
         "parent_ptes",
         "passthrough",
+        "pdptes",
         "quadrant",
         "role",
         "root_count",
@@ -93,6 +100,9 @@ class ShadowPage:
         self.lpage_disallowed = False
         self.tdp_mmu_page = False
         self.tdp_mmu_scheduled_root_to_zap = False
+        self.pae_table = False
+        self.pdptes = False
+        self.one_off = False
 
     def __repr__(self) -> str:
         return (

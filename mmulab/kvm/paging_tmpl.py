@@ -18,6 +18,7 @@ from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
 from mmulab.kvm.page_track import account_huge_nx_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
+from mmulab.kvm.root_strategy import top_table_level
 from mmulab.kvm.set_spte import (
     PageFault,
     RetPf,
@@ -36,7 +37,7 @@ from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.zap import make_mmu_pages_available
-from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
+from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
 
 
@@ -119,24 +120,20 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
     """
     kvm = vcpu.kvm
     words = kvm.memory.words
-    top_level = vcpu.mmu.cpu_role.level
-    if _gpte_changed(vcpu, gw, 2 if top_level == 3 else top_level):
+    if _gpte_changed(vcpu, gw, top_table_level(vcpu.mmu.cpu_role)):
         return RetPf.RETRY
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
     while it.okay() and it.level > gw.level:
         sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
         child_level = it.level - 1
-        sp = kvm_mmu_get_child_sp(
-            vcpu,
-            it.sptep,
-            gw.table[child_level] >> 12,
-            direct=False,
-            access=gw.pt_access[child_level],
-            addr=fault.addr,
-        )
+        # Above the guest's highest table the page below is still its portal.
+        above = child_level > gw.max_level
+        gfn = sptep_to_sp(kvm, it.sptep).gfn if above else gw.table[child_level] >> 12
+        access = ACC_ALL if above else gw.pt_access[child_level]
+        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, gfn, direct=False, access=access, addr=fault.addr)
         if sp is not None and sp.unsync_children:
             mmu_sync_children(vcpu, sp)
-        if _gpte_changed(vcpu, gw, child_level):
+        if not above and _gpte_changed(vcpu, gw, child_level):
             return RetPf.RETRY
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)

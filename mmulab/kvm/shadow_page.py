@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import (
     pte_list_add,
 )
+from mmulab.kvm.root_strategy import top_table_level
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,
     is_shadow_present_pte,
     make_nonleaf_spte,
+    make_pdpte,
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, is_obsolete_sp, spte_index, sptep_to_sp
@@ -66,11 +69,18 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
     return found
 
 
-def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
-    """Create an empty page and write-protect what it shadows."""
+def mmu_alloc_one_off_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """Create an empty page that nobody else can find."""
     frame = kvm.memory.alloc_frame()
     sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), kvm.mmu_valid_gen)
     kvm.pages[frame] = sp
+    return sp
+
+
+def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """Create an empty page and write-protect what it shadows."""
+    sp = mmu_alloc_one_off_page(kvm, gfn, role)
+    frame = sp.frame
     kvm.active_mmu_pages[frame] = None
     kvm.n_used_mmu_pages += 1
     kvm.page_hash.setdefault(gfn, []).insert(0, frame)
@@ -112,6 +122,8 @@ def kvm_mmu_child_role(
     """
     config = kvm.config
     parent = sptep_to_sp(kvm, sptep)
+    if vcpu is not None and not direct and is_expanded_level(vcpu.mmu, parent.level):
+        return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
     facts = config.design.facts(parent.role)
     quadrant = config.derivation.quadrant(facts, spte_index(sptep), addr)
     if config.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
@@ -120,6 +132,32 @@ def kvm_mmu_child_role(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
     return config.design.pack(known, vcpu.mmu.cpu_role)
+
+
+def is_expanded_level(mmu: Mmu, level: int) -> bool:
+    """Whether a shadow page of this level lies above tables of a 32-bit guest, PAE's included.
+
+    There is none with special roots.
+    """
+    return not mmu.direct and mmu.cpu_role.level <= PT32E_ROOT_LEVEL <= level
+
+
+def expanded_role(vcpu: Vcpu, level: int, index: int, access: int) -> int:
+    """Return the role of a page in or just below the levels that a 32-bit guest's tables do not have.
+
+    The context says it, not the parent: whatever index of four a page directory
+    has in the level above, is its quadrant.
+    """
+    mmu = vcpu.mmu
+    assert mmu.root_facts is not None
+    top = top_table_level(mmu.cpu_role)
+    facts = mmu.root_facts._replace(
+        level=level,
+        quadrant=index if level == top and mmu.root_facts.has_4_byte_gpte else 0,
+        access=access,
+        passthrough=level > top,
+    )
+    return vcpu.kvm.config.design.pack(facts, mmu.cpu_role)
 
 
 def kvm_mmu_get_child_sp(
@@ -146,7 +184,11 @@ def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
         invalid: InvalidList = []
         mmu_page_zap_pte(kvm, sptep_to_sp(kvm, sptep), sptep, invalid)
         kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
-    kvm.memory.store64(sptep, make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled))
+    if sptep_to_sp(kvm, sptep).pae_table:
+        entry = make_pdpte(sp.frame)
+    else:
+        entry = make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled)
+    kvm.memory.store64(sptep, entry)
     pte_list_add(sp.parent_ptes, sptep)
     if sp.unsync_children or sp.unsync:
         mark_unsync(kvm, sptep)
@@ -181,6 +223,9 @@ class ShadowWalk:
         self.addr = addr
         self._table = root_hpa
         self.level = mmu.root_level
+        if root_hpa >> 12 in vcpu.kvm.pages:
+            self.sptep = 0
+            return
         # A special root has no pages of its own above the page directories.
         if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:
             self.level = 3

@@ -221,6 +221,11 @@ def make_nonleaf_spte(fmt: SpteFormat, frame: int, *, ad_disabled: bool) -> int:
     return spte | (SPTE_TDP_AD_DISABLED_MASK if ad_disabled else fmt.accessed)
 
 
+def make_pdpte(frame: int) -> int:
+    """Return an entry of a PAE root, which has no rights and no A bit (SDM 3, 4.4.1)."""
+    return SPTE_MMU_PRESENT_MASK | frame << 12 | PT_PRESENT_MASK
+
+
 def mark_spte_for_access_track(fmt: SpteFormat, spte: int) -> int:
     """Return the entry as not yet accessed."""
     if spte_ad_enabled(spte):

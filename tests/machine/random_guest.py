@@ -12,6 +12,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
+from mmulab.kvm.design import DESIGNS, RoleDesign
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.machine import Machine
@@ -131,7 +132,14 @@ def random_host(rng: random.Random, *, tdp: bool) -> HostConfig:
     )
 
 
-def random_machine(seed: int, layout: Layout, *, vcpus: int = 2, tdp: bool = False) -> Machine:
+def random_machine(
+    seed: int,
+    layout: Layout,
+    *,
+    vcpus: int = 2,
+    tdp: bool = False,
+    design: RoleDesign = DESIGNS["passthrough"],
+) -> Machine:
     """Make a machine with random tables, slots and host parameters."""
     rng = random.Random(seed)
     host = random_host(rng, tdp=tdp)
@@ -145,6 +153,7 @@ def random_machine(seed: int, layout: Layout, *, vcpus: int = 2, tdp: bool = Fal
         slots=(SLOT0, slot1),
         vcpus=vcpus,
         table_frames=1 << 10,
+        design=design,
     )
     machine = Machine(config)
     fill_tables(machine, rng, layout)

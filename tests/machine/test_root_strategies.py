@@ -1,0 +1,125 @@
+"""Roots as shadow pages: the guest sees what its tables say, and the state stays sound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from mmulab.check.invariants import violations
+from mmulab.conform.outcome import encode_outcome
+from mmulab.conform.recording import read_recording
+from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
+from mmulab.kvm.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.root_strategy import ROOT_STRATEGIES
+from mmulab.machine import op as ops
+from mmulab.machine.op import Op
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.runner import Result, Runner
+from tests.machine.random_guest import layout_of, op_lists, random_machine
+from tests.machine.test_architecture import Access, compare, guest_ops
+
+CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance"
+OWN = [name for name, found in ROOT_STRATEGIES.items() if found.shadow_pages]
+
+
+def design_with(strategy: str, name: str = "passthrough") -> RoleDesign:
+    return find_design(name).with_root_strategy(strategy)
+
+
+def results_of(path: str, strategy: str, name: str = "passthrough") -> list[Result]:
+    scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
+    config = replace(machine_config(scenario), design=design_with(strategy, name))
+    return list(Runner(scenario, config=config).results())
+
+
+@pytest.mark.parametrize("strategy", OWN)
+@pytest.mark.parametrize("mode", ["np", "32", "pae"])
+def test_a_flushed_access_is_what_the_guests_tables_say(mode: str, strategy: str) -> None:
+    layout = layout_of(mode)
+    compared = 0
+
+    @settings(max_examples=25, phases=[Phase.generate])
+    @given(st.integers(0, 1 << 16), guest_ops(layout))
+    def check(seed: int, listed: list[Op]) -> None:
+        nonlocal compared
+        machine = random_machine(seed, layout, vcpus=1, design=design_with(strategy))
+        for op in listed:
+            if isinstance(op, Access):
+                compared += compare(machine, op)
+            elif not isinstance(op, ops.HostWrite):
+                machine.execute(op)
+
+    check()
+    assert compared > 30
+
+
+@pytest.mark.parametrize("strategy", OWN)
+@pytest.mark.parametrize("mode", ["np", "32", "pae"])
+def test_two_vcpus_keep_the_state_sound(mode: str, strategy: str) -> None:
+    layout = layout_of(mode)
+
+    @settings(max_examples=20, phases=[Phase.generate])
+    @given(st.integers(0, 1 << 16), op_lists(layout, length=40))
+    def check(seed: int, listed: list[Op]) -> None:
+        machine = random_machine(seed, layout, design=design_with(strategy))
+        for op in listed:
+            machine.execute(op)
+            assert violations(machine.kvm) == []
+
+    check()
+
+
+NAMED = [
+    "sh/basic-32",
+    "sh/basic-pae",
+    "sh/quadrants-32",
+    "sh/mode-switch",
+    "intel-sh/quadrants-32",
+    "nested57/nested-basic-32",
+    "nested57/nested-pae-l2-32",
+    "nested48/nested-32-l2-32",
+    "tdp0/nonpaging",
+]
+
+
+@pytest.mark.parametrize("strategy", OWN)
+@pytest.mark.parametrize("path", NAMED)
+def test_recorded_outcomes_are_the_same(path: str, strategy: str) -> None:
+    special = [encode_outcome(found.outcome) for found in results_of(path, "special")]
+    assert [encode_outcome(found.outcome) for found in results_of(path, strategy)] == special
+
+
+@pytest.mark.parametrize("name", ["passthrough", "glevel", "passthrough_levels", "target_level", "cpu_mode"])
+def test_roots_come_on_top(name: str) -> None:
+    """A 32-bit guest's root is found, created and zapped like any page, and says that it is a portal."""
+    design = DESIGNS[name]
+
+    def of_level_3(kind: type, strategy: str) -> list[object]:
+        events = [e for found in results_of("sh/basic-32", strategy, name) for e in found.events]
+        return [e for e in events if isinstance(e, kind) and design.facts(e.role).level == 3]  # type: ignore[attr-defined]
+
+    assert of_level_3(kvm_mmu_get_page, "special") == of_level_3(kvm_mmu_get_page, "one_off") == []
+    made = of_level_3(kvm_mmu_get_page, "shadow")
+    assert made
+    assert all(design.facts(e.role).passthrough for e in made)  # type: ignore[attr-defined]
+    assert of_level_3(kvm_mmu_prepare_zap_page, "shadow")
+
+
+@pytest.mark.parametrize("strategy", OWN)
+def test_directories_are_linked_when_an_access_needs_them(strategy: str) -> None:
+    """Special roots take all four quadrants of a 32-bit directory at once."""
+
+    def first(found: str) -> list[int]:
+        design = DESIGNS["passthrough"]
+        for result in results_of("sh/quadrants-32", found):
+            made = [design.facts(e.role) for e in result.events if isinstance(e, kvm_mmu_get_page)]
+            if made:
+                return [facts.quadrant for facts in made if facts.level == 2]
+        return []
+
+    assert first("special")[:4] == [0, 1, 2, 3]
+    assert len(first(strategy)) == 1
