@@ -26,8 +26,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmulab.kvm.mmu import Mmu
+from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
 from mmulab.kvm.role import CpuRole, RoleFacts
+from mmulab.kvm.root_strategy import top_table_level
 from mmulab.kvm.state import Kvm, Request, Vcpu, context_name
 from mmulab.kvm.validity import RoleDecision, unchanged
 from mmulab.x86.ept import make_ept_paging
@@ -45,8 +46,6 @@ from mmulab.x86.regs import (
     X86_CR4_SMEP,
     CpuModel,
 )
-
-PT32E_ROOT_LEVEL = 3
 
 
 def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, *, smm: int, guest_mode: bool) -> CpuRole:
@@ -127,9 +126,19 @@ def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
         return
     facts = base_facts(cpu_role)
     facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
+    facts = facts._replace(passthrough=_passes_through(vcpu, facts.level, cpu_role))
     shadow_mmu_init_context(
         vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset
     )
+
+
+def _passes_through(vcpu: Vcpu, level: int, cpu_role: CpuRole) -> bool:
+    """Whether a root of this level, if it is a shadow page, shadows no table: the guest's have fewer levels.
+
+    A special root is no shadow page, so above tables of a 32-bit guest it is the strategy's to say.
+    """
+    shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.design.root_strategy.shadow_pages
+    return shadow_pages and not cpu_role.direct and level > top_table_level(cpu_role)
 
 
 def _guest_paging(vcpu: Vcpu) -> Paging:
@@ -178,7 +187,7 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
     cpu_role = _cpu_role(vcpu, X86_CR0_PG, cr4, efer)
     facts = base_facts(cpu_role)
     level = kvm_mmu_get_tdp_level(vcpu)
-    facts = facts._replace(level=level, passthrough=level == 5 and cpu_role.level == 4)
+    facts = facts._replace(level=level, passthrough=_passes_through(vcpu, level, cpu_role))
     paging = _paging_of(vcpu, X86_CR0_PG, cr4, efer)
     shadow_mmu_init_context(vcpu, vcpu.guest_mmu, cpu_role, facts, paging)
 
