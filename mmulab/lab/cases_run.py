@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import Recording
+from mmulab.conform.recording import HELPER_PREFIX, INIT, Recording
 from mmulab.errors import InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.derivation import find_derivation
@@ -100,7 +100,7 @@ class CaseRun:
     chain : tuple of Link
         Of the deepest guest's first access to data: root first.
     walks : TwoWalks or None
-        Of the same access, before it; None for a recording.
+        Of the same access, before it.
     moments : tuple of Moment
         After each op, ``init`` included.
     judged : int
@@ -195,8 +195,8 @@ class _Found:
     chains: dict[bool, tuple[TwoWalks | None, tuple[Link, ...]]] = field(default_factory=dict)
     judged: int = 0
     wrong: WrongAccess | None = None
-    place: tuple[int, str, int | None] = (-1, "init", None)
-    """Index and text of the op at hand, and where its access should go."""
+    place: tuple[int, str, int | None, int | None] = (-1, "init", None, None)
+    """Index and text of the op at hand, where its access should go, and its address."""
 
     def add(self, result: Result) -> None:
         """Keep what an op did."""
@@ -218,12 +218,15 @@ def _until_it_fails(found: _Found, execute: Callable[[_Found], None]) -> CaseRun
     except (InputError, NotImplementedError):
         raise
     except FAILURES as error:
-        index, text, expected = found.place
-        why = f"{type(error).__name__}: {error}".removesuffix(": ")
-        found.wrong = found.wrong or WrongAccess(
-            index, text, expected, None, f"the MMU fails its own checks, where Linux would BUG ({why})"
-        )
+        index, text, expected, gva = found.place
+        found.wrong = found.wrong or WrongAccess(index, text, expected, None, failure_str(error), gva=gva)
     return found.done()
+
+
+def failure_str(error: Exception) -> str:
+    """Say in words that the model stopped."""
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"the MMU fails its own checks, where Linux would BUG ({what})"
 
 
 def run_case(
@@ -253,7 +256,8 @@ def run_case(
         for index, step in enumerate(scenario.steps):
             access = step.op if isinstance(step.op, Access) else None
             walks = None if access is None else walks_of(runner.machine, access)
-            found.place = index, format_step(step), None if walks is None else walks.gpa
+            expected, gva = None if walks is None else walks.gpa, None if access is None else access.gva
+            found.place = index, format_step(step), expected, gva
             result = next(running)
             while result.op is not step.op:  # an instruction of the VMM's that goes before
                 found.add(result)
@@ -345,9 +349,12 @@ def run_recorded(
     runner = runner_of(recording.scenario, design, derivation=derivation)
 
     def execute(found: _Found) -> None:
-        running = runner.results()
+        running, steps = runner.results(), iter(recording.scenario.steps)
         for number, recorded in enumerate(recording.ops):
-            found.place = recorded.index, recorded.text, None
+            found.place = recorded.index, recorded.text, None, None
+            step = None if recorded.text.startswith((INIT, HELPER_PREFIX)) else next(steps, None)
+            access = step.op if step is not None and isinstance(step.op, Access) else None
+            walks = None if access is None else walks_of(runner.machine, access)
             result = next(running)
             if isinstance(result.op, ops.Teardown):
                 break
@@ -355,11 +362,14 @@ def run_recorded(
             faults = [event.fault_address for event in result.events if isinstance(event, kvm_page_fault)]
             if faults and isinstance(result.op, Access):
                 nested = runner.machine.kvm.vcpus[0].guest_mode
-                found.chains.setdefault(nested, (None, _chain(runner.machine, faults[-1])))
+                found.chains.setdefault(nested, (walks, _chain(runner.machine, faults[-1])))
             found.judged = number + 1
             seen = encode_outcome(result.outcome)
             if found.wrong is None and seen != recorded.outcome:
                 wanted = outcome_str(recorded.outcome)
-                found.wrong = WrongAccess(result.index, result.text, None, None, outcome_str(seen), wanted)
+                gva = result.op.gva if isinstance(result.op, Access) else None
+                found.wrong = WrongAccess(
+                    result.index, result.text, None, None, outcome_str(seen), wanted, gva
+                )
 
     return _until_it_fails(_Found(runner.machine), execute)

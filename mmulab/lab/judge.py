@@ -13,15 +13,38 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
+from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm_nested import SVM_EXITS, SvmNested
+from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
+from mmulab.kvm.vmx_nested import EXIT_REASONS
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.scenario.runner import HOST_OPS, Result
 from mmulab.trace.judge import access_kind
 from mmulab.trace.view import gpa_of
-from mmulab.x86.paging import KVM_WALK, make_paging
-from mmulab.x86.pferr import PF_VECTOR, PFERR_USER_MASK, PFERR_WRITE_MASK, pferr_str
+from mmulab.x86.ept import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_READ,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_RWX_SHIFT,
+    VMX_EPTP_AD_ENABLE_BIT,
+    VMX_EPTP_PWL_5,
+    VMX_EPTP_PWL_MASK,
+    make_ept_paging,
+    raw_rwx,
+)
+from mmulab.x86.paging import KVM_WALK, Paging, make_paging
+from mmulab.x86.pferr import (
+    PF_VECTOR,
+    PFERR_FETCH_MASK,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+    pferr_str,
+)
 from mmulab.x86.regs import X86_CR0_PG
 from mmulab.x86.walk import Load, Walk, walk
 
@@ -39,22 +62,57 @@ class TwoWalks(NamedTuple):
         L2's walk, or the only guest's. Addresses of its tables are L2's
         guest-physical ones.
     inner : tuple of Walk
-        Of L1's nested tables: for each entry that `outer` read, root first, and
-        for the address it arrived at. Empty without nested tables.
+        Of L1's nested tables: for each entry that `outer` read in memory, root
+        first, and for the address it arrived at. Empty without nested tables.
     gpa : int or None
         L1's guest-physical address; None if either walk faults.
+    ept : bool
+        The nested tables are EPT: U in the codes of `inner` stands for a read.
     """
 
     outer: Walk
     inner: tuple[Walk, ...]
     gpa: int | None
+    ept: bool = False
+
+
+class _NestedTables(NamedTuple):
+    """L1's nested tables: their form, their root, and what an access to a table of L2's is to them."""
+
+    paging: Paging
+    root: int
+    table_kind: int
+
+    def final_kind(self, pfec: int) -> int:
+        """Return an access to the address that L2's walk arrived at, as an access to these tables.
+
+        Every step is a user access to NPT (APM 2, 15.25.5); EPT has no users, and
+        the walk takes U for a read.
+        """
+        if not self.paging.ept:
+            return pfec | PFERR_USER_MASK
+        return pfec & ~PFERR_USER_MASK or PFERR_USER_MASK
+
+
+def _nested_tables(vcpu: Vcpu) -> _NestedTables | None:
+    """Return the tables by which L1 maps the memory of its guest; None: none are in use."""
+    nested = vcpu.nested
+    if isinstance(nested, SvmNested):
+        paging = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], vcpu.cpu, KVM_WALK)
+        npt = _NestedTables(paging, nested.nested_pgd, PFERR_USER_MASK | PFERR_WRITE_MASK)
+        return npt if nested.npt else None
+    if nested is None or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT):
+        return None
+    eptp = nested.nested_pgd
+    level = 5 if eptp & VMX_EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4
+    ad = bool(eptp & VMX_EPTP_AD_ENABLE_BIT)
+    # With A/D bits every access to a table of L2's counts as a write (SDM 3, 29.3.5).
+    kind = PFERR_USER_MASK | (PFERR_WRITE_MASK if ad else 0)
+    return _NestedTables(make_ept_paging(level, ad=ad, cpu=vcpu.cpu, walker=KVM_WALK), eptp, kind)
 
 
 def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
-    """Walk the running guest's tables as they are now, without setting A or D.
-
-    Every step of L2's walk is a user access to L1's nested tables (APM 2, 15.25.5).
-    """
+    """Walk the running guest's tables as they are now, without setting A or D."""
     v = machine.kvm.vcpus[vcpu]
     slots = machine.kvm.slots[v.smm]
     paging = make_paging(v.cr0, v.cr4, v.efer, v.cpu, KVM_WALK)
@@ -63,25 +121,26 @@ def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> Tw
     def from_memory(width: int) -> Load:
         return lambda gpa, level: slots.read(machine.memory.bytes, gpa, width)
 
-    nested = v.nested
-    if not (isinstance(nested, SvmNested) and nested.npt):
+    nested = _nested_tables(v)
+    if nested is None:
         outer = walk(paging, v.cr3, gva, pfec, from_memory(paging.mode.entry_bytes))
         return TwoWalks(outer, (), None if outer.error is not None else outer.pa)
-    format_of = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], v.cpu, KVM_WALK)
+    form, root, table_kind = nested
 
-    def through_npt(ngpa: int, kind: int) -> int | None:
-        read = from_memory(format_of.mode.entry_bytes)
-        found = walk(format_of, nested.nested_pgd, ngpa, kind | PFERR_USER_MASK, read)
+    def through_nested(ngpa: int, kind: int) -> int | None:
+        found = walk(form, root, ngpa, kind, from_memory(form.mode.entry_bytes))
         inner.append(found)
         return None if found.error is not None else found.pa
 
     def load(ngpa: int, level: int) -> int | None:
-        gpa = through_npt(ngpa, PFERR_WRITE_MASK)
+        gpa = through_nested(ngpa, table_kind)
         return None if gpa is None else slots.read(machine.memory.bytes, gpa, paging.mode.entry_bytes)
 
-    outer = walk(paging, v.cr3, gva, pfec, load)
-    gpa = through_npt(outer.pa, pfec) if outer.error is None else None
-    return TwoWalks(outer, tuple(inner), gpa)
+    # Under EPT a PAE guest's PDPTEs are registers (SDM 3, 4.4.1), under NPT memory (APM 2, 15.25.10).
+    pdptes = v.walk_mmu.pdptrs if form.ept and paging.mode.has_pdptes else None
+    outer = walk(paging, v.cr3, gva, pfec, load, pdptes=pdptes)
+    gpa = through_nested(outer.pa, nested.final_kind(pfec)) if outer.error is None else None
+    return TwoWalks(outer, tuple(inner), gpa, form.ept)
 
 
 class WrongAccess(NamedTuple):
@@ -98,6 +157,8 @@ class WrongAccess(NamedTuple):
         The outcome in words.
     wanted : str
         What should have been seen instead, where that is no translation.
+    gva : int or None
+        Of an access.
     """
 
     op: int
@@ -106,6 +167,7 @@ class WrongAccess(NamedTuple):
     reached: int | None
     seen: str
     wanted: str = ""
+    gva: int | None = None
 
     def __str__(self) -> str:
         return f"op {self.op} '{self.text}': " + "; ".join([*self._ends(), self.seen])
@@ -147,21 +209,29 @@ def judge(
     reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
     if walks.gpa is None:
         wanted, right = _fault(walks, outcome)
-        return None if right else WrongAccess(result.index, result.text, None, reached, seen, wanted)
+        return None if right else WrongAccess(
+            result.index, result.text, None, reached, seen, wanted, access.gva
+        )
     right = outcome.kind is OutcomeKind.OK and reached in (None, walks.gpa)
     if right and not isinstance(access, ops.Execute):
         held = machine.kvm.slots[0].read(machine.memory.bytes, walks.gpa, access.size)
         right = held == (access.value if isinstance(access, ops.Write) else outcome.rax)
-    return None if right else WrongAccess(result.index, result.text, walks.gpa, reached, seen)
+    return None if right else WrongAccess(
+        result.index, result.text, walks.gpa, reached, seen, gva=access.gva
+    )
 
 
 def _fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
     """Return in words what the guest must be told of a fault, and whether it was."""
     if walks.outer.error is not None and not (walks.inner and walks.inner[-1].error is not None):
         error, va = walks.outer.error, walks.outer.va
-        told = (outcome.vector, outcome.error_code, outcome.cr2)
-        right = outcome.kind is OutcomeKind.EXC and told == (PF_VECTOR, error, va)
+        seen = (outcome.vector, outcome.error_code, outcome.cr2)
+        right = outcome.kind is OutcomeKind.EXC and seen == (PF_VECTOR, error, va)
         return f"#PF {error:#x} ({pferr_str(error) or 'not present'})", right
+    if walks.ept:
+        told = _ept_exit(walks)
+        right = outcome.vmexit is not None and outcome.vmexit.items() >= told.items()
+        return " ".join(f"{key} {value:#x}" for key, value in told.items()), right
     npf = _npf(walks)
     right = outcome.vmexit is not None and outcome.vmexit.items() >= npf.items()
     return f"#NPF {npf['info1']:#x} at {npf['info2']:#x}", right
@@ -174,6 +244,21 @@ def _npf(walks: TwoWalks) -> dict[str, int]:
     final = walks.outer.error is None
     info1 = fault.error | (NPF_FINAL if final else NPF_TABLE)
     return {"code": SVM_EXITS["npf"], "info1": info1, "info2": fault.va}
+
+
+def _ept_exit(walks: TwoWalks) -> dict[str, int]:
+    """Return what L1 is told of a fault in its EPT (SDM 3, 28.2.1); a misconfiguration is not qualified."""
+    fault = walks.inner[-1]
+    assert fault.error is not None
+    if fault.error & PFERR_RSVD_MASK:
+        return {"reason": EXIT_REASONS["ept_misconfig"], "gpa": fault.va}
+    qualification = EPT_VIOLATION_GVA_IS_VALID
+    qualification |= EPT_VIOLATION_GVA_TRANSLATED if walks.outer.error is None else 0
+    qualification |= EPT_VIOLATION_ACC_READ if fault.pfec & PFERR_USER_MASK else 0
+    qualification |= EPT_VIOLATION_ACC_WRITE if fault.pfec & PFERR_WRITE_MASK else 0
+    qualification |= EPT_VIOLATION_ACC_INSTR if fault.pfec & PFERR_FETCH_MASK else 0
+    qualification |= raw_rwx(fault.pte_access) << EPT_VIOLATION_RWX_SHIFT
+    return {"reason": EXIT_REASONS["ept_violation"], "qual": qualification, "gpa": fault.va}
 
 
 def walks_of(machine: Machine, access: Access) -> TwoWalks:
