@@ -17,7 +17,7 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import Outcome, Vmrun
 from mmulab.scenario.runner import Result
 from mmulab.scenario.scenario import Scenario
-from mmulab.x86.ept import VMX_EPTP_PWL_5
+from mmulab.x86.ept import EPT_VIOLATION_GVA_TRANSLATED, VMX_EPTP_PWL_5
 
 Judged = tuple[Machine, Result, Access, TwoWalks]
 
@@ -119,3 +119,16 @@ def test_another_page_than_the_tables_name_is_found(root: Path) -> None:
     wrong = judge(machine, replace(result, outcome=elsewhere), access, walks)
     assert wrong is not None
     assert (wrong.expected, wrong.reached) == (walks.gpa, (walks.gpa or 0) + 0x1000)
+
+
+def test_a_walk_of_l2_writes_its_tables_where_ept_has_dirty_bits(root: Path) -> None:
+    """L1 was told so: bits 0 and 1 for a table of L2's, bit 0 alone without A/D (SDM 3, 29.3.5)."""
+    for name, bits in (("ept-fuzz64-ad-10", 3), ("ept-fuzz64-noad-06", 1)):
+        at_tables = []
+        for machine, result, access, walks in nested_accesses(scenario_of(root, f"nested-ept/{name}")):
+            assert judge(machine, result, access, walks) is None, result.text
+            told = result.outcome.vmexit
+            if told is not None and not told["qual"] & EPT_VIOLATION_GVA_TRANSLATED:
+                at_tables.append(told["qual"] & 7)
+        assert at_tables
+        assert set(at_tables) == {bits}
