@@ -16,8 +16,9 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-from mmulab.conform.recording import read_recording
+from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
+from mmulab.kvm.design import RoleDesign
 from mmulab.lab import paths
 from mmulab.lab.cases_build import (
     below_level_5,
@@ -28,11 +29,11 @@ from mmulab.lab.cases_build import (
     nested_root_write,
     plain_guest,
 )
-from mmulab.lab.cases_run import CaseRun, run_case, run_recorded
+from mmulab.lab.cases_run import CaseRun, design_of, run_case, run_recorded
 from mmulab.lab.contrast import Contrast, contrast
 from mmulab.scenario.scenario import Scenario
 
-__all__ = ["Case", "Row", "cases", "find_cases", "row"]
+__all__ = ["Case", "Row", "cases", "find_cases", "read_case", "row", "run_work"]
 
 OLD_DESIGN = "pre_fix"
 """What each case is compared with: the role word before 5.19."""
@@ -57,6 +58,10 @@ class Case:
         The recording that holds it instead, below ``data/conformance``.
     change : callable or None
         Changes the recording's scenario in a way that no op's outcome may show.
+    stream : str
+        The recorded boot that is replayed instead, below ``data/stream``.
+    records : int or None
+        Of the stream, how many; None: all.
     note : str
         What a reader should know of the outcome.
     """
@@ -68,6 +73,8 @@ class Case:
     scenario: Callable[[], Scenario] | None = None
     recording: str = ""
     change: Callable[[Scenario], Scenario] | None = None
+    stream: str = ""
+    records: int | None = None
     note: str = ""
 
 
@@ -220,13 +227,15 @@ class Row:
     Attributes
     ----------
     case : Case
+    design : RoleDesign
     run : CaseRun
-        Under the default design.
+        Under that design.
     old : Contrast
         How the old design differs.
     """
 
     case: Case
+    design: RoleDesign
     run: CaseRun
     old: Contrast
 
@@ -255,7 +264,7 @@ class Row:
             "host": self.case.host,
             "guest": self.case.guest,
             "l2": self.case.l2 or None,
-            "design": "passthrough",
+            "design": self.design.name,
             "verdict": self.verdict,
             "note": self.case.note or None,
             "first_wrong": run.wrong._asdict() if run.wrong else None,
@@ -275,8 +284,8 @@ class Row:
         }
 
 
-def row(case: Case) -> Row:
-    """Run a case under the default design and under the old one.
+def read_case(case: Case) -> Scenario | Recording:
+    """Return a case's scenario, or the recording that holds it, changed as the case says.
 
     Raises
     ------
@@ -284,11 +293,36 @@ def row(case: Case) -> Row:
         A recording cannot be read.
     """
     if case.scenario is not None:
-        scenario = case.scenario()
-        run = run_case(scenario)
-        return Row(case, run, contrast(run, run_case(scenario, OLD_DESIGN)))
+        return case.scenario()
     recording = read_recording(paths.data(f"conformance/{case.recording}.jsonl.xz"))
-    if case.change is not None:
-        recording = replace(recording, scenario=case.change(recording.scenario))
-    run = run_recorded(recording)
-    return Row(case, run, contrast(run, run_recorded(recording, OLD_DESIGN)))
+    if case.change is None:
+        return recording
+    return replace(recording, scenario=case.change(recording.scenario))
+
+
+def run_work(
+    work: Scenario | Recording, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+) -> CaseRun:
+    """Run what :func:`read_case` returned: a scenario is judged by its tables, a recording by what it saw.
+
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design or derivation is unknown.
+    """
+    if isinstance(work, Scenario):
+        return run_case(work, design, derivation=derivation)
+    return run_recorded(work, design, derivation=derivation)
+
+
+def row(case: Case, design: RoleDesign | str = "passthrough", *, derivation: str = "parity") -> Row:
+    """Run a case under a design, the default one if none is given, and under the old one.
+
+    Raises
+    ------
+    InputError
+        A recording cannot be read, or the design or derivation is unknown.
+    """
+    work, chosen = read_case(case), design_of(design)
+    run = run_work(work, chosen, derivation=derivation)
+    return Row(case, chosen, run, contrast(run, run_work(work, OLD_DESIGN, derivation=derivation)))

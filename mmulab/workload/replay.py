@@ -205,6 +205,11 @@ class Replay:
         self._paging: Paging | None = None
         self._paging_of = (-1, -1, -1)
 
+    @property
+    def record(self) -> int:
+        """Index in the stream of the access at hand; of the last one at the end."""
+        return int(self.plan.record[min(self._position, len(self.plan.record) - 1)])
+
     def run(self, progress: Callable[[int], object] | None = None) -> ReplayResult:
         """Replay to the end, or to the first access that goes elsewhere than recorded.
 

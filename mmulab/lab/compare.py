@@ -1,0 +1,327 @@
+"""Role designs compared: each on the same work, who is wrong where, and what each costs.
+
+A design is wrong on a piece of work from the first access on that does not go
+where it should. For a built case the guest's own tables say where that is, for
+a recording the real guest's outcomes, for a boot the recorded addresses. Beside
+each wrong design runs the default one, to show which page was shared and what
+the word does not say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from html import escape
+from operator import add
+from typing import Any, NamedTuple
+
+from mmulab.errors import InputError
+from mmulab.events import kvm_mmu_get_page
+from mmulab.kvm.derivation import find_derivation
+from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.lab import paths
+from mmulab.lab.cases import Case, read_case, run_work
+from mmulab.lab.cases_run import CaseRun, design_of
+from mmulab.lab.collision import Collision, collision
+from mmulab.lab.era import in_its_time, modes_needed, modes_of_stream
+from mmulab.lab.judge import WrongAccess
+from mmulab.lab.measures import Lookup, Measures, Observed, TellingApart, measure
+from mmulab.lab.page_bound import PageBound, page_bound
+from mmulab.lab.stream_run import run_stream
+from mmulab.scenario.scenario import Scenario
+from mmulab.workload.stream import load_stream
+
+__all__ = ["Cell", "Comparison", "compare", "compare_each"]
+
+WORD_BITS = 32
+"""``union kvm_mmu_page_role`` is one ``u32``."""
+DEFAULT = DESIGNS["passthrough"]
+"""What runs beside a wrong design."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A design on a piece of work.
+
+    Attributes
+    ----------
+    design : RoleDesign
+    case : Case
+    first_wrong : WrongAccess or None
+    measures : Measures
+    collision : Collision or None
+        Of a wrong cell: the page that was wrongly shared; None if none was looked up before.
+    in_its_time : bool
+        KVM had the modes of this work when the design was its word.
+    as_default : bool
+        The default design ends in the same way: what is wrong is not the design.
+    """
+
+    design: RoleDesign
+    case: Case
+    first_wrong: WrongAccess | None
+    measures: Measures
+    collision: Collision | None
+    in_its_time: bool
+    as_default: bool
+
+    @property
+    def verdict(self) -> str:
+        """``correct`` or ``wrong``."""
+        return "correct" if self.first_wrong is None else "wrong"
+
+    def record(self) -> dict[str, Any]:
+        """Return the cell as JSON holds it; see :meth:`Comparison.records`."""
+        used = self.design.layout.used_bits
+        return {
+            "design": self.design.name,
+            "design_id": self.design.id,
+            "case": self.case.name,
+            "verdict": self.verdict,
+            "first_wrong": self.first_wrong._asdict() if self.first_wrong else None,
+            "in_its_time": self.in_its_time,
+            "as_default": self.as_default,
+            "note": self.case.note or None,
+            "base_bits": used,
+            "spare_bits": WORD_BITS - used,
+            **self.measures.record(),
+            "collision": self.collision.record() if self.collision else None,
+        }
+
+
+class Comparison:
+    """Designs by works.
+
+    Attributes
+    ----------
+    designs : tuple of RoleDesign
+    works : tuple of Case
+    cells : tuple of Cell
+        By work, then by design; fewer than designs times works if it was interrupted.
+    """
+
+    def __init__(self, designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> None:
+        self.designs = tuple(designs)
+        self.works = tuple(works)
+        self.cells = tuple(cells)
+        self._by_name = {(cell.design.name, cell.case.name): cell for cell in cells}
+
+    def cell(self, design: str, case: str) -> Cell:
+        """Return the cell of a design and a case, by their names.
+
+        Raises
+        ------
+        InputError
+            The comparison has no such cell.
+        """
+        if (design, case) not in self._by_name:
+            raise InputError(f"cell ({design}, {case}): the comparison has none; it has other names")
+        return self._by_name[design, case]
+
+    def of(self, design: RoleDesign) -> list[Cell]:
+        """Return a design's cells, in the order of the works."""
+        return [cell for cell in self.cells if cell.design is design]
+
+    @cached_property
+    def bounds(self) -> dict[str, PageBound]:
+        """By design: how many upper-level pages one gfn can have."""
+        return {design.name: page_bound(design) for design in self.designs}
+
+    def apart(self, design: RoleDesign) -> TellingApart:
+        """Return which of the design's fields told pages apart, over all works."""
+        none = TellingApart(0, {}, {})
+        return reduce(add, (cell.measures.apart for cell in self.of(design)), none)
+
+    def idle_fields(self, design: RoleDesign) -> list[str]:
+        """Return the design's fields that never told two pages apart by themselves."""
+        alone = self.apart(design).alone
+        return [name for name in design.layout.shift if name not in alone]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return every cell as JSON holds it.
+
+        Keys: ``design`` (the name), ``design_id``, ``case``, ``verdict``,
+        ``first_wrong`` (null, or ``op``, ``text``, ``gva``, ``expected``,
+        ``reached``, ``seen``, ``wanted``), ``in_its_time``, ``as_default``,
+        ``base_bits``, ``spare_bits``, those of
+        :class:`~mmulab.lab.measures.Measures`, of
+        :class:`~mmulab.lab.page_bound.PageBound` (``possible_pages``,
+        ``possible_bits``, ``raw_bits``, ``fits_write_track``) and ``collision``.
+        """
+        bounds = {
+            name: {
+                "possible_pages": bound.possible,
+                "possible_bits": round(bound.bits, 2),
+                "raw_bits": bound.raw_bits,
+                "fits_write_track": bound.fits,
+            }
+            for name, bound in self.bounds.items()
+        }
+        return [cell.record() | bounds[cell.design.name] for cell in self.cells]
+
+    def __repr__(self) -> str:
+        wrong = sum(cell.first_wrong is not None for cell in self.cells)
+        return f"<Comparison: {len(self.designs)} designs, {len(self.works)} works, {wrong} cells wrong>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(d.id)} {escape(d.name)}</th>' for d in self.designs)
+        body = "".join(self._row_html(case) for case in self.works)
+        return f'<table><thead><tr><th scope="col">case</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def _row_html(self, case: Case) -> str:
+        found = [self._by_name.get((design.name, case.name)) for design in self.designs]
+        return f'<tr><th scope="row">{escape(case.name)}</th>{"".join(map(_cell_html, found))}</tr>'
+
+
+def _cell_html(cell: Cell | None) -> str:
+    if cell is None:
+        return "<td>not run</td>"
+    pages = f"{cell.measures.shadow_pages} pages"
+    if cell.first_wrong is None:
+        return f"<td>{pages}</td>"
+    time = "" if cell.in_its_time else " (not of its time)"
+    return (
+        f'<td style="background: #fbd9c6" title="{escape(str(cell.first_wrong))}">'
+        f"<b>wrong at op {cell.first_wrong.op}</b>{time}, {pages}</td>"
+    )
+
+
+class _Run(NamedTuple):
+    """What is kept of a run: the machine is not, for there are many."""
+
+    design: RoleDesign
+    wrong: WrongAccess | None
+    observed: Observed
+
+
+def compare(
+    designs: Sequence[RoleDesign | str],
+    works: Sequence[Case],
+    *,
+    derivation: str = "parity",
+    jobs: int = 1,
+    progress: Callable[[Sequence[Cell]], object] | None = None,
+) -> Comparison:
+    """Run each design on each piece of work.
+
+    Parameters
+    ----------
+    designs : sequence of RoleDesign or str
+        Designs, or names or ids of some. Their names must differ.
+    works : sequence of Case
+        See :func:`mmulab.lab.works.find_works`.
+    derivation : str
+        How the roles of child pages come about; the default design that runs
+        beside has the kernel's own, ``parity``.
+    jobs : int
+        Processes. A design that was defined in ``__main__``, as in a notebook's
+        cell, is run in this process.
+    progress : callable, optional
+        Gets the cells of each piece of work when it is done.
+
+    Raises
+    ------
+    InputError
+        A design, derivation or recording is unknown or cannot be read, or two
+        designs have one name, or one has none.
+    """
+    chosen = [design_of(design) for design in designs]
+    cells: list[Cell] = []
+    for row in compare_each(chosen, works, derivation=derivation, jobs=jobs):
+        cells += row
+        if progress is not None:
+            progress(row)
+    return Comparison(chosen, works, cells)
+
+
+def compare_each(
+    designs: Sequence[RoleDesign],
+    works: Sequence[Case],
+    *,
+    derivation: str = "parity",
+    jobs: int = 1,
+) -> Iterator[list[Cell]]:
+    """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
+    _check_names(designs)
+    find_derivation(derivation)
+    here = any(type(design).__module__ == "__main__" for design in designs)
+    if jobs == 1 or here:
+        for case in works:
+            yield _cells(case, designs, derivation)
+        return
+    pool = ProcessPoolExecutor(jobs)
+    try:
+        waiting = [pool.submit(_cells, case, designs, derivation) for case in works]
+        for future in waiting:
+            yield _with_own_designs(future.result(), designs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_own_designs(cells: list[Cell], designs: Sequence[RoleDesign]) -> list[Cell]:
+    """Give cells that came from another process this one's designs, in place of copies."""
+    return [replace(cell, design=design) for cell, design in zip(cells, designs, strict=True)]
+
+
+def _check_names(designs: Sequence[RoleDesign]) -> None:
+    for name, number in Counter(design.name for design in designs).items():
+        if not name:
+            raise InputError("a role design has no name; give its class the attribute name")
+        if number > 1:
+            raise InputError(f"role design {name!r} is there {number} times; give each a name of its own")
+
+
+def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[Cell]:
+    """Run all designs, and the default one beside, on a piece of work."""
+    run, needs = _runner(case)
+    default = run(DEFAULT, "parity")
+    same = derivation == "parity"
+    runs = [default if same and design is DEFAULT else run(design, derivation) for design in designs]
+    correct = [found for found in (default, *runs) if found.wrong is None]
+    coarsest = min(correct, key=lambda found: found.observed.created, default=None)
+    return [_cell(case, found, default, coarsest, needs) for found in runs]
+
+
+def _cell(case: Case, run: _Run, default: _Run, coarsest: _Run | None, needs: frozenset[str]) -> Cell:
+    wrong, shared = run.wrong, None
+    as_default = wrong == default.wrong
+    if wrong is not None and not as_default:
+        theirs = default.observed.lookups
+        shared = collision(run.design, run.observed.lookups, default.design, theirs, wrong.op)
+    name, base = ("", None) if coarsest is None else (coarsest.design.name, coarsest.observed)
+    measures = measure(run.design, run.observed, name, base)
+    return Cell(run.design, case, wrong, measures, shared, in_its_time(run.design, needs), as_default)
+
+
+def _runner(case: Case) -> tuple[Callable[[RoleDesign, str], _Run], frozenset[str]]:
+    """Return a function that runs a design on a piece of work, which is read once, and what it needs."""
+    if case.stream:
+        stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
+
+        def replay(design: RoleDesign, derivation: str) -> _Run:
+            found = run_stream(stream, design, derivation=derivation, records=case.records)
+            return _Run(design, found.wrong, found.observed)
+
+        return replay, modes_of_stream(stream)
+    work = read_case(case)
+    scenario = work if isinstance(work, Scenario) else work.scenario
+
+    def run(design: RoleDesign, derivation: str) -> _Run:
+        found = run_work(work, design, derivation=derivation)
+        return _Run(design, found.wrong, observe(found))
+
+    return run, modes_needed(scenario)
+
+
+def observe(run: CaseRun) -> Observed:
+    """Return what is measured of a run."""
+    lookups = [
+        Lookup(result.index, event.gfn, event.role, event.created)
+        for result in run.results
+        for event in result.events
+        if isinstance(event, kvm_mmu_get_page)
+    ]
+    return Observed.of(lookups, Counter(map(type, run.events)), run.machine.stats)
