@@ -165,29 +165,37 @@ def _layout(*mode: BitField, fixed: tuple[str, ...] = ()) -> RoleLayout:
 
 
 class GuestLevel(RoleDesign):
-    """The level of the guest's paging in every role; a page above it shadows nothing of its own.
+    """The level of the guest's table in the role; a page above it shadows nothing of its own.
 
-    RFC V3 of the series, Message-Id 20220330132152.4568-3.
+    RFC V3 of the series, Message-Id 20220330132152.4568-3: the root has the level of
+    the guest's paging, and a page below, direct ones included, no more than its own
+    level. So, unlike ``glevels`` of old, it does not tell modes apart where the
+    tables have the same level. A direct root has 0.
     """
 
     id = "D1"
     name = "glevel"
-    summary = "four bits for the level of the guest's paging"
+    summary = "four bits for the level of the guest's table; less than the page's own: it passes through"
     source = "20220330132152.4568-3"
     layout = _layout(BitField("glevel", 4))
+    sync_ignored = ("level", "access", "quadrant", "glevel")
 
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word; a direct context has its own level."""
+        """Return the word."""
         known = facts._asdict()
-        known["glevel"] = facts.level if facts.direct else cpu.level
+        known["glevel"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
         return self.layout.pack(**{name: known[name] for name in self.layout.shift})
 
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        get = self.layout.get
+        return self.layout.set(word, "glevel", min(get(word, "level"), get(parent, "glevel")))
+
     def facts(self, role: int) -> RoleFacts:
-        """Return what the word says: `passthrough` is a level above the guest's."""
+        """Return what the word says: a page of a higher level than the guest's table passes through."""
         facts = super().facts(role)
-        glevel = self.layout.get(role, "glevel")
-        above = not facts.direct and facts.level > top_table_level(CpuRole(level=glevel))
-        return facts._replace(passthrough=above)
+        return facts._replace(passthrough=not facts.direct and self.layout.get(role, "glevel") < facts.level)
 
 
 class PassthroughLevels(RoleDesign):

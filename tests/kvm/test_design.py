@@ -83,7 +83,7 @@ def test_only_the_modes_in_the_key_separate_pae_from_64_bit_pages() -> None:
         for name, d in DESIGNS.items()
     }
     apart = [name for name, (a, b) in level1.items() if a != b]
-    assert apart == ["glevel", "cpu_mode", "cpu_mode_passthrough", "glevels"]
+    assert apart == ["cpu_mode", "cpu_mode_passthrough", "glevels"]
 
 
 def _without_roles(events: list[Event]) -> list[tuple[object, ...]]:
