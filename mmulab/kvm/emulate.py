@@ -53,10 +53,14 @@ class Verdict(Enum):
 
 @dataclass(slots=True)
 class EmulationType:
-    """Why an instruction is emulated (``EMULTYPE_*``)."""
+    """Why an instruction is emulated (``EMULTYPE_*``).
+
+    `intercepted`: not for a fault; whoever handles the exit gives it its effect.
+    """
 
     page_fault: bool = False
     skip: bool = False
+    intercepted: bool = False
     allow_retry: bool = False
     write_pf_to_sp: bool = False
 
@@ -90,6 +94,8 @@ def x86_emulate_instruction(
         return Verdict.DONE
     if _retry_instruction(vcpu, cr2, kind, insn):
         return Verdict.RESUME
+    if kind.intercepted:
+        return Verdict.DONE
     vcpu.emulation = Emulation()
     try:
         EXECUTE[insn.mnemonic](vcpu, cr2, kind, insn)

@@ -130,7 +130,7 @@ def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict 
     if insn.mnemonic in VMX_INSTRUCTIONS:
         return handle_vmx_instruction(vcpu, insn)
     if not vcpu.kvm.config.decode_assists:
-        verdict = x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
+        verdict = x86_emulate_instruction(vcpu, 0, EmulationType(intercepted=True), insn)
         if verdict is not Verdict.DONE:
             return verdict
     elif insn.mnemonic is Mnemonic.MOV_CR:
