@@ -33,6 +33,7 @@ from mmulab.kvm.spte import is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
     Kvm,
+    KvmRunError,
     Request,
     Vcpu,
     context_name,
@@ -52,6 +53,7 @@ from mmulab.kvm.zap import (
 from mmulab.x86.mode import PT_ACCESSED_MASK, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
 
+EIO, EFAULT = 5, 14
 PT64_ROOT_4LEVEL = 4
 PT64_ROOT_5LEVEL = 5
 
@@ -242,11 +244,23 @@ def kvm_mmu_load(vcpu: Vcpu) -> bool:
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_load())
+    if not vcpu.mmu.root_level:
+        raise KvmRunError(_errno_without_level(vcpu.mmu))
     mmu_alloc_special_roots(vcpu)
     ok = mmu_alloc_direct_roots(vcpu) if vcpu.mmu.direct else mmu_alloc_shadow_roots(vcpu)
     if ok:
         kvm_mmu_sync_roots(vcpu)
     return ok
+
+
+def _errno_without_level(mmu: Mmu) -> int:
+    """Return how ``KVM_RUN`` fails if the context in use has a root role of level 0.
+
+    The root is a page without a level, on which the first fault finds no entry for
+    its address (a WARN of ``FNAME(fetch)``); if the CPU role has no level either,
+    a PAE root is wanted, and there is none (a WARN of ``mmu_alloc_shadow_roots``).
+    """
+    return EFAULT if mmu.cpu_role.level >= PT64_ROOT_4LEVEL else EIO
 
 
 def kvm_mmu_sync_roots(vcpu: Vcpu) -> None:

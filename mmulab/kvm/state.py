@@ -108,6 +108,14 @@ VM_STATS = (
 PAGES_STAT = ("", "pages_4k", "pages_2m", "pages_1g")
 
 
+class KvmRunError(Exception):
+    """``KVM_RUN`` fails with `errno`, and would again."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
 class NestedGuest(ABC):
     """What a vendor's half of KVM keeps of L2 while it runs.
 

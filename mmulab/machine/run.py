@@ -15,7 +15,7 @@ from mmulab.kvm.exits import (
     trace_page_fault_exit,
 )
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
-from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.state import KvmRunError, Request, Vcpu
 from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.vmx_insn import write_shadow_vmcs
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
@@ -109,6 +109,8 @@ class Execution:
             return self._run(insn)
         except VmBuggedError:
             return Outcome(OutcomeKind.HANG, error=EIO)
+        except KvmRunError as failed:
+            return Outcome(OutcomeKind.HANG, error=failed.errno)
 
     def _run(self, insn: Instruction) -> Outcome:
         vcpu = self.vcpu
