@@ -73,16 +73,13 @@ def is_written(page: int, percent: int) -> bool:
     return page * percent // 100 != (page + 1) * percent // 100
 
 
-def logged_guest(
-    written_percent: int, *, eager: bool, huge_pages: int = 1, l1: str = "64", **host: int
-) -> Scenario:
-    """Return an L1 on AMD whose L2 goes over its memory after dirty logging was turned on.
+def huge_guest(huge_pages: int, *, l1: str = "64", **host: int) -> tuple[ScenarioBuilder, Tables]:
+    """Return a builder with an L1 on AMD that maps L2's memory with large pages, and its nested tables.
+
+    The builder has no op yet. L2 has no paging, and sees :data:`MEMORY` where L1 does.
 
     Parameters
     ----------
-    written_percent : int
-        0 to 100.
-    eager : bool
     huge_pages : int
         2 MiB pages of L2's memory; an even number for an L1 with ``"32"``, whose large pages have 4 MiB.
     l1 : {"32", "pae", "64", "57"}
@@ -91,7 +88,7 @@ def logged_guest(
         Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
     """
     size = MEMORY + huge_pages * HUGE
-    changes = {"npt": 1, "tdp_mmu": 1, "eager_page_split": int(eager), **host}
+    changes = {"npt": 1, "tdp_mmu": 1, **host}
     builder = ScenarioBuilder(l1, mem=size, thp=True, cpu={"svm": 1}, host=changes)
     regs = MODES[l1]._replace(cr3=L1_ROOT, efer=MODES[l1].efer | EFER_SVME)
     builder.sregs(*regs)
@@ -102,16 +99,37 @@ def logged_guest(
     for address in range(MEMORY, size, 1 << mode_of(regs).level_shift(2)):
         npt.map(address, address, level=2)
     vmcb(builder, VMCB_GPA, MODES["np"], NPT_ROOT)
+    return builder, npt
+
+
+def log_all(builder: ScenarioBuilder) -> ops.SetMemslot:
+    """Return the op that turns dirty logging on for all of a builder's memory."""
+    return ops.SetMemslot(0, 0, builder.mem, KVM_MEM_LOG_DIRTY_PAGES, 0)
+
+
+def logged_guest(written_percent: int, *, eager: bool, huge_pages: int = 1, l1: str = "64") -> Scenario:
+    """Return a guest that goes over its memory after dirty logging was turned on.
+
+    Parameters
+    ----------
+    written_percent : int
+        0 to 100.
+    eager : bool
+    huge_pages, l1
+        As :func:`huge_guest` has them.
+    """
+    builder, _ = huge_guest(huge_pages, l1=l1, eager_page_split=int(eager))
     builder.op(ops.Vmrun(VMCB_GPA))
-    for address in range(MEMORY, size, HUGE):
-        builder.op(_access(address, write=True))
-    builder.op(ops.SetMemslot(0, 0, size, KVM_MEM_LOG_DIRTY_PAGES, 0))
-    for page, address in enumerate(range(MEMORY, size, _PAGE)):
-        builder.op(_access(address, write=is_written(page, written_percent)))
+    for address in range(MEMORY, builder.mem, HUGE):
+        builder.op(access(address, write=True))
+    builder.op(log_all(builder))
+    for page, address in enumerate(range(MEMORY, builder.mem, _PAGE)):
+        builder.op(access(address, write=is_written(page, written_percent)))
     return builder.op(ops.GetDirtyLog(0)).build()
 
 
-def _access(address: int, *, write: bool) -> Op:
+def access(address: int, *, write: bool) -> Op:
+    """Return a read, or the write of a value that tells the page."""
     if write:
         return ops.Write(Mode.SUPERVISOR, 4, address, address >> 12)
     return ops.Read(Mode.SUPERVISOR, 4, address)
@@ -163,7 +181,9 @@ def count_faults(
     return FaultCounts(
         written_percent,
         eager,
-        *(kinds.count(kind) for kind in ("huge_write_protect", "not_present", "write_protect")),
+        huge_write_protect=kinds.count("huge_write_protect"),
+        not_present=kinds.count("not_present"),
+        write_protect=kinds.count("write_protect"),
         splits=sum(isinstance(e, kvm_mmu_split_huge_page) and not e.errno for e in turned_on),
         flushes=sum(isinstance(e, kvm_flush_remote_tlbs) for e in turned_on),
         dirty=dirty,
