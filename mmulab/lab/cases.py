@@ -29,6 +29,15 @@ from mmulab.lab.cases_build import (
     nested_root_write,
     plain_guest,
 )
+from mmulab.lab.cases_mixed import (
+    mixed_access,
+    mixed_direct,
+    mixed_modes,
+    mixed_npt_modes,
+    mixed_npt_nx,
+    mixed_rights,
+)
+from mmulab.lab.cases_portal import portal_switch_nested
 from mmulab.lab.cases_run import CaseRun, design_of, run_case, run_recorded
 from mmulab.lab.contrast import Contrast, contrast
 from mmulab.scenario.scenario import Scenario
@@ -147,6 +156,33 @@ def _switches() -> Iterator[Case]:
         for kind, npt in (("shadow", 0), ("tdp", 1)):
             make = partial(la57_switch_shadow, first, 5, npt=npt)
             yield Case(f"la57-switch-{kind}-{name}-l0-5", f"npt={npt}, 5-level", words, "", make)
+    for l0 in (4, 5):
+        words = "PAE, then 4-level L1's NPT, same root"
+        made = partial(portal_switch_nested, l0)
+        yield Case(f"portal-switch-npt-l0-{l0}", f"npt=1, {l0}-level", words, MODE_WORDS["np"], made)
+
+
+def _mixed() -> Iterator[Case]:
+    """The same tables under more than one set of rules: 32-bit, PAE and 4-level paging, rights, worlds."""
+    for mode in ("32", "pae", "64"):
+        words = MODE_WORDS[mode]
+        for rule, name in (("wp", "CR0.WP"), ("smep", "SMEP"), ("smap", "SMAP")):
+            make = partial(mixed_rights, mode, **{rule: True})
+            yield Case(f"mixed-{rule}-{mode}", "npt=0, 4-level", f"{words}, {name} off and on", "", make)
+        ways = f"{words}, a table by three ways"
+        yield Case(f"mixed-access-{mode}", "npt=0, 4-level", ways, "", partial(mixed_access, mode))
+    yield Case("mixed-direct-pae", "npt=0, 4-level", "PAE, paging off and on", "", mixed_direct)
+    turn = "32-bit, PAE, 4-level in turn"
+    for l0 in (4, 5):
+        shadow, nested = f"npt=0, {l0}-level", f"npt=1, {l0}-level"
+        pae, plain = MODE_WORDS["pae"], MODE_WORDS["np"]
+        yield Case(f"mixed-modes-l0-{l0}", shadow, turn, "", partial(mixed_modes, l0, nested=False))
+        make = partial(mixed_modes, l0, nested=True)
+        yield Case(f"mixed-modes-l2-l0-{l0}", shadow, f"{turn} L1, no NPT", pae, make)
+        made = partial(mixed_npt_modes, l0)
+        yield Case(f"mixed-npt-modes-l0-{l0}", nested, f"{turn} L1's NPT", plain, made)
+        npt_nx = "4-level L1's NPT, EFER.NX off and on"
+        yield Case(f"mixed-npt-nx-l0-{l0}", nested, npt_nx, plain, partial(mixed_npt_nx, l0))
 
 
 _EPT = (
@@ -200,7 +236,7 @@ def cases() -> list[Case]:
         Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
         for name, guest, l2, recording in _EPT
     ]
-    return [*built, *recorded, *_ept_5(), *_host_32()]
+    return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed()]
 
 
 def find_cases(patterns: Iterable[str]) -> list[Case]:

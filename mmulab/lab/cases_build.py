@@ -45,7 +45,8 @@ TABLE_VA = 0x40100000
 VALUE = 0x55AA5590
 
 _PAGE = 4096
-_TABLE = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
+TABLE_FLAGS = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
+"""Low bits of an entry that grants everything."""
 
 
 class Tables:
@@ -59,7 +60,14 @@ class Tables:
         Guest-physical address of the root, which is cleared.
     free : iterator of int
         Gives the addresses of further tables.
+
+    Attributes
+    ----------
+    table_flags, leaf_flags : int
+        Low bits of an entry that leads to a table, and of one that grants everything.
     """
+
+    table_flags = leaf_flags = TABLE_FLAGS
 
     def __init__(self, builder: ScenarioBuilder, mode: PagingMode, root: int, free: Iterator[int]) -> None:
         self.builder, self.mode, self._free = builder, mode, free
@@ -80,16 +88,17 @@ class Tables:
             if key not in self._tables:
                 below = self._tables[key] = next(self._free)
                 # A PDPTE of PAE paging has no rights: its bits 1 and 2 are reserved (SDM 3, 4.4.1).
-                flags = PT_PRESENT_MASK if mode is PAGING_PAE and level == 3 else _TABLE
+                flags = PT_PRESENT_MASK if mode is PAGING_PAE and level == 3 else self.table_flags
                 at = table + mode.index(address, level) * mode.entry_bytes
                 self.builder.fill(below, _PAGE, 0).value(mode.entry_bytes, at, below | flags)
             table = self._tables[key]
         return table + mode.index(address, leaf) * mode.entry_bytes
 
-    def map(self, address: int, target: int, level: int = 1) -> None:
-        """Map the page at `address` to `target`, with every right; a large page from level 2 up."""
-        flags = _TABLE | (PT_PAGE_SIZE_MASK if level > 1 else 0)
-        self.builder.value(self.mode.entry_bytes, self.entry(address, level), target | flags)
+    def map(self, address: int, target: int, level: int = 1, *, flags: int | None = None) -> None:
+        """Map the page at `address` to `target`, with every right or `flags`; large from level 2 up."""
+        flags = self.leaf_flags if flags is None else flags
+        size = PT_PAGE_SIZE_MASK if level > 1 else 0
+        self.builder.value(self.mode.entry_bytes, self.entry(address, level), target | flags | size)
 
     def identity(self, *addresses: int) -> None:
         """Map pages to themselves."""
@@ -102,7 +111,8 @@ def mode_of(regs: Regs) -> PagingMode:
     return paging_mode(regs.cr0, regs.cr4, regs.efer)
 
 
-def _host(l0: int, **parameters: int) -> dict[str, int]:
+def host_of(l0: int, **parameters: int) -> dict[str, int]:
+    """Return the parameters of a host with so many levels of its own."""
     return {"virt_bits": 57 if l0 == 5 else 48, **parameters}
 
 
@@ -110,7 +120,7 @@ def _free() -> Iterator[int]:
     return count(TABLES, _PAGE)
 
 
-def _marks(builder: ScenarioBuilder) -> None:
+def marks(builder: ScenarioBuilder) -> None:
     """Give every page a value of its own, so that a wrong one is seen by what is read."""
     for page in (LOWER, UPPER, MOVED):
         builder.value(4, page, 0xC0DE0000 | page >> 12)
@@ -148,8 +158,8 @@ def plain_guest(mode: str, l0: int, *, vendor: str = "amd", pse: bool = True, **
     **host : int
         Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
     """
-    builder = ScenarioBuilder(mode, vendor=vendor, host=_host(l0, **host))
-    _marks(builder)
+    builder = ScenarioBuilder(mode, vendor=vendor, host=host_of(l0, **host))
+    marks(builder)
     regs = MODES[mode]
     if not regs.cr0 & X86_CR0_PG:
         _add(builder, _read(LOWER), _write(LOWER + 8, VALUE), _read(UPPER), _read(MOVED))
@@ -163,7 +173,7 @@ def plain_guest(mode: str, l0: int, *, vendor: str = "amd", pse: bool = True, **
         _read(GVA_LOWER),
         _write(GVA_LOWER + 8, VALUE),
         _read(GVA_UPPER),
-        _write(TABLE_VA | entry & 0xFFF, MOVED | _TABLE),
+        _write(TABLE_VA | entry & 0xFFF, MOVED | TABLE_FLAGS),
         ops.Invlpg(GVA_UPPER),
         _read(GVA_UPPER),
     )
@@ -193,8 +203,8 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
     **host : int
         Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
     """
-    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=_host(l0, **host))
-    _marks(builder)
+    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=host_of(l0, **host))
+    marks(builder)
     free = _free()
     regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
     builder.sregs(*regs)
@@ -221,15 +231,15 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
     if shown is not None:
         entry = shown.entry(GVA_UPPER if nested_paging else L2_UPPER)
         own.map(TABLE_VA, entry & ~0xFFF)
-        _add(builder, _write(TABLE_VA | entry & 0xFFF, MOVED | _TABLE))
+        _add(builder, _write(TABLE_VA | entry & 0xFFF, MOVED | TABLE_FLAGS))
     _add(builder, enter, _read(upper), leave)
     return builder.build()
 
 
-def _npt_of_nonpaging_l2(l1: str, l0: int) -> tuple[ScenarioBuilder, Tables, Tables]:
+def npt_of_nonpaging_l2(l1: str, l0: int) -> tuple[ScenarioBuilder, Tables, Tables]:
     """Return a builder with L1, an L2 without paging and L1's NPT; L1's own tables and its NPT."""
-    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=_host(l0, npt=1, tdp_mmu=0))
-    _marks(builder)
+    builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=host_of(l0, npt=1, tdp_mmu=0))
+    marks(builder)
     free = _free()
     regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
     builder.sregs(*regs)
@@ -250,11 +260,11 @@ def nested_fault(l1: str, l0: int) -> Scenario:
     l1 : {"32", "pae", "64", "57"}
     l0 : {4, 5}
     """
-    builder, own, npt = _npt_of_nonpaging_l2(l1, l0)
+    builder, own, npt = npt_of_nonpaging_l2(l1, l0)
     entry = npt.entry(GVA_UPPER)
     own.map(TABLE_VA, entry & ~0xFFF)
     enter, leave = ops.Vmrun(VMCB_GPA), ops.Vmmcall()
-    _add(builder, enter, _write(GVA_UPPER, VALUE), _write(TABLE_VA | entry & 0xFFF, UPPER | _TABLE))
+    _add(builder, enter, _write(GVA_UPPER, VALUE), _write(TABLE_VA | entry & 0xFFF, UPPER | TABLE_FLAGS))
     _add(builder, enter, _read(GVA_UPPER), leave)
     return builder.build()
 
@@ -268,11 +278,11 @@ def nested_root_write(l1: str, l0: int) -> Scenario:
         The root of PAE's NPT is no table that KVM shadows.
     l0 : {4, 5}
     """
-    builder, own, npt = _npt_of_nonpaging_l2(l1, l0)
+    builder, own, npt = npt_of_nonpaging_l2(l1, l0)
     own.map(TABLE_VA, NPT_ROOT)
     first = npt.pages[1]
     enter, leave = ops.Vmrun(VMCB_GPA), ops.Vmmcall()
-    _add(builder, enter, _read(GVA_LOWER), leave, _write(TABLE_VA, first | _TABLE))
+    _add(builder, enter, _read(GVA_LOWER), leave, _write(TABLE_VA, first | TABLE_FLAGS))
     _add(builder, enter, _read(GVA_LOWER), leave)
     return builder.build()
 
@@ -316,11 +326,11 @@ def _two_way_tables(builder: ScenarioBuilder, root: int) -> None:
     for table in tables:
         builder.fill(table, _PAGE, 0)
     for table, below in pairwise(tables):
-        builder.value(8, table, below | _TABLE)
+        builder.value(8, table, below | TABLE_FLAGS)
     for leaves, page in ((tables[3], LOWER), (tables[4], UPPER)):
         for helper in (HELPER_S, HELPER_U):
-            builder.value(8, leaves + 8 * (helper >> 12), helper | _TABLE)
-        builder.value(8, leaves + 8 * (ENTRY_VA >> 12), page | _TABLE)
+            builder.value(8, leaves + 8 * (helper >> 12), helper | TABLE_FLAGS)
+        builder.value(8, leaves + 8 * (ENTRY_VA >> 12), page | TABLE_FLAGS)
 
 
 def _switch(old: Regs, new: Regs) -> list[Op]:
@@ -346,8 +356,8 @@ def la57_switch_nested(first: str, l0: int) -> Scenario:
         L1's paging before the change; it ends in the other one.
     l0 : {4, 5}
     """
-    builder = ScenarioBuilder("57", cpu={"svm": 1}, host=_host(l0, npt=1, tdp_mmu=0))
-    _marks(builder)
+    builder = ScenarioBuilder("57", cpu={"svm": 1}, host=host_of(l0, npt=1, tdp_mmu=0))
+    marks(builder)
     # The root of 5-level paging has the 4-level root as its first entry.
     builder.root(ROOT5)
     _two_way_tables(builder, NPT_ROOT)
@@ -371,8 +381,8 @@ def la57_switch_shadow(first: str, l0: int, **host: int) -> Scenario:
     **host : int
         Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
     """
-    builder = ScenarioBuilder("57", host=_host(l0, **host))
-    _marks(builder)
+    builder = ScenarioBuilder("57", host=host_of(l0, **host))
+    marks(builder)
     _two_way_tables(builder, L1_ROOT)
     regs = {mode: MODES[mode]._replace(cr3=L1_ROOT) for mode in ("64", "57")}
     old, new = _in_order(regs, first)
