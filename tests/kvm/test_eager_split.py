@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.derivation import copied, get_page, parity, scratch
 from mmulab.kvm.eager_split import (
@@ -27,17 +26,15 @@ from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import pte_list_iter, rmap_add
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page, shadow_path
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK, SPTE_TDP_AD_MASK, SPTE_TDP_AD_WRPROT_ONLY_MASK
-from mmulab.kvm.state import Kvm
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.lab.cases_build import VMCB_GPA
-from mmulab.lab.eager_split import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
+from mmulab.lab.eager_split import HUGE, MEMORY, access, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
-from mmulab.machine.op import Mode, Outcome, OutcomeKind
-from mmulab.scenario.adapter import machine_config
+from mmulab.machine.op import Mode, OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
-from mmulab.scenario.runner import Runner
 from tests.kvm.guest import NX, PS, D, Guest, W
+from tests.kvm.nested import Nested, started
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "data/conformance"
 EAGAIN, ENOSPC = -11, -28
@@ -45,86 +42,6 @@ PAGE = 0x1000
 FIRST, SECOND = MEMORY, MEMORY + HUGE
 HUGE_FRAMES = 512
 WRITE_PROTECT = ["write_protect"]
-
-
-class Nested:
-    """A guest that a builder describes, driven op by op; the invariants are checked after each.
-
-    Parameters
-    ----------
-    builder : ScenarioBuilder
-        Its ops leave L2 running.
-    config : Any
-        Changes to the machine's configuration; `host` is a dict of changes to the host's.
-    """
-
-    def __init__(self, builder: ScenarioBuilder, **config: Any) -> None:
-        scenario = builder.build()
-        base = machine_config(scenario)
-        host = replace(base.host, **config.pop("host", {}))
-        self.events: list[ev.Event] = []
-        self.runner = Runner(scenario, self.events.append, replace(base, host=host, **config))
-        for result in self.runner.results():
-            assert violations(self.kvm) == []
-            if result.op is scenario.steps[-1].op:
-                break
-        assert self.kvm.vcpus[0].guest_mode
-        self.log_op = log_all(builder)
-
-    @property
-    def kvm(self) -> Kvm:
-        return self.runner.machine.kvm
-
-    @property
-    def slot(self) -> KvmMemslot:
-        found = self.kvm.slots[0].by_id(0)
-        assert found is not None
-        return found
-
-    def do(self, op: ops.Op) -> Outcome:
-        """Execute an op; :attr:`events` has its events then."""
-        self.events.clear()
-        outcome = self.runner.machine.execute(op)
-        assert violations(self.kvm) == []
-        return outcome
-
-    def faults(self, address: int, *, write: bool) -> list[str]:
-        """Access L2's memory as it should be possible; return the kinds of its faults."""
-        assert self.do(access(address, write=write)).kind is OutcomeKind.OK
-        return fault_kinds(self.events)
-
-    def log(self, on: bool = True) -> list[ev.Event]:
-        """Turn dirty logging on or off; return the events."""
-        assert self.do(self.log_op if on else replace(self.log_op, flags=0)).result == 0
-        return list(self.events)
-
-    def dirty(self) -> list[int]:
-        found = self.do(ops.GetDirtyLog(0)).dirty
-        assert found is not None
-        return found
-
-    def leaf(self, address: int) -> tuple[int, int]:
-        """Return level and spte at the end of the shadow path for an address of L2."""
-        level, _, spte = shadow_path(self.kvm.vcpus[0], address)[-1]
-        return level, spte
-
-    def sptes(self, address: int, level: int) -> list[int]:
-        """Return the sptes that map an address of L1 at a level."""
-        head = self.slot.rmap[level].get(address >> 12 + 9 * (level - 1), [])
-        return list(pte_list_iter(head))
-
-
-def started(huge_pages: int = 2, *, l1: str = "64", written: bool = True, **config: Any) -> Nested:
-    """Return a guest that has written (or only read) each of its huge pages."""
-    return Nested(running(huge_pages, l1=l1, written=written), **config)
-
-
-def running(huge_pages: int = 2, *, l1: str = "64", written: bool = True) -> ScenarioBuilder:
-    builder, _ = huge_guest(huge_pages, l1=l1)
-    builder.op(ops.Vmrun(VMCB_GPA))
-    for address in range(MEMORY, builder.mem, HUGE):
-        builder.op(access(address, write=written))
-    return builder
 
 
 def splits(events: list[ev.Event]) -> list[tuple[int, int, int]]:
