@@ -25,7 +25,7 @@ from mmulab.widgets.figure import Twin, floats, heat_map, stacked_area, twin
 from mmulab.widgets.scene_svg import COLORS, GRID, INK, MONO, Canvas, Svg
 from mmulab.x86.mode import PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 
-__all__ = ["TreeRow", "occupancy", "page_tree", "sharing", "timeline", "tree_rows"]
+__all__ = ["TreeRow", "children", "occupancy", "page_tree", "sharing", "timeline", "tree_rows"]
 
 MOST = 200
 """Rows of a tree that are drawn."""
@@ -76,7 +76,7 @@ def _grow(kvm: Kvm, rows: list[TreeRow], frame: int, above: int, depth: int, whe
     if known:
         return
     here = len(rows) - 1
-    for index, child in _children(kvm, frame, page):
+    for index, child in children(kvm, frame, page):
         _grow(kvm, rows, child, here, depth + 1, f"[{index:#x}] ")
 
 
@@ -94,7 +94,7 @@ def _state(page: ShadowPage | None) -> str:
     return "unsync" if page.unsync else "root" if page.root_count else "sync"
 
 
-def _children(kvm: Kvm, frame: int, page: ShadowPage | None) -> Iterator[tuple[int, int]]:
+def children(kvm: Kvm, frame: int, page: ShadowPage | None) -> Iterator[tuple[int, int]]:
     """Yield index and frame of each table that a table leads to."""
     words = kvm.memory.words[frame * 512 : frame * 512 + 512].tolist()
     for index, spte in enumerate(words):
