@@ -29,6 +29,7 @@ from mmulab.lab.cases_build import (
     nested_root_write,
     plain_guest,
 )
+from mmulab.lab.cases_flush import ept_dirty_log, ept_roots, npt_dirty_log, npt_flush
 from mmulab.lab.cases_mixed import (
     mixed_access,
     mixed_direct,
@@ -211,6 +212,25 @@ def _host_32() -> Iterator[Case]:
         yield Case(f"host-32-{kind}-{mode}", f"npt={npt}, PAE", MODE_WORDS[mode], "", plain)
 
 
+def _flushes(l0: int) -> Iterator[Case]:
+    """What must make L2's translations go: ASID and TLB control, EPT pointers and INVEPT, the dirty log."""
+    l2 = MODE_WORDS["np"]
+    for l1 in _modes(l0)[1:]:
+        host, npt = f"npt=1, {l0}-level", f"{MODE_WORDS[l1]} L1's NPT"
+        for kind, words in (("asid", "flushed by ASID"), ("tlb-control", "flushed by TLB_CONTROL")):
+            made = partial(npt_flush, l1, l0, kind)
+            yield Case(f"npt-flush-{kind}-{l1}-l0-{l0}", host, f"{npt}, {words}", l2, made)
+        made = partial(npt_dirty_log, l1, l0)
+        yield Case(f"npt-dirty-log-{l1}-l0-{l0}", host, f"{npt}, dirty log", l2, made)
+    for levels in range(4, l0 + 1):
+        for ad in (True, False):
+            host, ept = f"ept=1, {l0}-level", f"{levels}-level EPT, {'A/D' if ad else 'no A/D'}"
+            name = f"{levels}-level-{'ad' if ad else 'noad'}-l0-{l0}"
+            two, logged = partial(ept_roots, l0, levels, ad=ad), partial(ept_dirty_log, l0, levels, ad=ad)
+            yield Case(f"ept-roots-{name}", host, f"{ept}, two roots", l2, two)
+            yield Case(f"ept-dirty-log-{name}", host, f"{ept}, dirty log", l2, logged)
+
+
 def _ept_5() -> Iterator[Case]:
     """5-level EPT, which no recording has."""
     for name, words in (("ad", "A/D"), ("noad", "no A/D")):
@@ -231,7 +251,7 @@ def cases() -> list[Case]:
     """Return all cases, in the order of the table."""
     built = [*_switches()]
     for l0 in (4, 5):
-        built += [*_plain(l0), *_nested(l0), *_nested_events(l0)]
+        built += [*_plain(l0), *_nested(l0), *_nested_events(l0), *_flushes(l0)]
     recorded = [
         Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
         for name, guest, l2, recording in _EPT

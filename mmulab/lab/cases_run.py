@@ -19,7 +19,7 @@ from mmulab.kvm.design import RoleDesign, find_design
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.role import RoleFacts
 from mmulab.kvm.state import Vcpu, to_shadow_page
-from mmulab.lab.judge import Access, TwoWalks, WrongAccess, judge, walks_of
+from mmulab.lab.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind
@@ -194,6 +194,7 @@ class _Found:
     moments: list[Moment] = field(default_factory=list)
     chains: dict[bool, tuple[TwoWalks | None, tuple[Link, ...]]] = field(default_factory=dict)
     judged: int = 0
+    written: dict[int, None] = field(default_factory=dict)
     wrong: WrongAccess | None = None
     place: tuple[int, str, int | None, int | None] = (-1, "init", None, None)
     """Index and text of the op at hand, where its access should go, and its address."""
@@ -266,11 +267,22 @@ def run_case(
                 found.judged += 1
                 _keep_chain(found, access, walks)
             found.wrong = found.wrong or judge(runner.machine, result, access, walks)
+            _follow_dirty_log(found, result, walks)
             found.add(result)
             if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
 
     return _until_it_fails(_Found(runner.machine), execute)
+
+
+def _follow_dirty_log(found: _Found, result: Result, walks: TwoWalks | None) -> None:
+    """Remember what is written, until a dirty log must name it; logs begin where a slot is set."""
+    if isinstance(result.op, ops.GetDirtyLog):
+        found.wrong = found.wrong or judge_dirty_log(found.machine, result, found.written)
+    if isinstance(result.op, (ops.GetDirtyLog, ops.SetMemslot)):
+        found.written.clear()
+    elif isinstance(result.op, ops.Write) and walks is not None and walks.gpa is not None:
+        found.written[walks.gpa >> 12] = None
 
 
 def _keep_chain(found: _Found, access: Access, walks: TwoWalks) -> None:

@@ -9,7 +9,7 @@ the outcomes of the real guest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
@@ -181,7 +181,11 @@ class WrongAccess(NamedTuple):
             yield f"reached gpa {self.reached:#x}"
 
 
-_ENDS: dict[type[Op], OutcomeKind] = {ops.Vmrun: OutcomeKind.L2, ops.Vmmcall: OutcomeKind.VMEXIT}
+_ENDS: dict[type[Op], OutcomeKind] = {
+    ops.Vmrun: OutcomeKind.L2,
+    ops.Vmmcall: OutcomeKind.VMEXIT,
+    ops.Vmcall: OutcomeKind.VMEXIT,
+}
 
 
 def judge(
@@ -209,16 +213,14 @@ def judge(
     reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
     if walks.gpa is None:
         wanted, right = _fault(walks, outcome)
-        return None if right else WrongAccess(
-            result.index, result.text, None, reached, seen, wanted, access.gva
+        return (
+            None if right else WrongAccess(result.index, result.text, None, reached, seen, wanted, access.gva)
         )
     right = outcome.kind is OutcomeKind.OK and reached in (None, walks.gpa)
     if right and not isinstance(access, ops.Execute):
         held = machine.kvm.slots[0].read(machine.memory.bytes, walks.gpa, access.size)
         right = held == (access.value if isinstance(access, ops.Write) else outcome.rax)
-    return None if right else WrongAccess(
-        result.index, result.text, walks.gpa, reached, seen, gva=access.gva
-    )
+    return None if right else WrongAccess(result.index, result.text, walks.gpa, reached, seen, gva=access.gva)
 
 
 def _fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
@@ -259,6 +261,30 @@ def _ept_exit(walks: TwoWalks) -> dict[str, int]:
     qualification |= EPT_VIOLATION_ACC_INSTR if fault.pfec & PFERR_FETCH_MASK else 0
     qualification |= raw_rwx(fault.pte_access) << EPT_VIOLATION_RWX_SHIFT
     return {"reason": EXIT_REASONS["ept_violation"], "qual": qualification, "gpa": fault.va}
+
+
+def judge_dirty_log(machine: Machine, result: Result, written: Iterable[int]) -> WrongAccess | None:
+    """Compare a dirty log with what was written since the one before it; it may name more pages.
+
+    Parameters
+    ----------
+    machine : Machine
+    result : Result
+        Of a :class:`~mmulab.machine.op.GetDirtyLog`.
+    written : iterable of int
+        gfns that judged writes went to.
+    """
+    assert isinstance(result.op, ops.GetDirtyLog)
+    slot = machine.kvm.slots[0].by_id(result.op.id)
+    assert slot is not None
+    logged = {slot.base_gfn + page for page in result.outcome.dirty or ()}
+    missing = sorted(gfn for gfn in written if slot.base_gfn <= gfn < slot.base_gfn + slot.npages)
+    missing = [gfn for gfn in missing if gfn not in logged]
+    if not missing:
+        return None
+    wanted = "in the log: gfn " + " ".join(f"{gfn:x}" for gfn in missing)
+    seen = outcome_str(encode_outcome(result.outcome))
+    return WrongAccess(result.index, result.text, None, None, seen, wanted)
 
 
 def walks_of(machine: Machine, access: Access) -> TwoWalks:

@@ -31,6 +31,7 @@ from mmulab.x86.mode import VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK, VMX_
 SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
 """Cases in which 6.1 itself shuts L1 down."""
 PORTALS = {f"npt-64-l2-{l2}-l0-5" for l2 in ("np", "32", "pae", "64", "57")} | {"npt-fault-64-l0-5"}
+PORTALS |= {f"npt-{kind}-64-l0-5" for kind in ("flush-asid", "flush-tlb-control", "dirty-log")}
 WRITTEN = "npt-root-write-64-l0-5"
 
 
