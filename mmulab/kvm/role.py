@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmulab.x86.markup import facts_html
+from mmulab.x86.markup import facts_html, table_html
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 
 
@@ -94,6 +94,23 @@ class RoleLayout:
     def used_bits(self) -> int:
         """Bits that carry a field."""
         return sum(f.width for f in self.fields if f.name)
+
+    def spans(self) -> list[tuple[str, str]]:
+        """Return the fields and where they lie (``7`` or ``10-8``), the highest first; gaps have no name.
+
+        >>> RoleLayout((BitField("level", 4), BitField("", 3), BitField("direct", 1))).spans()
+        [('direct', '7'), ('', '6-4'), ('level', '3-0')]
+        """
+        found, at = [], 0
+        for name, width in self.fields:
+            found.append((name, str(at) if width == 1 else f"{at + width - 1}-{at}"))
+            at += width
+        return found[::-1]
+
+    def _repr_html_(self) -> str:
+        spans = self.spans()
+        caption = f"role word: {self.used_bits} bits used of {self.width}"
+        return table_html([bits for _, bits in spans], [[name for name, _ in spans]], caption)
 
     def __repr__(self) -> str:
         return "RoleLayout(" + ", ".join(f"{n or 'gap'}:{w}" for n, w in self.fields) + ")"
