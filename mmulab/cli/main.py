@@ -46,7 +46,9 @@ COMMANDS: dict[str, Entry] = {
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
     "cases": Entry("mmulab.cli.cases:cases", "Run the table of shadow, direct and nested cases."),
+    "compare": Entry("mmulab.cli.compare:compare", "Compare role designs on cases, recordings and boots."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
+    "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""

@@ -1,0 +1,317 @@
+"""``mmulab role``: role words of any kernel since 2.6.28, and of any role design."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import click
+
+from mmulab.errors import InputError
+from mmulab.kvm.design import find_design
+from mmulab.kvm.role import RoleLayout
+from mmulab.kvm.role_decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
+from mmulab.kvm.role_history import (
+    BACKPORTS,
+    HISTORY,
+    MAINLINE,
+    SOURCES_READ,
+    Backport,
+    RoleVersion,
+    find_role_version,
+)
+
+BASELINE = "6.1"
+"""The kernel of the model, and of a word of which nothing else is said."""
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Reader(NamedTuple):
+    """Who reads a word: a kernel, or a role design in 6.1's place."""
+
+    title: str
+    layout: RoleLayout
+    trace: Callable[[int], str | None]
+    version: RoleVersion | None
+
+    def read(self, text: str) -> int:
+        """Return the word that `text` says, if it fits the layout."""
+        try:
+            word = int(text, 0)
+        except ValueError:
+            raise InputError(f"role word {text!r}: give a number as 0x20712 or 132882") from None
+        if not 0 <= word < 1 << self.layout.width:
+            raise InputError(f"role word {text!r}: {self.title} has {self.layout.width} bits in its word")
+        return word
+
+
+def _kernel(name: str) -> Reader:
+    version = find_role_version(name)
+    return Reader(f"Linux {name}", version.layout, version.trace_str, version)
+
+
+def _design(name: str) -> Reader:
+    design = find_design(name)
+    title = f"design {design.name}"
+    return Reader(title, design.layout, lambda word: design.facts(word).trace_str(), None)
+
+
+def _reader(kernel: str | None, design: str | None) -> Reader:
+    if design is None:
+        return _kernel(kernel or BASELINE)
+    if kernel is not None:
+        raise InputError("--kernel and --design: each says how the word is read; give one of them")
+    return _design(design)
+
+
+def _reads(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say who reads the words."""
+    kernel: Decorator = click.option(
+        "--kernel",
+        metavar="VERSION",
+        help=f"6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}.  [default: {BASELINE}]",
+    )
+    design: Decorator = click.option(
+        "--design", metavar="NAME", help="A role design instead, by name, id or module:Class; see 'designs'."
+    )
+    return kernel(design(command))
+
+
+_JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="JSON instead of lines.")
+
+
+@click.group()
+def role() -> None:
+    """Read and write role words (union kvm_mmu_page_role) as a kernel or a role design does."""
+
+
+@role.command()
+@click.argument("words", metavar="WORD...", nargs=-1, required=True)
+@_reads
+@_JSON
+def decode(words: tuple[str, ...], kernel: str | None, design: str | None, as_json: bool) -> None:
+    """Show every field of WORDs, and what the trace prints.
+
+    A note says what trace-cmd and perf print instead, if their plugin takes the bits for something else.
+    """
+    reader = _reader(kernel, design)
+    found = [_record(reader, reader.read(word)) for word in words]
+    for line in [json.dumps(found, indent=1)] if as_json else _decoded(reader, found):
+        click.echo(line)
+
+
+@role.command()
+@click.argument("fields", metavar="FIELD=VALUE...", nargs=-1, required=True)
+@_reads
+def encode(fields: tuple[str, ...], kernel: str | None, design: str | None) -> None:
+    """Print the word of the fields given; all others are 0."""
+    reader = _reader(kernel, design)
+    values: dict[str, int] = {}
+    for field in fields:
+        name, _, text = field.partition("=")
+        if name in values:
+            raise InputError(f"role field {field!r}: {name} is given twice")
+        try:
+            values[name] = int(text, 0)
+        except ValueError:
+            raise InputError(f"role field {field!r}: give a name and a number as level=2") from None
+    try:
+        word = reader.layout.pack(**values)
+    except ValueError as error:
+        raise InputError(f"{reader.title}: {error}") from error
+    click.echo(hex(word))
+
+
+@role.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="[B]", required=False)
+@_reads
+@click.option("--to", metavar="VERSION", help="Read A (and B) as this kernel too, beside --kernel.")
+@_JSON
+def diff(
+    a: str, b: str | None, kernel: str | None, design: str | None, to: str | None, as_json: bool
+) -> None:
+    """Show the fields in which words A and B differ, or how two kernels read the same word."""
+    reader = _reader(kernel, design)
+    if to is not None:
+        other = _kernel(to)
+        texts = [a] if b is None else [a, b]
+        pairs = [(_record(reader, reader.read(t)), _record(other, other.read(t))) for t in texts]
+        answer: Any = [{"from": one, "to": two} for one, two in pairs]
+        lines: Iterator[str] = (line for one, two in pairs for line in _two_kernels(reader, one, other, two))
+    elif b is None:
+        raise InputError("role diff: give a second word, or a second kernel with --to")
+    else:
+        answer = _differences(reader, reader.read(a), reader.read(b))
+        lines = _two_words(reader, answer)
+    for line in [json.dumps(answer, indent=1)] if as_json else lines:
+        click.echo(line)
+
+
+@role.command()
+@_JSON
+def layouts(as_json: bool) -> None:
+    """List the layouts of the word since 2.6.28, with the commits that changed it."""
+    known = {
+        "versions": [_version(version) for version in HISTORY],
+        "backports": [_version(found.version) | {"not_in": _lacks(found)} for found in BACKPORTS.values()],
+        "decoders": [
+            {
+                "name": tool.name,
+                "source": tool.source,
+                "fields": _fields(tool.layout),
+                "reads_rightly": [
+                    v.since for v in _all_versions() if v.wording and reads_rightly(tool, v.layout)
+                ],
+            }
+            for tool in DECODERS
+        ],
+        "sources_read": SOURCES_READ.split(),
+    }
+    for line in [json.dumps(known, indent=1)] if as_json else _listed(known):
+        click.echo(line)
+
+
+def _record(reader: Reader, word: int) -> dict[str, Any]:
+    layout, version = reader.layout, reader.version
+    gaps = word & ~sum(layout.mask.values())
+    record: dict[str, Any] = {
+        "word": hex(word),
+        "read_as": reader.title,
+        "fields": [field | {"value": layout.get(word, field["name"])} for field in _fields(layout)],
+        "unused_bits_set": hex(gaps),
+        "trace": reader.trace(word),
+    }
+    if version is not None:
+        record |= {"layout_since": version.since, "settled": version.settled, "note": version.note}
+    if version is not None and version.wording is not None:
+        record["plugin"] = {
+            "tool": PLUGIN_KVM.name,
+            "prints": PLUGIN_KVM.said(word),
+            "wrong": [misread._asdict() for misread in misreadings(PLUGIN_KVM, layout, word)],
+        }
+    return record
+
+
+def _fields(layout: RoleLayout) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "bits": bits, "lowest_bit": layout.shift[name], "width": layout.width_of(name)}
+        for name, bits in reversed(layout.spans())
+        if name
+    ]
+
+
+def _decoded(reader: Reader, records: list[dict[str, Any]]) -> Iterator[str]:
+    yield from _about(reader)
+    for record in records:
+        yield f"{record['word']}: {record['trace'] or 'this kernel has no tracepoint that prints it'}"
+        for field in record["fields"]:
+            yield f"  {field['bits']:>6}  {field['name']:16} {field['value']}"
+        if record["unused_bits_set"] != "0x0":
+            yield f"  note: bits {record['unused_bits_set']} are set and belong to no field"
+        yield from _plugin_note(record)
+
+
+def _about(reader: Reader) -> Iterator[str]:
+    version = reader.version
+    if version is None:
+        yield reader.title
+        return
+    yield f"{reader.title}: layout of {version.since} ({', '.join(c.hash for c in version.commits)})"
+    if not version.settled:
+        yield f"  NOT SETTLED: {version.note}"
+    elif version.note:
+        yield f"  note: {version.note}"
+
+
+def _plugin_note(record: dict[str, Any]) -> Iterator[str]:
+    plugin = record.get("plugin")
+    if plugin and plugin["wrong"]:
+        wrong = ", ".join(_misread(Misreading(**misread)) for misread in plugin["wrong"])
+        yield f"  note: {plugin['tool']} prints '{plugin['prints']}'; wrong: {wrong}"
+
+
+def _misread(misread: Misreading) -> str:
+    true = "no such field" if misread.true is None else misread.true
+    return f"{misread.field} {misread.said} (is {true})"
+
+
+def _differences(reader: Reader, a: int, b: int) -> dict[str, Any]:
+    one, two = reader.layout.unpack(a), reader.layout.unpack(b)
+    differ = [
+        {"name": field["name"], "bits": field["bits"], "a": one[field["name"]], "b": two[field["name"]]}
+        for field in _fields(reader.layout)
+        if one[field["name"]] != two[field["name"]]
+    ]
+    return {"a": hex(a), "b": hex(b), "read_as": reader.title, "differ": differ, "xor": hex(a ^ b)}
+
+
+def _two_words(reader: Reader, answer: dict[str, Any]) -> Iterator[str]:
+    yield from _about(reader)
+    for name in ("a", "b"):
+        yield f"{answer[name]}: {reader.trace(int(answer[name], 16)) or ''}".rstrip(": ")
+    if not answer["differ"]:
+        yield "  no field differs"
+    for field in answer["differ"]:
+        yield f"  {field['bits']:>6}  {field['name']:16} {field['a']} {field['b']}"
+
+
+def _two_kernels(one: Reader, a: dict[str, Any], two: Reader, b: dict[str, Any]) -> Iterator[str]:
+    """Lay two readings of a word side by side; a star marks a field with another place or value."""
+    yield from (*_about(one), *_about(two))
+    yield a["word"]
+    first, second = ({field["name"]: field for field in record["fields"]} for record in (a, b))
+    for name in first | second:
+        left, right = first.get(name), second.get(name)
+        mark = " " if left == right else "*"
+        yield f" {mark} {name:16} {_place(left):12} {_place(right)}".rstrip()
+    for reader, record in ((one, a), (two, b)):
+        yield f"  {reader.title}: {record['trace'] or 'no tracepoint prints it'}"
+        yield from _plugin_note(record)
+
+
+def _place(field: dict[str, Any] | None) -> str:
+    return "-" if field is None else f"{field['bits']}: {field['value']}"
+
+
+def _version(version: RoleVersion) -> dict[str, Any]:
+    return {
+        "since": version.since,
+        "commits": [commit._asdict() for commit in version.commits],
+        "why": version.why,
+        "used_bits": version.layout.used_bits,
+        "fields": _fields(version.layout),
+        "traced": version.wording is not None,
+    }
+
+
+def _lacks(found: Backport) -> str:
+    return f"{found.version.since.rpartition('.')[0]}.{found.lacks}"
+
+
+def _all_versions() -> Iterator[RoleVersion]:
+    yield from HISTORY
+    yield from (found.version for found in BACKPORTS.values())
+
+
+def _listed(known: dict[str, Any]) -> Iterator[str]:
+    for version in known["versions"]:
+        yield from _lines(version, version["since"])
+    yield "stable releases that have another word than their x.y.0:"
+    for version in known["backports"]:
+        yield from _lines(version, f"{version['since']} (not in {version['not_in']})")
+    yield "tools that print the word:"
+    for tool in known["decoders"]:
+        yield f"  {tool['name']}: {tool['source']}"
+        yield "      bits:  " + " ".join(f"{field['name']}:{field['bits']}" for field in tool["fields"])
+        yield "      right for the layouts of " + (", ".join(tool["reads_rightly"]) or "no kernel")
+    yield "unions read: " + " ".join(known["sources_read"])
+
+
+def _lines(version: dict[str, Any], title: str) -> Iterator[str]:
+    yield f"{title}: {version['used_bits']} bits; {version['why']}"
+    for commit in version["commits"]:
+        yield f"      {commit['hash']} {commit['subject']}"
+    yield "      bits: " + " ".join(f"{field['name']}:{field['bits']}" for field in version["fields"])
