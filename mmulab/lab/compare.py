@@ -9,6 +9,7 @@ the word does not say.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -252,13 +253,17 @@ def compare_each(
         for case in works:
             yield _cells(case, designs, derivation)
         return
-    pool = ProcessPoolExecutor(jobs)
+    pool = ProcessPoolExecutor(jobs, initializer=_leave_interrupts_to_the_parent)
     try:
         waiting = [pool.submit(_cells, case, designs, derivation) for case in works]
         for future in waiting:
             yield _with_own_designs(future.result(), designs)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _with_own_designs(cells: list[Cell], designs: Sequence[RoleDesign]) -> list[Cell]:

@@ -1,0 +1,176 @@
+"""``mmulab compare``: role designs on the same work, who is wrong where, and what each costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+import click
+
+from mmulab.cli.options import chosen_derivation, chosen_design, rule_options
+from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.lab.cases import Case
+from mmulab.lab.compare import WORD_BITS, Cell, Comparison, compare_each
+from mmulab.lab.works import ALL, find_works
+
+_TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")
+
+
+@click.command()
+@click.option(
+    "--designs", metavar="NAME,..", help="Designs by name or id, or module:Class; D0 to D8 if left out."
+)
+@click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
+@rule_options
+@click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@click.option("--details", is_flag=True, help="Also which fields tell pages apart, and each cell's measures.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a cell.")
+def compare(
+    designs: str | None,
+    cases: str,
+    derivation: str | None,
+    roots: str | None,
+    limit: int | None,
+    jobs: int,
+    details: bool,
+    as_json: bool,
+) -> None:
+    """Run each design on each case and show which are wrong, with the access, and what each costs.
+
+    A case is one of 'mmulab cases', or a recording of a real kernel (conformance/sh/mode-switch), judged
+    by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded addresses; '*'
+    in a name stands for anything. Of a wrong cell the page is shown that was shared, and the bit that
+    would have told it apart. The exit code does not depend on the verdicts.
+    """
+    names = list(DESIGNS) if designs is None else designs.split(",")
+    chosen = [chosen_design(name.strip(), roots) for name in names]
+    works = find_works([name.strip() for name in cases.split(",")], records=limit)
+    rule = chosen_derivation(derivation).name
+    cells: list[Cell] = []
+    try:
+        for row in _rows(chosen, works, rule, jobs):
+            cells += row
+    except KeyboardInterrupt:
+        # What is finished is shown; the exit code still says that it was interrupted.
+        _show(_comparison(chosen, works, cells), details=details, as_json=as_json)
+        raise
+    _show(_comparison(chosen, works, cells), details=details, as_json=as_json)
+
+
+def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
+    return Comparison(designs, works[: len(cells) // len(designs)], cells)
+
+
+def _rows(
+    designs: Sequence[RoleDesign], works: Sequence[Case], derivation: str, jobs: int
+) -> Iterator[list[Cell]]:
+    """Yield the cells of each case as they come, with a progress bar if someone sees it."""
+    from tqdm import tqdm
+
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=len(works), unit="case", leave=False, disable=hidden) as bar:
+        for row in compare_each(designs, works, derivation=derivation, jobs=jobs):
+            bar.update()
+            yield row
+
+
+def _show(found: Comparison, *, details: bool, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found.records(), indent=1))
+        return
+    for line in [*_matrix(found), "", *_costs(found), *(_fields(found) if details else ())]:
+        click.echo(line)
+    for cell in found.cells:
+        if cell.first_wrong is not None and not cell.as_default:
+            for line in ["", *_wrong(cell)]:
+                click.echo(line)
+    if details:
+        for cell in found.cells:
+            click.echo(_measures(cell))
+
+
+def _matrix(found: Comparison) -> Iterator[str]:
+    width = max([len("case"), *(len(case.name) for case in found.works)])
+    columns = [max(len(design.id or design.name), 9) for design in found.designs]
+    heads = [design.id or design.name for design in found.designs]
+    yield _row("case", width, heads, columns)
+    for case in found.works:
+        cells = [found.cell(design.name, case.name) for design in found.designs]
+        yield _row(case.name, width, [_verdict(cell) for cell in cells], columns)
+    yield "ok; the op of the first wrong access; (..): wrong, but the case lies after the design's time;"
+    yield "6.1: wrong, but as the default design is: 6.1 itself does so"
+
+
+def _row(name: str, width: int, cells: Sequence[str], columns: Sequence[int]) -> str:
+    return f"{name:{width}}  " + " ".join(f"{c:>{w}}" for c, w in zip(cells, columns, strict=True))
+
+
+def _verdict(cell: Cell) -> str:
+    if cell.first_wrong is None:
+        return "ok"
+    if cell.as_default:
+        return "6.1"
+    op = f"op {cell.first_wrong.op}"
+    return op if cell.in_its_time else f"({op})"
+
+
+def _costs(found: Comparison) -> Iterator[str]:
+    """Yield one line a design: its bits, the bound on its pages, sums over all works."""
+    heads = ["correct", "bits", "spare", "possible", *(name.replace("_", " ") for name in _TOTALS)]
+    columns = [max(len(head), 9) for head in heads]
+    if not found.cells:
+        return
+    names = [f"{design.id} {design.name}".strip() for design in found.designs]
+    width = max(map(len, names))
+    yield _row("design", width, heads, columns)
+    for name, design in zip(names, found.designs, strict=True):
+        cells, bound = found.of(design), found.bounds[design.name]
+        used = design.layout.used_bits
+        right = sum(cell.first_wrong is None for cell in cells)
+        sums = [str(sum(getattr(cell.measures, total) for cell in cells)) for total in _TOTALS]
+        possible = f"{bound.possible}{'' if bound.fits else '!'}"
+        bits = [f"{right}/{len(cells)}", str(used), str(WORD_BITS - used), possible]
+        yield _row(name, width, [*bits, *sums], columns)
+    yield "possible: upper-level pages with guest tables that contexts can give one gfn (a 16-bit counter);"
+    yield "duplicated, sharing lost: pages more than the coarsest correct design makes on the same case"
+
+
+def _fields(found: Comparison) -> Iterator[str]:
+    yield ""
+    for design in found.designs:
+        apart = found.apart(design)
+        did = ", ".join(f"{name} {number}" for name, number in apart.alone.items()) or "none"
+        yield f"{design.id} {design.name}: {apart.pairs} pairs of words of one gfn"
+        yield f"    alone told apart: {did}"
+        yield f"    never alone:      {', '.join(found.idle_fields(design))}"
+
+
+def _wrong(cell: Cell) -> Iterator[str]:
+    wrong, shared = cell.first_wrong, cell.collision
+    assert wrong is not None
+    when = "" if cell.in_its_time else ", which lies after its time"
+    where = f"op {wrong.op} '{wrong.text}'" + ("" if wrong.gva is None else f" at gva {wrong.gva:#x}")
+    yield f"{cell.design.id} {cell.design.name} on {cell.case.name}{when}: wrong in {where}"
+    wanted = f"gpa {wrong.expected:#x}" if wrong.expected is not None else wrong.wanted or "no translation"
+    reached = "" if wrong.reached is None else f"gpa {wrong.reached:#x}; "
+    yield f"    expected: {wanted}"
+    yield f"    reached:  {reached}{wrong.seen}"
+    if shared is None:
+        yield "    shared:   no page that the default design looks up as another one"
+        return
+    yield (
+        f"    shared:   gfn {shared.gfn:#x} under {shared.shared:#x}, made in op {shared.made_op}, "
+        f"found again in op {shared.op}"
+    )
+    yield (
+        f"    missing:  {', '.join(shared.differ)} (passthrough's words: {shared.made:#x} made, "
+        f"{shared.wanted:#x} wanted)"
+    )
+
+
+def _measures(cell: Cell) -> str:
+    measures = cell.measures
+    sums = ", ".join(f"{name.replace('_', ' ')} {getattr(measures, name)}" for name in _TOTALS)
+    return f"{cell.case.name} {cell.design.name}: {sums}; coarsest {measures.coarsest or 'none correct'}"
