@@ -8,6 +8,7 @@ pages made for the old CPUID are found again by roles that do not hold CPUID.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from html import escape
@@ -29,6 +30,7 @@ __all__ = [
     "Finding",
     "ValidityMatrix",
     "Verdict",
+    "chosen",
     "compare",
     "find_witness",
     "markers",
@@ -164,6 +166,27 @@ def find_witness(name: str) -> Witness:
     if name not in known:
         raise InputError(f"witness {name!r}: unknown; the witnesses are {', '.join(known)}")
     return known[name]
+
+
+def chosen(patterns: str, known: Iterable[str]) -> list[str]:
+    """Return the names that one of some patterns fits, in their order.
+
+    Parameters
+    ----------
+    patterns : str
+        Separated by spaces; ``*`` stands for anything.
+    known : iterable of str
+
+    Raises
+    ------
+    InputError
+        A pattern fits no name.
+    """
+    names = list(known)
+    for pattern in patterns.split():
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"{pattern!r}: fits none of {', '.join(names)}")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())]
 
 
 def compare(run: ValidityRun, reference: ValidityRun) -> Cell:
@@ -302,14 +325,20 @@ class ValidityMatrix:
 
     def _row_html(self, witness: Witness) -> str:
         beyond = self.beyond(witness.name)
-        note = f"<br><small>wrong under every marker: {escape(str(beyond))}</small>" if beyond else ""
         cells = "".join(_cell_html(self._cells[marker.name, witness.name]) for marker in self.markers)
-        return (
-            f'<tr><th scope="row" style="text-align: left; font-weight: normal" '
-            f'title="{escape(witness.question)}"><code>{escape(witness.name)}</code>{note}</th>{cells}</tr>'
+        style = f"text-align: left; font-weight: normal; {_NOWRAP}"
+        row = (
+            f'<tr><th scope="row" style="{style}" title="{escape(witness.question)}">'
+            f"<code>{escape(witness.name)}</code></th>{cells}</tr>"
         )
+        if beyond is None:
+            return row
+        note = f"{BEYOND}: {beyond}"
+        return f'{row}<tr><td colspan="{len(self.markers) + 1}"><small>{escape(note)}</small></td></tr>'
 
 
+BEYOND = "wrong even if no configuration is skipped"
+_NOWRAP = "white-space: nowrap"
 LEGEND = {
     Verdict.RIGHT: "right",
     Verdict.NEEDLESS: "configured again, as it was",
@@ -321,7 +350,7 @@ LEGEND = {
 
 
 def _cell_html(cell: Cell) -> str:
-    style = f"background: {_COLORS[cell.verdict]}; text-align: center"
+    style = f"background: {_COLORS[cell.verdict]}; text-align: center; {_NOWRAP}"
     return f'<td style="{style}" title="{escape(cell.detail)}">{WORDS[cell.verdict]}</td>'
 
 

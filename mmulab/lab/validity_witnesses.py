@@ -291,7 +291,7 @@ _WITNESSES = (
     ),
     Witness(
         "root-tdp-narrows",
-        "as the first, with TDP: only KVM's emulator looks at the guest's tables with the guest's width",
+        "with TDP bit 38 becomes reserved; KVM's emulator, not the processor, goes by the guest's width",
         lambda: _plain(_width(NARROW), _WRITE_CR4, code=HIGH, host=_TDP),
     ),
     Witness(
@@ -321,7 +321,7 @@ _WITNESSES = (
     ),
     Witness(
         "guest-npt-in-l2",
-        "bit 38 of NPT becomes reserved while L2 runs and guest_mmu is in use; L2 reads on",
+        "bit 38 of NPT becomes reserved while L2 runs on guest_mmu; L2 reads on, is left and entered",
         lambda: _npt(
             _ENTER, _read(GVA_LOWER), _width(NARROW), _read(GVA_LOWER), _LEAVE, _ENTER, _read(GVA_UPPER)
         ),
@@ -329,7 +329,7 @@ _WITNESSES = (
     ),
     Witness(
         "guest-ept-narrows",
-        "as with NPT, on Intel: of guest_mmu with EPT only the CPU role is compared",
+        "as with NPT, with EPT: there only the CPU role of guest_mmu is compared",
         lambda: _ept(
             _ENTER_VMX, _read(GVA_LOWER), _LEAVE_VMX, _width(NARROW), _ENTER_VMX, _read(GVA_UPPER)
         ),
