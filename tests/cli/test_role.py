@@ -1,0 +1,169 @@
+"""``mmulab role``: what it prints, gives back, and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmulab.cli.main import run
+from mmulab.kvm.role_decoders import PLUGIN_KVM
+from mmulab.kvm.role_history import BACKPORTS, HISTORY, find_role_version
+
+OWN = """
+from mmulab.kvm.design import LAYOUT_6_1, RoleDesign
+from mmulab.kvm.role import BitField, RoleLayout
+
+
+class Swapped(RoleDesign):
+    name = "swapped"
+    layout = RoleLayout((BitField("direct", 1), *(f for f in LAYOUT_6_1.fields if f.name != "direct")))
+"""
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert run(["role", *args]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
+    return json.loads(printed(capsys, *args, "--json"))
+
+
+def test_decode_shows_fields_trace_and_the_plugins_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "decode", "0x20712", "--kernel", "6.1").splitlines()
+    assert lines[0] == "Linux 6.1: layout of 5.19 (84e5ffd045f3)"
+    assert lines[1] == "0x20712: l2 4-byte q0 wux !nxe ad"
+    fields = {line.split()[1]: line.split() for line in lines[2:-1]}
+    assert fields["has_4_byte_gpte"] == ["4", "has_4_byte_gpte", "1"]
+    assert fields["access"] == ["10-8", "access", "7"]
+    assert fields["guest_mode"] == ["17", "guest_mode", "1"]
+    assert list(fields) == list(find_role_version("6.1").layout.shift)
+    assert lines[-1] == (
+        "  note: plugin_kvm of trace-cmd since 2.9 and of libtraceevent prints '2 q0 wux pae !nxe !wp'; "
+        "wrong: has_4_byte_gpte 0 (is 1)"
+    )
+
+
+def test_the_plugin_is_right_before_5_17_and_nothing_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "note" not in printed(capsys, "decode", "0x3785", "--kernel", "5.16")
+
+
+def test_decimal_words_several_words_and_the_default_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "decode", "132882", "0x20712", "0x3785")
+    assert [record["word"] for record in found] == ["0x20712", "0x20712", "0x3785"]
+    assert found[0] == found[1]
+    assert found[2]["trace"] == "l5 8-byte q0 direct wux nxe ad"
+    assert (found[2]["read_as"], found[2]["layout_since"], found[2]["settled"]) == ("Linux 6.1", "5.19", True)
+    values = {field["name"]: field["value"] for field in found[2]["fields"]}
+    assert values == find_role_version("6.1").layout.unpack(0x3785)
+    assert found[2]["plugin"]["prints"] == PLUGIN_KVM.said(0x3785)
+    assert found[2]["plugin"]["wrong"] == [{"field": "has_4_byte_gpte", "said": 1, "true": 0}]
+
+
+def test_bits_of_no_field_and_kernels_without_tracepoints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "bits 0x800000 are set and belong to no field" in printed(capsys, "decode", "0x823785")[:2000]
+    old = printed(capsys, "decode", "0x1e0043", "--kernel", "2.6.28")
+    assert "no tracepoint" in old
+    assert "plugin_kvm" not in old
+
+
+def test_a_doubtful_version_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "NOT SETTLED: not read: 5.0.y after 5.0.4" in printed(capsys, "decode", "1", "--kernel", "5.0.9")
+    assert "note: 5.15.222 and later" in printed(capsys, "decode", "1", "--kernel", "5.15")
+
+
+@given(
+    st.sampled_from([*(v.since for v in HISTORY), *(b.version.since for b in BACKPORTS.values())]), st.data()
+)
+def test_encode_gives_back_what_decode_says(kernel: str, data: st.DataObject) -> None:
+    layout = find_role_version(kernel).layout
+    word = data.draw(st.integers(0, (1 << layout.width) - 1)) & sum(layout.mask.values())
+    texts = [f"{name}={value}" for name, value in layout.unpack(word).items()]
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("click.echo", said.append)
+        assert run(["role", "encode", *texts, "--kernel", kernel]) == 0
+    assert said == [hex(word)]
+
+
+def test_encode_takes_hex_and_leaves_the_rest_0(capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(capsys, "encode", "level=2", "direct=1", "access=0x7", "--kernel", "6.1")
+    assert out == "0x782\n"
+
+
+def test_designs_read_and_write_their_own_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert printed(capsys, "encode", "level=5", "glevel=4", "--design", "D1") == "0x100005\n"
+    assert "glevel           4" in printed(capsys, "decode", "0x100005", "--design", "glevel")
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    assert printed(capsys, "encode", "direct=1", "level=1", "--design", f"{own}:Swapped") == "0x3\n"
+    (record,) = as_json(capsys, "decode", "3", "--design", f"{own}:Swapped")
+    assert (record["read_as"], record["trace"]) == ("design swapped", "l1 8-byte q0 direct --- !nxe ad")
+
+
+def test_diff_of_two_words_names_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = as_json(capsys, "diff", "0x3785", "0x3702")
+    assert answer["differ"] == [
+        {"name": "level", "bits": "3-0", "a": 5, "b": 2},
+        {"name": "direct", "bits": "7", "a": 1, "b": 0},
+    ]
+    lines = printed(capsys, "diff", "0x3785", "0x3702").splitlines()
+    assert [line.split() for line in lines[-2:]] == [["3-0", "level", "5", "2"], ["7", "direct", "1", "0"]]
+    assert "no field differs" in printed(capsys, "diff", "7", "0x7", "--design", "pre_fix")
+
+
+def test_diff_of_two_kernels_reads_the_word_as_each(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "diff", "0x3795", "--kernel", "5.16", "--to", "6.1").splitlines()
+    starred = [line.split()[1] for line in lines if line.startswith(" *")]
+    assert starred == ["gpte_is_8_bytes", "has_4_byte_gpte", "passthrough"]
+    assert "  Linux 5.16: l5 8-byte q0 direct wux nxe ad" in lines
+    assert "  Linux 6.1: l5 4-byte q0 direct wux nxe ad" in lines
+    answer = as_json(capsys, "diff", "0x3795", "0x3785", "--kernel", "5.16", "--to", "6.1")
+    assert [(pair["from"]["trace"], pair["to"]["trace"]) for pair in answer] == [
+        ("l5 8-byte q0 direct wux nxe ad", "l5 4-byte q0 direct wux nxe ad"),
+        ("l5 4-byte q0 direct wux nxe ad", "l5 8-byte q0 direct wux nxe ad"),
+    ]
+
+
+def test_layouts_list_every_change_with_its_commits(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "layouts")
+    known = as_json(capsys, "layouts")
+    assert [version["since"] for version in known["versions"]] == [version.since for version in HISTORY]
+    for version in HISTORY:
+        assert f"\n{version.since}: " in f"\n{text}"
+        assert all(f"{commit.hash} {commit.subject}" in text for commit in version.commits)
+    assert "5.15.222 (not in 5.15.221): 26 bits" in text
+    assert "right for the layouts of 4.2, 4.13, 4.18, 5.1, 5.14\n" in text
+    assert known["decoders"][0]["reads_rightly"] == ["2.6.32", "2.6.32.16", "2.6.33.7", "2.6.34.14"]
+
+
+@pytest.mark.parametrize(
+    ("args", "mend"),
+    [
+        (["decode", "zz"], "give a number as 0x20712"),
+        (["decode", "0x100000000"], "Linux 6.1 has 32 bits in its word"),
+        (["decode", "0x200000", "--kernel", "2.6.28"], "Linux 2.6.28 has 21 bits in its word"),
+        (["decode", "--", "-1"], "has 32 bits"),
+        (["decode", "1", "--kernel", "9.9"], "ask for mainline"),
+        (["decode", "1", "--design", "nobody"], "the designs are"),
+        (["decode", "1", "--design", "D4", "--kernel", "6.1"], "give one of them"),
+        (["decode", "0x3785", "zz", "--json"], "give a number as 0x20712"),
+        (["encode", "nxe=1"], "no field 'nxe' in this layout; it has level, has_4_byte_gpte"),
+        (["encode", "level=16"], "level=16 does not fit into 4 bits"),
+        (["encode", "level"], "give a name and a number as level=2"),
+        (["encode", "level=1", "level=2"], "level is given twice"),
+        (["diff", "1"], "give a second word"),
+        (["diff", "1", "--to", "2.6.27"], "starts with 2.6.28"),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], mend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["role", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert mend in err
