@@ -7,21 +7,32 @@ from collections.abc import Iterator
 
 import click
 
+from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.lab.cases import OLD_DESIGN, Row, find_cases, row
 
 
 @click.command()
 @click.argument("names", metavar="[CASE]...", nargs=-1)
 @click.option("--details", is_flag=True, help="Also the roles on the way to a page, every role made, events.")
+@design_options
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a case.")
-def cases(names: tuple[str, ...], details: bool, as_json: bool) -> None:
+def cases(
+    names: tuple[str, ...],
+    details: bool,
+    design: str | None,
+    derivation: str | None,
+    roots: str | None,
+    as_json: bool,
+) -> None:
     """Run the cases; show of each the root, the shadow pages, the number of events, and whether it is right.
 
-    CASE is a name; '*' in it stands for anything. Without any, all are run. Each case runs under the
-    default role design and under the one before Linux 5.19 (pre_fix), with the same ops. Pages are
-    counted by level: 4d:1 is a direct one of level 4, 5p:1 a passthrough one, 2q1:1 one of quadrant 1.
+    CASE is a name; '*' in it stands for anything. Without any, all are run. Each case runs under a role
+    design, the default one if none is given, and under the one before Linux 5.19 (pre_fix), with the same
+    ops. Pages are counted by level: 4d:1 is a direct one of level 4, 5p:1 a passthrough one, 2q1:1 one of
+    quadrant 1.
     """
-    rows = (row(case) for case in find_cases(names))
+    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
+    rows = (row(case, chosen, derivation=rule.name) for case in find_cases(names))
     if as_json:
         click.echo(json.dumps([found.record() for found in rows], indent=1))
         return

@@ -11,16 +11,19 @@ from typing import NamedTuple
 
 import click
 
+from mmulab.cli.options import chosen_design, design_option
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
+from mmulab.kvm.design import RoleDesign
 
 
 class _Job(NamedTuple):
     path: Path
     level: Level
+    design: RoleDesign | None
     explain: bool
 
 
@@ -36,7 +39,7 @@ def _work(job: _Job) -> _Answer | InputError:
         recording = read_recording(job.path)
     except InputError as error:
         return error
-    comparison = compare(recording, job.level)
+    comparison = compare(recording, job.level, job.design)
     if comparison.difference is None:
         return _Answer(comparison, comparison.problem or "", "")
     text = explain(recording, job.level, comparison) if job.explain else ""
@@ -78,6 +81,7 @@ def _side(difference: Difference, side: object, vendor: str) -> str:
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes; all processors if left out.")
 @click.option("--explain", "explained", is_flag=True, help="Show first differences with the model's state.")
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Scenarios to explain.")
+@design_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def conform(
@@ -87,26 +91,36 @@ def conform(
     jobs: int | None,
     explained: bool,
     limit: int,
+    design: str | None,
     as_json: bool,
 ) -> None:
     """Run recorded scenarios in the model and compare op for op.
 
     PATH is a recording (.jsonl, .jsonl.gz, .jsonl.xz) or a folder of them.
-    Exit code 0 only if every scenario agrees at the level, 1 otherwise.
+    Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
+    recorded kernel's, which is the default one, everything but the role words is compared.
     """
     chosen = Level(level)
-    work = [_Job(path, chosen, explained) for path in find_recordings(paths)]
+    other = None if design is None else chosen_design(design)
+    other = None if other is chosen_design(None) else other
+    work = [_Job(path, chosen, other, explained) for path in find_recordings(paths)]
     answers = _run(work, jobs or os.cpu_count() or 1, show=not as_json)
     if as_json:
-        click.echo(json.dumps(_summary(chosen, answers)))
+        click.echo(json.dumps({**_summary(chosen, answers), **_design_record(other)}))
     else:
         for answer in answers:
             if answer.line:
                 click.echo(answer.line)
         for answer in [a for a in answers if a.explanation][:limit]:
             click.echo(f"\n{answer.explanation}\n")
-        click.echo(_last_line(chosen, answers))
+        without = "" if other is None else f" design={other.name} (role words not compared)"
+        click.echo(_last_line(chosen, answers) + without)
     ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
+
+
+def _design_record(design: RoleDesign | None) -> dict[str, object]:
+    """Return what is said of another design than the recorded kernel's."""
+    return {} if design is None else {"design": design.name, "role_words_compared": False}
 
 
 def _run(work: list[_Job], jobs: int, *, show: bool) -> list[_Answer]:

@@ -10,19 +10,24 @@ import click
 
 from mmulab.kvm.derivation import DERIVATIONS
 from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.root_strategy import ROOT_STRATEGIES
+from mmulab.lab.era import LATER
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def designs(as_json: bool) -> None:
-    """Show the role designs, each with the layout of its word, and the child-role derivations.
+    """Show the role designs, each with the layout of its word, child-role derivations, root strategies.
 
-    A design is chosen by its name or its id.
+    A design is chosen by its name or its id. Which of them are wrong where, 'mmulab compare' finds out.
     """
     known = {
         "designs": [_record(design) for design in DESIGNS.values()],
         "derivations": {
             rule.name: {"summary": rule.summary, "source": rule.source} for rule in DERIVATIONS.values()
+        },
+        "root_strategies": {
+            kept.name: {"summary": kept.summary, "source": kept.source} for kept in ROOT_STRATEGIES.values()
         },
     }
     for line in [json.dumps(known)] if as_json else _lines(known):
@@ -39,6 +44,8 @@ def _record(design: RoleDesign) -> dict[str, Any]:
         "name": design.name,
         "summary": design.summary,
         "source": design.source,
+        "root_strategy": design.root_strategy.name,
+        "before": list(LATER.get(design.name, ())),
         "used_bits": design.layout.used_bits,
         "width": design.layout.width,
         "fields": fields,
@@ -51,10 +58,14 @@ def _lines(known: dict[str, Any]) -> Iterator[str]:
         yield f"{design['id']:4} {design['name']:22} {bits:16} {design['summary']}"
         yield f"     source: {design['source']}"
         yield "     bits:   " + " ".join(map(_field, design["fields"]))
-    yield "child-role derivations:"
-    for name, rule in known["derivations"].items():
-        yield f"     {name:22} {rule['summary']}"
-        yield f"     {'':22} source: {rule['source']}"
+        yield f"     roots:  {design['root_strategy']}"
+        later = design["before"]
+        yield "     modes:  " + (f"of its time, before {', '.join(later)}" if later else "all")
+    for title, choices in (("child-role derivations", "derivations"), ("root strategies", "root_strategies")):
+        yield f"{title}:"
+        for name, rule in known[choices].items():
+            yield f"     {name:22} {rule['summary']}"
+            yield f"     {'':22} source: {rule['source']}"
 
 
 def _field(field: dict[str, Any]) -> str:

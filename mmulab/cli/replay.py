@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from mmulab.kvm.derivation import find_derivation
-from mmulab.kvm.design import find_design
+from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Mismatch, Replay, ReplayResult
@@ -21,12 +20,7 @@ from mmulab.workload.stream import load_stream
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.npz")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Records to replay; all if left out.")
-@click.option(
-    "--design", default="passthrough", show_default=True, help="Role design, by name or id; see 'designs'."
-)
-@click.option(
-    "--derivation", default="parity", show_default=True, help="Quadrant rule of child pages; see 'designs'."
-)
+@design_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.option("--record", "out", metavar="OUT.mmr", help="Keep the run as a recording, for 'step' (slower).")
 @click.pass_context
@@ -34,8 +28,9 @@ def replay(
     ctx: click.Context,
     file: Path,
     limit: int | None,
-    design: str,
-    derivation: str,
+    design: str | None,
+    derivation: str | None,
+    roots: str | None,
     as_json: bool,
     out: str | None,
 ) -> None:
@@ -45,7 +40,7 @@ def replay(
     differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
     code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
     """
-    chosen, rule = find_design(design), find_derivation(derivation)
+    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     stream = load_stream(file)
     replayed = Replay(stream, limit=limit, design=chosen, derivation=rule, one_by_one=out is not None)
     recorder = None if out is None else stream_recorder(replayed)
@@ -53,11 +48,11 @@ def replay(
     if recorder is not None and out is not None:
         save(recorder.finish(), out)
     if as_json:
-        click.echo(json.dumps(_as_json(result, stream.name, chosen.name, derivation), indent=1))
+        click.echo(json.dumps(_as_json(result, stream.name, chosen.name, rule.name), indent=1))
     else:
         click.echo(
             f"{stream.name}: {result.records} of {len(stream)} records, {stream.mode.name} paging, "
-            f"design {chosen.id} {chosen.name}, derivation {derivation}"
+            f"design {chosen.id} {chosen.name}, derivation {rule.name}"
         )
         for line in _lines(result):
             click.echo(line)

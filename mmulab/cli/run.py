@@ -9,11 +9,14 @@ from typing import Any
 
 import click
 
+from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.conform.recording import SUFFIXES, read_recording
-from mmulab.scenario.runner import Result, Runner
+from mmulab.errors import InputError
+from mmulab.lab.cases_run import results_of, runner_of
+from mmulab.scenario.runner import Result
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.ftrace import event_text
 
@@ -25,19 +28,37 @@ from mmulab.trace.ftrace import event_text
 @click.option(
     "--record", metavar="OUT", help="Also write the run as a recording (.jsonl, .jsonl.gz, .jsonl.xz)."
 )
-def run_scenario(file: str, events: bool, as_json: bool, record: str | None) -> None:
+@design_options
+@click.pass_context
+def run_scenario(
+    ctx: click.Context,
+    file: str,
+    events: bool,
+    as_json: bool,
+    record: str | None,
+    design: str | None,
+    derivation: str | None,
+    roots: str | None,
+) -> None:
     """Run the scenario in FILE and print each op with its outcome.
 
     The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run.
+    A design that brings the model to a stop ends the run there, with exit code 1.
     """
+    if record is not None and (design or derivation or roots):
+        raise InputError(f"{record}: a recording has the default design's words; leave out the design")
     scenario = read_recording(Path(file)).scenario if file.endswith(SUFFIXES) else read_scenario(file)
-    runner = Runner(scenario)
-    results = list(runner.results())
+    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
+    runner = runner_of(scenario, chosen, derivation=rule.name)
+    results, failure = results_of(runner)
     if record is not None:
         write_recording(record, recording_lines(scenario, results, frame_map(runner.machine.memory)))
     for result in results:
         for line in [json.dumps(_record(result))] if as_json else _lines(result, events):
             click.echo(line)
+    if failure is not None:
+        click.echo(f"mmulab: {file}: after op {results[-1].index}: {failure}", err=True)
+        ctx.exit(1)
 
 
 def _lines(result: Result, events: bool) -> Iterator[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
+from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.conform.recording import SUFFIXES as CONFORMANCE
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.derivation import find_derivation
-from mmulab.kvm.design import find_design
+from mmulab.lab.cases_run import FAILURES, failure_str
 from mmulab.scenario.record import record
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import SUFFIX, open_recording, save
@@ -45,8 +45,7 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 @click.argument("file", metavar="FILE")
 @click.option("--at", type=int, metavar="N", help="Begin, or open the page, at moment N.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
-@click.option("--design", metavar="NAME", help="Run a scenario under this role design (mmulab designs).")
-@click.option("--derivation", metavar="NAME", help="Run a scenario with this child-role derivation.")
+@design_options
 @click.option("--page", metavar="OUT", help="Write a page that steps with no kernel, and end.")
 @click.option(
     "--part", type=(int, int), metavar="FIRST LAST", help="Moments that the page has; all if left out."
@@ -59,6 +58,7 @@ def step(
     follow: str | None,
     design: str | None,
     derivation: str | None,
+    roots: str | None,
     page: str | None,
     part: tuple[int, int] | None,
     save_as: str | None,
@@ -75,7 +75,7 @@ def step(
     """
     if part is not None and page is None:
         raise InputError(f"--part {part[0]} {part[1]} belongs to a page; name one with --page")
-    recording = _recording(file, design, derivation)
+    recording = _recording(file, design, derivation, roots)
     if save_as is not None:
         save(recording, save_as)
     if page is not None:
@@ -92,15 +92,21 @@ def step(
         _Terminal(session).run(_keys() if sys.stdin.isatty() else _lines())
 
 
-def _recording(file: str, design: str | None, derivation: str | None) -> Recording:
-    chosen_design = None if design is None else find_design(design)
-    chosen_derivation = None if derivation is None else find_derivation(derivation)
+def _recording(
+    file: str, design: str | None, derivation: str | None, roots: str | None
+) -> Recording:
+    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     if file.endswith(SUFFIX):
-        if chosen_design or chosen_derivation:
+        if design or derivation or roots:
             raise InputError(f"{file}: a recording has its design; give --design with a scenario")
         return open_recording(file)
     scenario = read_recording(Path(file)).scenario if file.endswith(CONFORMANCE) else read_scenario(file)
-    return record(scenario, design=chosen_design, derivation=chosen_derivation)
+    try:
+        return record(scenario, design=chosen, derivation=rule)
+    except FAILURES as error:
+        if isinstance(error, InputError | NotImplementedError):
+            raise
+        raise InputError(f"{file}: under {chosen.name}, {failure_str(error)}; see 'mmulab run'") from error
 
 
 def _hexadecimal(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -19,7 +19,9 @@ from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
+from mmulab.kvm.design import RoleDesign
 from mmulab.memory.host import HostMemory
+from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Result, Runner
 from mmulab.x86.markup import facts_html
 
@@ -99,6 +101,8 @@ class Comparison:
         Recorded events of the level; those that agree up to the first difference of their op.
     difference : Difference or None
         The first one.
+    design : RoleDesign or None
+        Whose words the model's pages had, if they are not the recorded kernel's.
     problem : str or None
         Why the model could not run the scenario to its end.
     """
@@ -110,6 +114,7 @@ class Comparison:
     events_agree: int = 0
     difference: Difference | None = None
     problem: str | None = None
+    design: RoleDesign | None = None
 
     @property
     def agrees(self) -> bool:
@@ -143,10 +148,12 @@ def compare_op(
     number: int,
     *,
     not_recorded: tuple[type[ev.Event], ...] = (),
+    roles: bool = True,
 ) -> tuple[Difference | None, int]:
     """Compare one op; return the first difference and the number of events that agree.
 
-    The numbers of the ops may differ: a recording has none for a step that was skipped.
+    The numbers of the ops may differ: a recording has none for a step that was skipped. Without
+    `roles`, the events' role words are not compared.
     """
     if recorded.text != result.text:
         return Difference(number, Part.OP, 0, recorded.text, result.text), 0
@@ -154,7 +161,11 @@ def compare_op(
     ours_events = [
         canonical(e, frames) for e in level.events(result.events) if not isinstance(e, not_recorded)
     ]
-    at = first_difference(theirs_events, ours_events)
+    at = (
+        first_difference(theirs_events, ours_events)
+        if roles
+        else first_difference(_no_roles(theirs_events), _no_roles(ours_events))
+    )
     if at is not None:
         pair = (_item(theirs_events, at), _item(ours_events, at))
         return Difference(number, Part.EVENT, at, *pair), at
@@ -169,6 +180,10 @@ def compare_op(
     return None, agree
 
 
+def _no_roles(events: list[ev.Event]) -> list[ev.Event]:
+    return [e._replace(role=0) if "role" in e._fields else e for e in events]
+
+
 def first_difference(theirs: list[ev.Event], ours: list[ev.Event]) -> int | None:
     """Return the first position at which two lists of events differ, None if they are equal."""
     for at, (a, b) in enumerate(zip(theirs, ours, strict=False)):
@@ -181,29 +196,45 @@ def _item(items: list[ev.Event], at: int) -> ev.Event | None:
     return items[at] if at < len(items) else None
 
 
-def compare(recording: Recording, level: Level) -> Comparison:
+def make_runner(
+    recording: Recording, design: RoleDesign | None, emit: ev.EventSink | None = None
+) -> Runner:
+    """Return a runner of a recording's scenario, with the recorded kernel's role words or a design's."""
+    config = machine_config(recording.scenario)
+    return Runner(recording.scenario, emit, config if design is None else replace(config, design=design))
+
+
+def compare(recording: Recording, level: Level, design: RoleDesign | None = None) -> Comparison:
     """Run a recording's scenario in the model and compare op for op.
 
     Parameters
     ----------
     recording : Recording
     level : Level
+    design : RoleDesign, optional
+        Another than the recorded kernel's: role words are not compared then.
     """
     ops = recording.ops
     not_recorded = NOT_RECORDED[recording.scenario.header.vendor]
     total = sum(len(level.events(op.events)) for op in ops)
-    done = Comparison(recording.path, len(ops), total)
+    done = Comparison(recording.path, len(ops), total, design=design)
     count = 0
     end: Difference | None = None
     try:
-        runner = Runner(recording.scenario)
+        runner = make_runner(recording, design)
         frames = frame_map(runner.machine.memory)
         for result in runner.results():
             if count >= len(ops):
                 end = Difference(count, Part.OP, 0, None, result.text)
                 break
             difference, agree = compare_op(
-                ops[count], result, level, frames, count, not_recorded=not_recorded
+                ops[count],
+                result,
+                level,
+                frames,
+                count,
+                not_recorded=not_recorded,
+                roles=design is None,
             )
             done.difference = done.difference or difference
             done.ops_agree += difference is None

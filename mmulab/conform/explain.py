@@ -22,12 +22,14 @@ from mmulab.conform.compare import (
     differing_keys,
     first_difference,
     frame_map,
+    make_runner,
 )
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import RecordedOp, Recording
 from mmulab.conform.state import state_lines
+from mmulab.kvm.design import RoleDesign
 from mmulab.scenario.grammar import Bad, parse_step
-from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.runner import Result
 
 CONTEXT_OPS = 2
 """Ops printed before the one that differs."""
@@ -50,7 +52,9 @@ class _Replay:
         Of the op in which the run was stopped, as far as it came.
     """
 
-    def __init__(self, recording: Recording, level: Level, difference: Difference) -> None:
+    def __init__(
+        self, recording: Recording, level: Level, difference: Difference, design: RoleDesign | None
+    ) -> None:
         self.results: list[Result] = []
         self.events: list[ev.Event] = []
         self._level = level
@@ -58,7 +62,7 @@ class _Replay:
         self._part = difference.part
         self._stop_at = difference.event if difference.part is Part.EVENT else None
         self._count = 0
-        self.runner = Runner(recording.scenario, self._sink)
+        self.runner = make_runner(recording, design, self._sink)
 
     def run(self) -> None:
         """Execute up to the difference."""
@@ -103,9 +107,10 @@ def explain(recording: Recording, level: Level, comparison: Comparison) -> str:
         lines += _agreeing(op, level, vendor)
 
     # Once to the end of the op for its events, once into it for the state where the sides part.
-    whole = _Replay(recording, level, difference._replace(part=Part.FAILURE))
+    design = comparison.design
+    whole = _Replay(recording, level, difference._replace(part=Part.FAILURE), design)
     whole.run()
-    stopped = _Replay(recording, level, difference)
+    stopped = _Replay(recording, level, difference, design)
     stopped.run()
     if at < len(recording.ops):
         result = whole.results[at] if at < len(whole.results) else None

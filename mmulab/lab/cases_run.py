@@ -23,6 +23,7 @@ from mmulab.lab.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_l
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind
+from mmulab.machine.run import StuckError
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result, Runner
@@ -226,8 +227,25 @@ def _until_it_fails(found: _Found, execute: Callable[[_Found], None]) -> CaseRun
 
 def failure_str(error: Exception) -> str:
     """Say in words that the model stopped."""
+    if isinstance(error, StuckError):
+        return "the access faults again and again, and KVM never mends it"
+    if isinstance(error, RecursionError):
+        return "the shadow tables lead in circles"
     what = f"{type(error).__name__}: {error}".removesuffix(": ")
     return f"the MMU fails its own checks, where Linux would BUG ({what})"
+
+
+def results_of(runner: Runner) -> tuple[list[Result], str | None]:
+    """Run to the end, or to where the design brings the model to a stop; return that in words."""
+    results: list[Result] = []
+    try:
+        for result in runner.results():
+            results.append(result)
+    except (InputError, NotImplementedError):
+        raise
+    except FAILURES as error:
+        return results, failure_str(error)
+    return results, None
 
 
 def run_case(

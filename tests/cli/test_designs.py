@@ -9,6 +9,7 @@ import pytest
 from mmulab.cli.main import run
 from mmulab.kvm.derivation import DERIVATIONS
 from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.root_strategy import ROOT_STRATEGIES
 
 
 def test_every_design_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,8 +18,19 @@ def test_every_design_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     for design in DESIGNS.values():
         (found,) = [line for line in lines if line.split()[:2] == [design.id, design.name]]
         assert design.summary in found
-    named = [line.split()[0] for line in lines[lines.index("child-role derivations:") + 1 :]]
-    assert [name for name in named if name != "source:"] == list(DERIVATIONS)
+    rules, roots = lines.index("child-role derivations:"), lines.index("root strategies:")
+    for part, known in ((lines[rules + 1 : roots], DERIVATIONS), (lines[roots + 1 :], ROOT_STRATEGIES)):
+        assert [name for name in (line.split()[0] for line in part) if name != "source:"] == list(known)
+
+
+def test_historic_designs_say_what_came_after_them(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["designs"])
+    lines = capsys.readouterr().out.splitlines()
+    modes = {lines[at].split()[0]: lines[at + 4].strip() for at in range(0, 5 * len(DESIGNS), 5)}
+    assert modes["D4"] == modes["D0"] == "modes:  all"
+    assert "before SMEP, SMAP, 5-level paging" in modes["D7"]
+    assert "nested NPT" in modes["D7"]
+    assert modes["D8"] == "modes:  of its time, before TDP MMU, 5-level nested NPT host"
 
 
 def test_bits_are_those_of_the_kernels_union(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,5 +46,7 @@ def test_json_has_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert [item["name"] for item in found["designs"]] == list(DESIGNS)
     assert set(found["derivations"]) == set(DERIVATIONS)
+    assert {item["root_strategy"] for item in found["designs"]} == {"special"}
+    assert set(found["root_strategies"]) == set(ROOT_STRATEGIES)
     for item in found["designs"]:
         assert sum(field["width"] for field in item["fields"]) == item["used_bits"] <= item["width"]
