@@ -133,7 +133,10 @@ def encode(fields: tuple[str, ...], kernel: str | None, design: str | None) -> N
 def diff(
     a: str, b: str | None, kernel: str | None, design: str | None, to: str | None, as_json: bool
 ) -> None:
-    """Show the fields in which words A and B differ, or how two kernels read the same word."""
+    """Show where two words differ, or two kernels.
+
+    That is the fields of A and B with other values; or, with --to, how two kernels read the same word.
+    """
     reader = _reader(kernel, design)
     if to is not None:
         other = _kernel(to)
@@ -153,7 +156,10 @@ def diff(
 @role.command()
 @_JSON
 def layouts(as_json: bool) -> None:
-    """List the layouts of the word since 2.6.28, with the commits that changed it."""
+    """List the layouts since 2.6.28.
+
+    Each with the commits that changed it; then stable releases that differ, and the tools' own unions.
+    """
     known = {
         "versions": [_version(version) for version in HISTORY],
         "backports": [_version(found.version) | {"not_in": _lacks(found)} for found in BACKPORTS.values()],
