@@ -54,7 +54,7 @@ WRITE_TRACK_BITS = 16
 """Width of a gfn's write-track counter."""
 
 _HOSTS = (
-    HostConfig(),
+    HostConfig(la57=True),
     HostConfig(tdp=True),
     HostConfig(tdp=True, la57=True),
     HostConfig(tdp=True, x86_64=False),
@@ -109,7 +109,7 @@ def _words(design: RoleDesign, host: HostConfig) -> dict[int, None]:
     machine = Machine(MachineConfig(host=host, backing_bytes=1 << 21, table_frames=64, design=design))
     words: dict[int, None] = {}
     for mmu, rights in _contexts(machine.kvm.vcpus[0], host):
-        below: dict[int, None] = {}
+        below = dict.fromkeys(_portals(design, mmu))
         todo = list(_roots(design, mmu))
         while todo:
             word = todo.pop()
@@ -126,7 +126,7 @@ def _contexts(vcpu: Vcpu, host: HostConfig) -> Iterator[tuple[Mmu, tuple[int, ..
     smep_smap_nx = product((0, X86_CR4_SMEP), (0, X86_CR4_SMAP), (0, EFER_NX))
     wps, worlds = (0, X86_CR0_WP), (False, True)
     for wp, (smep, smap, nx), (mode, lma), l2 in product(wps, smep_smap_nx, _MODES, worlds):
-        if lma and not host.x86_64:
+        if (lma and not host.x86_64) or (mode & X86_CR4_LA57 and not host.la57):
             continue
         vcpu.cr0, vcpu.cr4, vcpu.efer = X86_CR0_PE | X86_CR0_PG | wp, mode | smep | smap, lma | nx
         vcpu.guest_mode = l2
@@ -144,12 +144,19 @@ def _contexts(vcpu: Vcpu, host: HostConfig) -> Iterator[tuple[Mmu, tuple[int, ..
 
 
 def _roots(design: RoleDesign, mmu: Mmu) -> Iterator[int]:
-    """Yield the words of a context's root and of the pages that shadow the guest's highest table."""
+    """Yield the words of the pages that shadow the guest's highest table, whose rights are all."""
+    facts, cpu = mmu.root_facts, mmu.cpu_role
+    assert facts is not None
+    top = top_table_level(cpu)
+    for quadrant in range(4) if cpu.has_4_byte_gpte else (0,):
+        yield design.pack(facts._replace(level=top, quadrant=quadrant, passthrough=False), cpu)
+
+
+def _portals(design: RoleDesign, mmu: Mmu) -> Iterator[int]:
+    """Yield the words of pages above the guest's highest table, unless special roots stand there."""
     facts, cpu = mmu.root_facts, mmu.cpu_role
     assert facts is not None
     top = top_table_level(cpu)
     if top >= 4 or design.root_strategy.shadow_pages:
-        yield design.pack(facts, cpu)
-    if top < facts.level:
-        for quadrant in range(4) if cpu.has_4_byte_gpte else (0,):
-            yield design.pack(facts._replace(level=top, quadrant=quadrant, passthrough=False), cpu)
+        for level in range(facts.level, top, -1):
+            yield design.pack(facts._replace(level=level, quadrant=0, passthrough=True), cpu)
