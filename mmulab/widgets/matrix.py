@@ -200,7 +200,7 @@ class Matrix:
         return f"<style>{_STYLE.replace('ID', self._id).replace('CELL', _CELL)}</style>"
 
     def _count(self) -> str:
-        return f"{len(self.rows)} cases, {len(self.wrong)} wrong cells"
+        return ", ".join((_plural(len(self.rows), "case"), _plural(len(self.wrong), "wrong cell")))
 
     def _views(self) -> dict[Place, str]:
         return {place: self._still(*place) for place in self.wrong}
@@ -235,7 +235,7 @@ class Matrix:
         names = [self.rows[number].name for number in numbers if self.rows[number].right]
         if not names:
             return ""
-        count = f"{len(names)} case{'s' if len(names) > 1 else ''}, right under every design"
+        count = f"{_plural(len(names), 'case')}, right under every design"
         return f"<details><summary>{count}</summary><p>{escape(', '.join(names))}</p></details>"
 
     def _row(self, number: int, views: dict[Place, str]) -> str:
@@ -344,3 +344,7 @@ def _head(column: Column) -> str:
 def _case(row: Row) -> str:
     note = f"<small>{escape(row.note)}</small>" if row.note else ""
     return f"{escape(row.name)}{note}"
+
+
+def _plural(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from mmulab import events as ev
 from mmulab.trace.recording import Moment, Recording
-from mmulab.widgets.blocks import STYLE, Line, Panel, panels_html
+from mmulab.widgets.blocks import Line, Panel, panels_html
 from mmulab.widgets.session import Session
 from mmulab.widgets.steps import Step, Steps
 
-__all__ = ["MOST", "Where", "moments", "wrong_access", "wrong_access_html"]
+__all__ = ["MOST", "Where", "moments", "wrong_access"]
 
 MOST = 6
 """Moments of the wrong access that are shown at most."""
@@ -70,7 +70,7 @@ def _events(recording: Recording, op: int) -> list[tuple[int, ev.Event]]:
 
 
 def wrong_access(recording: Recording, told: list[tuple[int, str]], *, name: str, verdict: str) -> Steps:
-    """Return moments to step through; the style sheet of their panels is not in them.
+    """Return moments to step through.
 
     Parameters
     ----------
@@ -89,10 +89,5 @@ def wrong_access(recording: Recording, told: list[tuple[int, str]], *, name: str
         panels = session.panels()
         if number == told[-1][0]:
             panels = [Panel("the judge", [Line(verdict, marked=True)], wide=True), *panels]
-        steps.append(Step(title, panels_html(panels, style=False)))
-    return Steps(steps, name=name, at=len(steps) - 1)
-
-
-def wrong_access_html(steps: Steps) -> str:
-    """Return the steps as HTML, with the style sheet of their panels."""
-    return f"<style>{STYLE}</style>{steps.html()}"
+        steps.append(Step(title, panels_html(panels)))
+    return Steps(steps, name=name)
