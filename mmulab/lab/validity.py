@@ -313,13 +313,13 @@ class ValidityMatrix:
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f'<th scope="col" title="{escape(marker.summary)}">{escape(marker.name)}</th>'
+            f'<th scope="col" title="{escape(marker.summary)}">{escape(marker.name).replace("_", "_<wbr>")}</th>'
             for marker in self.markers
         )
         body = "".join(self._row_html(witness) for witness in self.witnesses)
         legend = "; ".join(f"{WORDS[verdict]}: {words}" for verdict, words in LEGEND.items())
         return (
-            f'<table class="validity"><caption>{escape(legend)}</caption>'
+            f'<table class="validity" style="font-size: 0.85em"><caption>{escape(legend)}</caption>'
             f'<thead><tr><th scope="col">witness</th>{head}</tr></thead><tbody>{body}</tbody></table>'
         )
 

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.kvm.context import base_facts, kvm_calc_cpu_role, kvm_init_mmu, kvm_mmu_get_tdp_level
+from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.role import CpuRole
 from mmulab.kvm.state import Request
+from mmulab.kvm.validity import RoleDecision
 from mmulab.machine.config import HostConfig
 from mmulab.machine.machine import Machine
 from mmulab.x86.regs import (
@@ -141,3 +143,32 @@ def test_a_new_vcpu_has_a_page_for_pae_roots_and_intels_a_flush(guest: Guest) ->
     fresh = {v: Machine(Guest("np", host=HostConfig(vendor=v)).machine.config) for v in ("amd", "intel")}
     requests = {vendor: machine.kvm.vcpus[0].requests for vendor, machine in fresh.items()}
     assert requests == {"amd": 0, "intel": Request.TLB_FLUSH}
+
+
+@pytest.mark.parametrize(("tdp", "legal"), [(True, True), (False, False)])
+def test_with_tdp_1_gib_pages_are_legal_if_the_host_has_them(tdp: bool, legal: bool) -> None:
+    """``guest_can_use_gbpages``: the processor, which walks too, knows nothing of the guest's CPUID."""
+    guest = Guest("64", host=HostConfig(tdp=tdp), cpu=CpuModel(maxphyaddr=40, gbpages=False))
+    paging = guest.vcpu.root_mmu.paging
+    assert paging is not None
+    assert bool(paging.rsvd[1][3] & 1 << 7) is not legal
+
+
+@pytest.mark.parametrize("host", [HostConfig(), HostConfig(tdp=True)], ids=["shadow", "tdp"])
+def test_each_comparison_is_told_to_a_watcher(host: HostConfig) -> None:
+    guest = Guest("64", host=host)
+    seen: list[RoleDecision | MmuLockHeld] = []
+    guest.kvm.watch = seen.append
+    mmu = guest.vcpu.root_mmu
+    roles = mmu.cpu_role, mmu.root_role
+    kvm_init_mmu(guest.vcpu)
+    kvm_init_mmu(guest.vcpu, force_role_reset=True)
+    guest.vcpu.cr4 ^= X86_CR4_SMEP
+    kvm_init_mmu(guest.vcpu)
+    decisions = [item for item in seen if isinstance(item, RoleDecision)]
+    assert [decision.unchanged for decision in decisions] == [True, False, False]
+    assert {decision.context for decision in decisions} == {"root_mmu"}
+    last = decisions[-1]
+    assert (last.old_cpu_role, last.old_root_role) == roles
+    assert (last.cpu_role, last.root_role, last.paging) == (mmu.cpu_role, mmu.root_role, mmu.paging)
+    assert last.old_paging != last.paging

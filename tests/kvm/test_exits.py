@@ -19,6 +19,7 @@ from mmulab.x86.insn import Instruction, Mnemonic
 from mmulab.x86.pferr import (
     ACC_ALL,
     ACC_WRITE_MASK,
+    PF_VECTOR,
     PFERR_FETCH_MASK,
     PFERR_PRESENT_MASK,
     PFERR_RSVD_MASK,
@@ -119,6 +120,19 @@ def test_amd_without_decode_assists_fetches_the_opcode() -> None:
             assert handle_instruction(guest.vcpu, insn, cs_l=True) is Verdict.DONE
         assert sum(isinstance(e, ev.kvm_mmu_pagetable_walk) for e in seen) == walks
         assert any(isinstance(e, ev.kvm_cr) for e in seen) == (vendor == "intel")
+
+
+def test_a_fault_on_the_opcode_of_an_intercepted_instruction_goes_to_the_guest() -> None:
+    """``emulate_on_interception`` emulates with type 0: it skips nothing, so the fetch's #PF is injected."""
+    guest = on("amd")
+    guest.vcpu.last_retry_eip = guest.vcpu.last_retry_addr = GVA
+    insn = Instruction(Mnemonic.MOV_CR, rip=GVA + 0x1000, code=b"\x0f\x22\xd8", value=0x200000, register=3)
+    assert handle_instruction(guest.vcpu, insn, cs_l=True) is Verdict.RESUME
+    assert guest.vcpu.exception == (PF_VECTOR, PFERR_FETCH_MASK, GVA + 0x1000)
+    assert guest.vcpu.cr3 != 0x200000
+    insn = Instruction(Mnemonic.INVLPG, rip=GVA, code=b"\x0f\x01\x3b", gva=GVA)
+    assert handle_instruction(guest.vcpu, insn, cs_l=True) is Verdict.DONE
+    assert (guest.vcpu.last_retry_eip, guest.vcpu.last_retry_addr) == (0, 0)
 
 
 @pytest.mark.parametrize("vendor", ["amd", "intel"])
