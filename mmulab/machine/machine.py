@@ -221,19 +221,29 @@ class Machine:
             kvm_tdp_mmu_invalidate_all_roots(self.kvm)
             kvm_tdp_mmu_zap_invalidated_roots(self.kvm)
 
-    def _backing_frame(self, gpa: int) -> int:
-        return self.memory.backing + (gpa >> 12)
+    def _backing_frame(self, offset: int, size: int) -> int:
+        """Return the frame in which `size` bytes of the backing begin.
+
+        Raises
+        ------
+        InputError
+            They do not all lie in it.
+        """
+        if not 0 <= offset <= self.config.backing_bytes - size:
+            held = f"the {self.config.backing_bytes:#x} bytes of the guest's backing"
+            raise InputError(f"{size:#x} bytes at {offset:#x} do not lie in {held}")
+        return self.memory.backing + (offset >> 12)
 
     def _host_write(self, gpa: int, size: int, value: int) -> None:
         """Store into the backing at an offset, behind KVM's back."""
-        self.memory.write(self._backing_frame(gpa) << 12 | gpa & 0xFFF, size, value)
+        self.memory.write(self._backing_frame(gpa, size) << 12 | gpa & 0xFFF, size, value)
 
     def _set_memslot(self, op: ops.SetMemslot) -> int:
         slot = KvmMemslot(
             op.id & 0xFFFF,
             op.gpa >> 12,
             op.size // FRAME_BYTES,
-            self._backing_frame(op.offset),
+            self._backing_frame(op.offset, op.size),
             flags=op.flags,
             as_id=op.id >> 16,
             host_level=2 if self.config.thp else 1,
@@ -255,8 +265,8 @@ class Machine:
         (``vma_adjust_trans_huge``, Linux 6.1 ``mm/huge_memory.c``) and leaves
         4 KiB pages where there was a huge one.
         """
-        first = self._backing_frame(gpa)
-        last = self._backing_frame(gpa + length - 1)
+        first = self._backing_frame(gpa, length)
+        last = self._backing_frame(gpa + length - 1, 1)
         lowest = self.memory.backing
         for edge in (first, last + 1):
             block = edge & ~511

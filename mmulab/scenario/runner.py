@@ -206,8 +206,10 @@ class Runner:
         return ops.Sysexit(vcpu=op.vcpu) if wanted else ops.Sysenter(vcpu=op.vcpu)
 
     def _aim_vmcb(self, gpa: int) -> None:
-        """Let L2 begin at the stub that tells the VMM of it."""
+        """Let L2 begin at the stub that tells the VMM of it; where no memory is, VMRUN will fault."""
         offset, size = VMCB["rip"]
+        if gpa + offset + size > self.scenario.header.backing_bytes:
+            return
         self.machine.execute(ops.HostWrite(size, gpa + offset, l2_rip(Stubs(HELPER_S, HELPER_U))))
 
     def _load_vmcs(self, index: int, op: ops.Vmrun) -> Iterator[Result]:

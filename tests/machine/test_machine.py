@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from mmulab import events as ev
+from mmulab.errors import InputError
 from mmulab.kvm.spte import shadow_format
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
@@ -192,3 +193,20 @@ def test_at_the_end_nothing_is_left(mode: str) -> None:
     assert not guest.kvm.page_hash
     assert guest.kvm.n_used_mmu_pages == 0
     assert not any(guest.slot.rmap)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        ops.HostWrite(8, 8 * MIB - 4, 1),
+        ops.SetMemslot(1, 0x1000000, 0x2000, 0, 8 * MIB - 0x1000),
+        ops.InvalidateHva(8 * MIB, 0x1000),
+    ],
+    ids=lambda op: type(op).__name__,
+)
+def test_what_the_guest_has_no_memory_for_is_refused(op: Op) -> None:
+    """Behind the backing lies nothing of the guest's; the last bytes of it are in order."""
+    guest = Guest("64")
+    with pytest.raises(InputError, match="do not lie in the 0x800000 bytes of the guest's backing"):
+        guest.machine.execute(op)
+    assert guest.machine.execute(ops.HostWrite(8, 8 * MIB - 8, 1)).kind is OutcomeKind.HOST
