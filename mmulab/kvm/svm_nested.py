@@ -11,6 +11,7 @@ APM 2, 15.5, 15.6 and appendix B.
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
@@ -71,6 +72,10 @@ VMCB = {
 }
 """Offset and size of the fields of a VMCB that concern paging, and its exit fields."""
 INTERCEPT_WORDS = 5
+INTERCEPT_EXCEPTION = 2
+"""Word of the intercepts that holds those of exceptions, by vector."""
+_INTERCEPTS_NOT_MODELLED = ("write_cr0", "cr0_sel_write", "ioio", "msr")
+_INTERCEPTS_NOT_MODELLED_WITH_NPT = ("write_cr3", "invlpg")
 _SAVED = ("efer", "cr0", "cr3", "cr4", "cr2", "rip")
 
 
@@ -155,12 +160,41 @@ def _write_vmcb(vcpu: Vcpu, gpa: int, field: str, value: int) -> None:
     kvm_write_guest(vcpu, gpa + offset, size, value & ((1 << 8 * size) - 1))
 
 
+def _refuse(vcpu: Vcpu, nested: SvmNested) -> None:
+    """Refuse intercepts of L1 that the model would not obey.
+
+    KVM runs L2 with L1's intercepts beside its own (``recalc_intercepts``). Here
+    an instruction or exception exits only if KVM itself intercepts it, so what
+    it leaves to the processor cannot be given to L1; of I/O and MSRs the
+    permission maps are not known.
+
+    Raises
+    ------
+    InputError
+    """
+    npt = vcpu.kvm.config.tdp
+    for reason in _INTERCEPTS_NOT_MODELLED + (_INTERCEPTS_NOT_MODELLED_WITH_NPT if npt else ()):
+        if nested.intercepted(SVM_EXITS[reason]):
+            raise InputError(f"the VMCB intercepts {reason} ({SVM_EXITS[reason]:#x}), which is not modelled")
+    exceptions = nested.intercepts[INTERCEPT_EXCEPTION] & ~(0 if npt else 1 << PF_VECTOR)
+    if exceptions:
+        known = "none is" if npt else f"only {1 << PF_VECTOR:#x} is"
+        raise InputError(f"the VMCB intercepts exceptions {exceptions:#x}; {known} modelled")
+
+
 def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
-    """Enter L2 with the VMCB at `gpa`; the vCPU's RIP is already behind L1's VMRUN."""
+    """Enter L2 with the VMCB at `gpa`; the vCPU's RIP is already behind L1's VMRUN.
+
+    Raises
+    ------
+    InputError
+        The VMCB intercepts what is not modelled.
+    """
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
     if slot is None or gpa & 0xFFF:
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return
+    vcpu.last_vmcb12_gpa = gpa
     control = {field: read_vmcb(vcpu, gpa, field) for field in VMCB}
     words = tuple(kvm_read_guest(vcpu, gpa + 4 * i, 4) or 0 for i in range(INTERCEPT_WORDS))
     nested = SvmNested(gpa, control, words)
@@ -169,6 +203,7 @@ def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
         for field in ("exit_info_1", "exit_info_2"):
             _write_vmcb(vcpu, gpa, field, 0)
         return
+    _refuse(vcpu, nested)
     nested.l1 = {"efer": vcpu.efer, "cr0": vcpu.cr0, "cr4": vcpu.cr4, "cr3": vcpu.cr3, "rip": vcpu.rip}
     _enter_svm_guest_mode(vcpu, nested, control)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
@@ -202,7 +237,6 @@ def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -
     _transition_tlb_flush(vcpu)
     vcpu.guest_mode = True
     vcpu.nested = nested
-    vcpu.last_vmcb12_gpa = nested.vmcb12_gpa
     if nested.npt:
         vcpu.mmu = vcpu.guest_mmu
         kvm_init_shadow_npt_mmu(vcpu, nested.l1["cr4"], nested.l1["efer"])

@@ -150,7 +150,8 @@ def npt_flush(l1: str, l0: int, kind: str) -> Scenario:
     own.map(VMCB_VA, VMCB_GPA)
     offset, value = (VMCB["asid"][0], 2) if kind == "asid" else (TLB_CONTROL, TLB_CONTROL_FLUSH_ALL_ASID)
     move = [
-        _write(TABLE_VA | entry & 0xFFF, MOVED | npt.leaf_flags, npt.mode.entry_bytes),
+        # The low half of an entry is enough, and code of 32 bits can write no more at once.
+        _write(TABLE_VA | entry & 0xFFF, MOVED | npt.leaf_flags),
         _write(VMCB_VA + offset, value),
     ]
     visit = [ops.Vmrun(VMCB_GPA), _read(GVA_LOWER), _read(GVA_UPPER), ops.Vmmcall()]
