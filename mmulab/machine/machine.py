@@ -266,7 +266,7 @@ class Machine:
         4 KiB pages where there was a huge one.
         """
         first = self._backing_frame(gpa, length)
-        last = self._backing_frame(gpa + length - 1, 1)
+        last = first + ((gpa & 0xFFF) + length - 1 >> 12)
         lowest = self.memory.backing
         for edge in (first, last + 1):
             block = edge & ~511
