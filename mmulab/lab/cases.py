@@ -33,6 +33,7 @@ from mmulab.lab.cases_flush import ept_dirty_log, ept_roots, npt_dirty_log, npt_
 from mmulab.lab.cases_mixed import (
     mixed_access,
     mixed_direct,
+    mixed_halves,
     mixed_modes,
     mixed_npt_modes,
     mixed_npt_nx,
@@ -172,6 +173,8 @@ def _mixed() -> Iterator[Case]:
             yield Case(f"mixed-{rule}-{mode}", "npt=0, 4-level", f"{words}, {name} off and on", "", make)
         ways = f"{words}, a table by three ways"
         yield Case(f"mixed-access-{mode}", "npt=0, 4-level", ways, "", partial(mixed_access, mode))
+    halves = "32-bit, two halves of a table"
+    yield Case("mixed-halves-32", "npt=0, 4-level", halves, "", mixed_halves)
     yield Case("mixed-direct-pae", "npt=0, 4-level", "PAE, paging off and on", "", mixed_direct)
     turn = "32-bit, PAE, 4-level in turn"
     for l0 in (4, 5):

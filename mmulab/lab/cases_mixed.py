@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from mmulab.kvm.svm_nested import VMCB
 from mmulab.lab.cases_build import (
     GVA_LOWER,
+    GVA_UPPER,
     L1_ROOT,
     LOWER,
     MOVED,
@@ -133,6 +134,17 @@ def mixed_access(mode: str) -> Scenario:
     accesses = [_write(GVA_LOWER), _write(read_only), _read(read_only), _write(supervisor)]
     users = [_read(GVA_LOWER, Mode.USER), _read(supervisor, Mode.USER), _write(read_only, mode=Mode.USER)]
     return _done(builder, [*accesses, *users, _read(GVA_LOWER)])
+
+
+def mixed_halves() -> Scenario:
+    """Return a 32-bit guest that goes back and forth between the two halves of one table.
+
+    Each half is a shadow page of its own, told apart by its quadrant alone.
+    """
+    builder, tables, _ = _guest("32")
+    tables.map(GVA_LOWER, LOWER)
+    tables.map(GVA_UPPER, UPPER)
+    return _done(builder, [_read(GVA_LOWER), _read(GVA_UPPER), _write(GVA_LOWER), _read(GVA_UPPER)])
 
 
 def mixed_direct() -> Scenario:
