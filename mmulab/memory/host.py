@@ -150,7 +150,8 @@ class HostMemory:
 
     def fill(self, hpa: int, length: int, byte: int) -> None:
         """Set `length` bytes from `hpa` to `byte`."""
-        self.bytes[hpa : hpa + length] = bytes([byte]) * length
+        # Not through the memoryview: that needs a second copy of what is filled.
+        self.frames.view(np.uint8).reshape(-1)[hpa : hpa + length] = byte
         first, last = hpa >> 12, (hpa + max(length, 1) - 1) >> 12
         self.written[first : last + 1] = self.epoch
 
