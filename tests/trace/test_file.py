@@ -14,9 +14,14 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.kvm.derivation import parity
 from mmulab.kvm.design import Passthrough
+from mmulab.kvm.validity import Validity
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.record import record
+from mmulab.scenario.runner import Runner
 from mmulab.trace.file import HEADER, open_recording, save
-from mmulab.trace.recording import Recording
+from mmulab.trace.recorder import Recorder
+from mmulab.trace.recording import Info, Recording
 from tests.trace.conftest import scenario
 
 
@@ -40,6 +45,22 @@ def test_same_recording_is_the_same_bytes(path: Path, tmp_path: Path) -> None:
     save(open_recording(path), tmp_path / "b.mmr")
     assert (tmp_path / "b.mmr").read_bytes() == path.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mmr", "b.mmr"]
+
+
+def test_a_change_of_cpuid_and_the_marker_come_back(tmp_path: Path) -> None:
+    """The guest's CPUID is state: it has its old value before the op and its new one after it."""
+    marker = Validity("own", "a marker of a notebook's", "", (("root_role.invalid", 1),))
+    built = ScenarioBuilder("np").op("cpuid maxphyaddr 24").op("nop").build()
+    runner = Runner(built, config=replace(machine_config(built), validity=marker))
+    recorder = Recorder(runner.machine, info=Info("", "", None, {}), interval=1)
+    assert [result.outcome.result for result in runner.results()][1] == 0
+    save(recorder.finish(), tmp_path / "a.mmr")
+    opened = open_recording(tmp_path / "a.mmr")
+    assert opened.config.validity == marker
+    widths = [opened.visit(opened.moment(n)).machine.kvm.vcpus[0].cpu.maxphyaddr for n in range(len(opened))]
+    assert widths[0] == 40
+    assert widths[-1] == 36
+    assert widths == sorted(widths, reverse=True)
 
 
 def refused(path: Path, **options: Any) -> str:
