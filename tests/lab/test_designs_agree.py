@@ -45,7 +45,7 @@ SAMPLE = (
     "nested-ept/ept-fuzz-ad-00",
 )
 TWICE = {"sh/mode-switch": {0x80, 0x81, 0x84, 0x85}}
-"""Pages that the recorded scenarios use in PAE and in 64-bit paging: directory and table, of data and helpers."""
+"""gfns that a recorded scenario uses in PAE and in 64-bit paging: directories and tables."""
 
 
 class Ran(NamedTuple):

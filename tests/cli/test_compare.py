@@ -1,0 +1,163 @@
+"""``mmulab compare``: the matrix, the costs, what a wrong cell shows, its JSON, its messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmulab.cli import compare as command
+from mmulab.cli.main import INTERRUPTED, run
+from mmulab.kvm.design import DESIGNS
+from mmulab.lab.cases import find_cases
+from mmulab.lab.compare import Cell, compare_each
+
+Out = pytest.CaptureFixture[str]
+SWITCH = "la57-switch-npt-4to5-l0-5"
+
+
+def test_the_matrix_shows_who_is_wrong_where(capsys: Out) -> None:
+    assert run(["compare", "--designs", "D0,D4,glevel,D8", "--cases", "la57-switch-*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["case", "D0", "D4", "D1", "D8"]
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:7]}
+    assert rows[SWITCH].split("  ")[-1].strip() == "(op 8)"
+    assert rows[SWITCH].split()[:4] == ["op", "8", "ok", "ok"]
+    assert rows["la57-switch-shadow-4to5-l0-5"].split() == ["ok"] * 4
+
+
+def test_a_wrong_cell_shows_access_page_and_missing_bit(capsys: Out) -> None:
+    run(["compare", "--designs", "D0", "--cases", SWITCH])
+    text = capsys.readouterr().out
+    block = text[text.index("D0 pre_fix on") :].splitlines()
+    assert block == [
+        f"D0 pre_fix on {SWITCH}: wrong in op 8 'rd s 4 3000' at gva 0x3000",
+        "    expected: gpa 0x300000",
+        "    reached:  gpa 0x100000; ok rip=1802 rax=c0de0100",
+        "    shared:   gfn 0x14 under 0x21705, made in op 0, found again in op 7",
+        "    missing:  passthrough (passthrough's words: 0x61705 made, 0x21705 wanted)",
+    ]
+
+
+def test_costs_are_sums_over_the_cases(capsys: Out) -> None:
+    run(["compare", "--designs", "D4,D5", "--cases", "conformance/sh/mode-switch"])
+    lines = capsys.readouterr().out.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("design "))
+    d4, d5 = (line.split()[2:] for line in lines[head + 1 : head + 3])
+    assert d4[:4] == ["1/1", "27", "5", "290"]
+    assert int(d5[4]) == int(d4[4]) + 4
+    assert d5[6:8] == ["4", "4"]
+
+
+def test_details_tell_which_field_did_the_work(capsys: Out) -> None:
+    run(["compare", "--designs", "D4", "--cases", "la57-switch-npt-*", "--details"])
+    text = capsys.readouterr().out
+    assert "alone told apart: " in text
+    (alone,) = [line for line in text.splitlines() if "alone told apart" in line]
+    (never,) = [line for line in text.splitlines() if "never alone" in line]
+    assert "passthrough 2" in alone
+    assert "has_4_byte_gpte" in never
+    assert f"{SWITCH} passthrough: shadow pages " in text
+
+
+def test_json_has_one_object_a_cell(capsys: Out) -> None:
+    assert run(["compare", "--designs", "pre_fix,D3", "--cases", f"{SWITCH},shadow-32-l0-4", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(r["case"], r["design"], r["design_id"], r["verdict"]) for r in records] == [
+        (SWITCH, "pre_fix", "D0", "wrong"),
+        (SWITCH, "target_level", "D3", "correct"),
+        ("shadow-32-l0-4", "pre_fix", "D0", "correct"),
+        ("shadow-32-l0-4", "target_level", "D3", "correct"),
+    ]
+    wrong = records[0]["first_wrong"]
+    assert (wrong["op"], wrong["expected"], wrong["reached"]) == (8, 0x300000, 0x100000)
+    assert [r["first_wrong"] for r in records[1:]] == [None] * 3
+    assert all({"shadow_pages", "base_bits", "in_its_time", "collision", "zaps"} <= set(r) for r in records)
+
+
+def test_roots_and_derivation_are_those_asked_for(capsys: Out) -> None:
+    works = ["--designs", "D4", "--cases", "shadow-32-l0-4", "--json"]
+    pages = {}
+    for roots in ("special", "shadow"):
+        assert run(["compare", *works, "--roots", roots]) == 0
+        (record,) = json.loads(capsys.readouterr().out)
+        pages[roots] = record["shadow_pages"]
+        assert record["verdict"] == "correct"
+    assert pages["shadow"] == pages["special"] - 4 + 3, "a portal and the two directories in use, not four"
+    run(["compare", "--designs", "D4", "--cases", "mixed-halves-32", "--derivation", "copied"])
+    assert "missing:  quadrant" in capsys.readouterr().out
+
+
+def test_a_boot_and_its_limit(capsys: Out) -> None:
+    run(["compare", "--designs", "D4", "--cases", "stream/boot-686-nonpae", "--limit", "5000", "--json"])
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["case"], record["verdict"]) == ("stream/boot-686-nonpae", "correct")
+
+
+OWN = """
+from mmulab.kvm.design import Passthrough
+
+class Own(Passthrough):
+    id, name = "X", "own"
+
+    def pack(self, facts, cpu):
+        return super().pack(facts._replace(cr0_wp=True), cpu)
+"""
+
+
+def test_a_design_of_the_users_own_comes_from_a_file(tmp_path: Path, capsys: Out) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(OWN)
+    assert run(["compare", "--designs", f"D4,{source}:Own", "--cases", "mixed-wp-64,mixed-access-64"]) == 0
+    text = capsys.readouterr().out
+    assert "X own on mixed-wp-64: wrong in op 3" in text
+    assert "missing:  cr0_wp" in text
+    assert "own on mixed-access-64" not in text
+
+
+def test_what_6_1_does_itself_is_no_designs_fault(capsys: Out) -> None:
+    run(["compare", "--designs", "D0,D4", "--cases", "nonpt-shadow-32-l2-np-l0-4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["nonpt-shadow-32-l2-np-l0-4", "6.1", "6.1"]
+    assert not any(" on nonpt-shadow" in line for line in lines)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupted_run_shows_what_is_finished(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[list[Cell]]:
+        yield from list(compare_each([DESIGNS["passthrough"]], find_cases(["shadow-32-l0-4"])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compare_each", interrupted)
+    arguments = ["compare", "--designs", "D4", "--cases", "shadow-32-l0-4,shadow-64-l0-4"]
+    assert run([*arguments, "--json"] if as_json else arguments) == INTERRUPTED
+    shown = capsys.readouterr()
+    assert shown.err == "mmulab: interrupted\n"
+    if as_json:
+        assert [record["case"] for record in json.loads(shown.out)] == ["shadow-32-l0-4"]
+    else:
+        assert "shadow-32-l0-4" in shown.out
+        assert "shadow-64-l0-4" not in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--designs", "D4,D9"], "role design 'D9': unknown; the designs are D0 pre_fix"),
+        (["--designs", "D4,passthrough"], "role design 'passthrough' is there 2 times"),
+        (["--cases", "shadow-58"], "case 'shadow-58': no case is called so"),
+        (["--derivation", "guessed"], "derivation 'guessed': unknown"),
+        (["--roots", "none"], "root strategy 'none': unknown; the strategies are special, shadow, one_off"),
+    ],
+)
+def test_unknown_names_are_bad_input(arguments: list[str], message: str, capsys: Out) -> None:
+    assert run(["compare", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"mmulab: {message}")
+    assert shown.err.count("\n") == 1
