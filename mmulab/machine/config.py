@@ -28,7 +28,7 @@ def changed_cpu(cpu: CpuModel, feature: str, value: int) -> CpuModel:
     if feature != "maxphyaddr":
         if value not in (0, 1):
             raise InputError(f"CPUID feature {feature} is {value:x}, expected 0 or 1")
-        return replace(cpu, **{feature: bool(value)})
+        return replace(cpu, **{feature: bool(value)})  # type: ignore[arg-type]
     low, high = MAXPHYADDR_LIMITS
     if not low <= value <= high:
         raise InputError(f"maxphyaddr is {value:x}, expected {low:x} to {high:x} (hexadecimal)")
