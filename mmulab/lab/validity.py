@@ -313,7 +313,8 @@ class ValidityMatrix:
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f'<th scope="col" title="{escape(marker.summary)}">{escape(marker.name).replace("_", "_<wbr>")}</th>'
+            f'<th scope="col" title="{escape(marker.summary)}">'
+            f"{escape(marker.name).replace('_', '_<wbr>')}</th>"
             for marker in self.markers
         )
         body = "".join(self._row_html(witness) for witness in self.witnesses)
