@@ -79,7 +79,16 @@ def _nested(header: Header, structure: int, five: bool) -> Iterator[str]:
     else:
         at = VMCS12["secondary_vm_exec_control"].offset
         control, name = SECONDARY_EXEC_ENABLE_EPT, "nested EPT"
-    if any(value.gpa == structure + at and value.value & control for value in header.values):
+    if _byte(header, structure + at) & control:
         yield name
         if five and header.vendor == "amd":
             yield "5-level nested NPT host"
+
+
+def _byte(header: Header, gpa: int) -> int:
+    """Return a byte of memory as it is in the beginning, 0 where a control block was not filled in."""
+    found = 0
+    for value in header.values:
+        if value.gpa <= gpa < value.gpa + value.size:
+            found = value.value >> 8 * (gpa - value.gpa) & 0xFF
+    return found
