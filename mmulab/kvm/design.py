@@ -201,14 +201,14 @@ class GuestLevel(RoleDesign):
 class PassthroughLevels(RoleDesign):
     """How many levels from here down shadow nothing; all of them make a direct page.
 
-    Proposed in the replies to V3 (13 and 14 April 2022), quoted in the mail on
-    "Introduce role.glevel for level expanded pagetable".
+    Proposed as ``passthrough_delta`` in the reply to V3, Message-Id YlXvtMqWpyM9Bjox@google.com,
+    and so named, with ``direct`` dropped, in the next (13 April 2022).
     """
 
     id = "D2"
     name = "passthrough_levels"
     summary = "a count of levels without a guest table; as many as the level: direct"
-    source = "reply to 20220330132152.4568-3"
+    source = "YlXvtMqWpyM9Bjox@google.com, caffa434-5644-ee73-1636-45a87517bae2@redhat.com"
     layout = _layout(BitField("passthrough_levels", 3), fixed=("direct",))
     sync_ignored = ("level", "access", "quadrant", "passthrough_levels")
 
@@ -239,13 +239,14 @@ class PassthroughLevels(RoleDesign):
 class TargetLevel(RoleDesign):
     """The level of the guest table that is shadowed, 0 for a direct page, which drops ``direct``.
 
-    Proposed in the same replies as ``passthrough_levels``.
+    Named in Message-Id caffa434-5644-ee73-1636-45a87517bae2@redhat.com; that 0 stands
+    for ``direct`` is in YlbtEorfabzkRucF@google.com (13 April 2022).
     """
 
     id = "D3"
     name = "target_level"
     summary = "the level of the guest table shadowed, 0 if none: direct"
-    source = "reply to 20220330132152.4568-3"
+    source = "caffa434-5644-ee73-1636-45a87517bae2@redhat.com, YlbtEorfabzkRucF@google.com"
     layout = _layout(BitField("target_level", 3), fixed=("direct",))
     sync_ignored = ("level", "access", "quadrant", "target_level")
 
@@ -281,7 +282,7 @@ class CpuModeWithPassthrough(RoleDesign):
     id = "D6"
     name = "cpu_mode_passthrough"
     summary = "cr4_pae and efer_lma in the key, cr4_la57 not, and a passthrough bit"
-    source = "reply to 20220330132152.4568-3"
+    source = "YlhC86CFDRghdd5v@google.com"
     layout = _layout(
         BitField("cr4_pae", 1),
         BitField("efer_lma", 1),
@@ -308,7 +309,7 @@ class CpuModeWithPassthrough(RoleDesign):
 class CpuMode(CpuModeWithPassthrough):
     """CR4.PAE, EFER.LMA and CR4.LA57 in the key; what passes through follows from them.
 
-    Proposed in the mail on "Introduce role.glevel for level expanded pagetable":
+    Proposed in Message-Id YlhC86CFDRghdd5v@google.com (14 April 2022):
     pages are no longer shared between 64-bit paging and PAE paging.
     """
 
@@ -340,7 +341,7 @@ class GuestLevels(RoleDesign):
     id = "D7"
     name = "glevels"
     summary = "before 2.6.35: the guest's levels, no CR0.WP, no SMEP, no nesting"
-    source = "before 2.6.35 (KVM: MMU: Replace role.glevels with role.cr4_pae)"
+    source = "before 5b7e0102ae74 (2.6.35)"
     layout = RoleLayout(
         (
             BitField("glevels", 4),
@@ -382,7 +383,7 @@ class Cr4Pae(RoleDesign):
     id = "D8"
     name = "cr4_pae"
     summary = "5.0's word: 8-byte entries by CR4.PAE, direct pages of all modes shared, no portal"
-    source = "before 47c42e6b4192"
+    source = "before 47c42e6b4192 (5.1)"
     layout = _layout(BitField("cr4_pae", 1), fixed=("has_4_byte_gpte",))
 
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
