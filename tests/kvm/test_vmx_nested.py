@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
@@ -16,6 +16,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import MODES
 from mmulab.x86.regs import X86_CR4_VMXE
+from tests.kvm.l1 import run, vmx, work
 
 VMCS, VMXON_REGION = 0xB000, 0xC000
 L1_ROOT = 0x10000
@@ -216,3 +217,24 @@ def test_fields_do_not_overlap(data: st.DataObject) -> None:
         wanted[name] = data.draw(st.integers(0, (1 << 8 * VMCS12[name].size) - 1))
         vmx.put(name, wanted[name])
     assert {name: vmx.get(name) for name in wanted} == wanted
+
+
+EPT_WORLDS = [
+    ("np", 4, True),
+    ("np", 5, False),
+    ("64", 4, True),
+    ("64", 5, False),
+    ("32", 4, False),
+    ("pae", 4, True),
+]
+
+
+@pytest.mark.parametrize(("l2", "levels", "ad"), EPT_WORLDS)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_l2_follows_both_tables_after_any_edit_and_invept(
+    l2: str, levels: int, ad: bool, data: st.DataObject
+) -> None:
+    """Rights, misconfigurations and A/D bits of L1's EPT, and L2's own tables."""
+    for access in run(data.draw(work(vmx(l2, levels, ad=ad)))):
+        access.check()
