@@ -158,14 +158,14 @@ def _wrong(cell: Cell) -> Iterator[str]:
     yield f"    expected: {wanted}"
     yield f"    reached:  {reached}{wrong.seen}"
     if shared is None:
-        yield "    shared:   no page that the default design looks up as another one"
+        yield "    shared:   no page that a correct design looks up as another one"
         return
     yield (
         f"    shared:   gfn {shared.gfn:#x} under {shared.shared:#x}, made in op {shared.made_op}, "
         f"found again in op {shared.op}"
     )
     yield (
-        f"    missing:  {', '.join(shared.differ)} (passthrough's words: {shared.made:#x} made, "
+        f"    missing:  {', '.join(shared.differ)} ({shared.reference.name}'s words: {shared.made:#x} made, "
         f"{shared.wanted:#x} wanted)"
     )
 

@@ -14,21 +14,23 @@ __all__ = ["Collision", "collision"]
 
 @dataclass(frozen=True, slots=True)
 class Collision:
-    """Two pages of the default design under one word of another design.
+    """Two pages of a correct design under one word of another design.
 
     Attributes
     ----------
     op : int
-        The op in which the shared page was found where the default design makes one.
+        The op in which the shared page was found where the correct design makes one.
     gfn : int
     shared : int
         The other design's word for both.
     made, wanted : int
-        The default design's words: of the page that was there, and of the one that was wanted.
+        The correct design's words: of the page that was there, and of the one that was wanted.
     made_op : int
         The op for which the page that was there was made.
     differ : tuple of str
-        Facts in which the default's words differ: what the other design does not say.
+        Fields in which the correct design's words differ: what the other one does not say.
+    reference : RoleDesign
+        The correct design.
     """
 
     op: int
@@ -38,10 +40,12 @@ class Collision:
     wanted: int
     made_op: int
     differ: tuple[str, ...]
+    reference: RoleDesign
 
     def record(self) -> dict[str, object]:
         """Return the collision as JSON holds it."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"differ": list(self.differ)}
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"differ": list(self.differ), "reference": self.reference.name}
 
     def __str__(self) -> str:
         return (
@@ -51,13 +55,9 @@ class Collision:
 
 
 def collision(
-    design: RoleDesign,
-    lookups: Sequence[Lookup],
-    default: RoleDesign,
-    its_lookups: Sequence[Lookup],
-    until: int,
+    lookups: Sequence[Lookup], reference: RoleDesign, its_lookups: Sequence[Lookup], until: int
 ) -> Collision | None:
-    """Find the first page that `design` found where the default design made one.
+    """Find the first page that a design found where a correct one made another.
 
     Lookups are set side by side by op, gfn and order, so that what the designs
     do besides does not matter. A page that is reached through entries that are
@@ -65,9 +65,12 @@ def collision(
 
     Parameters
     ----------
-    design, default : RoleDesign
-    lookups, its_lookups : sequence of Lookup
-        Of a run of each on the same work.
+    lookups : sequence of Lookup
+        Of the design's run.
+    reference : RoleDesign
+        A correct design.
+    its_lookups : sequence of Lookup
+        Of its run on the same work.
     until : int
         The op whose access went wrong; later lookups are not looked at.
 
@@ -88,9 +91,9 @@ def collision(
             first[page] = ours.op, other.role
         elif other.created and page in first and first[page][1] != other.role:
             made_op, made = first[page]
-            one, two = default.facts(made)._asdict(), default.facts(other.role)._asdict()
+            one, two = reference.layout.unpack(made), reference.layout.unpack(other.role)
             differ = tuple(name for name, value in one.items() if two[name] != value)
-            return Collision(ours.op, ours.gfn, ours.role, made, other.role, made_op, differ)
+            return Collision(ours.op, ours.gfn, ours.role, made, other.role, made_op, differ, reference)
     return None
 
 

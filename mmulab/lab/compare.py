@@ -3,8 +3,9 @@
 A design is wrong on a piece of work from the first access on that does not go
 where it should. For a built case the guest's own tables say where that is, for
 a recording the real guest's outcomes, for a boot the recorded addresses. Beside
-each wrong design runs the default one, to show which page was shared and what
-the word does not say.
+each wrong design runs a correct one, to show which page was shared and what the
+word does not say: the default design, and for other roots than its own
+``glevel``, whose series brought them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 WORD_BITS = 32
 """``union kvm_mmu_page_role`` is one ``u32``."""
 DEFAULT = DESIGNS["passthrough"]
-"""What runs beside a wrong design."""
+"""What runs beside a design."""
+_OTHER_ROOTS = DESIGNS["glevel"]
+"""What runs beside a design whose roots are others than the default's."""
 
 
 @dataclass(frozen=True)
@@ -287,15 +290,29 @@ def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[C
     runs = [default if same and design is DEFAULT else run(design, derivation) for design in designs]
     correct = [found for found in (default, *runs) if found.wrong is None]
     coarsest = min(correct, key=lambda found: found.observed.created, default=None)
-    return [_cell(case, found, default, coarsest, needs) for found in runs]
+    references = {DEFAULT.root_strategy.name: default}
+
+    def reference(roots: str) -> _Run:
+        if roots not in references:
+            references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), "parity")
+        return references[roots]
+
+    return [_cell(case, found, default, coarsest, needs, reference) for found in runs]
 
 
-def _cell(case: Case, run: _Run, default: _Run, coarsest: _Run | None, needs: frozenset[str]) -> Cell:
+def _cell(
+    case: Case,
+    run: _Run,
+    default: _Run,
+    coarsest: _Run | None,
+    needs: frozenset[str],
+    reference: Callable[[str], _Run],
+) -> Cell:
     wrong, shared = run.wrong, None
     as_default = wrong == default.wrong
     if wrong is not None and not as_default:
-        theirs = default.observed.lookups
-        shared = collision(run.design, run.observed.lookups, default.design, theirs, wrong.op)
+        beside = reference(run.design.root_strategy.name)
+        shared = collision(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op)
     name, base = ("", None) if coarsest is None else (coarsest.design.name, coarsest.observed)
     measures = measure(run.design, run.observed, name, base)
     return Cell(run.design, case, wrong, measures, shared, in_its_time(run.design, needs), as_default)

@@ -5,25 +5,23 @@ from __future__ import annotations
 from mmulab.kvm.design import DESIGNS
 from mmulab.lab.collision import Collision, collision
 from mmulab.lab.measures import Lookup
-from tests.lab.forgetful import forgetting
 
 D4 = DESIGNS["passthrough"]
-BLIND = forgetting("cr0_wp")
 ON = D4.layout.pack(level=3, access=7, cr0_wp=1)
 OFF = D4.layout.pack(level=3, access=7)
 KEY = OFF
-"""What the blind design has for both."""
+"""What a design without CR0.WP has for both."""
 
 
 def found(ours: list[Lookup], theirs: list[Lookup], until: int = 9) -> Collision | None:
-    return collision(BLIND, ours, D4, theirs, until)
+    return collision(ours, D4, theirs, until)
 
 
 def test_the_words_and_the_fact_that_differs() -> None:
     ours = [Lookup(1, 5, KEY, True), Lookup(4, 5, KEY, False)]
     theirs = [Lookup(1, 5, ON, True), Lookup(4, 5, OFF, True)]
     shared = found(ours, theirs)
-    assert shared == Collision(4, 5, KEY, ON, OFF, 1, ("cr0_wp",))
+    assert shared == Collision(4, 5, KEY, ON, OFF, 1, ("cr0_wp",), D4)
     assert shared.record() == {
         "op": 4,
         "gfn": 5,
@@ -32,6 +30,7 @@ def test_the_words_and_the_fact_that_differs() -> None:
         "wanted": OFF,
         "made_op": 1,
         "differ": ["cr0_wp"],
+        "reference": "passthrough",
     }
     assert str(shared) == (
         f"gfn 0x5: the page of op 1 is found again in op 4 under {KEY:#x}; it is not the one wanted: cr0_wp"

@@ -204,6 +204,18 @@ def test_a_copied_quadrant_is_found_on_a_case_and_on_a_boot() -> None:
     assert compare(["D4"], works).cell("passthrough", works[1].name).first_wrong is None
 
 
+def test_the_merged_bit_is_too_little_where_all_roots_are_shadow_pages() -> None:
+    """Two portals above another level: glevel tells them apart, one bit does not."""
+    designs = [DESIGNS[name].with_root_strategy("shadow") for name in CORRECT]
+    found = compare(designs, find_works(["portal-switch-npt-l0-5"]))
+    assert [cell.design.id for cell in found.cells if cell.first_wrong] == ["D4"]
+    shared = found.cell("passthrough", "portal-switch-npt-l0-5").collision
+    assert shared is not None
+    assert (shared.reference.name, shared.differ) == ("glevel", ("glevel",))
+    levels = [shared.reference.layout.get(word, "glevel") for word in (shared.made, shared.wanted)]
+    assert levels == [2, 4], "above PAE's directories, then above the 4-level root"
+
+
 class Stops(Passthrough):
     """A user's design with a fault of some kind, met when a page of level 1 is looked at."""
 
