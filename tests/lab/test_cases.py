@@ -56,6 +56,10 @@ def test_no_case_is_missing() -> None:
         "la57-switch-npt-4to5-l0-5",
         "la57-switch-npt-5to4-l0-5",
     ]
+    for mode in ("32", "pae", "64"):
+        assert {f"mixed-{rule}-{mode}" for rule in ("wp", "smep", "smap", "access")} <= set(names)
+    for kind in ("modes", "modes-l2", "npt-modes", "npt-nx"):
+        assert {f"mixed-{kind}-l0-4", f"mixed-{kind}-l0-5"} <= set(names)
     assert {"ept-ad", "ept-noad", "ept-5-level-ad", "ept-5-level-noad"} <= set(names)
     assert [name for name in names if name.startswith("host-32-")] == [
         f"host-32-{kind}" for kind in ("npt-32", "npt-pae", "shadow-32", "shadow-pae", "tdp-32")
