@@ -224,8 +224,10 @@ def roots_looked_up(results: list[Result]) -> list[int]:
         (f"invept 1 {FIRST & ~(1 << 6):x} 0", [1, 5]),
         (f"invept 1 {FIRST + 0x1000:x} 0", [1]),
         ("invvpid 2 0 0", [1]),
+        (LOAD, [1]),
+        (f"vmclear {CONTROL_PAGE:x}", [1, 5]),
     ],
-    ids=["none", "global", "this", "this without A/D", "another", "by VPID"],
+    ids=["none", "global", "this", "this without A/D", "another", "by VPID", "loaded again", "cleared"],
 )
 def test_roots_go_by_the_address_in_the_pointer(op: str, looked: list[int]) -> None:
     """Roots stay over exits; a pointer's flags do not count (``nested_ept_root_matches``)."""
@@ -253,6 +255,7 @@ def switching() -> World:
     other.map(NGPAS[0], PAGES[2])
     for index, pointer in enumerate((FIRST, ept_pointer(SECOND_ROOT, 4, ad=True), FIRST | 1 << 7)):
         made.builder.value(8, EPTP_LIST + 8 * index, pointer)
+    made.builder.value(8, EPTP_LIST + 8 * 512, FIRST)
     return made
 
 
