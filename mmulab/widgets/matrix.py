@@ -20,12 +20,13 @@ import ipywidgets
 
 __all__ = ["Column", "Matrix", "Row", "Verdict"]
 
-_LABEL, _CELL = "17rem", "4.3rem"
+_LABEL, _CELL = "21rem", "4.3rem"
 _STYLE = """
 .ID { font: 13px/1.35 "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff; overflow-x: auto; }
-.ID table { border-collapse: collapse; margin: 0.5rem 0; font-size: 13px; }
+.ID > table { border-collapse: collapse; margin: 0.5rem 0; font-size: 13px; }
 .ID .head, .ID .cell { box-sizing: border-box; min-width: CELL; text-align: center; white-space: nowrap; }
-.ID th, .ID td { border: 1px solid #ccc; padding: 2px 4px; font-weight: normal; vertical-align: middle; }
+.ID > table th, .ID > table td { border: 1px solid #ccc; padding: 2px 4px; }
+.ID > table th, .ID > table td { font-weight: normal; vertical-align: middle; }
 .ID .head b { display: block; }
 .ID .head span { font-size: 10px; line-height: 1.2; display: block; }
 .ID .head b { font-size: 13px; }

@@ -48,12 +48,14 @@ def jupyterlab(notebook: Path, folder: Path) -> Iterator[str]:
     log = subprocess.PIPE
     with subprocess.Popen(command, env={**os.environ, **own}, stderr=log, text=True, cwd=folder) as process:
         assert process.stderr is not None
-        found = next(filter(None, map(ADDRESS.search, process.stderr)), None)
-        assert found, "the server ended without saying its address"
-        _wait_until_it_listens(process, int(found[1].rpartition(":")[2]))
-        yield f"{found[1]}/lab/tree/{notebook.name}{found[2]}"
-        process.terminate()
-        process.communicate()
+        try:
+            found = next(filter(None, map(ADDRESS.search, process.stderr)), None)
+            assert found, "the server ended without saying its address"
+            _wait_until_it_listens(process, int(found[1].rpartition(":")[2]))
+            yield f"{found[1]}/lab/tree/{notebook.name}{found[2]}"
+        finally:  # after a failure too, or the failure waits for the server to end
+            process.terminate()
+            process.communicate()
 
 
 def _wait_until_it_listens(process: subprocess.Popen[str], port: int) -> None:

@@ -6,16 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nbformat
 import pytest
 
 from mmulab.lab.report import report
+from tests.browser.lab import PATIENCE, jupyterlab, run_all
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.browser.conftest import OfflinePage
 
 OpenPage = Callable[..., "OfflinePage"]
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "role_designs.ipynb"
 CASE = "la57-switch-npt-4to5-l0-5"
+CELLS = (
+    """
+from mmulab.lab.compare import compare
+from mmulab.lab.design_matrix import design_matrix
+from mmulab.lab.works import find_works
+
+design_matrix(compare(["D0", "D4"], find_works(["la57-switch-npt-*"])))
+""",
+    "print('shown')",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +82,13 @@ def test_no_id_is_there_twice(offline_page: OpenPage, exported: Path) -> None:
     assert len(set(ids)) == len(ids) > 20
 
 
+def test_panels_keep_their_own_style(offline_page: OpenPage, exported: Path) -> None:
+    page = offline_page(exported).page
+    page.locator(".matrix").first.get_by_role("link", name="✗ op 8").first.click()
+    cell = page.locator(".matrix section.view td").filter(visible=True).first
+    assert cell.evaluate("cell => getComputedStyle(cell).borderLeftWidth") == "0px"
+
+
 def test_folded_cases_can_be_read(offline_page: OpenPage, exported: Path) -> None:
     page = offline_page(exported, scripts=False).page
     folded = page.locator(".matrix details").first
@@ -84,3 +105,27 @@ def test_matrix_fits_the_page(offline_page: OpenPage, exported: Path) -> None:
         "cells => cells.map(cell => parseFloat(getComputedStyle(cell).fontSize))"
     )
     assert min(sizes) >= 11
+
+
+@pytest.mark.slow
+def test_click_in_jupyterlab_opens_the_stepper_at_the_wrong_page(chromium: Browser, tmp_path: Path) -> None:
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    source = tmp_path / "matrix.ipynb"
+    nbformat.write(notebook, source)
+    (tmp_path / "served").mkdir()
+    context = chromium.new_context(viewport={"width": 1400, "height": 3000})
+    page = context.new_page()
+    with jupyterlab(source, tmp_path / "served") as server:
+        remote = run_all(page, server, last="shown")
+        wrong = page.get_by_role("button", name="✗ op 8")
+        assert wrong.count() == 2
+        assert not page.get_by_role("slider").first.is_visible()
+        wrong.first.click()
+        page.get_by_role("button", name="Next ▶").wait_for(timeout=PATIENCE)
+        output = page.locator(".jp-OutputArea-output", has=wrong.first)
+        assert "KVM finds the shadow page of gfn 0x14" in output.inner_text()
+        assert f"{CASE} under D0: op 8" in output.inner_text()
+        assert remote == []
+    context.close()
