@@ -67,8 +67,9 @@ def _write(gva: int, value: int = VALUE, mode: Mode = Mode.SUPERVISOR) -> Op:
     return ops.Write(mode, 4, gva, value)
 
 
-def _execute(gva: int, mode: Mode = Mode.SUPERVISOR) -> Op:
-    return ops.Execute(mode, gva)
+def _execute(page: int) -> Op:
+    """Return a fetch from the middle of a page, where the mark is not and a NOP is."""
+    return ops.Execute(Mode.SUPERVISOR, page | 0x800)
 
 
 def _done(builder: ScenarioBuilder, steps: list[Op]) -> Scenario:

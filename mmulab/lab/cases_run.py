@@ -39,9 +39,11 @@ frame that is not there, a fault that never ends (``StuckError``) or a way down
 that goes in circles (``RecursionError``), and a value that the word has no room
 for. That is the design's verdict, not an error of the program. Not among them
 are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
-design and deserve their traceback; :class:`~mmulab.errors.InputError` and
-``NotImplementedError``, though subclasses of these, say that nothing could be
-run and are raised on.
+design and deserve their traceback. ``NotImplementedError`` and
+:class:`~mmulab.errors.InputError` are subclasses of these, but say that something
+could not be run, and are raised on; only where the default design runs the same
+scenario to its end has a guest gone astray under a wrong one, and executes what
+is no instruction of its own.
 """
 
 
@@ -213,20 +215,34 @@ class _Found:
         )
 
 
-def _until_it_fails(found: _Found, execute: Callable[[_Found], None]) -> CaseRun:
+def _until_it_fails(found: _Found, scenario: Scenario, execute: Callable[[_Found], None]) -> CaseRun:
     """Execute to the end, or to where the design drives the model into an impossible state."""
     try:
         execute(found)
-    except (InputError, NotImplementedError):
+    except NotImplementedError:
         raise
     except FAILURES as error:
+        if isinstance(error, InputError) and not _runs_by_default(scenario):
+            raise
         index, text, expected, gva = found.place
         found.wrong = found.wrong or WrongAccess(index, text, expected, None, failure_str(error), gva=gva)
     return found.done()
 
 
+def _runs_by_default(scenario: Scenario) -> bool:
+    """Whether the scenario itself is good: the default design takes it to its end."""
+    try:
+        for _ in Runner(scenario).results():
+            pass
+    except InputError:
+        return False
+    return True
+
+
 def failure_str(error: Exception) -> str:
     """Say in words that the model stopped."""
+    if isinstance(error, InputError):
+        return f"the guest is led astray ({error.__cause__ or error})"
     if isinstance(error, StuckError):
         return "the access faults again and again, and KVM never mends it"
     if isinstance(error, RecursionError):
@@ -241,9 +257,11 @@ def results_of(runner: Runner) -> tuple[list[Result], str | None]:
     try:
         for result in runner.results():
             results.append(result)
-    except (InputError, NotImplementedError):
+    except NotImplementedError:
         raise
     except FAILURES as error:
+        if isinstance(error, InputError) and not _runs_by_default(runner.scenario):
+            raise
         return results, failure_str(error)
     return results, None
 
@@ -290,7 +308,7 @@ def run_case(
             if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
 
-    return _until_it_fails(_Found(runner.machine), execute)
+    return _until_it_fails(_Found(runner.machine), scenario, execute)
 
 
 def _follow_dirty_log(found: _Found, result: Result, walks: TwoWalks | None) -> None:
@@ -402,4 +420,4 @@ def run_recorded(
                     result.index, result.text, None, None, outcome_str(seen), wanted, gva
                 )
 
-    return _until_it_fails(_Found(runner.machine), execute)
+    return _until_it_fails(_Found(runner.machine), recording.scenario, execute)

@@ -15,6 +15,7 @@ from mmulab.lab.cases_build import LOWER, UPPER, plain_guest
 from mmulab.lab.cases_run import run_case
 from mmulab.lab.compare import Cell, Comparison, compare
 from mmulab.lab.works import find_works
+from mmulab.scenario.builder import ScenarioBuilder
 from tests.lab.forgetful import forgetting
 
 CORRECT = ("glevel", "passthrough_levels", "target_level", "passthrough", "cpu_mode", "cpu_mode_passthrough")
@@ -250,11 +251,26 @@ def test_a_design_that_stops_the_model_is_wrong_and_no_crash(error: Exception) -
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("slip"), AttributeError("slip"), InputError("bad"), KeyboardInterrupt()]
+    "error", [TypeError("slip"), AttributeError("slip"), NotImplementedError("op"), KeyboardInterrupt()]
 )
 def test_a_slip_in_a_design_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         compare([stopping(error)], find_works([CASE]))
+
+
+def test_a_guest_that_is_led_astray_is_wrong() -> None:
+    """Under a wrong design a fetch may end where no instruction is; the scenario is good all the same."""
+    (cell,) = compare([stopping(InputError("bytes 00 are not modelled"))], find_works([CASE])).cells
+    assert cell.first_wrong is not None
+    assert cell.first_wrong.seen == "the guest is led astray (bytes 00 are not modelled)"
+
+
+def test_a_bad_scenario_is_bad_input_under_any_design() -> None:
+    builder = ScenarioBuilder("64")
+    builder.root(0x10000).map(0x40000000, 0x100000).value(4, 0x100000, 0xC0DE0304).op("xc s 40000000")
+    for design in ("D4", "D5"):
+        with pytest.raises(InputError, match="are not modelled; put a NOP"):
+            run_case(builder.build(), design)
 
 
 def test_a_design_that_stops_a_recording_is_wrong_there() -> None:
