@@ -34,8 +34,8 @@ class KvmConfig:
         The host runs with 5-level paging.
     gbpages : bool
         The host's processor has 1 GiB pages.
-    decode_assists : bool
-        Exits tell the operands of the instruction.
+    decode_assists, nrips : bool
+        Exits tell the operands of the instruction, and where the next one lies.
     design : RoleDesign
     derivation : Derivation
         How the roles of child pages come about.
@@ -65,6 +65,7 @@ class KvmConfig:
     la57: bool = False
     gbpages: bool = True
     decode_assists: bool = False
+    nrips: bool = False
     derivation: Derivation = parity
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"

@@ -35,6 +35,8 @@ from mmulab.x86.pferr import (
 
 APIC_DEFAULT_PHYS_BASE = 0xFEE00000
 INVALID_GFN = (1 << 52) - 1
+NOT_EMULATED = (Mnemonic.INVPCID,)
+"""What the emulator gives up on at the opcode, before it fetches ModRM (``opcode_map_0f_38``)."""
 _PAGE = 4096
 
 
@@ -56,6 +58,7 @@ class EmulationType:
     """Why an instruction is emulated (``EMULTYPE_*``).
 
     `intercepted`: not for a fault; whoever handles the exit gives it its effect.
+    `trap_ud`: the processor does not know the instruction (``EMULTYPE_TRAP_UD``).
     """
 
     page_fault: bool = False
@@ -63,6 +66,7 @@ class EmulationType:
     intercepted: bool = False
     allow_retry: bool = False
     write_pf_to_sp: bool = False
+    trap_ud: bool = False
 
 
 class _GuestFault(Exception):
@@ -111,7 +115,8 @@ def x86_emulate_instruction(
 def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
     """Fetch the opcode; False if that cannot be. A stream's access has no opcode."""
     emit = vcpu.kvm.emit
-    fetched, vcpu.fetch_fault = insn.code, None
+    known = insn.mnemonic not in NOT_EMULATED
+    fetched, vcpu.fetch_fault = insn.code if known else insn.code[:-1], None
     if insn.rip is not None:
         gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.rip, _user(vcpu) | PFERR_FETCH_MASK)
         if gpa is None:
@@ -121,10 +126,13 @@ def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> boo
         if emit is not None:
             emit(ev.kvm_emulate_insn(insn.rip, len(fetched), fetched.hex(), False))
     vcpu.stat["insn_emulation"] += 1
-    return insn.rip is None or bool(fetched)
+    return insn.rip is None or (known and bool(fetched))
 
 
 def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> Verdict:
+    if kind.trap_ud:
+        kvm_queue_exception(vcpu, UD_VECTOR)
+        return Verdict.RESUME
     if _reexecute_instruction(vcpu, cr2, kind):
         return Verdict.RESUME
     if vcpu.fetch_fault is not None and not kind.skip:
@@ -134,6 +142,8 @@ def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction)
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_emulate_insn(insn.rip or 0, 0, "", True))
+    if kind.skip:
+        return Verdict.FAILED
     kvm_queue_exception(vcpu, UD_VECTOR)
     return Verdict.FAILED if vcpu.cpl == 0 and not vcpu.guest_mode else Verdict.RESUME
 

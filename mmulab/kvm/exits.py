@@ -17,6 +17,7 @@ from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
 from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.invlpg import kvm_mmu_invlpg
+from mmulab.kvm.invpcid import invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm_nested import nested_svm_vmrun
@@ -117,16 +118,20 @@ def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -
 
 
 def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict | None:
-    """Handle a MOV to CR, WRMSR, INVLPG or VMX instruction; None if this one is not intercepted."""
+    """Handle a privileged instruction; None if this one is not intercepted."""
     exit_event = _intercept(vcpu, insn)
     if exit_event is None:
         return None
-    if trace_exit(vcpu, exit_event, exit_event.qualification or 0):
+    if trace_exit(vcpu, exit_event, exit_event.qualification or 0, exit_event.address or 0):
         return Verdict.RESUME
     if insn.mnemonic is Mnemonic.WRMSR:
         return _wrmsr(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMRUN:
         return _vmrun(vcpu, insn)
+    if exit_event.reason == "ud":
+        return _handle_ud(vcpu, insn)
+    if insn.mnemonic is Mnemonic.INVPCID:
+        return _skip(vcpu, insn, kvm_handle_invpcid(vcpu, insn.value, insn.gva))
     if insn.mnemonic in VMX_INSTRUCTIONS:
         return handle_vmx_instruction(vcpu, insn)
     if not vcpu.kvm.config.decode_assists:
@@ -156,7 +161,7 @@ def _execute(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> None:
 
 def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
     """Enter L2, whose first instruction comes next."""
-    verdict = x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
+    verdict = _skip(vcpu, insn, Verdict.DONE)
     if verdict is not Verdict.DONE:
         return verdict
     vcpu.rip += len(insn.code)
@@ -177,9 +182,22 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if failed:
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return Verdict.RESUME
-    if vcpu.kvm.config.decode_assists:
-        return Verdict.DONE
+    return _skip(vcpu, insn, Verdict.DONE)
+
+
+def _skip(vcpu: Vcpu, insn: Instruction, verdict: Verdict) -> Verdict:
+    """Advance RIP behind an instruction that was executed (``kvm_skip_emulated_instruction``).
+
+    Where SVM does not tell the next RIP, the emulator must know the instruction.
+    """
+    if verdict is not Verdict.DONE or vcpu.kvm.config.nrips:
+        return verdict
     return x86_emulate_instruction(vcpu, 0, EmulationType(skip=True), insn)
+
+
+def _handle_ud(vcpu: Vcpu, insn: Instruction) -> Verdict:
+    """Handle an intercepted #UD."""
+    return x86_emulate_instruction(vcpu, 0, EmulationType(trap_ud=True), insn)
 
 
 def _trace_cr(vcpu: Vcpu, insn: Instruction) -> None:
@@ -200,6 +218,8 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
         return ev.kvm_exit(insn.mnemonic.value, rip)
     if insn.mnemonic is Mnemonic.INVLPG:
         return ev.kvm_exit("invlpg", rip, qualification=insn.gva if intel else None)
+    if insn.mnemonic is Mnemonic.INVPCID:
+        return _invpcid_exit(vcpu, insn)
     if insn.mnemonic is Mnemonic.WRMSR:
         if intel:
             return ev.kvm_exit("wrmsr", rip)
@@ -209,6 +229,18 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
         return ev.kvm_exit("cr", rip, qualification=insn.register) if exits else None
     reason = _svm_cr_reason(vcpu, insn)
     return None if reason is None else ev.kvm_exit(reason, rip)
+
+
+def _invpcid_exit(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
+    """Return the exit of INVPCID; SVM tells the operand's address and the type, VMX a displacement of 0."""
+    rip, undefined = insn.rip or 0, invpcid_is_undefined(vcpu)
+    if vcpu.kvm.config.vendor == "intel" and undefined:
+        return ev.kvm_exit("ud", rip)
+    if vcpu.kvm.config.tdp and not undefined:
+        return None
+    if vcpu.kvm.config.vendor == "intel":
+        return ev.kvm_exit("invpcid", rip, qualification=0)
+    return ev.kvm_exit("invpcid", rip, address=insn.value, qualification=insn.gva)
 
 
 def handle_nested_page_fault(

@@ -49,9 +49,10 @@ SVM_EXITS = {
     "shutdown": 0x7F,
     "vmrun": 0x80,
     "vmmcall": 0x81,
+    "invpcid": 0xA2,
     "npf": 0x400,
 }
-"""Exit codes by the name that ``kvm_exit`` prints. A code below 0xa0 is also its intercept's bit."""
+"""Exit codes by the name that ``kvm_exit`` prints. A code below 0xc0 is also its intercept's bit."""
 _REASONS = {code: reason for reason, code in SVM_EXITS.items()}
 
 VMCB = {
@@ -71,11 +72,11 @@ VMCB = {
     "cr2": (0x640, 8),
 }
 """Offset and size of the fields of a VMCB that concern paging, and its exit fields."""
-INTERCEPT_WORDS = 5
+INTERCEPT_WORDS = 6
 INTERCEPT_EXCEPTION = 2
 """Word of the intercepts that holds those of exceptions, by vector."""
 _INTERCEPTS_NOT_MODELLED = ("write_cr0", "cr0_sel_write", "ioio", "msr")
-_INTERCEPTS_NOT_MODELLED_WITH_NPT = ("write_cr3", "invlpg")
+_INTERCEPTS_NOT_MODELLED_WITH_NPT = ("write_cr3", "invlpg", "invpcid")
 _SAVED = ("efer", "cr0", "cr3", "cr4", "cr2", "rip")
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
-from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest, kvm_write_guest
-from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
+from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, root_previous
+from mmulab.kvm.operand import NoOperandError, read_operand
 from mmulab.kvm.roots import kvm_mmu_free_guest_mode_roots, kvm_mmu_free_roots
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
 from mmulab.kvm.vmcs12 import (
@@ -124,33 +125,6 @@ def _fail(vcpu: Vcpu, error: int) -> Verdict:
     return _flags(vcpu, 0, 1)
 
 
-class _NoOperand(Exception):
-    """The memory operand cannot be read; holds what becomes of the instruction."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict)
-        self.verdict = verdict
-
-
-def _operand(vcpu: Vcpu, insn: Instruction, words: int) -> list[int]:
-    """Read the memory operand, 8-byte words within one page, by a walk of L1's tables.
-
-    Raises
-    ------
-    _NoOperand
-    """
-    gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.gva, 0)
-    if gpa is None:
-        assert fault is not None
-        kvm_inject_emulated_page_fault(vcpu, fault)
-        raise _NoOperand(Verdict.RESUME)
-    values = [kvm_read_guest(vcpu, gpa + 8 * i, 8) for i in range(words)]
-    read = [value for value in values if value is not None]
-    if len(read) < words:
-        raise _NoOperand(Verdict.FAILED)
-    return read
-
-
 def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vmx = vcpu.vmx
     if not vcpu.cr4 & X86_CR4_VMXE:
@@ -162,8 +136,8 @@ def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if vmx.vmxon_ptr != INVALID_GPA:
         return _fail(vcpu, VMXERR_VMXON_IN_VMX_ROOT_OPERATION)
     try:
-        (region,) = _operand(vcpu, insn, 1)
-    except _NoOperand as none:
+        (region,) = read_operand(vcpu, insn.gva, 1)
+    except NoOperandError as none:
         return none.verdict
     if not page_address_valid(vcpu, region) or kvm_read_guest(vcpu, region, 4) != VMCS12_REVISION:
         return _flags(vcpu, 1, 0)
@@ -174,8 +148,8 @@ def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
 def _vmptrld(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vmx = vcpu.vmx
     try:
-        (gpa,) = _operand(vcpu, insn, 1)
-    except _NoOperand as none:
+        (gpa,) = read_operand(vcpu, insn.gva, 1)
+    except NoOperandError as none:
         return none.verdict
     if not page_address_valid(vcpu, gpa):
         return _fail(vcpu, VMXERR_VMPTRLD_INVALID_ADDRESS)
@@ -208,8 +182,8 @@ def _release_vmcs12(vcpu: Vcpu) -> None:
 def _vmclear(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vmx = vcpu.vmx
     try:
-        (gpa,) = _operand(vcpu, insn, 1)
-    except _NoOperand as none:
+        (gpa,) = read_operand(vcpu, insn.gva, 1)
+    except NoOperandError as none:
         return none.verdict
     if not page_address_valid(vcpu, gpa):
         return _fail(vcpu, VMXERR_VMCLEAR_INVALID_ADDRESS)
@@ -255,8 +229,8 @@ def _invept(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if insn.register not in (EXTENT_CONTEXT, EXTENT_GLOBAL):
         return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)
     try:
-        eptp, _ = _operand(vcpu, insn, 2)
-    except _NoOperand as none:
+        eptp, _ = read_operand(vcpu, insn.gva, 2)
+    except NoOperandError as none:
         return none.verdict
     mmu, roots = vcpu.guest_mmu, KVM_MMU_ROOTS_ALL
     if insn.register == EXTENT_CONTEXT:
@@ -275,8 +249,8 @@ def _invvpid(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if insn.register >= VPID_TYPES:
         return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)
     try:
-        vpid, gla = _operand(vcpu, insn, 2)
-    except _NoOperand as none:
+        vpid, gla = read_operand(vcpu, insn.gva, 2)
+    except NoOperandError as none:
         return none.verdict
     bad = bool(vpid >> 16) or (not vpid and insn.register != VPID_ALL_CONTEXT)
     mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)

@@ -14,7 +14,7 @@ from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_shadow_ept_mmu
 from mmulab.kvm.guest_walk import kvm_write_guest
-from mmulab.kvm.inject import DB_VECTOR
+from mmulab.kvm.inject import DB_VECTOR, UD_VECTOR
 from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
@@ -56,6 +56,7 @@ EXIT_REASONS = {
     "ept_misconfig": 49,
     "invept": 50,
     "invvpid": 53,
+    "invpcid": 58,
     "vmfunc": 59,
     "pml_full": 62,
 }
@@ -115,6 +116,9 @@ class VmxNested(NestedGuest):
         if event.reason == "db":
             info = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | DB_VECTOR
             return ev.kvm_nested_vmexit(event.reason, DEBUG_SINGLE_STEP, vectoring, info, 0)
+        if event.reason == "ud":
+            info = INTR_INFO_VALID | INTR_TYPE_HARD_EXCEPTION | UD_VECTOR
+            return ev.kvm_nested_vmexit(event.reason, 0, vectoring, info, 0)
         if event.reason == "pf":
             info = INTR_INFO_VALID | INTR_INFO_ERROR_CODE | INTR_TYPE_HARD_EXCEPTION | PF_VECTOR
             return ev.kvm_nested_vmexit(

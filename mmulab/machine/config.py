@@ -65,6 +65,9 @@ class HostConfig:
     decode_assists : bool
         The processor tells KVM the operands of intercepted instructions, so
         that they need not be emulated. Intel's always does (VMX).
+    nrips : bool
+        It tells where the next instruction lies, so that one that KVM has executed
+        need not be decoded. Intel's always does.
     rmw_reads_first : bool
         Quirk of an emulated processor (QEMU TCG): XCHG and CMPXCHG8B report
         their access as a read before the write. A real one reports a write.
@@ -90,6 +93,7 @@ class HostConfig:
     cache_bits: int = 40
     ept_advanced_info: bool = False
     decode_assists: bool = False
+    nrips: bool = False
     rmw_reads_first: bool = False
     rsvd_without_p: bool = False
     marks_pdptes: bool = False

@@ -39,7 +39,7 @@ from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
-from mmulab.machine.stubs import VMX_OPERAND_OFFSET, instruction_of, vm_entry, vmx_operand
+from mmulab.machine.stubs import OPERAND_OFFSET, instruction_of, operand_words, vm_entry
 from mmulab.memory.host import FRAME_BYTES, HostMemory
 from mmulab.x86.insn import Instruction
 from mmulab.x86.paging import PROCESSOR
@@ -141,6 +141,7 @@ class Machine:
                 | ops.WriteCr()
                 | ops.WriteEfer()
                 | ops.Invlpg()
+                | ops.Invpcid()
                 | ops.Nop()
                 | ops.Sysexit()
                 | ops.Sysenter()
@@ -164,12 +165,12 @@ class Machine:
         return self._execute_host(op, vcpu)
 
     def _stage_operand(self, op: Op) -> None:
-        """Put the memory operand of a VMX instruction where L1's registers point to it."""
+        """Put the memory operand of an instruction where the guest's registers point to it."""
         stubs = self.config.stubs
-        for i, word in enumerate(vmx_operand(op)):
+        for i, word in enumerate(operand_words(op)):
             if stubs is None:
                 raise InputError(f"the op {type(op).__name__} needs a guest with instruction stubs")
-            self._host_write(stubs.supervisor + VMX_OPERAND_OFFSET + 8 * i, 8, word)
+            self._host_write(stubs.supervisor + OPERAND_OFFSET + 8 * i, 8, word)
 
     def _instruction(self, op: Op, vcpu: Vcpu) -> tuple[ops.Mode, Instruction]:
         if isinstance(op, ops.Vmrun) and self.config.host.vendor == "intel":
@@ -319,6 +320,7 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         x86_64=host.x86_64,
         la57=host.la57,
         decode_assists=host.decode_assists or host.vendor == "intel",
+        nrips=host.nrips or host.vendor == "intel",
         derivation=config.derivation,
         validity=config.validity,
         cpuid_after_run=config.cpuid_after_run,

@@ -290,7 +290,7 @@ class Sysenter(Op):
 
 @dataclass(frozen=True, slots=True)
 class Invpcid(Op):
-    """``invpcid`` of `type` with the descriptor (`pcid`, `gva`)."""
+    """``invpcid`` of `type` with the descriptor (`pcid`, `gva`), each of 64 bits."""
 
     type: int
     pcid: int

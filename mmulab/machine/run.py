@@ -15,6 +15,7 @@ from mmulab.kvm.exits import (
     trace_page_fault_exit,
 )
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
+from mmulab.kvm.invpcid import invpcid_is_allowed
 from mmulab.kvm.state import KvmRunError, Request, Vcpu
 from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.vmx_insn import write_shadow_vmcs
@@ -40,6 +41,7 @@ PRIVILEGED = (
     Mnemonic.MOV_CR,
     Mnemonic.WRMSR,
     Mnemonic.INVLPG,
+    Mnemonic.INVPCID,
     Mnemonic.VMRUN,
     Mnemonic.VMMCALL,
     *VMX_INSTRUCTIONS,
@@ -401,6 +403,12 @@ class Execution:
                 raise _Exit from fault
         elif insn.mnemonic is Mnemonic.VMWRITE:
             write_shadow_vmcs(self.vcpu, insn)
+        elif insn.mnemonic is Mnemonic.INVPCID:
+            # Nothing of what it forgets is kept here: the guest's tables are walked at each access.
+            hpa = self._operand(False)[0][0]
+            pcid, gla = (self.vcpu.kvm.memory.read(hpa + 8 * i, 8) for i in range(2))
+            if not invpcid_is_allowed(self.vcpu, insn.value, pcid, gla):
+                return self._raise(GP_VECTOR, 0)
         return self._finish(self._flags(outcome), stepped=True)
 
     def _emulated(self) -> Outcome:

@@ -17,8 +17,8 @@ _READ = {4: (0, "8b03"), 8: (2, "488b03"), 1: (17, "8a03")}
 _WRITE = {4: (1, "8903"), 8: (3, "488903"), 1: (18, "8803")}
 _CR = {3: (4, "0f22d8"), 0: (5, "0f22c0"), 4: (6, "0f22e0")}
 VMRUN = (14, "0f01d8")
-VMX_OPERAND_OFFSET = 0x7C0
-"""Memory operand of VMX instructions, in the supervisor page."""
+OPERAND_OFFSET = 0x7C0
+"""Memory operand of VMX instructions and of INVPCID, in the supervisor page."""
 _VM_ENTRY_LEAD = 6
 """VMWRITEs of RIP and RFLAGS in front of VMLAUNCH and VMRESUME."""
 L2_PORT, VMEXIT_PORT, VMFAIL_PORT = 0xFD, 0xFE, 0xFC
@@ -69,6 +69,10 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
             return s, Instruction(Mnemonic.WRMSR, *where, value=value, register=MSR_EFER)
         case ops.Invlpg(gva=gva):
             return s, Instruction(Mnemonic.INVLPG, *_at(stubs, s, (7, "0f013b")), gva)
+        case ops.Invpcid(type=kind):
+            operand = (0 if stubs is None else stubs.supervisor) + OPERAND_OFFSET
+            where = _at(stubs, s, (30, "660f388203"))
+            return s, Instruction(Mnemonic.INVPCID, *where, operand, 16, value=kind)
         case ops.Nop():
             return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (10, "90")))
         case ops.Sysexit():
@@ -87,7 +91,7 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
 
 def _vmx_instruction(op: Op, stubs: Stubs | None) -> Instruction:
     s = Mode.SUPERVISOR
-    operand = (0 if stubs is None else stubs.supervisor) + VMX_OPERAND_OFFSET
+    operand = (0 if stubs is None else stubs.supervisor) + OPERAND_OFFSET
     match op:
         case ops.Vmxon():
             return Instruction(Mnemonic.VMXON, *_at(stubs, s, (19, "f30fc733")), operand)
@@ -122,8 +126,8 @@ def vm_entry(stubs: Stubs | None, *, launch: bool) -> Instruction:
     return Instruction(mnemonic, *where, value=rip, lead=_VM_ENTRY_LEAD)
 
 
-def vmx_operand(op: Op) -> tuple[int, ...]:
-    """Return the 8-byte words of a VMX instruction's memory operand."""
+def operand_words(op: Op) -> tuple[int, ...]:
+    """Return the 8-byte words of a memory operand that the VMM puts in place, () if there is none."""
     match op:
         case ops.Vmxon(gpa=gpa) | ops.Vmptrld(gpa=gpa) | ops.Vmclear(gpa=gpa):
             return (gpa,)
@@ -131,6 +135,8 @@ def vmx_operand(op: Op) -> tuple[int, ...]:
             return eptp, reserved
         case ops.Invvpid(vpid=vpid, gva=gva):
             return vpid, gva
+        case ops.Invpcid(pcid=pcid, gva=gva):
+            return pcid, gva
     return ()
 
 

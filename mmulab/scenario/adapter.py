@@ -8,7 +8,7 @@ from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import Header, Scenario
 from mmulab.x86.regs import EFER_LMA, CpuModel
 
-_CPU_FEATURES = ("gbpages", "nx", "pse36", "la57", "smep", "smap", "pku", "pcid")
+_CPU_FEATURES = ("gbpages", "nx", "pse36", "la57", "smep", "smap", "pku", "pcid", "invpcid")
 _KVM_PARAMETERS = (
     "tdp_mmu",
     "eager_page_split",
@@ -20,6 +20,7 @@ _KVM_PARAMETERS = (
     "pml",
     "l1tf",
     "decode_assists",
+    "nrips",
     "ept_advanced_info",
 )
 _TDP_PARAMETER = {"amd": "npt", "intel": "ept"}

@@ -8,7 +8,11 @@ an exception adds supervisor accesses to page S only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
+
+from mmulab.machine import op as ops
+from mmulab.machine.op import Op
 
 HELPER_S = 0x1000
 """GPA and GVA of the supervisor page."""
@@ -61,6 +65,7 @@ class Stub(IntEnum):
     VMCALL = 27
     HOST_RIP = 28
     VMFUNC = 29
+    INVPCID = 30
 
 
 CODE = {
@@ -94,10 +99,13 @@ CODE = {
     Stub.VMCALL: "0f01c1",
     Stub.HOST_RIP: "e6fe",  # out %al, $0xfe
     Stub.VMFUNC: "0f01d4",
+    Stub.INVPCID: "660f388203",  # invpcid (%rbx), %rax
 }
 """Machine code of each stub, in hex."""
 
-_VENDOR_STUBS = {"amd": tuple(stub for stub in Stub if stub <= Stub.WR1), "intel": tuple(Stub)}
+_LAST_STUB = {"amd": Stub.WR1, "intel": Stub.VMFUNC}
+STUBS_OF_OPS: dict[type[Op], Stub] = {ops.Invpcid: Stub.INVPCID}
+"""Stubs that no recording's pages have; a scenario with the op has them."""
 
 # Flat segments with A=1, so that loading one writes no descriptor. Selectors 8, 10, 18 and 20 are
 # laid out as SYSENTER and SYSEXIT want them (SDM 2B); 40 and 48 are the 64-bit code segments.
@@ -119,7 +127,7 @@ def _stack(offset: int) -> bytes:
     return bytes(offset) + (HELPER_S + STACK_TOP).to_bytes(4, "little")
 
 
-def helper_lines(vendor: str) -> dict[int, bytes]:
+def helper_lines(vendor: str, more: Iterable[Stub] = ()) -> dict[int, bytes]:
     """Return what both helper pages hold, in lines of 16 bytes by address.
 
     Lines that are not named keep the background.
@@ -128,6 +136,8 @@ def helper_lines(vendor: str) -> dict[int, bytes]:
     ----------
     vendor : {"amd", "intel"}
         Intel's pages have the stubs of VMX as well.
+    more : iterable of Stub
+        Further stubs, beside those of the recordings' pages.
     """
     pieces = {
         HELPER_S + GDT: bytes.fromhex(_GDT_32),
@@ -139,7 +149,7 @@ def helper_lines(vendor: str) -> dict[int, bytes]:
         HELPER_S + HANDLERS: b"".join(bytes((0xE6, v, 0xEB, 0xFE)) for v in range(VECTORS)),
     }
     for page in (HELPER_S, HELPER_U):
-        for stub in _VENDOR_STUBS[vendor]:
+        for stub in (*(stub for stub in Stub if stub <= _LAST_STUB[vendor]), *more):
             pieces[page + STUBS + STUB_BYTES * stub] = bytes.fromhex(CODE[stub])
     lines = {}
     for address, data in pieces.items():

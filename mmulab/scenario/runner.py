@@ -7,7 +7,7 @@ of another privilege in PAE paging; the rest is skipped after a shutdown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from mmulab.errors import InputError
@@ -21,7 +21,7 @@ from mmulab.machine.stubs import l2_rip
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
-from mmulab.scenario.helpers import HELPER_S, HELPER_U, helper_lines
+from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
 from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
 
@@ -41,10 +41,7 @@ VMX_OPS = (
 )
 VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
 """Parameters of kvm_intel without which nested VMX is not modelled."""
-NOT_MODELLED = (
-    ops.Invpcid,
-    ops.Smm,
-)
+NOT_MODELLED = (ops.Smm,)
 """Ops that the language has and the machine has not yet."""
 
 HOST_OPS = (
@@ -137,7 +134,7 @@ class Runner:
         self._events: list[Event] = []
         self.machine = Machine(config or machine_config(scenario), self._keep)
         self._cpl: dict[int, int] = {}
-        load_memory(self.machine.memory, scenario.header)
+        load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
 
     def _keep(self, event: Event) -> None:
         if self._sink is not None:
@@ -231,11 +228,12 @@ class Runner:
                     self.machine.execute(ops.HostWrite(8, at, pdpte & ~PT_ACCESSED_MASK))
 
 
-def load_memory(memory: HostMemory, header: Header) -> None:
-    """Put a scenario's beginning into the guest's backing."""
+def load_memory(memory: HostMemory, header: Header, kinds: Container[type[Op]] = ()) -> None:
+    """Put a scenario's beginning into the guest's backing, with the stubs for ops of these kinds."""
+    more = [stub for kind, stub in STUBS_OF_OPS.items() if kind in kinds]
     base = memory.backing << 12
     memory.fill(base, header.backing_bytes, BACKGROUND)
-    for address, line in helper_lines(header.vendor).items():
+    for address, line in helper_lines(header.vendor, more).items():
         memory.write(base + address, len(line), int.from_bytes(line, "little"))
     for fill in header.fills:
         memory.fill(base + fill.gpa, fill.length, fill.byte)

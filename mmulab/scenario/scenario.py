@@ -66,6 +66,7 @@ CPUID_DEFAULTS = {
     "pku": 0,
     "la57": 1,
     "pcid": 0,
+    "invpcid": 0,
     "svm": 0,
     "vmx": 0,
 }

@@ -209,6 +209,7 @@ SVM_REASONS = {"pf": "PF excp", "db": "DB excp", "ioio": "io"}
 VMX_REASONS = {
     "pf": "EXCEPTION_NMI",
     "db": "EXCEPTION_NMI",
+    "ud": "EXCEPTION_NMI",
     "write_cr0": "CR_ACCESS",
     "write_cr3": "CR_ACCESS",
     "write_cr4": "CR_ACCESS",
@@ -216,8 +217,8 @@ VMX_REASONS = {
     "msr": "MSR_WRITE",
 }
 """``VMX_EXIT_REASONS`` (``uapi/asm/vmx.h``) where they are not the model's names in capitals."""
-INTR_INFO = {"pf": 0x80000B0E, "db": 0x80000301}
-"""VM-exit interruption information: a hardware exception of vector 14 with an error code, of vector 1."""
+INTR_INFO = {"pf": 0x80000B0E, "db": 0x80000301, "ud": 0x80000306}
+"""VM-exit interruption information: hardware exceptions, that of vector 14 with an error code."""
 
 
 def format_event(event: ev.Event, design: RoleDesign, *, vendor: str = "amd", vcpu: int = 0) -> str:

@@ -97,6 +97,9 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.WriteCr: lambda o: f"vCPU {o.vcpu} loads CR{o.cr} with {o.value:#x}",
     ops.WriteEfer: lambda o: f"vCPU {o.vcpu} loads EFER with {o.value:#x}",
     ops.Invlpg: lambda o: f"vCPU {o.vcpu} executes INVLPG of {o.gva:#x}",
+    ops.Invpcid: lambda o: (
+        f"vCPU {o.vcpu} executes INVPCID of type {o.type:#x}: PCID {o.pcid:#x}, address {o.gva:#x}"
+    ),
     ops.Nop: lambda o: f"vCPU {o.vcpu} executes a NOP",
     ops.Sysexit: lambda o: f"vCPU {o.vcpu} goes to user mode (SYSEXIT)",
     ops.Sysenter: lambda o: f"vCPU {o.vcpu} goes to supervisor mode (SYSENTER)",

@@ -21,6 +21,7 @@ class Mnemonic(Enum):
     MOV_CR = "mov to control register"
     WRMSR = "wrmsr"
     INVLPG = "invlpg"
+    INVPCID = "invpcid"
     OUT = "out"
     ADD = "add to memory"
     VMRUN = "vmrun"

@@ -63,7 +63,7 @@ class CpuModel:
         SDM 3, 4.5.4).
     maxphyaddr : int
         Physical-address width in bits (CPUID 8000_0008H, EAX[7:0]).
-    gbpages, nx, pse36, la57, smep, smap, pku, pcid : bool
+    gbpages, nx, pse36, la57, smep, smap, pku, pcid, invpcid : bool
         The CPUID feature of that name.
     """
 
@@ -77,6 +77,7 @@ class CpuModel:
     smap: bool = True
     pku: bool = False
     pcid: bool = False
+    invpcid: bool = False
 
 
 def rsvd_bits(low: int, high: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.scenario.helpers import CODE, HELPER_S, HELPER_U, STUBS, Stub, helper_lines
+from mmulab.scenario.helpers import CODE, HELPER_S, HELPER_U, STUBS, STUBS_OF_OPS, Stub, helper_lines
 
 
 @pytest.mark.parametrize("vendor", ["amd", "intel"])
@@ -17,7 +17,7 @@ def test_the_pages_are_the_recorders(root: Path, vendor: str) -> None:
 
 
 def test_both_pages_hold_the_same_stubs() -> None:
-    lines = helper_lines("intel")
+    lines = helper_lines("intel", STUBS_OF_OPS.values())
     for stub in Stub:
         line = lines[HELPER_S + STUBS + 16 * stub]
         assert line == lines[HELPER_U + STUBS + 16 * stub]

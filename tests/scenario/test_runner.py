@@ -129,8 +129,8 @@ def test_pdptfix_clears_a_before_each_op() -> None:
 
 def test_an_op_not_modelled_is_refused_by_name_and_line(tmp_path: Path) -> None:
     path = tmp_path / "n.mmu"
-    path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\n@1 invpcid 0 1 0\nend\n")
-    with pytest.raises(InputError, match=r"n\.mmu: line 5: the op invpcid is not modelled yet"):
+    path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\n@1 smm on\nend\n")
+    with pytest.raises(InputError, match=r"n\.mmu: line 5: the op smm is not modelled yet"):
         run(read_scenario(path))
 
 
