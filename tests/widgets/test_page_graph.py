@@ -58,7 +58,14 @@ def test_a_table_of_two_modes_is_shared_by_one_design_and_not_by_the_other(mode_
 
 
 def test_the_wrongly_shared_page_of_the_la57_switch() -> None:
-    (split, *alone) = splits(*graphs(la57_switch_nested("64", 5), "pre_fix", "passthrough"))
+    wrong, right = graphs(la57_switch_nested("64", 5), "pre_fix", "passthrough")
+    roots = {page for page in right.roots if right.facts(page).guest_mode}
+    assert {(gfn, right.facts((gfn, role)).passthrough) for gfn, role in roots} == {
+        (0x14, True),
+        (0x14, False),
+    }
+    assert len({page for page in wrong.roots if wrong.facts(page).guest_mode}) == 1
+    (split, *alone) = splits(wrong, right)
     assert split.place[:2] == (0x14, 5)
     assert split.told_apart_by == ("passthrough",)
     assert [len(found.one) for found in alone] == [0] * len(alone), "pages that the wrong design never made"
