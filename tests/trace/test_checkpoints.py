@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.kvm.state import Request
+from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
 from mmulab.machine.run import StuckError
 from mmulab.trace.checkpoints import SMALL, Checkpoints, digest, places
-from tests.kvm.guest import DATA, GVA, MODES, Guest
+from tests.kvm.guest import DATA, GVA, MIB, MODES, Guest
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 
 Done = tuple[Outcome, list[ev.Event]]
@@ -202,3 +203,21 @@ def test_digests_do_not_depend_on_who_looked() -> None:
         for key in list(place.get()):
             assert place.get()[key] is not None
     assert digest(copy) == fresh == digest(guest.machine)
+
+
+def test_a_slot_that_is_made_anew_keeps_nothing_of_the_old_one() -> None:
+    guest = Guest("64").map(GVA, DATA)
+    guest.read(GVA)
+    checkpoints = Checkpoints()
+    checkpoints.take(guest.machine)
+    assert guest.slot.rmap[1]
+    for op in (ops.DeleteMemslot(0), ops.SetMemslot(0, 0, 8 * MIB, 0, 0)):
+        guest.machine.execute(op)
+        checkpoints.take(guest.machine)
+    checkpoints.freeze()
+    copy = Machine(guest.machine.config)
+    checkpoints.restore(copy, 2, -1)
+    slot = copy.kvm.slots[0].by_id(0)
+    assert slot is not None
+    assert list(slot.rmap[1]) == []
+    assert digest(copy) == digest(guest.machine)
