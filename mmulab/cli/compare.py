@@ -134,7 +134,7 @@ def _costs(found: Comparison) -> Iterator[str]:
         bits = [f"{right}/{len(cells)}", str(used), str(WORD_BITS - used), possible]
         yield _row(name, width, [*bits, *sums], columns)
     yield "possible: upper-level pages with guest tables that contexts can give one gfn (a 16-bit counter);"
-    yield "duplicated, sharing lost: pages more than the coarsest correct design makes on the same case"
+    yield "duplicated, sharing lost: pages more than the coarsest design that is right on all of these makes"
 
 
 def _fields(found: Comparison) -> Iterator[str]:

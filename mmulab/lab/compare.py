@@ -30,7 +30,7 @@ from mmulab.lab.cases_run import CaseRun, design_of
 from mmulab.lab.collision import Collision, collision
 from mmulab.lab.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.judge import WrongAccess
-from mmulab.lab.measures import Lookup, Measures, Observed, TellingApart, measure
+from mmulab.lab.measures import Lookup, Measures, Observed, TellingApart, against, measure
 from mmulab.lab.page_bound import PageBound, page_bound
 from mmulab.lab.stream_run import run_stream
 from mmulab.scenario.scenario import Scenario
@@ -62,6 +62,10 @@ class Cell:
         KVM had the modes of this work when the design was its word.
     as_default : bool
         The default design ends in the same way: what is wrong is not the design.
+    observed : Observed
+        What `measures` were taken of.
+    beside : Observed or None
+        The same of the default design's run; None if that is wrong.
     """
 
     design: RoleDesign
@@ -71,6 +75,8 @@ class Cell:
     collision: Collision | None
     in_its_time: bool
     as_default: bool
+    observed: Observed
+    beside: Observed | None
 
     @property
     def verdict(self) -> str:
@@ -110,7 +116,7 @@ class Comparison:
     def __init__(self, designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> None:
         self.designs = tuple(designs)
         self.works = tuple(works)
-        self.cells = tuple(cells)
+        self.cells = tuple(_against_the_coarsest(designs, cells))
         self._by_name = {(cell.design.name, cell.case.name): cell for cell in cells}
 
     def cell(self, design: str, case: str) -> Cell:
@@ -180,6 +186,26 @@ class Comparison:
         return f'<tr><th scope="row">{escape(case.name)}</th>{"".join(map(_cell_html, found))}</tr>'
 
 
+def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[Cell]) -> Iterator[Cell]:
+    """Measure each cell against the coarsest design that is right on all works.
+
+    Per work alone the coarsest would often be a design that is wrong elsewhere,
+    and shares there what it must not.
+    """
+    wrong = {cell.design.name for cell in cells if cell.first_wrong is not None and not cell.as_default}
+    sound = {design.name for design in designs} - wrong
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.case.name, []).append(cell)
+    for cell in cells:
+        runs = {DEFAULT.name: cell.beside} if cell.beside is not None else {}
+        for other in rows[cell.case.name]:
+            if other.design.name in sound and other.first_wrong is None:
+                runs[other.design.name] = other.observed
+        name = min(runs, key=lambda found: runs[found].created, default="")
+        yield replace(cell, measures=against(cell.measures, cell.observed, name, runs.get(name)))
+
+
 def _cell_html(cell: Cell | None) -> str:
     if cell is None:
         return "<td>not run</td>"
@@ -221,8 +247,8 @@ def compare(
         How the roles of child pages come about; the default design that runs
         beside has the kernel's own, ``parity``.
     jobs : int
-        Processes. A design that was defined in ``__main__``, as in a notebook's
-        cell, is run in this process.
+        Processes. A design that no other process could import, from a notebook's
+        cell or from ``file.py:Class``, keeps all in this one.
     progress : callable, optional
         Gets the cells of each piece of work when it is done.
 
@@ -251,7 +277,7 @@ def compare_each(
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
     find_derivation(derivation)
-    here = any(type(design).__module__ == "__main__" for design in designs)
+    here = any(type(design).__module__ in ("__main__", "<run_path>") for design in designs)
     if jobs == 1 or here:
         for case in works:
             yield _cells(case, designs, derivation)
@@ -288,8 +314,6 @@ def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[C
     default = run(DEFAULT, "parity")
     same = derivation == "parity"
     runs = [default if same and design is DEFAULT else run(design, derivation) for design in designs]
-    correct = [found for found in (default, *runs) if found.wrong is None]
-    coarsest = min(correct, key=lambda found: found.observed.created, default=None)
     references = {DEFAULT.root_strategy.name: default}
 
     def reference(roots: str) -> _Run:
@@ -297,14 +321,13 @@ def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[C
             references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), "parity")
         return references[roots]
 
-    return [_cell(case, found, default, coarsest, needs, reference) for found in runs]
+    return [_cell(case, found, default, needs, reference) for found in runs]
 
 
 def _cell(
     case: Case,
     run: _Run,
     default: _Run,
-    coarsest: _Run | None,
     needs: frozenset[str],
     reference: Callable[[str], _Run],
 ) -> Cell:
@@ -313,9 +336,10 @@ def _cell(
     if wrong is not None and not as_default:
         beside = reference(run.design.root_strategy.name)
         shared = collision(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op)
-    name, base = ("", None) if coarsest is None else (coarsest.design.name, coarsest.observed)
-    measures = measure(run.design, run.observed, name, base)
-    return Cell(run.design, case, wrong, measures, shared, in_its_time(run.design, needs), as_default)
+    base = default.observed if default.wrong is None else None
+    measures = measure(run.design, run.observed, DEFAULT.name if base else "", base)
+    era = in_its_time(run.design, needs)
+    return Cell(run.design, case, wrong, measures, shared, era, as_default, run.observed, base)
 
 
 def _runner(case: Case) -> tuple[Callable[[RoleDesign, str], _Run], frozenset[str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from mmulab.events import Event, kvm_mmu_prepare_zap_page, kvm_mmu_sync_page
 from mmulab.kvm.design import RoleDesign
 
-__all__ = ["Lookup", "Measures", "Observed", "TellingApart", "measure", "telling_apart"]
+__all__ = ["Lookup", "Measures", "Observed", "TellingApart", "against", "measure", "telling_apart"]
 
 
 class Lookup(NamedTuple):
@@ -113,8 +113,8 @@ class Measures:
     sharing_lost : int
         Shadow pages more than the coarsest correct design created.
     coarsest : str
-        Name of that design: of those that are correct on this work, the one
-        that creates the fewest pages. Empty if none is correct.
+        Name of that design: of those that are correct on all works compared, the
+        one that creates the fewest pages here. Empty if none is.
     page_faults, syncs, zaps : int
         As in :class:`Observed`.
     apart : TellingApart
@@ -147,17 +147,28 @@ def measure(design: RoleDesign, run: Observed, coarsest: str, base: Observed | N
     base : Observed or None
         Its run; None if no design is correct: nothing is lost or duplicated then.
     """
-    base = run if base is None else base
-    return Measures(
+    alone = Measures(
         shadow_pages=run.created,
         found=len(run.lookups) - run.created,
-        duplicated=_duplicated(run.lookups, base.lookups),
-        sharing_lost=run.created - base.created,
-        coarsest=coarsest,
+        duplicated=0,
+        sharing_lost=0,
+        coarsest="",
         page_faults=run.page_faults,
         syncs=run.syncs,
         zaps=run.zaps,
         apart=telling_apart(design, run.lookups),
+    )
+    return against(alone, run, coarsest, base)
+
+
+def against(measures: Measures, run: Observed, coarsest: str, base: Observed | None) -> Measures:
+    """Return the measures with what they say of sharing taken against another run; as :func:`measure`."""
+    base = run if base is None else base
+    return replace(
+        measures,
+        duplicated=_duplicated(run.lookups, base.lookups),
+        sharing_lost=run.created - base.created,
+        coarsest=coarsest,
     )
 
 

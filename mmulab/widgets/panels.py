@@ -68,7 +68,7 @@ def moment_panel(look: Look, design: RoleDesign) -> Panel:
         title = f"the guest's entry {look.event.pte:#x}, level {look.event.level}"
         blocks.append(Strip(title, gpte_cells(look.event.pte, width)))
     where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
-    return Panel(f"op {look.moment.op}, {where}", blocks, wide=True)
+    return Panel(f"op {look.moment.op} of the recording, {where}", blocks, wide=True)
 
 
 # The two walks -------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +150,15 @@ def test_modes_in_the_key_lose_sharing_where_pages_serve_two_modes() -> None:
     assert found.cell("cpu_mode", work.name).measures.apart.alone["efer_lma"] == 4
     assert "efer_lma" not in found.idle_fields(DESIGNS["cpu_mode"])
     assert "cr4_la57" in found.idle_fields(DESIGNS["cpu_mode"])
+
+
+def test_sharing_is_measured_against_a_design_that_is_right_on_all_works() -> None:
+    """The word before 2.6.35 makes the fewest pages of all, because it shares what it must not."""
+    found = compare(["D4", "D5", "D7"], find_cases(["mixed-wp-32", "mixed-modes-l0-4", "shadow-32-l0-4"]))
+    assert {cell.measures.coarsest for cell in found.cells} == {"passthrough"}
+    lost = {d.id: sum(cell.measures.sharing_lost for cell in found.of(d)) for d in found.designs}
+    assert lost["D4"] == 0 < lost["D5"]
+    assert lost["D7"] < 0
 
 
 def test_sums_over_works_are_those_of_the_cells(switches: Comparison) -> None:
@@ -300,6 +310,15 @@ def test_a_notebooks_design_runs_in_this_process(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Tenth, "__module__", "__main__")
     found = compare([Tenth()], find_works(["mixed-wp-64", "mixed-wp-pae"]), jobs=2)
     assert wrong_cells(found, "tenth") == {"mixed-wp-64", "mixed-wp-pae"}
+
+
+def test_a_design_from_a_file_runs_in_this_process(tmp_path: Path) -> None:
+    source = tmp_path / "own.py"
+    source.write_text(
+        "from mmulab.kvm.design import Passthrough\n\n\nclass Own(Passthrough):\n    id, name = 'X', 'own'\n"
+    )
+    found = compare([f"{source}:Own"], find_cases(["shadow-32-*"]), jobs=2)
+    assert [cell.verdict for cell in found.cells] == ["correct"] * len(found.works)
 
 
 def test_more_processes_find_the_same() -> None:

@@ -83,7 +83,10 @@ def test_few_cases_and_a_design_of_ones_own(papermill: Papermill, tmp_path: Path
         name for name in tenth if "wp-" in name
     }
     assert all(switches for switches, verdict in tenth.values() if verdict == "wrong")
-    assert {tuple(row[2:4]) for row in found["roots"].rows} == {("correct", "correct"), ("correct", "wrong")}
+    wrong = [tuple(row[:2]) for row in found["roots"].rows if row[2] == "wrong"]
+    assert wrong == [("portal-switch-npt-l0-5", "shadow")], "the merged bit alone"
+    assert {row[0] for row in found["roots"].rows if row[3] == "wrong"} == {"la57-switch-npt-4to5-l0-5"}
+    assert {row[4] for row in found["roots"].rows} == {"correct"}
 
 
 def test_seed_draws_recordings_and_nothing_else_changes(papermill: Papermill) -> None:
