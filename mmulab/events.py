@@ -259,6 +259,13 @@ class kvm_cr(NamedTuple):
     val: int
 
 
+class kvm_smm_transition(NamedTuple):
+    """The vCPU enters or leaves system management mode."""
+
+    smbase: int
+    entering: bool
+
+
 class kvm_unmap_hva_range(NamedTuple):
     """The host unmaps a range of the VMM's memory (MMU notifier)."""
 
@@ -397,6 +404,7 @@ KVM: tuple[type, ...] = (
     kvm_mmio,
     kvm_msr,
     kvm_cr,
+    kvm_smm_transition,
     kvm_unmap_hva_range,
     kvm_nested_vmenter,
     kvm_nested_vmenter_failed,

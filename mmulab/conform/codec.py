@@ -285,6 +285,11 @@ _COMMON = (
         ),
     ),
     EventCodec("kvm_cr", ev.kvm_cr, (_Key("cr", "cr", INT), _Key("v", "val", HEX), _Key("rw", "rw", RW))),
+    EventCodec(
+        "kvm_smm_transition",
+        ev.kvm_smm_transition,
+        (_Key("smbase", "smbase", HEX), _Key("entering", "entering", BOOL)),
+    ),
     EventCodec("kvm_unmap_hva_range", ev.kvm_unmap_hva_range, ()),
     EventCodec(
         "kvm_nested_vmenter",

@@ -118,7 +118,8 @@ def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> boo
     known = insn.mnemonic not in NOT_EMULATED
     fetched, vcpu.fetch_fault = insn.code if known else insn.code[:-1], None
     if insn.rip is not None:
-        gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, insn.rip, _user(vcpu) | PFERR_FETCH_MASK)
+        at = insn.base + insn.rip
+        gpa, fault = gva_to_gpa(vcpu, vcpu.walk_mmu, at, _user(vcpu) | PFERR_FETCH_MASK)
         if gpa is None:
             fetched, vcpu.fetch_fault = b"", fault
         elif kvm_read_guest(vcpu, gpa, 1) is None:

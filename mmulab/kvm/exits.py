@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from mmulab import events as ev
 from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
-from mmulab.kvm.inject import GP_VECTOR, kvm_queue_exception
+from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.invlpg import kvm_mmu_invlpg
 from mmulab.kvm.invpcid import invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
+from mmulab.kvm.rsm import handle_rsm
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm_nested import nested_svm_vmrun
 from mmulab.kvm.vmx_insn import handle_vmx_instruction, vmwrite_exits
@@ -128,6 +129,8 @@ def handle_instruction(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> Verdict 
         return _wrmsr(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMRUN:
         return _vmrun(vcpu, insn)
+    if insn.mnemonic is Mnemonic.RSM:
+        return handle_rsm(vcpu, insn)
     if exit_event.reason == "ud":
         return _handle_ud(vcpu, insn)
     if insn.mnemonic is Mnemonic.INVPCID:
@@ -160,7 +163,10 @@ def _execute(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> None:
 
 
 def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
-    """Enter L2, whose first instruction comes next."""
+    """Enter L2, whose first instruction comes next. In SMM there is no SVM."""
+    if vcpu.smm:
+        kvm_queue_exception(vcpu, UD_VECTOR)
+        return Verdict.RESUME
     verdict = _skip(vcpu, insn, Verdict.DONE)
     if verdict is not Verdict.DONE:
         return verdict
@@ -220,6 +226,8 @@ def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
         return ev.kvm_exit("invlpg", rip, qualification=insn.gva if intel else None)
     if insn.mnemonic is Mnemonic.INVPCID:
         return _invpcid_exit(vcpu, insn)
+    if insn.mnemonic is Mnemonic.RSM:
+        return ev.kvm_exit("ud" if intel else "rsm", rip)
     if insn.mnemonic is Mnemonic.WRMSR:
         if intel:
             return ev.kvm_exit("wrmsr", rip)

@@ -216,12 +216,12 @@ def _first_collapsible(kvm: Kvm, slot: KvmMemslot, sptes: list[int]) -> int | No
     return None
 
 
-def kvm_get_dirty_log(kvm: Kvm, id: int) -> tuple[int, list[int]]:
+def kvm_get_dirty_log(kvm: Kvm, id: int, as_id: int = 0) -> tuple[int, list[int]]:
     """Return (0 or a negative errno, the dirty pages by their index in the slot).
 
     Unless protection is manual the pages are write-protected again and count as clean.
     """
-    slot = kvm.slots[0].by_id(id)
+    slot = kvm.slots[as_id].by_id(id)
     if slot is None or slot.dirty_bitmap is None:
         return -ENOENT, []
     dirty = [i for i, flag in enumerate(slot.dirty_bitmap) if flag]
@@ -237,9 +237,9 @@ def kvm_get_dirty_log(kvm: Kvm, id: int) -> tuple[int, list[int]]:
     return 0, dirty
 
 
-def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int) -> int:
+def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int, as_id: int = 0) -> int:
     """Write-protect the dirty pages of a range and count them as clean; 0 or a negative errno."""
-    slot = kvm.slots[0].by_id(id)
+    slot = kvm.slots[as_id].by_id(id)
     if slot is None or slot.dirty_bitmap is None:
         return -ENOENT
     short = count < slot.npages - first

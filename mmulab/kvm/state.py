@@ -41,6 +41,7 @@ class Request:
     TLB_FLUSH_GUEST = 1 << 5
     TRIPLE_FAULT = 1 << 6
     VM_DEAD = 1 << 7
+    SMI = 1 << 8
 
 
 @dataclass(slots=True)
@@ -197,6 +198,12 @@ class Vcpu:
         The host's processor on which it last ran, always 0 here; -1 if it never did.
     singlestep_rip : int or None
         Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
+    smbase : int
+        Where SMRAM lies.
+    smi_pending : bool
+        An SMI waits until the vCPU is out of SMM.
+    smm : int
+        The address space in use: 1 in system management mode.
     pdptrs_available : bool
         The PDPTEs were read since the guest last ran (``VCPU_EXREG_PDPTR``).
     stat : dict of str to int
@@ -237,6 +244,8 @@ class Vcpu:
         "rip",
         "root_mmu",
         "singlestep_rip",
+        "smbase",
+        "smi_pending",
         "smm",
         "stat",
         "vmx",
@@ -253,6 +262,8 @@ class Vcpu:
         self.cpl = 0
         self.ac = False
         self.pkru = 0
+        self.smbase = 0x30000
+        self.smi_pending = False
         self.smm = 0
         self.root_mmu = Mmu()
         self.guest_mmu = Mmu()

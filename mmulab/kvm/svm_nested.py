@@ -45,6 +45,7 @@ SVM_EXITS = {
     "cr0_sel_write": 0x65,
     "invlpg": 0x79,
     "ioio": 0x7B,
+    "rsm": 0x73,
     "msr": 0x7C,
     "shutdown": 0x7F,
     "vmrun": 0x80,

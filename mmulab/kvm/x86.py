@@ -20,6 +20,7 @@ from mmulab.kvm.roots import (
     kvm_mmu_sync_roots,
     kvm_mmu_unload,
 )
+from mmulab.kvm.smm import enter_smm
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -45,6 +46,7 @@ from mmulab.x86.regs import (
     X86_CR4_PSE,
     X86_CR4_SMAP,
     X86_CR4_SMEP,
+    X86_CR4_VMXE,
 )
 
 KVM_MMU_CR0_ROLE_BITS = X86_CR0_PG | X86_CR0_WP
@@ -138,6 +140,8 @@ def _cr4_allowed(vcpu: Vcpu, cr4: int) -> bool:
         (cpu.pcid, X86_CR4_PCIDE),
     ):
         missing |= 0 if feature else bit
+    # VMX operation is not for SMM (vmx_is_valid_cr4).
+    missing |= X86_CR4_VMXE if vcpu.smm and vcpu.kvm.config.vendor == "intel" else 0
     return not cr4 & missing and not cr4 >> 32
 
 
@@ -281,9 +285,14 @@ def serve_requests(vcpu: Vcpu) -> bool:
         vcpu.requests &= ~(Request.TLB_FLUSH | Request.TLB_FLUSH_CURRENT)
         vcpu.stat["tlb_flush"] += 1
     kvm_service_local_tlb_flush_requests(vcpu)
-    if not vcpu.requests & Request.TRIPLE_FAULT:
-        return True
-    return vcpu.nested is not None and vcpu.nested.triple_fault(vcpu)
+    if vcpu.requests & Request.TRIPLE_FAULT and not (
+        vcpu.nested is not None and vcpu.nested.triple_fault(vcpu)
+    ):
+        return False
+    if vcpu.requests & Request.SMI:
+        vcpu.requests &= ~Request.SMI
+        vcpu.smi_pending = True
+    return True
 
 
 def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
@@ -300,7 +309,7 @@ def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
 
 
 def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
-    """Prepare an entry: requests, the queued exception, a root.
+    """Prepare an entry: requests, the queued exception or an SMI, a root.
 
     Parameters
     ----------
@@ -320,6 +329,9 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
         ):
             _trace_injection(vcpu, reinject)
             reinject = True
+        elif vcpu.smi_pending and not vcpu.smm:
+            vcpu.smi_pending = False
+            enter_smm(vcpu)
         if vcpu.mmu.root_hpa == INVALID_PAGE:
             kvm_mmu_load(vcpu)
         # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).

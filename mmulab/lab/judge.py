@@ -210,7 +210,8 @@ def judge(
         ends = OutcomeKind.HOST if isinstance(result.op, HOST_OPS) else ends
         right = outcome.kind is ends
         return None if right else WrongAccess(result.index, result.text, None, None, seen, str(ends))
-    reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa)
+    as_id = machine.kvm.vcpus[access.vcpu].smm
+    reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa, as_id=as_id)
     if walks.gpa is None:
         wanted, right = _fault(walks, outcome)
         return (
@@ -218,7 +219,7 @@ def judge(
         )
     right = outcome.kind is OutcomeKind.OK and reached in (None, walks.gpa)
     if right and not isinstance(access, ops.Execute):
-        held = machine.kvm.slots[0].read(machine.memory.bytes, walks.gpa, access.size)
+        held = machine.kvm.slots[as_id].read(machine.memory.bytes, walks.gpa, access.size)
         right = held == (access.value if isinstance(access, ops.Write) else outcome.rax)
     return None if right else WrongAccess(result.index, result.text, walks.gpa, reached, seen, gva=access.gva)
 
@@ -275,7 +276,7 @@ def judge_dirty_log(machine: Machine, result: Result, written: Iterable[int]) ->
         gfns that judged writes went to.
     """
     assert isinstance(result.op, ops.GetDirtyLog)
-    slot = machine.kvm.slots[0].by_id(result.op.id)
+    slot = machine.kvm.slots[result.op.id >> 16].by_id(result.op.id & 0xFFFF)
     assert slot is not None
     logged = {slot.base_gfn + page for page in result.outcome.dirty or ()}
     missing = sorted(gfn for gfn in written if slot.base_gfn <= gfn < slot.base_gfn + slot.npages)

@@ -27,6 +27,7 @@ from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
+from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
@@ -143,6 +144,7 @@ class Machine:
                 | ops.Invlpg()
                 | ops.Invpcid()
                 | ops.Nop()
+                | ops.Smm()
                 | ops.Sysexit()
                 | ops.Sysenter()
                 | ops.Vmrun()
@@ -157,6 +159,8 @@ class Machine:
                 | ops.Invvpid()
                 | ops.Vmfunc()
             ):
+                if isinstance(op, ops.Smm) and op.on:
+                    kvm_vcpu_ioctl_smi(vcpu)
                 self._stage_operand(op)
                 mode, insn = self._instruction(op, vcpu)
                 compat = isinstance(op, ops.WriteCr) and op.compat
@@ -189,11 +193,11 @@ class Machine:
             case ops.SetMemslot():
                 result = self._set_memslot(op)
             case ops.DeleteMemslot(id=id):
-                result = kvm_delete_memslot(self.kvm, id)
+                result = kvm_delete_memslot(self.kvm, id & 0xFFFF, id >> 16)
             case ops.GetDirtyLog(id=id):
-                result, dirty = kvm_get_dirty_log(self.kvm, id)
+                result, dirty = kvm_get_dirty_log(self.kvm, id & 0xFFFF, id >> 16)
             case ops.ClearDirtyLog(id=id, first=first, count=count):
-                result = kvm_clear_dirty_log(self.kvm, id, first, count)
+                result = kvm_clear_dirty_log(self.kvm, id & 0xFFFF, first, count, id >> 16)
             case ops.InvalidateHva(gpa=gpa, length=length):
                 self._invalidate_hva(gpa, length)
             case ops.SetNrMmuPages(count=count):

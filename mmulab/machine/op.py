@@ -140,7 +140,11 @@ class HostWrite(Op):
 
 @dataclass(frozen=True, slots=True)
 class SetMemslot(Op):
-    """``KVM_SET_USER_MEMORY_REGION``: create, move or change the flags of a slot."""
+    """``KVM_SET_USER_MEMORY_REGION``: create, move or change the flags of a slot.
+
+    From bit 16 of `id` on, here as in the other ops that have one, lies the
+    number of the address space, 1 for system management mode.
+    """
 
     id: int
     gpa: int
@@ -307,7 +311,11 @@ class SetCpuid(Op):
 
 @dataclass(frozen=True, slots=True)
 class Smm(Op):
-    """Enter or leave system management mode."""
+    """System management mode: an SMI (``KVM_SMI``) before a NOP at the instruction stub, or ``rsm``.
+
+    The SMI is taken at once, so the handler's first instruction is executed
+    instead of the NOP; in SMM it waits for the RSM.
+    """
 
     on: bool
 

@@ -21,6 +21,7 @@ from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.vmx_insn import write_shadow_vmcs
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.config import MachineConfig
+from mmulab.machine.effect import perform
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import (
     GuestFault,
@@ -36,12 +37,14 @@ from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, VMFAIL_PORT, delivery_acc
 from mmulab.machine.vmexit import last_vmexit
 from mmulab.x86.insn import TOUCHES_MEMORY, VMX_INSTRUCTIONS, WRITES_MEMORY, Instruction, Mnemonic, decode
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
+from mmulab.x86.regs import X86_CR0_PE
 
 PRIVILEGED = (
     Mnemonic.MOV_CR,
     Mnemonic.WRMSR,
     Mnemonic.INVLPG,
     Mnemonic.INVPCID,
+    Mnemonic.RSM,
     Mnemonic.VMRUN,
     Mnemonic.VMMCALL,
     *VMX_INSTRUCTIONS,
@@ -93,6 +96,7 @@ class Execution:
         self.native = False
         self.verdict = Verdict.RESUME
         self.in_l2 = vcpu.guest_mode
+        self.in_smm = bool(vcpu.smm)
         self.vmexit: dict[str, int] | None = None
 
     def run(self, insn: Instruction, *, cs_l: bool = True) -> Outcome:
@@ -124,6 +128,8 @@ class Execution:
                 return Outcome(OutcomeKind.SHUTDOWN)
             elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
                 insn = self._change_world()
+            elif vcpu.smm and not self.in_smm:
+                insn = self._start_smi_handler()
             self.reinject = False
             try:
                 if vcpu.exception is not None:
@@ -183,6 +189,13 @@ class Execution:
         port = L2_PORT if self.in_l2 else VMEXIT_PORT
         self.insn = Instruction(Mnemonic.OUT, vcpu.rip, bytes([0xE6, port]))
         self.vmexit = None if self.in_l2 else last_vmexit(vcpu)
+        return self.insn
+
+    def _start_smi_handler(self) -> Instruction:
+        """Go on in SMM, in real mode, where the SMI led; the VMM single-steps on."""
+        vcpu = self.vcpu
+        self.in_smm, self.mode, self.cs_l = True, Mode.SUPERVISOR, False
+        self.insn = Instruction(Mnemonic.NOP, vcpu.rip, b"\x90", base=vcpu.smbase)
         return self.insn
 
     # Accesses -----------------------------------------------------------------
@@ -270,7 +283,7 @@ class Execution:
         if insn.rip is not None:
             if not guest_canonical(vcpu, insn.rip):
                 return self._raise(GP_VECTOR, 0)
-            self._decode(self._access(insn.rip, PFERR_FETCH_MASK))
+            self._decode(self._access(insn.base + insn.rip, PFERR_FETCH_MASK))
             insn = self.insn
             self._skip_lead(insn)
         if insn.mnemonic in PRIVILEGED:
@@ -304,10 +317,13 @@ class Execution:
             return
         code = bytes(self.vcpu.kvm.memory.bytes[hpa : min(hpa + 4, (hpa | 0xFFF) + 1)])
         found = decode(insn.rip, code)
-        if found is None:
+        in_real_mode = self.in_smm and not self.vcpu.cr0 & X86_CR0_PE
+        if found is None or (in_real_mode and found.mnemonic is not Mnemonic.NOP):
+            at = insn.base + insn.rip
             raise InputError(
-                f"instruction at {insn.rip:#x}: bytes {code.hex()} are not modelled; put a NOP (90) there"
+                f"instruction at {at:#x}: bytes {code.hex()} are not modelled; put a NOP (90) there"
             )
+        found.base = insn.base
         self.insn = found
 
     def _out(self, insn: Instruction) -> Outcome:
@@ -327,29 +343,12 @@ class Execution:
 
     def _data(self, outcome: Outcome) -> None:
         """Perform the instruction's memory operand."""
-        insn, memory = self.insn, self.vcpu.kvm.memory
+        insn = self.insn
         writes = insn.mnemonic in WRITES_MEMORY
         reads_first = self.config.host.rmw_reads_first and insn.mnemonic is not Mnemonic.STORE
         if writes and reads_first:
             self._operand(False)
-        pieces = self._operand(writes)
-        outcome.hpa = pieces[0][0]
-        old = 0
-        for hpa, size, shift in pieces:
-            old |= memory.read(hpa, size) << shift
-        value = insn.value
-        if insn.mnemonic is not Mnemonic.STORE:
-            outcome.rax = old
-        if insn.mnemonic is Mnemonic.CMPXCHG8B:
-            outcome.zf = int(old == insn.old)
-            outcome.rax = old & 0xFFFFFFFF
-            value = insn.value if outcome.zf else old
-        elif insn.mnemonic is Mnemonic.ADD:
-            outcome.rax = insn.value
-            value = (old + insn.value) & 0xFF
-        if writes:
-            for hpa, size, shift in pieces:
-                memory.write(hpa, size, value >> shift & ((1 << 8 * size) - 1))
+        perform(insn, self.vcpu.kvm.memory, self._operand(writes), outcome)
 
     def _privileged(self) -> Outcome:
         vcpu, insn = self.vcpu, self.insn

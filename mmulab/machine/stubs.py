@@ -73,8 +73,10 @@ def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
             operand = (0 if stubs is None else stubs.supervisor) + OPERAND_OFFSET
             where = _at(stubs, s, (30, "660f388203"))
             return s, Instruction(Mnemonic.INVPCID, *where, operand, 16, value=kind)
-        case ops.Nop():
+        case ops.Nop() | ops.Smm(on=True):
             return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (10, "90")))
+        case ops.Smm():
+            return s, Instruction(Mnemonic.RSM, *_at(stubs, s, (31, "0faa")))
         case ops.Sysexit():
             target, _ = _at(stubs, Mode.USER, (10, "90"))
             return s, Instruction(Mnemonic.NOP, *_at(stubs, s, (12, "0f35")), target=target)

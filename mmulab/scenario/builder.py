@@ -14,6 +14,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from mmulab.machine.op import Op
+from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM
 from mmulab.scenario.grammar import Bad, Step, parse_step
 from mmulab.scenario.helpers import (
     HELPER_PD,
@@ -154,13 +155,15 @@ class ScenarioBuilder:
         return self
 
     def slot(self, id: int, gpa: int, size: int, flags: int = 0, offset: int = 0) -> ScenarioBuilder:
-        """Add a memslot; without any, slot 0 shows the whole backing at GPA 0."""
+        """Add a memslot; without any of address space 0, slot 0 shows the whole backing at GPA 0."""
+        within("ID", id, 0, (KVM_ADDRESS_SPACE_NUM << 16) - 1)
         aligned("GPA", gpa)
         aligned("SIZE", within("SIZE", size, _PAGE, self.mem))
         aligned("OFFSET", within("OFFSET", offset, 0, self.mem - size))
         if any(slot.id == id for slot in self._slots):
             raise Bad(f"ID is {id:x}, expected one that no slot has yet")
-        if any(slot.gpa < gpa + size and gpa < slot.gpa + slot.size for slot in self._slots):
+        same_space = [slot for slot in self._slots if slot.id >> 16 == id >> 16]
+        if any(slot.gpa < gpa + size and gpa < slot.gpa + slot.size for slot in same_space):
             raise Bad(f"GPA {gpa:x} and SIZE {size:x} overlap another slot")
         self._slots.append(Slot(id, gpa, size, flags, offset))
         return self
@@ -272,7 +275,7 @@ class ScenarioBuilder:
             backing_bytes=self.mem,
             thp=self.thp,
             manual_dirty=self.manual_dirty,
-            slots=tuple(self._slots) or (Slot(0, 0, self.mem, 0, 0),),
+            slots=self._all_slots(),
             fills=tuple(self._fills),
             values=tuple(self._values),
             pdptfix=tuple(self._pdptfix),
@@ -281,6 +284,10 @@ class ScenarioBuilder:
             quirks=tuple(self._quirks),
         )
         return Scenario(header, tuple(self._steps), self.source)
+
+    def _all_slots(self) -> tuple[Slot, ...]:
+        whole = () if any(not slot.id >> 16 for slot in self._slots) else (Slot(0, 0, self.mem, 0, 0),)
+        return (*whole, *self._slots)
 
     @property
     def _mode(self) -> PagingMode:

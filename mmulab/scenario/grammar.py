@@ -6,7 +6,9 @@ hexadecimal without prefix. The table :data:`FORMS` is the whole grammar. VAL
 of a guest's store is the register's value, of which SIZE bytes are stored. TYPE and
 PCID of ``invpcid`` are the register and the first word of the descriptor, 64 bits
 each; a guest on an AMD host without ``nrips=1`` does not get past it, as on Linux
-6.1, whose emulator cannot tell its length.
+6.1, whose emulator cannot tell its length. Bit 16 of a slot's ID is the number of
+its address space, as in ``KVM_SET_USER_MEMORY_REGION``: 1 is what a vCPU sees
+in system management mode, between ``smm on`` and ``smm off``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mmulab.machine import op as ops
+from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM
 
 MAX_VCPUS = 256
 _U64 = 1 << 64
@@ -84,7 +87,7 @@ _KEY = Arg("KEY", _cpuid_key, str)
 _GVA = number("GVA", _U64)
 _PHYS = number("GPA", _GPA)
 _VAL = number("VAL", _U64)
-_ID = number("ID", 1 << 16)
+_ID = number("ID", KVM_ADDRESS_SPACE_NUM << 16)
 _BYTES = number("SIZE", _GPA)
 
 

@@ -66,6 +66,7 @@ class Stub(IntEnum):
     HOST_RIP = 28
     VMFUNC = 29
     INVPCID = 30
+    RSM = 31
 
 
 CODE = {
@@ -100,11 +101,12 @@ CODE = {
     Stub.HOST_RIP: "e6fe",  # out %al, $0xfe
     Stub.VMFUNC: "0f01d4",
     Stub.INVPCID: "660f388203",  # invpcid (%rbx), %rax
+    Stub.RSM: "0faa",
 }
 """Machine code of each stub, in hex."""
 
 _LAST_STUB = {"amd": Stub.WR1, "intel": Stub.VMFUNC}
-STUBS_OF_OPS: dict[type[Op], Stub] = {ops.Invpcid: Stub.INVPCID}
+STUBS_OF_OPS: dict[type[Op], Stub] = {ops.Invpcid: Stub.INVPCID, ops.Smm: Stub.RSM}
 """Stubs that no recording's pages have; a scenario with the op has them."""
 
 # Flat segments with A=1, so that loading one writes no descriptor. Selectors 8, 10, 18 and 20 are

@@ -2,7 +2,8 @@
 
 What the recordings' VMM does around an op is done here too: the first op is
 ``init``, the last ``teardown``; a ``sysexit`` or ``sysenter`` goes before an op
-of another privilege in PAE paging; the rest is skipped after a shutdown.
+of another privilege in PAE paging; the rest is skipped after a shutdown. A vCPU
+that got an SMI is put into protected mode, with flat segments as ever.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from mmulab.errors import InputError
 from mmulab.events import Event, EventSink
+from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm_nested import VMCB
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig, Stubs
@@ -24,6 +26,7 @@ from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
 from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
 from mmulab.x86.mode import PAGING_PAE, PT_ACCESSED_MASK, paging_mode
+from mmulab.x86.regs import X86_CR0_PE
 
 INIT = -1
 """Index of the op ``init``."""
@@ -41,8 +44,8 @@ VMX_OPS = (
 )
 VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
 """Parameters of kvm_intel without which nested VMX is not modelled."""
-NOT_MODELLED = (ops.Smm,)
-"""Ops that the language has and the machine has not yet."""
+SMM_HOST = ("ept", "unrestricted_guest")
+"""Parameters of kvm_intel without which KVM emulates real mode, where SMM begins; that is not modelled."""
 
 HOST_OPS = (
     ops.HostWrite,
@@ -54,7 +57,6 @@ HOST_OPS = (
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,
-    ops.Smm,
 )
 """Ops of the VMM and of the host, which no vCPU executes."""
 
@@ -67,7 +69,7 @@ class Result:
     ----------
     index : int
         Number of the step; -1 for ``init``, the number of steps for
-        ``teardown``; a helper instruction has that of the op it precedes.
+        ``teardown``; a helper has that of the op it goes with.
     text : str
         The op as a recording names it.
     op : Op
@@ -86,24 +88,27 @@ class Result:
 
 
 def check_modelled(scenario: Scenario) -> None:
-    """Refuse a scenario that has an op the machine does not know yet, or not on such a host.
+    """Refuse a scenario that has an op the machine does not know on such a host, or with such a guest.
 
     Raises
     ------
     InputError
         Naming the op and its line.
     """
-    header = scenario.header
-    lacking = [name for name in VMX_HOST if header.vendor == "intel" and not header.host[name]]
     for step in scenario.steps:
-        place = f"line {step.line}" if step.line else f"{format_step(step)!r}"
-        where = f"{scenario.source}: {place}"
-        if isinstance(step.op, NOT_MODELLED):
-            raise InputError(f"{where}: the op {op_name(step.op)} is not modelled yet")
-        if lacking and isinstance(step.op, VMX_OPS):
-            raise InputError(
-                f"{where}: the op {op_name(step.op)} is not modelled on a host with {lacking[0]}=0"
-            )
+        why = _why_not_modelled(scenario.header, step.op)
+        if why:
+            place = f"line {step.line}" if step.line else f"{format_step(step)!r}"
+            name = op_name(step.op)
+            raise InputError(f"{scenario.source}: {place}: the op {name} is not modelled {why}")
+
+
+def _why_not_modelled(header: Header, op: Op) -> str:
+    needed = SMM_HOST if isinstance(op, ops.Smm) else VMX_HOST if isinstance(op, VMX_OPS) else ()
+    lacking = [name for name in needed if header.vendor == "intel" and not header.host[name]]
+    if lacking:
+        return f"on a host with {lacking[0]}=0"
+    return "for a guest with lm=0" if isinstance(op, ops.Smm) and not header.cpuid["lm"] else ""
 
 
 class Runner:
@@ -160,8 +165,12 @@ class Runner:
             if helper is not None:
                 name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
                 yield self._execute(index, name, helper)
+            vcpu = self.machine.kvm.vcpus[step.op.vcpu]
+            was_in_smm = vcpu.smm
             result = self._execute(index, format_step(step), step.op)
             yield result
+            if vcpu.smm and not was_in_smm:
+                yield self._leave_real_mode(index, vcpu)
             if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
         yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
@@ -201,6 +210,12 @@ class Runner:
         if wanted == current or paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_PAE:
             return None
         return ops.Sysexit(vcpu=op.vcpu) if wanted else ops.Sysenter(vcpu=op.vcpu)
+
+    def _leave_real_mode(self, index: int, vcpu: Vcpu) -> Result:
+        """Put a vCPU that got an SMI into protected mode without paging, for which the stubs are written."""
+        registers = vcpu.cr0 | X86_CR0_PE, vcpu.cr3, vcpu.cr4, vcpu.efer
+        helper = ops.SetSregs(*registers, vcpu=vcpu.id)
+        return self._execute(index, f"{vcpu_prefix(helper)}~sregs", helper)
 
     def _aim_vmcb(self, gpa: int) -> None:
         """Let L2 begin at the stub that tells the VMM of it; where no memory is, VMRUN will fault."""

@@ -28,7 +28,7 @@ without prefix; addresses of memory are offsets into the backing.
 ``thp 0|1``                         the backing is made of 2 MiB pages
 ``manualdirty 0|1``                 ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``
 ``slot0 SIZE``                      size of slot 0, at GPA 0 from the start of the backing
-``slot ID GPA SIZE FLAGS OFFSET``   a memslot
+``slot ID GPA SIZE FLAGS OFFSET``   a memslot; ID 10000 and up: of system management mode
 ``root GPA``, ``alloc GPA``         tables
 ``fill GPA LEN BYTE``               memory, before any value
 ``m1``, ``m2``, ``m4``, ``m8``      ``m4 GPA VAL ..``: values of 4 bytes, one behind the other

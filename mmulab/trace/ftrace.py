@@ -165,6 +165,10 @@ def _cr(e: ev.kvm_cr, design: RoleDesign) -> str:
     return f"cr_{'write' if e.rw else 'read'} {e.cr:x} = {e.val:#x}"
 
 
+def _smm_transition(e: ev.kvm_smm_transition, design: RoleDesign) -> str:
+    return f"{'entering' if e.entering else 'leaving'} SMM, smbase {e.smbase:#x}"
+
+
 def _nested_exit(e: Any, design: RoleDesign) -> str:
     rest = "".join(
         f" {name}: {value:#010x}"
@@ -196,6 +200,7 @@ _WORDINGS: dict[type, Wording] = {
     ev.kvm_mmio: _mmio,
     ev.kvm_msr: _msr,
     ev.kvm_cr: _cr,
+    ev.kvm_smm_transition: _smm_transition,
     ev.kvm_nested_vmexit: _nested_exit,
     ev.kvm_nested_vmexit_inject: _nested_exit,
 }
@@ -236,6 +241,8 @@ def format_event(event: ev.Event, design: RoleDesign, *, vendor: str = "amd", vc
         return f"{name}: ({name}+0x0){arguments}"
     if kind in (ev.kvm_page_fault, ev.fast_page_fault):
         return f"{name}: vcpu {vcpu} {_WORDINGS[kind](event, design)}"
+    if kind is ev.kvm_smm_transition:
+        return f"{name}: vcpu {vcpu}: {_WORDINGS[kind](event, design)}"
     if kind is ev.kvm_exit:
         return f"{name}: vcpu {vcpu} {_VENDOR_EXITS[vendor](event)}"
     if hasattr(event, "role"):

@@ -100,6 +100,9 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.Invpcid: lambda o: (
         f"vCPU {o.vcpu} executes INVPCID of type {o.type:#x}: PCID {o.pcid:#x}, address {o.gva:#x}"
     ),
+    ops.Smm: lambda o: (
+        f"vCPU {o.vcpu} gets an SMI" if o.on else f"vCPU {o.vcpu} leaves system management mode (RSM)"
+    ),
     ops.Nop: lambda o: f"vCPU {o.vcpu} executes a NOP",
     ops.Sysexit: lambda o: f"vCPU {o.vcpu} goes to user mode (SYSEXIT)",
     ops.Sysenter: lambda o: f"vCPU {o.vcpu} goes to supervisor mode (SYSENTER)",
@@ -268,6 +271,9 @@ _EVENTS: dict[type, Callable[[Any, RoleDesign], str]] = {
         f"KVM emulates the instruction at {e.rip:#x}{', and fails' if e.failed else ''}."
     ),
     ev.kvm_mmio: lambda e, d: f"The VMM handles a device access of {e.len} bytes at gpa {e.gpa:#x}.",
+    ev.kvm_smm_transition: lambda e, d: (
+        f"The vCPU {'enters' if e.entering else 'leaves'} system management mode (SMRAM at {e.smbase:#x})."
+    ),
     ev.kvm_mmu_load: lambda e, d: "The vCPU has no root: KVM sets one up.",
     ev.kvm_mmu_new_pgd: lambda e, d: f"KVM turns to the guest's root {e.new_pgd:#x}.",
     ev.kvm_mmu_free_roots: lambda e, d: "KVM lets go of roots.",

@@ -22,6 +22,7 @@ class Mnemonic(Enum):
     WRMSR = "wrmsr"
     INVLPG = "invlpg"
     INVPCID = "invpcid"
+    RSM = "rsm"
     OUT = "out"
     ADD = "add to memory"
     VMRUN = "vmrun"
@@ -79,6 +80,8 @@ class Instruction:
         Where a jump leads.
     lead : int
         Bytes of instructions in front that only the processor sees, and that lie in the same page.
+    base : int
+        Base of the code segment.
     """
 
     mnemonic: Mnemonic
@@ -91,6 +94,7 @@ class Instruction:
     register: int = 0
     target: int | None = None
     lead: int = 0
+    base: int = 0
 
 
 ENCODINGS: dict[bytes, tuple[Mnemonic, int]] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 X86_CR0_PE = 1 << 0
+X86_CR0_EM = 1 << 2
 X86_CR0_TS = 1 << 3
 X86_CR0_ET = 1 << 4
 X86_CR0_WP = 1 << 16
@@ -38,6 +39,7 @@ EFER_LMA = 1 << 10
 EFER_NX = 1 << 11
 EFER_SVME = 1 << 12
 
+X86_EFLAGS_FIXED = 1 << 1
 X86_EFLAGS_AC = 1 << 18
 
 X86_CR3_PCID_MASK = 0xFFF

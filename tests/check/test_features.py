@@ -20,8 +20,6 @@ from mmulab.check.features import CONFORMANT, MODELLED, NOT_MODELLED, SECTIONS, 
 from mmulab.conform.recording import RecordedOp, read_recording
 from mmulab.events import EVENT_TYPES
 from mmulab.kvm.design import DESIGNS
-from mmulab.scenario.grammar import op_name
-from mmulab.scenario.runner import NOT_MODELLED as REFUSED_OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data/conformance"
@@ -145,14 +143,6 @@ def test_what_a_row_names_is_there(row: Any) -> None:
         assert name in functions(path), word
     for name in re.findall(r"\b(?:tests/\S+\.py|(?:sh|nested-ept)/\S+\w)", row.remark):
         assert (ROOT / name if name.endswith(".py") else DATA / f"{name}.jsonl.xz").exists(), name
-    for name in re.findall(r"refused: op (\w+)", row.remark):
-        assert name in {op_name_of(kind) for kind in REFUSED_OPS}
-
-
-def op_name_of(kind: type) -> str:
-    """Return the scenario language's word for an op that it has."""
-    fields = {name: 0 for name in kind.__dataclass_fields__ if name != "vcpu"}  # type: ignore[attr-defined]
-    return op_name(kind(**fields))
 
 
 @pytest.mark.parametrize(

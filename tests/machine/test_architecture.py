@@ -42,7 +42,7 @@ class Prediction:
 
     def __init__(self, machine: Machine) -> None:
         self._memory = machine.memory
-        self._slots = machine.kvm.slots[0]
+        self._slots = machine.kvm.slots[machine.kvm.vcpus[0].smm]
         self._pages: dict[int, bytearray] = {}
         self._either: list[tuple[int, int]] = []
 

@@ -114,6 +114,7 @@ def test_slots_default_to_the_whole_backing() -> None:
             "ID is 0, expected one that",
         ),
         (lambda: ScenarioBuilder("32").slot(0, 0, 0x2000).slot(1, 0x1000, 0x1000), "overlap another slot"),
+        (lambda: ScenarioBuilder("32").slot(0x20000, 0, 0x1000), "ID is 20000, expected 0 to 1ffff"),
         (lambda: ScenarioBuilder("32").slot(0, 0, 0x1000, 0, 0x1000000), "OFFSET is 1000000, expected 0 to"),
         (lambda: ScenarioBuilder("32").pdptfix(0x10010), "GPA is 10010, expected a multiple of 20"),
         (lambda: ScenarioBuilder("32").quirk("slow"), "quirk is 'slow', expected one of rmw_reads_first"),
@@ -139,3 +140,11 @@ def test_a_builder_continues_a_scenario(root: Path, name: str) -> None:
 def test_a_built_scenario_names_itself() -> None:
     scenario: Scenario = ScenarioBuilder("np", source="cell 3").build()
     assert scenario.source == "cell 3"
+
+
+def test_address_spaces_have_slots_of_their_own() -> None:
+    """Bits from 16 of an ID name the space; slot 0 is there unless another of its space is."""
+    smm = ScenarioBuilder("np", mem=0x800000).slot(0x10000, 0x1000, 0x2000, 0, 0x5000)
+    assert smm.build().header.slots == (Slot(0, 0, 0x800000, 0, 0), Slot(0x10000, 0x1000, 0x2000, 0, 0x5000))
+    both = smm.slot(1, 0x2000, 0x2000)
+    assert [slot.id for slot in both.build().header.slots] == [0x10000, 1]

@@ -105,6 +105,7 @@ def test_conditions_and_vcpu_come_before_the_op() -> None:
         ("hw 1 0 100", "VAL is 100, expected one of 1 bytes"),
         ("hw 4 10000000000000 0", "GPA is 10000000000000, expected at most fffffffffffff"),
         ("slot 0 0 1000 4 0", "FLAGS is 4, expected at most 3"),
+        ("slot 20000 0 1000 0 0", "ID is 20000, expected at most 1ffff"),
         ("invpcid 4 10000000000000000 0", "PCID is 10000000000000000, expected at most ffffffffffffffff"),
         ("smm yes", "STATE is 'yes', expected one of on off"),
         ("cpuid 1 0", "KEY is '1', expected the name of a CPUID feature"),
