@@ -159,7 +159,7 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
     if not make_mmu_pages_available(vcpu):
         return False
     if vcpu.kvm.config.uses_tdp_mmu:
-        mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role, vcpu.smm)
+        mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role)
     elif mmu.root_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, 0, 0, mmu.root_level)
     elif vcpu.kvm.config.design.root_strategy.shadow_pages:

@@ -72,9 +72,9 @@ def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     return tdp_mmu_alloc_sp(kvm, entry.gfn, role)
 
 
-def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int, as_id: int) -> int:
+def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int) -> int:
     """Return the host-physical address of the root of this role, taking it into use."""
-    for root in roots(kvm, as_id):
+    for root in roots(kvm):
         if root.role == role:
             root.root_count += 1
             return root.frame << 12

@@ -41,6 +41,7 @@ from mmulab.lab.cases_mixed import (
 )
 from mmulab.lab.cases_portal import portal_switch_nested
 from mmulab.lab.cases_run import CaseRun, design_of, run_case, run_recorded
+from mmulab.lab.cases_smm import smm_guest
 from mmulab.lab.contrast import Contrast, contrast
 from mmulab.scenario.scenario import Scenario
 
@@ -234,6 +235,20 @@ def _flushes(l0: int) -> Iterator[Case]:
             yield Case(f"ept-dirty-log-{name}", host, f"{ept}, dirty log", l2, logged)
 
 
+def _smm() -> Iterator[Case]:
+    """A guest and its SMI handler, which sees other memory at one address."""
+    for mode in _MODES:
+        l0, words = 5 if mode == "57" else 4, f"{MODE_WORDS[mode]}, in and out of SMM"
+        made = partial(smm_guest, mode, l0, npt=0)
+        yield Case(f"smm-shadow-{mode}-l0-{l0}", f"npt=0, {l0}-level", words, "", made)
+    for name, tdp_mmu in (("tdp", 0), ("tdp-mmu", 1)):
+        words = f"{MODE_WORDS['64']}, in and out of SMM"
+        for vendor, tables in (("amd", "npt"), ("intel", "ept")):
+            made = partial(smm_guest, "64", 4, vendor=vendor, tdp_mmu=tdp_mmu, **{tables: 1})
+            host = f"{tables}=1, {'TDP MMU' if tdp_mmu else 'legacy'}, 4-level"
+            yield Case(f"smm-{name}-{tables}-l0-4", host, words, "", made)
+
+
 def _ept_5() -> Iterator[Case]:
     """5-level EPT, which no recording has."""
     for name, words in (("ad", "A/D"), ("noad", "no A/D")):
@@ -259,7 +274,7 @@ def cases() -> list[Case]:
         Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
         for name, guest, l2, recording in _EPT
     ]
-    return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed()]
+    return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed(), *_smm()]
 
 
 def find_cases(patterns: Iterable[str]) -> list[Case]:

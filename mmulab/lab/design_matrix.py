@@ -29,6 +29,7 @@ GROUPS = (
     ("la57-switch-*", "switch of CR4.LA57"),
     ("portal-*", "switch of L1's NPT from PAE to 4 levels"),
     ("mixed-*", "one table under several rules"),
+    ("smm-*", "system management mode"),
     ("tdp-mmu-*", "direct map, TDP MMU"),
     ("tdp-*", "direct map, legacy MMU"),
     ("shadow-*", "shadow of a guest"),

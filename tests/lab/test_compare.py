@@ -36,13 +36,13 @@ REVEALED = {
 }
 """By field of 6.1's word: the cases among `mixed-*` and the LA57 switches that are wrong without it."""
 HIDDEN = ("smm", "guest_mode", "ad_disabled")
-"""Fields that no built case reveals.
+"""Fields that none of these cases reveals.
 
-``smm``: system management mode is not modelled yet, so it is always 0. ``guest_mode``: L1 and L2 pages of
-one gfn and otherwise equal roles map the same memory, so no access of the guest's can tell them apart here;
-in Linux it keeps L1's private memslots from L2 (``kvm_faultin_pfn``), which the model has not, and lets dirty
-logging by PML treat L2's pages apart, which only the VMM sees. ``ad_disabled``: recordings of nested EPT
-reveal it, see below.
+``smm``: the cases `smm-*` do, see ``test_cases_smm.py``. ``guest_mode``: L1 and L2 pages of one gfn and
+otherwise equal roles map the same memory, so no access of the guest's can tell them apart here; in Linux it
+keeps L1's private memslots from L2 (``kvm_faultin_pfn``), which the model has not, and lets dirty logging by
+PML treat L2's pages apart, which only the VMM sees. ``ad_disabled``: recordings of nested EPT reveal it, see
+below.
 """
 
 
@@ -125,7 +125,7 @@ def test_quadrants_matter_as_soon_as_a_directory_spans_more_than_one(forgetful: 
 
 
 @pytest.mark.parametrize("field", HIDDEN)
-def test_no_built_case_reveals_these(forgetful: Comparison, field: str) -> None:
+def test_none_of_these_cases_reveals_them(forgetful: Comparison, field: str) -> None:
     assert wrong_cells(forgetful, f"no_{field}") == set()
 
 
