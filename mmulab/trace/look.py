@@ -274,7 +274,7 @@ def look(state: State, changes: tuple[SpteChange, ...] = (), *, address: int | N
         path_address=path_address,
         path=path,
         page=_page_look(machine, _focus(machine, fault, path)),
-        rmap=_rmap_look(machine, fault, guest, path),
+        rmap=_rmap_look(machine, fault, guest, path, as_id=v.smm),
         changes=changes,
         stats=machine.stats,
         counts=_counts(machine),
@@ -363,7 +363,7 @@ def _page_look(machine: Machine, frame: int | None) -> PageLook | None:
 
 
 def _rmap_look(
-    machine: Machine, met: list[Event], guest: GuestWalk | None, path: tuple[ShadowStep, ...]
+    machine: Machine, met: list[Event], guest: GuestWalk | None, path: tuple[ShadowStep, ...], *, as_id: int
 ) -> RmapLook | None:
     """Return the reverse map of the page that was last mapped or asked for, else of the translation."""
     gfn, level = None, 1
@@ -376,7 +376,7 @@ def _rmap_look(
         level = path[-1].level if path and path[-1].last else 1
     if gfn is None:
         return None
-    slot = machine.kvm.slots[0].lookup(gfn)
+    slot = machine.kvm.slots[as_id].lookup(gfn)
     if slot is None:
         return None
     words = machine.memory.words

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
+from mmulab.kvm.spte import spte_to_pfn
 from mmulab.machine import op as ops
+from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.record import record
 from mmulab.trace.look import PAGE_EVENTS, TableCopy, take
 from mmulab.trace.recording import Recording
@@ -109,3 +111,18 @@ def test_every_moment_can_be_looked_at(name: str) -> None:
         look = take(recording, recording.moment(number))
         assert look.number == number
         assert TableCopy(recording.visit(look.moment).machine) is not None
+
+
+def test_in_smm_the_reverse_map_is_that_of_its_address_space() -> None:
+    """One gfn, two memories: the host frame that the look leads to is the one that SMM sees."""
+    made = ScenarioBuilder("np", mem=0x800000).slot(0x10000, 0, 0x300000).value(4, 0x300000, 1)
+    made.slot(0x10001, 0x300000, 0x1000, 0, 0x500000)
+    for op in ("rd s 4 300000", "smm on", "rd s 4 300000"):
+        made.op(op)
+    recording = record(made.build())
+    inside = max(n for n, op in enumerate(recording.ops) if isinstance(op, ops.Read))
+    look = take(recording, recording.after(inside).moment)
+    assert look.rmap is not None
+    assert (look.rmap.gfn, len(look.rmap.sptes)) == (0x300, 1)
+    hidden = recording.visit(look.moment).machine.memory.backing + 0x500
+    assert spte_to_pfn(look.rmap.sptes[0][1]) == hidden
