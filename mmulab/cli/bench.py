@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from mmulab.errors import InputError
-from mmulab.lab.bench_replay import bench_replay
-from mmulab.lab.bench_walk import Rate, bench_walk
+from mmulab.lab.bench.replay import bench_replay
+from mmulab.lab.bench.walk import Rate, bench_walk
 
 
 @click.command()
@@ -79,7 +79,7 @@ def _show_rates(rates: Sequence[Rate], what: dict[str, Any], as_json: bool) -> N
 
 
 def _bench_step(events: int, seed: int, as_json: bool) -> None:
-    from mmulab.lab.bench_step import bench_step  # the notebook packages: only where they are measured
+    from mmulab.lab.bench.step import bench_step  # the notebook packages: only where they are measured
 
     measures = bench_step(events=events, seed=seed)
     if as_json:

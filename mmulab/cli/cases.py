@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
-from mmulab.lab.cases import OLD_DESIGN, Row, find_cases, row
+from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 
 
 @click.command()

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import click
 
 from mmulab.cli.options import chosen_derivation, chosen_design, rule_options
-from mmulab.kvm.design import DESIGNS, RoleDesign
-from mmulab.lab.cases import Case
-from mmulab.lab.compare import WORD_BITS, Cell, Comparison, compare_each
-from mmulab.lab.works import ALL, find_works
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.lab.cases.table import Case
+from mmulab.lab.designs.compare import WORD_BITS, Cell, Comparison, compare_each
+from mmulab.lab.designs.works import ALL, find_works
 
 _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")
 

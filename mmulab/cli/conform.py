@@ -17,7 +17,7 @@ from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 
 
 class _Job(NamedTuple):

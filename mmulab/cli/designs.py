@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from mmulab.kvm.derivation import DERIVATIONS
-from mmulab.kvm.design import DESIGNS, RoleDesign
-from mmulab.kvm.root_strategy import ROOT_STRATEGIES
-from mmulab.lab.era import LATER
+from mmulab.kvm.roles.derivation import DERIVATIONS
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
+from mmulab.lab.designs.era import LATER
 
 
 @click.command()

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from mmulab.kvm.derivation import Derivation, find_derivation, parity
-from mmulab.kvm.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.roles.derivation import Derivation, find_derivation, parity
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULT = DESIGNS["passthrough"]

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import click
 
 from mmulab.errors import InputError
-from mmulab.kvm.design import find_design
-from mmulab.kvm.role import RoleLayout
-from mmulab.kvm.role_decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
-from mmulab.kvm.role_history import (
+from mmulab.kvm.roles.decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
+from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.history import (
     BACKPORTS,
     HISTORY,
     MAINLINE,
@@ -21,6 +20,7 @@ from mmulab.kvm.role_history import (
     RoleVersion,
     find_role_version,
 )
+from mmulab.kvm.roles.word import RoleLayout
 
 BASELINE = "6.1"
 """The kernel of the model, and of a word of which nothing else is said."""

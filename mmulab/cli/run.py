@@ -15,7 +15,7 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError
-from mmulab.lab.cases_run import results_of, runner_of
+from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.scenario.runner import Result
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.ftrace import event_text

@@ -12,7 +12,7 @@ from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.conform.recording import SUFFIXES as CONFORMANCE
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.lab.cases_run import FAILURES, failure_str
+from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import SUFFIX, open_recording, save

@@ -33,7 +33,7 @@ from mmulab.conform.values import (
     Kind,
     Record,
 )
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 
 
 class _Key(NamedTuple):

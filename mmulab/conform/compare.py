@@ -19,7 +19,7 @@ from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Result, Runner

@@ -27,7 +27,7 @@ from mmulab.conform.compare import (
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import RecordedOp, Recording
 from mmulab.conform.state import state_lines
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.scenario.grammar import Bad, parse_step
 from mmulab.scenario.runner import Result
 

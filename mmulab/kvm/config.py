@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmulab.kvm.derivation import Derivation, parity
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.derivation import Derivation, parity
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.kvm.validity import VALIDITIES, Validity
 

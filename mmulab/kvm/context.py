@@ -27,8 +27,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
-from mmulab.kvm.role import CpuRole, RoleFacts
-from mmulab.kvm.root_strategy import top_table_level
+from mmulab.kvm.roles.root_strategy import top_table_level
+from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.kvm.state import Kvm, Request, Vcpu, context_name
 from mmulab.kvm.validity import RoleDecision, unchanged
 from mmulab.x86.ept import make_ept_paging

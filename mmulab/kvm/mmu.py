@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmulab.kvm.role import CpuRole, RoleFacts
+from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.x86.paging import Paging
 
 INVALID_PAGE = -1

@@ -6,7 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu_internal.h`` (``struct kvm_mmu_page``).
 from __future__ import annotations
 
 from mmulab.kvm.memslot import PteList
-from mmulab.kvm.role import RoleFacts
+from mmulab.kvm.roles.word import RoleFacts
 from mmulab.x86.markup import facts_html
 
 
@@ -38,7 +38,7 @@ class ShadowPage:
     tdp_mmu_page, tdp_mmu_scheduled_root_to_zap : bool
         The TDP MMU made it; it is a root to be emptied.
     pae_table, pdptes, one_off : bool
-        Of a root that is no special one (:mod:`mmulab.kvm.root_strategy`): the
+        Of a root that is no special one (:mod:`mmulab.kvm.roles.root_strategy`): the
         processor reads it as four PDPTEs; its directories are those that the
         guest's PDPTEs named when it was loaded; it is in no hash.
     """

@@ -18,7 +18,7 @@ from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
 from mmulab.kvm.page_track import account_huge_nx_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
-from mmulab.kvm.root_strategy import top_table_level
+from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.set_spte import (
     PageFault,
     RetPf,

@@ -15,7 +15,7 @@ from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import (
     pte_list_add,
 )
-from mmulab.kvm.root_strategy import top_table_level
+from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,

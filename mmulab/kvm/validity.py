@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.kvm.design import RoleDesign
 from mmulab.kvm.mmu import Mmu
-from mmulab.kvm.role import CpuRole
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.word import CpuRole
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import CpuModel
 

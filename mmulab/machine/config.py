@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from mmulab.errors import InputError
-from mmulab.kvm.derivation import Derivation, parity
-from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.derivation import Derivation, parity
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.validity import VALIDITIES, Validity
 from mmulab.x86.regs import CpuModel
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mmulab.kvm.derivation import Derivation
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.derivation import Derivation
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Scenario

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmulab.errors import InputError
-from mmulab.kvm.derivation import DERIVATIONS, Derivation
-from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.machine.config import MachineConfig
 from mmulab.trace.checkpoints import Checkpoints
 from mmulab.trace.codec import Constants, Json, class_of, decode, encode, name_of

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.set_spte import RetPf
 from mmulab.trace.recording import Recording
 from mmulab.x86.mode import PT_WRITABLE_MASK

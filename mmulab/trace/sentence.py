@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.set_spte import RetPf
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind

@@ -6,7 +6,7 @@ a field has one word for both.
 
 from __future__ import annotations
 
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.widgets.bitfield import Lane, lanes
 from mmulab.widgets.scene_svg import Svg
 from mmulab.widgets.words import role_cells

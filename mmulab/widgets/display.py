@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.widgets.bitfield import Cell
 from mmulab.widgets.blocks import Strip

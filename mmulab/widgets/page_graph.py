@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mmulab.events import Event, kvm_mmu_get_page
-from mmulab.kvm.design import RoleDesign
-from mmulab.kvm.role import RoleFacts
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.word import RoleFacts
 from mmulab.machine.machine import Machine
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mmulab import events as ev
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.machine import Machine
 from mmulab.trace.ftrace import event_text

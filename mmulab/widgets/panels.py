@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmulab import events as ev
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look, PageLook, Parent, SpteChange
@@ -152,7 +152,7 @@ def _path_row(step: ShadowStep, design: RoleDesign, names: dict[int, str]) -> li
 def page_text(page: PageHeader, design: RoleDesign) -> str:
     """Name a shadow page by what tells it from others.
 
-    >>> from mmulab.kvm.design import DESIGNS
+    >>> from mmulab.kvm.roles.design import DESIGNS
     >>> page_text(PageHeader(7, 0x20, 0x3731, 1, 0, 0, True, 0, 0, False, 0), DESIGNS["passthrough"])
     'gfn 0x20 q1 unsync'
     """

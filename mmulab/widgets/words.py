@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.kvm.role import RoleLayout
+from mmulab.kvm.roles.word import RoleLayout
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK, SpteFormat
 from mmulab.widgets.bitfield import Cell
 from mmulab.x86.mode import PT_BASE_ADDR_MASK

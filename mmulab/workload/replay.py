@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from mmulab.conform.state import state_lines
 from mmulab.events import EventSink
-from mmulab.kvm.derivation import Derivation, parity
-from mmulab.kvm.design import DESIGNS, RoleDesign
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.roles.derivation import Derivation, parity
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmulab.kvm.design import RoleDesign
-from mmulab.kvm.role import RoleFacts
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.word import RoleFacts
 from mmulab.machine.machine import Machine
 
 FAULT_CLASSES = tuple(

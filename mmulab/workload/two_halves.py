@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from mmulab.kvm.derivation import Derivation
-from mmulab.kvm.design import RoleDesign
+from mmulab.kvm.roles.derivation import Derivation
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.machine import Machine

@@ -22,9 +22,9 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "role_designs.ipynb"
 CASE = "la57-switch-npt-4to5-l0-5"
 CELLS = (
     """
-from mmulab.lab.compare import compare
-from mmulab.lab.design_matrix import design_matrix
-from mmulab.lab.works import find_works
+from mmulab.lab.designs.compare import compare
+from mmulab.lab.designs.matrix import design_matrix
+from mmulab.lab.designs.works import find_works
 
 design_matrix(compare(["D0", "D4"], find_works(["la57-switch-npt-*"])))
 """,

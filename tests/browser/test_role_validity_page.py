@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab.lab.report import report
-from mmulab.lab.validity import markers, witnesses
+from mmulab.lab.validity.matrix import markers, witnesses
 from tests.browser.conftest import look
 from tests.browser.lab import PATIENCE, jupyterlab, run_all
 

@@ -34,7 +34,7 @@ def test_replay_is_measured_instead_of_the_walk(small: Path, capsys: pytest.Capt
 
 
 def test_limit_reaches_the_replay(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmulab.lab import bench_replay
+    from mmulab.lab.bench import replay as bench_replay
 
     replayed = []
 

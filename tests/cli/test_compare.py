@@ -11,9 +11,9 @@ import pytest
 
 from mmulab.cli import compare as command
 from mmulab.cli.main import INTERRUPTED, run
-from mmulab.kvm.design import DESIGNS
-from mmulab.lab.cases import find_cases
-from mmulab.lab.compare import Cell, compare_each
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.lab.cases.table import find_cases
+from mmulab.lab.designs.compare import Cell, compare_each
 
 Out = pytest.CaptureFixture[str]
 SWITCH = "la57-switch-npt-4to5-l0-5"
@@ -98,7 +98,7 @@ def test_a_boot_and_its_limit(capsys: Out) -> None:
 
 
 OWN = """
-from mmulab.kvm.design import Passthrough
+from mmulab.kvm.roles.design import Passthrough
 
 class Own(Passthrough):
     id, name = "X", "own"

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from mmulab.cli.main import run
-from mmulab.kvm.derivation import DERIVATIONS
-from mmulab.kvm.design import DESIGNS
-from mmulab.kvm.root_strategy import ROOT_STRATEGIES
+from mmulab.kvm.roles.derivation import DERIVATIONS
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 
 
 def test_every_design_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ Out = pytest.CaptureFixture[str]
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
 RECORDED = "data/conformance/sh/mode-switch.jsonl.xz"
 STOPS = """
-from mmulab.kvm.design import Passthrough
+from mmulab.kvm.roles.design import Passthrough
 
 class Stops(Passthrough):
     id, name = "X", "stops"

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.cli.main import run
-from mmulab.kvm.role_decoders import PLUGIN_KVM
-from mmulab.kvm.role_history import BACKPORTS, HISTORY, find_role_version
+from mmulab.kvm.roles.decoders import PLUGIN_KVM
+from mmulab.kvm.roles.history import BACKPORTS, HISTORY, find_role_version
 
 OWN = """
-from mmulab.kvm.design import LAYOUT_6_1, RoleDesign
-from mmulab.kvm.role import BitField, RoleLayout
+from mmulab.kvm.roles.design import LAYOUT_6_1, RoleDesign
+from mmulab.kvm.roles.word import BitField, RoleLayout
 
 
 class Swapped(RoleDesign):

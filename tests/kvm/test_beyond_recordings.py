@@ -9,7 +9,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.kvm import paging_tmpl
 from mmulab.kvm.context import kvm_calc_cpu_role, kvm_init_mmu
-from mmulab.kvm.role import CpuRole
+from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.roots import kvm_mmu_reset_context
 from mmulab.kvm.spte import (
     SPTE_TDP_AD_MASK,

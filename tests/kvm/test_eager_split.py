@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.derivation import copied, get_page, parity, scratch
 from mmulab.kvm.eager_split import (
     KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE,
     SPLIT_DESC_CACHE_CAPACITY,
@@ -24,10 +23,11 @@ from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import pte_list_iter, rmap_add
+from mmulab.kvm.roles.derivation import copied, get_page, parity, scratch
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page, shadow_path
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK, SPTE_TDP_AD_MASK, SPTE_TDP_AD_WRPROT_ONLY_MASK
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
-from mmulab.lab.cases_build import VMCB_GPA
+from mmulab.lab.cases.build import VMCB_GPA
 from mmulab.lab.eager_split import HUGE, MEMORY, access, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mmulab.errors import InputError
 from mmulab.kvm.context import base_facts, kvm_calc_cpu_role
-from mmulab.kvm.design import DESIGNS
 from mmulab.kvm.mmu import Mmu
-from mmulab.kvm.role import CpuRole
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.validity import VALIDITIES, Validity, find_validity, unchanged
 from mmulab.x86.regs import X86_CR0_PG, CpuModel
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmulab.kvm.design import LAYOUT_6_1, Passthrough, RoleDesign
-from mmulab.kvm.role import BitField, CpuRole, RoleFacts, RoleLayout
+from mmulab.kvm.roles.design import LAYOUT_6_1, Passthrough, RoleDesign
+from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
 
 _WHOLE = Passthrough()
 _BLIND = {"access": 7}

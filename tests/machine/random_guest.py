@@ -12,7 +12,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.machine import Machine

@@ -11,7 +11,7 @@ from mmulab import events as ev
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.scenario.runner import Result, run
 from mmulab.scenario.scenario import Scenario
 

@@ -13,8 +13,8 @@ from mmulab.check.invariants import violations
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
-from mmulab.kvm.design import DESIGNS, RoleDesign, find_design
-from mmulab.kvm.root_strategy import ROOT_STRATEGIES
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.machine import op as ops
 from mmulab.machine.op import Op
 from mmulab.scenario.adapter import machine_config

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.check.invariants import Invariant, status, violations
 from mmulab.errors import InputError
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops
 from mmulab.machine.config import SlotConfig

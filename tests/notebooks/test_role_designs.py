@@ -10,13 +10,13 @@ import pytest
 from mmulab.lab.page import export, remote_references
 from mmulab.lab.parameters import declared
 from mmulab.lab.results import Table, harvest
-from mmulab.lab.works import find_works
+from mmulab.lab.designs.works import find_works
 from tests.notebooks.conftest import Papermill
 
 NAME = "role_designs"
 SWITCHES = [f"la57-switch-npt-{way}-l0-5" for way in ("4to5", "5to4")]
 OWN = """
-from mmulab.kvm.design import PreFix
+from mmulab.kvm.roles.design import PreFix
 
 
 class Mine(PreFix):

@@ -6,7 +6,7 @@ import pytest
 
 from mmulab.lab.page import export, remote_references
 from mmulab.lab.results import harvest
-from mmulab.lab.validity import markers, validity_matrix, witnesses
+from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
 from tests.notebooks.conftest import Papermill
 
 

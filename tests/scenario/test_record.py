@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
-from mmulab.lab.cases_build import la57_switch_nested
+from mmulab.lab.cases.build import la57_switch_nested
 from mmulab.machine import op as ops
 from mmulab.scenario.record import record, record_steps
 

@@ -11,7 +11,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.mmu import Mmu
-from mmulab.kvm.role import CpuRole
+from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.x86 import kvm_set_cr3
 from mmulab.machine.op import Mode
 from mmulab.trace.codec import Constants, decode, encode
@@ -78,7 +78,7 @@ def test_what_no_file_can_hold_is_refused(value: object) -> None:
     [
         ({"f": "kvm.x86:no_such"}, "mmulab has no kvm.x86:no_such"),
         ({"r": ["kvm.nowhere:Mmu", {}]}, "mmulab has no kvm.nowhere:Mmu"),
-        ({"r": ["kvm.role:CpuRole", {"colour": 1}]}, "has other fields"),
+        ({"r": ["kvm.roles.word:CpuRole", {"colour": 1}]}, "has other fields"),
         ({"f": "trace.codec:importlib"}, "nothing that a recording may hold"),
         ({"e": ["kvm.x86:kvm_set_cr3", 1]}, "nothing that a recording may hold"),
     ],

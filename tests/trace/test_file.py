@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.derivation import parity
-from mmulab.kvm.design import Passthrough
+from mmulab.kvm.roles.derivation import parity
+from mmulab.kvm.roles.design import Passthrough
 from mmulab.kvm.validity import Validity
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import ScenarioBuilder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario

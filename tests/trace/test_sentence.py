@@ -8,7 +8,7 @@ import typing
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
 from mmulab.trace.sentence import _EVENTS, event_sentence, op_sentence, outcome_sentence

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmulab.kvm.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.lab.page import remote_references
 from mmulab.widgets.bitfield import Lane, lanes
 from mmulab.widgets.collision import collision_picture, fields_that_differ

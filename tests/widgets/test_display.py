@@ -8,8 +8,8 @@ import pytest
 
 from mmulab.conform.compare import Level, compare
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.design import DESIGNS
 from mmulab.kvm.guest_walk import walk_addr_generic
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.spte import shadow_format
 from mmulab.lab.page import remote_references
 from mmulab.trace.recording import Recording

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from mmulab.kvm.derivation import find_derivation
-from mmulab.kvm.design import find_design
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import find_design
 from mmulab.widgets.halves import halves_picture
 from mmulab.workload.two_halves import two_halves
 

@@ -8,9 +8,9 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
-from mmulab.lab.cases_build import la57_switch_nested
+from mmulab.lab.cases.build import la57_switch_nested
 from mmulab.lab.page import remote_references
 from mmulab.scenario.record import record
 from mmulab.scenario.scenario import Scenario

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmulab.kvm.design import DESIGNS, LAYOUT_6_1
+from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.widgets.bitfield import Cell, strip
 from mmulab.widgets.words import gpte_cells, role_cells, span, spte_cells

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.design import DESIGNS
-from mmulab.lab.cases_build import NPT_ROOT, la57_switch_nested
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.lab.cases.build import NPT_ROOT, la57_switch_nested
 from mmulab.lab.page import remote_references
 from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Recording

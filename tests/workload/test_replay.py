@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.kvm.derivation import find_derivation
-from mmulab.kvm.design import find_design
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots
 from mmulab.workload.replay_plan import Action, make_plan
 from mmulab.workload.stream import Kind, Stream, load_stream

@@ -1,0 +1,1 @@
+"""The role word: layouts, designs, derivations of a child, strategies for roots, history by kernel."""

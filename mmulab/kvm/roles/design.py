@@ -1,0 +1,449 @@
+"""Role designs: what users vary.
+
+A design decides which shadow pages of one gfn are the same page. It packs what
+the MMU knows of a page (:class:`~mmulab.kvm.roles.word.RoleFacts`) and of the guest's
+CPU (:class:`~mmulab.kvm.roles.word.CpuRole`) into one word, the key beside the gfn,
+and gives the facts back out of the word: what a design cannot say, the MMU
+cannot know.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import runpy
+from typing import Self
+
+from mmulab.errors import InputError
+from mmulab.kvm.roles.root_strategy import RootStrategy, find_root_strategy, special, top_table_level
+from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
+
+LAYOUT_6_1 = RoleLayout(
+    (
+        BitField("level", 4),
+        BitField("has_4_byte_gpte", 1),
+        BitField("quadrant", 2),
+        BitField("direct", 1),
+        BitField("access", 3),
+        BitField("invalid", 1),
+        BitField("efer_nx", 1),
+        BitField("cr0_wp", 1),
+        BitField("smep_andnot_wp", 1),
+        BitField("smap_andnot_wp", 1),
+        BitField("ad_disabled", 1),
+        BitField("guest_mode", 1),
+        BitField("passthrough", 1),
+        BitField("", 5),
+        BitField("smm", 8),
+    )
+)
+LAYOUT_PRE_FIX = RoleLayout(
+    (
+        *(f for f in LAYOUT_6_1.fields if f.name not in ("passthrough", "", "smm")),
+        BitField("", 6),
+        BitField("smm", 8),
+    )
+)
+
+
+class RoleDesign:
+    """A role word: its layout and what goes into it.
+
+    Subclasses set the class attributes, and override :meth:`pack`,
+    :meth:`child` or :meth:`facts` where their fields are not those of the facts.
+
+    Attributes
+    ----------
+    id, name : str
+        ``D4`` and ``passthrough``; either is accepted where a design is named.
+    summary, source : str
+        One line of explanation; commit or Message-Id.
+    layout : RoleLayout
+    sync_ignored : tuple of str
+        Fields that may differ between a page and the context that syncs it
+        (``sync_role_ign`` in ``FNAME(sync_page)``).
+    root_strategy : RootStrategy
+        How the tables above the guest's own are kept.
+    """
+
+    id = ""
+    name = ""
+    summary = ""
+    source = ""
+    layout = LAYOUT_6_1
+    sync_ignored: tuple[str, ...] = ("level", "access", "quadrant", "passthrough")
+    root_strategy: RootStrategy = special
+
+    def __init__(self) -> None:
+        mask = self.layout.mask
+        self.level_mask = mask["level"]
+        self.sync_mask = ~sum(mask[name] for name in self.sync_ignored if name in mask)
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word of a page of these facts, made for this guest CPU."""
+        known = facts._asdict()
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word of a page one level below `parent` (``kvm_mmu_child_role``)."""
+        layout = self.layout
+        word = layout.set(parent, "level", layout.get(parent, "level") - 1)
+        for name, value in (("access", access), ("direct", direct), ("quadrant", quadrant)):
+            word = layout.set(word, name, value)
+        word &= ~layout.mask["invalid"]
+        return word & ~layout.mask.get("passthrough", 0)
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        get = self.layout.get
+        return RoleFacts(
+            level=get(role, "level"),
+            has_4_byte_gpte=bool(get(role, "has_4_byte_gpte")),
+            quadrant=get(role, "quadrant"),
+            direct=bool(get(role, "direct")),
+            access=get(role, "access"),
+            invalid=bool(get(role, "invalid")),
+            efer_nx=bool(get(role, "efer_nx")),
+            cr0_wp=bool(get(role, "cr0_wp")),
+            smep_andnot_wp=bool(get(role, "smep_andnot_wp")),
+            smap_andnot_wp=bool(get(role, "smap_andnot_wp")),
+            ad_disabled=bool(get(role, "ad_disabled")),
+            guest_mode=bool(get(role, "guest_mode")),
+            passthrough=bool(get(role, "passthrough")),
+            smm=get(role, "smm"),
+        )
+
+    def invalidated(self, role: int) -> int:
+        """Return the word with ``invalid`` set."""
+        return role | self.layout.mask["invalid"]
+
+    def with_root_strategy(self, name: str) -> Self:
+        """Return this design with other roots: ``special``, ``shadow`` or ``one_off``.
+
+        Raises
+        ------
+        InputError
+            No strategy is called so.
+        """
+        other = copy.copy(self)
+        other.root_strategy = find_root_strategy(name)
+        return other
+
+    def __repr__(self) -> str:
+        return f"<{self.id} {self.name}: {self.layout.used_bits} bits, {self.root_strategy.name} roots>"
+
+
+class Passthrough(RoleDesign):
+    """One bit marks the level-5 page that only points at the real level-4 root.
+
+    Merged in v5.19 as 84e5ffd045f3 ("KVM: X86/MMU: Fix shadowing 5-level NPT
+    for 4-level NPT L1 guest"), from Message-Id 20220420131204.2850-1.
+    """
+
+    id = "D4"
+    name = "passthrough"
+    summary = "one bit marks a page that shadows no table of its own (merged in 5.19, the default)"
+    source = "84e5ffd045f3; 20220420131204.2850-1"
+
+
+class PreFix(RoleDesign):
+    """The word before 84e5ffd045f3: nothing tells the level-5 portal from a real level-5 root."""
+
+    id = "D0"
+    name = "pre_fix"
+    summary = "5.18's word: a level-5 page that is only a portal looks like a real one"
+    source = "before 84e5ffd045f3"
+    layout = LAYOUT_PRE_FIX
+
+
+def _layout(*mode: BitField, fixed: tuple[str, ...] = ()) -> RoleLayout:
+    """Return 6.1's word with other fields for the paging mode, `fixed` ones of 6.1 dropped."""
+    dropped = ("passthrough", "smm", "", *fixed)
+    fields = [*(f for f in LAYOUT_6_1.fields if f.name not in dropped), *mode]
+    gap = 24 - sum(f.width for f in fields)
+    return RoleLayout((*fields, *([BitField("", gap)] if gap else []), BitField("smm", 8)))
+
+
+class GuestLevel(RoleDesign):
+    """The level of the guest's table in the role; a page above it shadows nothing of its own.
+
+    RFC V3 of the series, Message-Id 20220330132152.4568-3: the root has the level of
+    the guest's paging, and a page below, direct ones included, no more than its own
+    level. So, unlike ``glevels`` of old, it does not tell modes apart where the
+    tables have the same level. A direct root has 0.
+    """
+
+    id = "D1"
+    name = "glevel"
+    summary = "four bits for the level of the guest's table; less than the page's own: it passes through"
+    source = "20220330132152.4568-3"
+    layout = _layout(BitField("glevel", 4))
+    sync_ignored = ("level", "access", "quadrant", "glevel")
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        known["glevel"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        get = self.layout.get
+        return self.layout.set(word, "glevel", min(get(word, "level"), get(parent, "glevel")))
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says: a page of a higher level than the guest's table passes through."""
+        facts = super().facts(role)
+        return facts._replace(passthrough=not facts.direct and self.layout.get(role, "glevel") < facts.level)
+
+
+class PassthroughLevels(RoleDesign):
+    """How many levels from here down shadow nothing; all of them make a direct page.
+
+    Proposed as ``passthrough_delta`` in the reply to V3, Message-Id YlXvtMqWpyM9Bjox@google.com,
+    and so named, with ``direct`` dropped, in the next (13 April 2022).
+    """
+
+    id = "D2"
+    name = "passthrough_levels"
+    summary = "a count of levels without a guest table; as many as the level: direct"
+    source = "YlXvtMqWpyM9Bjox@google.com, caffa434-5644-ee73-1636-45a87517bae2@redhat.com"
+    layout = _layout(BitField("passthrough_levels", 3), fixed=("direct",))
+    sync_ignored = ("level", "access", "quadrant", "passthrough_levels")
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        above = max(0, facts.level - top_table_level(cpu))
+        known["passthrough_levels"] = facts.level if facts.direct else above
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below: one level less to pass through."""
+        layout = self.layout
+        level = layout.get(parent, "level") - 1
+        levels = level if direct else max(0, layout.get(parent, "passthrough_levels") - 1)
+        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
+        word = layout.set(word, "passthrough_levels", levels)
+        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        levels = self.layout.get(role, "passthrough_levels")
+        direct = levels == facts.level
+        return facts._replace(direct=direct, passthrough=levels > 0 and not direct)
+
+
+class TargetLevel(RoleDesign):
+    """The level of the guest table that is shadowed, 0 for a direct page, which drops ``direct``.
+
+    Named in Message-Id caffa434-5644-ee73-1636-45a87517bae2@redhat.com; that 0 stands
+    for ``direct`` is in YlbtEorfabzkRucF@google.com (13 April 2022).
+    """
+
+    id = "D3"
+    name = "target_level"
+    summary = "the level of the guest table shadowed, 0 if none: direct"
+    source = "caffa434-5644-ee73-1636-45a87517bae2@redhat.com, YlbtEorfabzkRucF@google.com"
+    layout = _layout(BitField("target_level", 3), fixed=("direct",))
+    sync_ignored = ("level", "access", "quadrant", "target_level")
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        known["target_level"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
+        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below: the same table under a portal, else the next."""
+        layout = self.layout
+        level = layout.get(parent, "level") - 1
+        target = 0 if direct else min(level, layout.get(parent, "target_level"))
+        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
+        word = layout.set(word, "target_level", target)
+        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        target = self.layout.get(role, "target_level")
+        return facts._replace(direct=target == 0, passthrough=0 < target < facts.level)
+
+
+class CpuModeWithPassthrough(RoleDesign):
+    """CR4.PAE and EFER.LMA in the key, CR4.LA57 left outside, and the passthrough bit.
+
+    The optimization at the end of the mail that proposes ``cpu_mode``: a portal
+    exists only while CR4.LA57 is 0.
+    """
+
+    id = "D6"
+    name = "cpu_mode_passthrough"
+    summary = "cr4_pae and efer_lma in the key, cr4_la57 not, and a passthrough bit"
+    source = "YlhC86CFDRghdd5v@google.com"
+    layout = _layout(
+        BitField("cr4_pae", 1),
+        BitField("efer_lma", 1),
+        BitField("passthrough", 1),
+        fixed=("has_4_byte_gpte",),
+    )
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word. The mode is that of the tables shadowed, which for EPT is long mode's."""
+        long_mode = not facts.direct and cpu.level >= 4
+        known = facts._asdict()
+        known.update(
+            cr4_pae=not facts.has_4_byte_gpte,
+            efer_lma=long_mode,
+            cr4_la57=long_mode and cpu.level == 5,
+        )
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        return super().facts(role)._replace(has_4_byte_gpte=not self.layout.get(role, "cr4_pae"))
+
+
+class CpuMode(CpuModeWithPassthrough):
+    """CR4.PAE, EFER.LMA and CR4.LA57 in the key; what passes through follows from them.
+
+    Proposed in Message-Id YlhC86CFDRghdd5v@google.com (14 April 2022):
+    pages are no longer shared between 64-bit paging and PAE paging.
+    """
+
+    id = "D5"
+    name = "cpu_mode"
+    summary = "cr4_pae, efer_lma and cr4_la57 in the key instead of anything synthetic"
+    layout = _layout(
+        BitField("cr4_pae", 1),
+        BitField("efer_lma", 1),
+        BitField("cr4_la57", 1),
+        fixed=("has_4_byte_gpte",),
+    )
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says: `passthrough` is a level above the mode's highest table in memory."""
+        facts, get = super().facts(role), self.layout.get
+        long_mode = 5 if get(role, "cr4_la57") else 4
+        top = long_mode if get(role, "efer_lma") else 2
+        return facts._replace(passthrough=not facts.direct and facts.level > top)
+
+
+class GuestLevels(RoleDesign):
+    """The word before 2.6.35: ``glevels``, and neither CR0.WP nor SMEP nor anything nested.
+
+    It was right for the modes of its time: shadow paging of a guest with
+    CR0.WP=1 on hosts with four levels.
+    """
+
+    id = "D7"
+    name = "glevels"
+    summary = "before 2.6.35: the guest's levels, no CR0.WP, no SMEP, no nesting"
+    source = "before 5b7e0102ae74 (2.6.35)"
+    layout = RoleLayout(
+        (
+            BitField("glevels", 4),
+            BitField("level", 4),
+            BitField("quadrant", 2),
+            BitField("", 6),
+            BitField("direct", 1),
+            BitField("access", 3),
+            BitField("invalid", 1),
+            BitField("cr4_pge", 1),
+            BitField("efer_nx", 1),
+        )
+    )
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
+        known = facts._asdict()
+        known.update(glevels=0 if facts.direct else cpu.level, cr4_pge=0)
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below; a direct page has no guest levels."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        return self.layout.set(word, "glevels", 0) if direct else word
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        return super().facts(role)._replace(has_4_byte_gpte=self.layout.get(role, "glevels") == 2)
+
+
+class Cr4Pae(RoleDesign):
+    """The word of 5.0: ``cr4_pae``, cleared for direct pages, and no portal.
+
+    5.1 replaced it (47c42e6b4192), because the entries of a nested EPT have 8
+    bytes whatever CR4.PAE says. That fault is not in this design: what the
+    context says of its tables decides.
+    """
+
+    id = "D8"
+    name = "cr4_pae"
+    summary = "5.0's word: 8-byte entries by CR4.PAE, direct pages of all modes shared, no portal"
+    source = "before 47c42e6b4192 (5.1)"
+    layout = _layout(BitField("cr4_pae", 1), fixed=("has_4_byte_gpte",))
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        """Return the word."""
+        known = facts._asdict()
+        known["cr4_pae"] = not facts.direct and not facts.has_4_byte_gpte
+        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        """Return the word one level below; a direct page has no CR4.PAE."""
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        return self.layout.set(word, "cr4_pae", 0) if direct else word
+
+    def facts(self, role: int) -> RoleFacts:
+        """Return what the word says."""
+        facts = super().facts(role)
+        return facts._replace(has_4_byte_gpte=not facts.direct and not self.layout.get(role, "cr4_pae"))
+
+
+_ALL: tuple[RoleDesign, ...] = (
+    PreFix(),
+    GuestLevel(),
+    PassthroughLevels(),
+    TargetLevel(),
+    Passthrough(),
+    CpuMode(),
+    CpuModeWithPassthrough(),
+    GuestLevels(),
+    Cr4Pae(),
+)
+DESIGNS: dict[str, RoleDesign] = {design.name: design for design in _ALL}
+
+
+def find_design(name: str) -> RoleDesign:
+    """Return a design by name or id, or one of the user's own as ``module:Class`` or ``file.py:Class``.
+
+    Raises
+    ------
+    InputError
+        No design is called so.
+    """
+    for design in DESIGNS.values():
+        if name in (design.name, design.id):
+            return design
+    if ":" in name:
+        return _load_design(name)
+    known = ", ".join(f"{d.id} {d.name}" for d in DESIGNS.values())
+    raise InputError(f"role design {name!r}: unknown; the designs are {known}, or give module:Class")
+
+
+def _load_design(name: str) -> RoleDesign:
+    where, _, wanted = name.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            found = runpy.run_path(where)[wanted]
+        else:
+            found = getattr(importlib.import_module(where), wanted)
+    except (ImportError, OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:
+        raise InputError(f"role design {name!r}: cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, RoleDesign)):
+        base = f"{RoleDesign.__module__}.{RoleDesign.__name__}"
+        raise InputError(f"role design {name!r}: {wanted} is no subclass of {base}")
+    return found()

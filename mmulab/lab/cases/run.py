@@ -1,0 +1,423 @@
+"""Running a case: what KVM builds for it, and whether every access goes where the guest's tables lead.
+
+How an access is judged is in :mod:`mmulab.lab.cases.judge`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from mmulab.conform.outcome import encode_outcome, outcome_str
+from mmulab.conform.recording import HELPER_PREFIX, INIT, Recording
+from mmulab.errors import InputError
+from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
+from mmulab.kvm.mmu import INVALID_PAGE, Mmu
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import RoleDesign, find_design
+from mmulab.kvm.roles.word import RoleFacts
+from mmulab.kvm.state import Vcpu, to_shadow_page
+from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of
+from mmulab.machine import op as ops
+from mmulab.machine.machine import Machine
+from mmulab.machine.op import OutcomeKind
+from mmulab.machine.run import StuckError
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import format_step
+from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.scenario import Scenario
+from mmulab.trace.view import shadow_steps
+
+FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
+"""What a wrong design makes the model itself raise.
+
+The model checks what Linux checks: where the kernel would stop at a ``BUG_ON``
+or follow a stale pointer, there is an assertion, a lookup of an spte, page or
+frame that is not there, a fault that never ends (``StuckError``) or a way down
+that goes in circles (``RecursionError``), and a value that the word has no room
+for. That is the design's verdict, not an error of the program. Not among them
+are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
+design and deserve their traceback. ``NotImplementedError`` and
+:class:`~mmulab.errors.InputError` are subclasses of these, but say that something
+could not be run, and are raised on; only where the default design runs the same
+scenario to its end has a guest gone astray under a wrong one, and executes what
+is no instruction of its own.
+"""
+
+
+class Link(NamedTuple):
+    """A table on the processor's way: a special root by its name, or a shadow page by its role.
+
+    Attributes
+    ----------
+    name : str
+        ``pae_root``, ``pml4_root``, ``pml5_root``, or the role in words.
+    level : int
+    gfn : int or None
+    role : int or None
+    """
+
+    name: str
+    level: int
+    gfn: int | None
+    role: int | None
+    short: str
+    """Level, and ``d``, ``p`` or quadrant as :attr:`CaseRun.pages_by_level` has them; ``pae`` and so on."""
+
+
+class Moment(NamedTuple):
+    """The contexts after an op.
+
+    Attributes
+    ----------
+    op : str
+    world : {"L1", "L2"}
+    mmu, walk_mmu : str
+        Which of ``root_mmu``, ``guest_mmu`` and ``nested_mmu`` the processor's
+        tables come from, and which translates the guest's virtual addresses.
+    kind : str
+        ``direct`` or ``shadow``: what the tables of `mmu` are.
+    root : str
+        The root in use, as :attr:`Link.name`; ``none`` after it was freed.
+    """
+
+    op: str
+    world: str
+    mmu: str
+    walk_mmu: str
+    kind: str
+    root: str
+
+
+@dataclass(frozen=True)
+class CaseRun:
+    """What came of a case under one design.
+
+    Attributes
+    ----------
+    machine : Machine
+        After the last op before the teardown.
+    results : tuple of Result
+    chain : tuple of Link
+        Of the deepest guest's first access to data: root first.
+    walks : TwoWalks or None
+        Of the same access, before it.
+    moments : tuple of Moment
+        After each op, ``init`` included.
+    judged : int
+        Accesses that were compared.
+    wrong : WrongAccess or None
+        The first one.
+    """
+
+    machine: Machine
+    results: tuple[Result, ...]
+    chain: tuple[Link, ...]
+    walks: TwoWalks | None
+    moments: tuple[Moment, ...]
+    judged: int
+    wrong: WrongAccess | None
+
+    @property
+    def events(self) -> list[Event]:
+        """All events before the teardown, in order."""
+        return [event for result in self.results for event in result.events]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Events by name, in alphabetical order."""
+        return dict(sorted(Counter(type(event).__name__ for event in self.events).items()))
+
+    @property
+    def created(self) -> dict[str, int]:
+        """Shadow pages created, by role in words, in the order in which each was first made."""
+        design = self.machine.kvm.config.design
+        made = [e for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
+        return dict(Counter(design.facts(event.role).full_str() for event in made))
+
+    @property
+    def pages_by_level(self) -> dict[str, int]:
+        """Shadow pages created, by level, ``d`` if direct, ``p`` if passthrough, 4-byte tables' quadrant."""
+        facts = self.machine.kvm.config.design.facts
+        made = [facts(e.role) for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
+        return dict(Counter(map(_short, made)))
+
+    @property
+    def shadow_pages(self) -> int:
+        """Number of shadow pages created."""
+        return sum(self.created.values())
+
+
+def _short(facts: RoleFacts) -> str:
+    quadrant = f"q{facts.quadrant}" if facts.has_4_byte_gpte else ""
+    return f"{facts.level}{'d' if facts.direct else ''}{'p' if facts.passthrough else ''}{quadrant}"
+
+
+def design_of(design: RoleDesign | str) -> RoleDesign:
+    """Return a design that is given as such, or by its name or id.
+
+    Raises
+    ------
+    InputError
+        No design is called so.
+    """
+    return design if isinstance(design, RoleDesign) else find_design(design)
+
+
+def runner_of(scenario: Scenario, design: RoleDesign | str, *, derivation: str = "parity") -> Runner:
+    """Return the runner of a scenario whose machine's role words follow `design`.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    design : RoleDesign or str
+        A design, or the name or id of one.
+    derivation : str
+        How the roles of child pages come about.
+
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design or derivation is unknown.
+    """
+    config = machine_config(scenario)
+    return Runner(
+        scenario, config=replace(config, design=design_of(design), derivation=find_derivation(derivation))
+    )
+
+
+@dataclass
+class _Found:
+    """What a run has shown so far."""
+
+    machine: Machine
+    results: list[Result] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    chains: dict[bool, tuple[TwoWalks | None, tuple[Link, ...]]] = field(default_factory=dict)
+    judged: int = 0
+    written: dict[int, None] = field(default_factory=dict)
+    wrong: WrongAccess | None = None
+    place: tuple[int, str, int | None, int | None] = (-1, "init", None, None)
+    """Index and text of the op at hand, where its access should go, and its address."""
+
+    def add(self, result: Result) -> None:
+        """Keep what an op did."""
+        self.results.append(result)
+        self.moments.append(_moment(self.machine, result.text))
+
+    def done(self) -> CaseRun:
+        """Return the run; the deepest guest's way down is shown."""
+        shown, chain = self.chains[max(self.chains)] if self.chains else (None, ())
+        return CaseRun(
+            self.machine, tuple(self.results), chain, shown, tuple(self.moments), self.judged, self.wrong
+        )
+
+
+def _until_it_fails(found: _Found, scenario: Scenario, execute: Callable[[_Found], None]) -> CaseRun:
+    """Execute to the end, or to where the design drives the model into an impossible state."""
+    try:
+        execute(found)
+    except NotImplementedError:
+        raise
+    except FAILURES as error:
+        if isinstance(error, InputError) and not _runs_by_default(scenario):
+            raise
+        index, text, expected, gva = found.place
+        found.wrong = found.wrong or WrongAccess(index, text, expected, None, failure_str(error), gva=gva)
+    return found.done()
+
+
+def _runs_by_default(scenario: Scenario) -> bool:
+    """Whether the scenario itself is good: the default design takes it to its end."""
+    try:
+        for _ in Runner(scenario).results():
+            pass
+    except InputError:
+        return False
+    return True
+
+
+def failure_str(error: Exception) -> str:
+    """Say in words that the model stopped."""
+    if isinstance(error, InputError):
+        return f"the guest is led astray ({error.__cause__ or error})"
+    if isinstance(error, StuckError):
+        return "the access faults again and again, and KVM never mends it"
+    if isinstance(error, RecursionError):
+        return "the shadow tables lead in circles"
+    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"the MMU fails its own checks, where Linux would BUG ({what})"
+
+
+def results_of(runner: Runner) -> tuple[list[Result], str | None]:
+    """Run to the end, or to where the design brings the model to a stop; return that in words."""
+    results: list[Result] = []
+    try:
+        for result in runner.results():
+            results.append(result)
+    except NotImplementedError:
+        raise
+    except FAILURES as error:
+        if isinstance(error, InputError) and not _runs_by_default(runner.scenario):
+            raise
+        return results, failure_str(error)
+    return results, None
+
+
+def run_case(
+    scenario: Scenario, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+) -> CaseRun:
+    """Run a scenario op by op, judge its accesses and keep what is asked of a case.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Without conditional steps.
+    design : RoleDesign or str
+        A design, or the name or id of one.
+    derivation : str
+        How the roles of child pages come about.
+
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design or derivation is unknown.
+    """
+    runner = runner_of(scenario, design, derivation=derivation)
+
+    def execute(found: _Found) -> None:
+        running = runner.results()
+        found.add(next(running))
+        for index, step in enumerate(scenario.steps):
+            access = step.op if isinstance(step.op, Access) else None
+            walks = None if access is None else walks_of(runner.machine, access)
+            expected, gva = None if walks is None else walks.gpa, None if access is None else access.gva
+            found.place = index, format_step(step), expected, gva
+            result = next(running)
+            while result.op is not step.op:  # an instruction of the VMM's that goes before
+                found.add(result)
+                result = next(running)
+            if access is not None and walks is not None:
+                found.judged += 1
+                _keep_chain(found, access, walks)
+            found.wrong = found.wrong or judge(runner.machine, result, access, walks)
+            _follow_dirty_log(found, result, walks)
+            found.add(result)
+            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+                break
+
+    return _until_it_fails(_Found(runner.machine), scenario, execute)
+
+
+def _follow_dirty_log(found: _Found, result: Result, walks: TwoWalks | None) -> None:
+    """Remember what is written, until a dirty log must name it; logs begin where a slot is set."""
+    if isinstance(result.op, ops.GetDirtyLog):
+        found.wrong = found.wrong or judge_dirty_log(found.machine, result, found.written)
+    if isinstance(result.op, (ops.GetDirtyLog, ops.SetMemslot)):
+        found.written.clear()
+    elif isinstance(result.op, ops.Write) and walks is not None and walks.gpa is not None:
+        found.written[walks.gpa >> 12] = None
+
+
+def _keep_chain(found: _Found, access: Access, walks: TwoWalks) -> None:
+    machine = found.machine
+    nested = machine.kvm.vcpus[0].guest_mode
+    if nested not in found.chains:
+        found.chains[nested] = walks, _chain(machine, _in_the_tables(machine, access.gva, walks))
+
+
+def _links(machine: Machine, address: int) -> Iterator[Link]:
+    mmu, design = machine.kvm.vcpus[0].mmu, machine.kvm.config.design
+    for step in shadow_steps(machine, address):
+        if step.page is None:
+            name = _special(mmu, step.frame)
+            yield Link(name, step.level, None, None, name.removesuffix("_root"))
+        else:
+            facts = design.facts(step.page.role)
+            yield Link(facts.full_str(), step.level, step.page.gfn, step.page.role, _short(facts))
+
+
+def _chain(machine: Machine, address: int | None) -> tuple[Link, ...]:
+    return () if address is None else tuple(_links(machine, address))
+
+
+def _in_the_tables(machine: Machine, gva: int, walks: TwoWalks) -> int | None:
+    """Return the address by which the processor looks into the tables that KVM made; None: none."""
+    vcpu = machine.kvm.vcpus[0]
+    if vcpu.mmu is vcpu.guest_mmu:
+        return walks.outer.pa if walks.outer.error is None else None
+    return walks.gpa if vcpu.mmu.direct else gva
+
+
+def _special(mmu: Mmu, frame: int) -> str:
+    named = {mmu.pae_root: "pae_root", mmu.pml4_root: "pml4_root", mmu.pml5_root: "pml5_root"}
+    return named[frame]
+
+
+def _moment(machine: Machine, text: str) -> Moment:
+    vcpu = machine.kvm.vcpus[0]
+    world = "L2" if vcpu.guest_mode else "L1"
+    kind = "direct" if vcpu.mmu.direct else "shadow"
+    return Moment(text, world, _context(vcpu, vcpu.mmu), _context(vcpu, vcpu.walk_mmu), kind, _root(machine))
+
+
+def _context(vcpu: Vcpu, mmu: Mmu) -> str:
+    named = (("root_mmu", vcpu.root_mmu), ("guest_mmu", vcpu.guest_mmu), ("nested_mmu", vcpu.nested_mmu))
+    return next(name for name, context in named if context is mmu)
+
+
+def _root(machine: Machine) -> str:
+    mmu = machine.kvm.vcpus[0].mmu
+    if mmu.root_hpa == INVALID_PAGE:
+        return "none"
+    page = to_shadow_page(machine.kvm, mmu.root_hpa)
+    if page is None:
+        return _special(mmu, mmu.root_hpa >> 12)
+    return machine.kvm.config.design.facts(page.role).full_str()
+
+
+def run_recorded(
+    recording: Recording, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+) -> CaseRun:
+    """Run a recording's scenario; the judge is what the real guest saw of each op.
+
+    Parameters
+    ----------
+    recording : Recording
+    design : RoleDesign or str
+    derivation : str
+
+    Raises
+    ------
+    InputError
+        An op is not modelled yet, or the design or derivation is unknown.
+    """
+    runner = runner_of(recording.scenario, design, derivation=derivation)
+
+    def execute(found: _Found) -> None:
+        running, steps = runner.results(), iter(recording.scenario.steps)
+        for number, recorded in enumerate(recording.ops):
+            found.place = recorded.index, recorded.text, None, None
+            step = None if recorded.text.startswith((INIT, HELPER_PREFIX)) else next(steps, None)
+            access = step.op if step is not None and isinstance(step.op, Access) else None
+            walks = None if access is None else walks_of(runner.machine, access)
+            result = next(running)
+            if isinstance(result.op, ops.Teardown):
+                break
+            found.add(result)
+            faults = [event.fault_address for event in result.events if isinstance(event, kvm_page_fault)]
+            if faults and isinstance(result.op, Access):
+                nested = runner.machine.kvm.vcpus[0].guest_mode
+                found.chains.setdefault(nested, (walks, _chain(runner.machine, faults[-1])))
+            found.judged = number + 1
+            seen = encode_outcome(result.outcome)
+            if found.wrong is None and seen != recorded.outcome:
+                wanted = outcome_str(recorded.outcome)
+                gva = result.op.gva if isinstance(result.op, Access) else None
+                found.wrong = WrongAccess(
+                    result.index, result.text, None, None, outcome_str(seen), wanted, gva
+                )
+
+    return _until_it_fails(_Found(runner.machine), recording.scenario, execute)

@@ -1,0 +1,1 @@
+"""Role designs compared on the same work."""

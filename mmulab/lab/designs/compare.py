@@ -1,0 +1,373 @@
+"""Role designs compared: each on the same work, who is wrong where, and what each costs.
+
+A design is wrong on a piece of work from the first access on that does not go
+where it should. For a built case the guest's own tables say where that is, for
+a recording the real guest's outcomes, for a boot the recorded addresses. Beside
+each wrong design runs a correct one, to show which page was shared and what the
+word does not say: the default design, and for other roots than its own
+``glevel``, whose series brought them.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from html import escape
+from operator import add
+from typing import Any, NamedTuple
+
+from mmulab.errors import InputError
+from mmulab.events import kvm_mmu_get_page
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.lab import paths
+from mmulab.lab.cases.judge import WrongAccess
+from mmulab.lab.cases.run import CaseRun, design_of
+from mmulab.lab.cases.table import Case, read_case, run_work
+from mmulab.lab.designs.collision import Collision, collision
+from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
+from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
+from mmulab.lab.designs.page_bound import PageBound, page_bound
+from mmulab.lab.designs.stream_run import run_stream
+from mmulab.scenario.scenario import Scenario
+from mmulab.workload.stream import load_stream
+
+__all__ = ["Cell", "Comparison", "compare", "compare_each"]
+
+WORD_BITS = 32
+"""``union kvm_mmu_page_role`` is one ``u32``."""
+DEFAULT = DESIGNS["passthrough"]
+"""What runs beside a design."""
+_OTHER_ROOTS = DESIGNS["glevel"]
+"""What runs beside a design whose roots are others than the default's."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A design on a piece of work.
+
+    Attributes
+    ----------
+    design : RoleDesign
+    case : Case
+    first_wrong : WrongAccess or None
+    measures : Measures
+    collision : Collision or None
+        Of a wrong cell: the page that was wrongly shared; None if none was looked up before.
+    in_its_time : bool
+        KVM had the modes of this work when the design was its word.
+    as_default : bool
+        The default design ends in the same way: what is wrong is not the design.
+    observed : Observed
+        What `measures` were taken of.
+    beside : Observed or None
+        The same of the default design's run; None if that is wrong.
+    """
+
+    design: RoleDesign
+    case: Case
+    first_wrong: WrongAccess | None
+    measures: Measures
+    collision: Collision | None
+    in_its_time: bool
+    as_default: bool
+    observed: Observed
+    beside: Observed | None
+
+    @property
+    def verdict(self) -> str:
+        """``correct`` or ``wrong``."""
+        return "correct" if self.first_wrong is None else "wrong"
+
+    def record(self) -> dict[str, Any]:
+        """Return the cell as JSON holds it; see :meth:`Comparison.records`."""
+        used = self.design.layout.used_bits
+        return {
+            "design": self.design.name,
+            "design_id": self.design.id,
+            "case": self.case.name,
+            "verdict": self.verdict,
+            "first_wrong": self.first_wrong._asdict() if self.first_wrong else None,
+            "in_its_time": self.in_its_time,
+            "as_default": self.as_default,
+            "note": self.case.note or None,
+            "base_bits": used,
+            "spare_bits": WORD_BITS - used,
+            **self.measures.record(),
+            "collision": self.collision.record() if self.collision else None,
+        }
+
+
+class Comparison:
+    """Designs by works.
+
+    Attributes
+    ----------
+    designs : tuple of RoleDesign
+    works : tuple of Case
+    cells : tuple of Cell
+        By work, then by design; fewer than designs times works if it was interrupted.
+    """
+
+    def __init__(self, designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> None:
+        self.designs = tuple(designs)
+        self.works = tuple(works)
+        self.cells = tuple(_against_the_coarsest(designs, cells))
+        self._by_name = {(cell.design.name, cell.case.name): cell for cell in cells}
+
+    def cell(self, design: str, case: str) -> Cell:
+        """Return the cell of a design and a case, by their names.
+
+        Raises
+        ------
+        InputError
+            The comparison has no such cell.
+        """
+        if (design, case) not in self._by_name:
+            raise InputError(f"cell ({design}, {case}): the comparison has none; it has other names")
+        return self._by_name[design, case]
+
+    def of(self, design: RoleDesign) -> list[Cell]:
+        """Return a design's cells, in the order of the works."""
+        return [cell for cell in self.cells if cell.design is design]
+
+    @cached_property
+    def bounds(self) -> dict[str, PageBound]:
+        """By design: how many upper-level pages one gfn can have."""
+        return {design.name: page_bound(design) for design in self.designs}
+
+    def apart(self, design: RoleDesign) -> TellingApart:
+        """Return which of the design's fields told pages apart, over all works."""
+        none = TellingApart(0, {}, {})
+        return reduce(add, (cell.measures.apart for cell in self.of(design)), none)
+
+    def idle_fields(self, design: RoleDesign) -> list[str]:
+        """Return the design's fields that never told two pages apart by themselves."""
+        alone = self.apart(design).alone
+        return [name for name in design.layout.shift if name not in alone]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return every cell as JSON holds it.
+
+        Keys: ``design`` (the name), ``design_id``, ``case``, ``verdict``,
+        ``first_wrong`` (null, or ``op``, ``text``, ``gva``, ``expected``,
+        ``reached``, ``seen``, ``wanted``), ``in_its_time``, ``as_default``,
+        ``base_bits``, ``spare_bits``, those of
+        :class:`~mmulab.lab.designs.measures.Measures`, of
+        :class:`~mmulab.lab.designs.page_bound.PageBound` (``possible_pages``,
+        ``possible_bits``, ``raw_bits``, ``fits_write_track``) and ``collision``.
+        """
+        bounds = {
+            name: {
+                "possible_pages": bound.possible,
+                "possible_bits": round(bound.bits, 2),
+                "raw_bits": bound.raw_bits,
+                "fits_write_track": bound.fits,
+            }
+            for name, bound in self.bounds.items()
+        }
+        return [cell.record() | bounds[cell.design.name] for cell in self.cells]
+
+    def __repr__(self) -> str:
+        wrong = sum(cell.first_wrong is not None for cell in self.cells)
+        return f"<Comparison: {len(self.designs)} designs, {len(self.works)} works, {wrong} cells wrong>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(d.id)} {escape(d.name)}</th>' for d in self.designs)
+        body = "".join(self._row_html(case) for case in self.works)
+        return f'<table><thead><tr><th scope="col">case</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+    def _row_html(self, case: Case) -> str:
+        found = [self._by_name.get((design.name, case.name)) for design in self.designs]
+        return f'<tr><th scope="row">{escape(case.name)}</th>{"".join(map(_cell_html, found))}</tr>'
+
+
+def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[Cell]) -> Iterator[Cell]:
+    """Measure each cell against the coarsest design that is right on all works.
+
+    Per work alone the coarsest would often be a design that is wrong elsewhere,
+    and shares there what it must not.
+    """
+    wrong = {cell.design.name for cell in cells if cell.first_wrong is not None and not cell.as_default}
+    sound = {design.name for design in designs} - wrong
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.case.name, []).append(cell)
+    for cell in cells:
+        runs = {DEFAULT.name: cell.beside} if cell.beside is not None else {}
+        for other in rows[cell.case.name]:
+            if other.design.name in sound and other.first_wrong is None:
+                runs[other.design.name] = other.observed
+        name = min(runs, key=lambda found: runs[found].created, default="")
+        yield replace(cell, measures=against(cell.measures, cell.observed, name, runs.get(name)))
+
+
+def _cell_html(cell: Cell | None) -> str:
+    if cell is None:
+        return "<td>not run</td>"
+    pages = f"{cell.measures.shadow_pages} pages"
+    if cell.first_wrong is None:
+        return f"<td>{pages}</td>"
+    time = "" if cell.in_its_time else " (not of its time)"
+    return (
+        f'<td style="background: #fbd9c6" title="{escape(str(cell.first_wrong))}">'
+        f"<b>wrong at op {cell.first_wrong.op}</b>{time}, {pages}</td>"
+    )
+
+
+class _Run(NamedTuple):
+    """What is kept of a run: the machine is not, for there are many."""
+
+    design: RoleDesign
+    wrong: WrongAccess | None
+    observed: Observed
+
+
+def compare(
+    designs: Sequence[RoleDesign | str],
+    works: Sequence[Case],
+    *,
+    derivation: str = "parity",
+    jobs: int = 1,
+    progress: Callable[[Sequence[Cell]], object] | None = None,
+) -> Comparison:
+    """Run each design on each piece of work.
+
+    Parameters
+    ----------
+    designs : sequence of RoleDesign or str
+        Designs, or names or ids of some. Their names must differ.
+    works : sequence of Case
+        See :func:`mmulab.lab.designs.works.find_works`.
+    derivation : str
+        How the roles of child pages come about; the default design that runs
+        beside has the kernel's own, ``parity``.
+    jobs : int
+        Processes. A design that no other process could import, from a notebook's
+        cell or from ``file.py:Class``, keeps all in this one.
+    progress : callable, optional
+        Gets the cells of each piece of work when it is done.
+
+    Raises
+    ------
+    InputError
+        A design, derivation or recording is unknown or cannot be read, or two
+        designs have one name, or one has none.
+    """
+    chosen = [design_of(design) for design in designs]
+    cells: list[Cell] = []
+    for row in compare_each(chosen, works, derivation=derivation, jobs=jobs):
+        cells += row
+        if progress is not None:
+            progress(row)
+    return Comparison(chosen, works, cells)
+
+
+def compare_each(
+    designs: Sequence[RoleDesign],
+    works: Sequence[Case],
+    *,
+    derivation: str = "parity",
+    jobs: int = 1,
+) -> Iterator[list[Cell]]:
+    """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
+    _check_names(designs)
+    find_derivation(derivation)
+    here = any(type(design).__module__ in ("__main__", "<run_path>") for design in designs)
+    if jobs == 1 or here:
+        for case in works:
+            yield _cells(case, designs, derivation)
+        return
+    pool = ProcessPoolExecutor(jobs, initializer=_leave_interrupts_to_the_parent)
+    try:
+        waiting = [pool.submit(_cells, case, designs, derivation) for case in works]
+        for future in waiting:
+            yield _with_own_designs(future.result(), designs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _with_own_designs(cells: list[Cell], designs: Sequence[RoleDesign]) -> list[Cell]:
+    """Give cells that came from another process this one's designs, in place of copies."""
+    return [replace(cell, design=design) for cell, design in zip(cells, designs, strict=True)]
+
+
+def _check_names(designs: Sequence[RoleDesign]) -> None:
+    for name, number in Counter(design.name for design in designs).items():
+        if not name:
+            raise InputError("a role design has no name; give its class the attribute name")
+        if number > 1:
+            raise InputError(f"role design {name!r} is there {number} times; give each a name of its own")
+
+
+def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[Cell]:
+    """Run all designs, and the default one beside, on a piece of work."""
+    run, needs = _runner(case)
+    default = run(DEFAULT, "parity")
+    same = derivation == "parity"
+    runs = [default if same and design is DEFAULT else run(design, derivation) for design in designs]
+    references = {DEFAULT.root_strategy.name: default}
+
+    def reference(roots: str) -> _Run:
+        if roots not in references:
+            references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), "parity")
+        return references[roots]
+
+    return [_cell(case, found, default, needs, reference) for found in runs]
+
+
+def _cell(
+    case: Case,
+    run: _Run,
+    default: _Run,
+    needs: frozenset[str],
+    reference: Callable[[str], _Run],
+) -> Cell:
+    wrong, shared = run.wrong, None
+    as_default = wrong == default.wrong
+    if wrong is not None and not as_default:
+        beside = reference(run.design.root_strategy.name)
+        shared = collision(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op)
+    base = default.observed if default.wrong is None else None
+    measures = measure(run.design, run.observed, DEFAULT.name if base else "", base)
+    era = in_its_time(run.design, needs)
+    return Cell(run.design, case, wrong, measures, shared, era, as_default, run.observed, base)
+
+
+def _runner(case: Case) -> tuple[Callable[[RoleDesign, str], _Run], frozenset[str]]:
+    """Return a function that runs a design on a piece of work, which is read once, and what it needs."""
+    if case.stream:
+        stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
+
+        def replay(design: RoleDesign, derivation: str) -> _Run:
+            found = run_stream(stream, design, derivation=derivation, records=case.records)
+            return _Run(design, found.wrong, found.observed)
+
+        return replay, modes_of_stream(stream)
+    work = read_case(case)
+    scenario = work if isinstance(work, Scenario) else work.scenario
+
+    def run(design: RoleDesign, derivation: str) -> _Run:
+        found = run_work(work, design, derivation=derivation)
+        return _Run(design, found.wrong, observe(found))
+
+    return run, modes_needed(scenario)
+
+
+def observe(run: CaseRun) -> Observed:
+    """Return what is measured of a run."""
+    lookups = [
+        Lookup(result.index, event.gfn, event.role, event.created)
+        for result in run.results
+        for event in result.events
+        if isinstance(event, kvm_mmu_get_page)
+    ]
+    return Observed.of(lookups, Counter(map(type, run.events)), run.machine.stats)

@@ -1,0 +1,83 @@
+"""A recorded boot under a role design: replayed up to the first access that goes elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mmulab.errors import InputError
+from mmulab.events import Event, kvm_mmu_get_page
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.lab.cases.judge import WrongAccess
+from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.designs.measures import Lookup, Observed
+from mmulab.workload.replay import Replay
+from mmulab.workload.stream import Kind, Stream
+
+__all__ = ["StreamRun", "run_stream"]
+
+
+@dataclass(frozen=True)
+class StreamRun:
+    """What came of a boot.
+
+    Attributes
+    ----------
+    observed : Observed
+        The op of a lookup is the number of the stream's record.
+    wrong : WrongAccess or None
+        The first record that went elsewhere.
+    """
+
+    observed: Observed
+    wrong: WrongAccess | None
+
+
+def run_stream(
+    stream: Stream, design: RoleDesign, *, derivation: str = "parity", records: int | None = None
+) -> StreamRun:
+    """Replay a boot.
+
+    Parameters
+    ----------
+    stream : Stream
+    design : RoleDesign
+    derivation : str
+    records : int, optional
+        How many; all by default.
+
+    Raises
+    ------
+    InputError
+        The derivation is unknown.
+    """
+    lookups: list[Lookup] = []
+    counts = Counter[type[Event]]()
+
+    def keep(event: Event) -> None:
+        counts[type(event)] += 1
+        if isinstance(event, kvm_mmu_get_page):
+            lookups.append(Lookup(replay.record, event.gfn, event.role, event.created))
+
+    replay = Replay(stream, limit=records, design=design, derivation=find_derivation(derivation), emit=keep)
+    wrong = _replay(replay)
+    return StreamRun(Observed.of(lookups, counts, replay.machine.stats), wrong)
+
+
+def _replay(replay: Replay) -> WrongAccess | None:
+    try:
+        mismatch = replay.run().mismatch
+    except (InputError, NotImplementedError):
+        raise
+    except FAILURES as error:
+        return _wrong(replay.stream, replay.record, None, failure_str(error))
+    if mismatch is None:
+        return None
+    return _wrong(replay.stream, mismatch.record, mismatch.reached, mismatch.what)
+
+
+def _wrong(stream: Stream, record: int, reached: int | None, seen: str) -> WrongAccess:
+    gva, gpa = int(stream.gva[record]), int(stream.gpa[record])
+    kind = Kind(int(stream.kind[record])).letter
+    return WrongAccess(record, f"{kind} {gva:x}", gpa, reached, seen, gva=gva)

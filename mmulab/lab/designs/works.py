@@ -1,0 +1,66 @@
+"""What designs are compared on: cases, recordings of real kernels, recorded boots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from mmulab.errors import InputError
+from mmulab.lab import paths
+from mmulab.lab.cases.table import Case, cases
+
+__all__ = ["ALL", "find_works"]
+
+ALL = "all"
+"""Stands for every case of ``mmulab cases``."""
+_RECORDED, _STREAM = "conformance/", "stream/"
+_SUFFIX = ".jsonl.xz"
+
+
+def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[Case]:
+    """Return the work that `patterns` name, each piece once, in the order of the patterns.
+
+    Parameters
+    ----------
+    patterns : iterable of str
+        ``all``; a case's name; ``conformance/sh/basic-32``, a recording, which is
+        judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
+        is judged by the recorded addresses. ``*`` stands for anything.
+    records : int, optional
+        Of a stream, how many records; all by default.
+
+    Raises
+    ------
+    InputError
+        A pattern that names nothing.
+    """
+    known = {case.name: case for case in [*cases(), *_recordings(), *_streams(records)]}
+    found: dict[str, Case] = {}
+    for pattern in patterns:
+        wanted = [case for name, case in known.items() if _matches(name, pattern)]
+        if not wanted:
+            raise InputError(
+                f"case '{pattern}': no case is called so; 'mmulab cases' lists them, recordings are "
+                f"{_RECORDED}FOLDER/NAME, boots {_STREAM}NAME"
+            )
+        found |= {case.name: case for case in wanted}
+    return list(found.values())
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names a piece of work; one without a folder means cases only."""
+    if pattern == ALL:
+        return "/" not in name
+    return fnmatchcase(name, pattern) and ("/" in pattern or "/" not in name)
+
+
+def _recordings() -> list[Case]:
+    top = paths.data("conformance")
+    found = top.glob(f"*/*{_SUFFIX}")
+    names = sorted(f"{path.parent.name}/{path.name.removesuffix(_SUFFIX)}" for path in found)
+    return [Case(_RECORDED + name, "recorded", "", recording=name) for name in names]
+
+
+def _streams(records: int | None) -> list[Case]:
+    names = sorted(path.stem for path in paths.data("stream").glob("*.npz"))
+    return [Case(_STREAM + name, "npt=0", "recorded boot", stream=name, records=records) for name in names]

@@ -1,0 +1,1 @@
+"""Markers of role validity by witnesses."""

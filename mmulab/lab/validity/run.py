@@ -1,0 +1,203 @@
+"""A witness of role validity run under a marker, with every decision whether to configure a context again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import NamedTuple
+
+from mmulab.conform.outcome import encode_outcome, outcome_str
+from mmulab.kvm.context import base_facts
+from mmulab.kvm.mmu import Mmu
+from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.word import CpuRole
+from mmulab.kvm.state import Vcpu
+from mmulab.kvm.validity import EXTENDED, RoleDecision, Validity
+from mmulab.kvm.x86 import vcpu_enter_guest
+from mmulab.lab.cases.judge import Access, WrongAccess, judge, walks_of
+from mmulab.lab.validity.witnesses import Witness
+from mmulab.machine import op as ops
+from mmulab.machine.machine import Machine
+from mmulab.machine.op import Op, OutcomeKind
+from mmulab.machine.run import StuckError
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import Step, format_step
+from mmulab.scenario.runner import Result, Runner
+
+CONTEXTS = ("root_mmu", "guest_mmu", "nested_mmu")
+NO_PROGRESS = "no progress: the instruction exits again and again"
+_calculations = count(1)
+
+
+class _Reference(Validity):
+    """No two calculated roles are equal, so every comparison fails."""
+
+    __slots__ = ()
+
+    def cpu_role(self, role: CpuRole, cpu: object) -> CpuRole:
+        return role._replace(valid=next(_calculations))
+
+
+REFERENCE: Validity = _Reference(
+    "reference", "every context is configured whenever it could be", "in no kernel"
+)
+"""What the guest sees under it depends on no comparison of roles."""
+
+
+class Roles(NamedTuple):
+    """The roles of a context.
+
+    Attributes
+    ----------
+    cpu_role : CpuRole
+    root_role : int
+    configured : bool
+        It was in use at some time.
+    """
+
+    cpu_role: CpuRole
+    root_role: int
+    configured: bool
+
+    def words(self, design: RoleDesign) -> tuple[str, str, str]:
+        """Return the root role's word, the base of the CPU role and what is set of its extended part."""
+        return f"{self.root_role:#x}", f"{base_word(self.cpu_role, design):#x}", extended(self.cpu_role)
+
+
+def base_word(role: CpuRole, design: RoleDesign) -> int:
+    """Return the word of a CPU role's base under a design."""
+    return design.pack(base_facts(role), role)
+
+
+def extended(role: CpuRole) -> str:
+    """Return the names of what is set in a CPU role's extended part."""
+    return " ".join(
+        name if name != "maxphyaddr" else f"maxphyaddr={role.maxphyaddr}"
+        for name in EXTENDED
+        if getattr(role, name)
+    )
+
+
+class Seen(NamedTuple):
+    """One op, and what it did.
+
+    Attributes
+    ----------
+    step : int
+        Its number in the scenario; -1 for ``init``.
+    text, outcome : str
+    op : Op
+    accepted : bool
+        A change of CPUID that KVM carried out.
+    before, after : dict of str to Roles
+        The three contexts around the op.
+    decisions : tuple of RoleDecision
+    locks : tuple of MmuLockHeld
+    """
+
+    step: int
+    text: str
+    outcome: str
+    op: Op
+    accepted: bool
+    before: dict[str, Roles]
+    after: dict[str, Roles]
+    decisions: tuple[RoleDecision, ...]
+    locks: tuple[MmuLockHeld, ...]
+
+
+class ValidityRun(NamedTuple):
+    """A witness under a marker.
+
+    Attributes
+    ----------
+    witness : Witness
+    marker : Validity
+    steps : tuple of Seen
+    wrong : WrongAccess or None
+        The first access that did not do what the guest's tables and its CPUID say
+        (:func:`mmulab.lab.cases.judge.judge`).
+    """
+
+    witness: Witness
+    marker: Validity
+    steps: tuple[Seen, ...]
+    wrong: WrongAccess | None
+
+
+def _roles(vcpu: Vcpu) -> dict[str, Roles]:
+    def of(mmu: Mmu) -> Roles:
+        return Roles(mmu.cpu_role, mmu.root_role, mmu.paging is not None)
+
+    return {name: of(getattr(vcpu, name)) for name in CONTEXTS}
+
+
+def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
+    """Run a witness under a marker and keep, op by op, what became of the contexts.
+
+    Parameters
+    ----------
+    witness : Witness
+    marker : Validity
+        One of :data:`mmulab.kvm.validity.VALIDITIES`, or one's own.
+    """
+    scenario = witness.build()
+    config = replace(
+        machine_config(scenario),
+        validity=marker,
+        cpuid_after_run=witness.cpuid_after_run,
+        free_roots_lock=witness.free_roots_lock,
+    )
+    runner = Runner(scenario, config=config)
+    machine, running = runner.machine, runner.results()
+    vcpu = machine.kvm.vcpus[0]
+    watched: list[RoleDecision | MmuLockHeld] = []
+    machine.kvm.watch = watched.append
+    steps: list[Seen] = []
+    wrong = None
+    upcoming: list[Op | None] = [None, *(step.op for step in scenario.steps)]
+    while upcoming:
+        op, before = upcoming[0], _roles(vcpu)
+        access = op if isinstance(op, Access) else None
+        walks = None if access is None else walks_of(machine, access)
+        watched.clear()
+        try:
+            result = next(running)
+        except StuckError:
+            assert op is not None
+            steps.append(_seen(machine, None, op, len(scenario.steps) - len(upcoming), before, watched))
+            break
+        steps.append(_seen(machine, result, result.op, result.index, before, watched))
+        if access is not None and wrong is None:
+            wrong = judge(machine, result, access, walks)
+        if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+            break
+        if result.text == "init" and witness.interrupted:
+            vcpu_enter_guest(vcpu, reinject=False)
+        if not result.text.startswith("~"):
+            del upcoming[0]
+    return ValidityRun(witness, marker, tuple(steps), wrong)
+
+
+def _seen(
+    machine: Machine,
+    result: Result | None,
+    op: Op,
+    step: int,
+    before: dict[str, Roles],
+    watched: list[RoleDecision | MmuLockHeld],
+) -> Seen:
+    """Describe an op; without a result it never came to an end."""
+    changed = isinstance(op, ops.SetCpuid) and result is not None and result.outcome.result == 0
+    return Seen(
+        step,
+        format_step(Step(op)) if result is None else result.text,
+        NO_PROGRESS if result is None else outcome_str(encode_outcome(result.outcome)),
+        op,
+        changed,
+        before,
+        _roles(machine.kvm.vcpus[op.vcpu]),
+        tuple(item for item in watched if isinstance(item, RoleDecision)),
+        tuple(item for item in watched if isinstance(item, MmuLockHeld)),
+    )

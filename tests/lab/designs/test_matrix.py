@@ -1,0 +1,120 @@
+"""The matrix of a comparison: what it marks, and where its wrong cells lead."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
+from mmulab.kvm.roles.word import RoleLayout
+from mmulab.lab.cases.table import cases
+from mmulab.lab.designs.compare import Comparison, compare
+from mmulab.lab.designs.matrix import design_matrix, group_of, record_wrong, wrong_steps
+from mmulab.lab.designs.works import find_works
+from mmulab.lab.page import remote_references
+from mmulab.machine import op as ops
+from mmulab.widgets.stepper import Stepper
+
+SWITCH = "la57-switch-npt-4to5-l0-5"
+
+
+class NoQuadrant(RoleDesign):
+    """Both halves of a 4-byte table are one page: the MMU itself comes to nothing."""
+
+    id = "F"
+    name = "no_quadrant"
+    layout = RoleLayout(tuple(f._replace(name="") if f.name == "quadrant" else f for f in LAYOUT_6_1.fields))
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        layout = self.layout
+        word = layout.set(parent, "level", layout.get(parent, "level") - 1)
+        word = layout.set(layout.set(word, "access", access), "direct", direct)
+        return word & ~(layout.mask["invalid"] | layout.mask["passthrough"])
+
+
+@pytest.fixture(scope="module")
+def switches() -> Comparison:
+    works = find_works(["la57-switch-*", "nonpt-shadow-32-l2-np-l0-4", "tdp-64-l0-4"])
+    return compare(["D0", "D4", "D7"], works)
+
+
+def test_every_case_has_a_kind() -> None:
+    assert [case.name for case in cases() if group_of(case.name) == "others"] == []
+    assert group_of("tdp-mmu-64-l0-4") != group_of("tdp-64-l0-4")
+    assert group_of("conformance/sh/basic-32") == "recordings of a real kernel"
+
+
+def test_verdicts_are_those_of_the_comparison(switches: Comparison) -> None:
+    matrix = design_matrix(switches)
+    marks = {row.name: [verdict.mark for verdict in row.verdicts] for row in matrix.rows}
+    assert marks[SWITCH] == ["✗ op 8", "✓", "✓†"]
+    assert marks["nonpt-shadow-32-l2-np-l0-4"] == ["! op 4"] * 3
+    assert set(marks["la57-switch-shadow-4to5-l0-5"]) == {"✓", "✓†"}
+    assert len(marks) == len(switches.works)
+
+
+def test_equal_steps_on_one_page_are_kept_apart(switches: Comparison) -> None:
+    """Steps without a script are radio buttons: two groups of one name would be one."""
+    cell = switches.cell("pre_fix", SWITCH)
+    pages = [
+        wrong_steps(cell).html(),
+        design_matrix(switches, name="one").html(),
+        design_matrix(switches, name="two").html(),
+    ]
+    names = [set(re.findall(r'<input type="radio" name="(\w+)"', page)) for page in pages]
+    assert all(names)
+    assert len(set.union(*names)) == sum(map(len, names))
+
+
+def test_page_has_a_view_for_each_wrong_access(switches: Comparison) -> None:
+    html = design_matrix(switches).html()
+    assert remote_references(html) == []
+    assert html.count('<section class="view"') == 3, "two switches, and one that is Linux's own"
+    assert "the page is found, though it is not the one wanted" in html
+    assert "expected gpa 0x300000; reached gpa 0x100000" in html
+
+
+def test_click_opens_a_stepper_where_the_wrong_page_is_found(switches: Comparison) -> None:
+    matrix = design_matrix(switches)
+    place = next(place for place in matrix.wrong if matrix.rows[place[0]].name == SWITCH)
+    stepper = matrix._live(*place)
+    assert isinstance(stepper, Stepper)
+    event = stepper.look.event
+    assert (event.gfn, event.created) == (0x14, False)
+    matrix.buttons[place].click()
+    assert SWITCH in matrix.view.children[0].value
+
+
+def test_moments_end_with_the_wrong_op(switches: Comparison) -> None:
+    wrong = record_wrong(switches.cell("pre_fix", SWITCH))
+    moment = wrong.recording.moment(wrong.moments[-1][0])
+    op = wrong.recording.op(moment.op)
+    assert moment.event is None
+    assert isinstance(op, ops.Read)
+    assert op.gva == 0x3000
+    assert wrong.recording.config.design is DESIGNS["pre_fix"]
+    with pytest.raises(ValueError, match=f"{SWITCH} is correct under passthrough"):
+        record_wrong(switches.cell("passthrough", SWITCH))
+
+
+@pytest.mark.parametrize("case", ["shadow-32-l0-4", "npt-32-l2-np-l0-4"])
+def test_a_run_that_the_mmu_does_not_survive_is_shown_up_to_there(case: str) -> None:
+    (cell,) = compare([NoQuadrant()], find_works([case])).cells
+    assert cell.first_wrong is not None
+    wrong = record_wrong(cell)
+    ((number, title),) = wrong.moments
+    assert title == f"before op {cell.first_wrong.op} '{cell.first_wrong.text}', in which the MMU fails"
+    assert wrong.recording.moment(number).event is None
+    assert cell.first_wrong.seen in wrong_steps(cell).html().replace("&#x27;", "'")
+
+
+def test_a_boot_is_shown_at_its_record() -> None:
+    boot = find_works(["stream/boot-686-nonpae"], records=10_000)
+    (cell,) = compare(["D4"], boot, derivation="copied").cells
+    assert cell.first_wrong is not None
+    wrong = record_wrong(cell, "copied")
+    op = wrong.recording.op(wrong.recording.moment(wrong.moments[-1][0]).op)
+    assert (op.gva, cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
+    (row,) = design_matrix(compare(["D4"], boot, derivation="copied"), derivation="copied").rows
+    assert row.verdicts[0].mark == "✗ record 9657"
