@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_init_mmu
+from mmulab.kvm.expanded_roots import free_one_off_page, mmu_alloc_expanded_root
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import (
@@ -22,14 +23,7 @@ from mmulab.kvm.mmu import (
     root_previous,
 )
 from mmulab.kvm.mmu_lock import MmuLockHeld
-from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.shadow_page import (
-    expanded_role,
-    kvm_mmu_get_shadow_page,
-    link_shadow_page,
-    mmu_alloc_one_off_page,
-)
-from mmulab.kvm.spte import is_shadow_present_pte, spte_to_pfn
+from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
     Kvm,
@@ -45,13 +39,11 @@ from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from mmulab.kvm.zap import (
     InvalidList,
-    drop_parent_pte,
     kvm_mmu_commit_zap_page,
     kvm_mmu_prepare_zap_page,
     make_mmu_pages_available,
 )
 from mmulab.x86.mode import PT_ACCESSED_MASK, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
-from mmulab.x86.pferr import ACC_ALL
 
 EIO, EFAULT = 5, 14
 PT64_ROOT_4LEVEL = 4
@@ -76,72 +68,6 @@ def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
     sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
     sp.root_count += 1
     return sp.frame << 12
-
-
-def mmu_alloc_expanded_root(vcpu: Vcpu, gfn: int, pdptrs: list[int]) -> int:
-    """Take a shadow page as root where a guest has fewer levels, instead of special roots.
-
-    Its entries are linked by the faults that need them. A PAE guest's directories
-    are named by registers, not by the table at `gfn`, and two of its tables may lie
-    in one page: what was linked for other PDPTEs is zapped.
-    """
-    mmu, kvm = vcpu.mmu, vcpu.kvm
-    strategy = kvm.config.design.root_strategy
-    if strategy.one_off:
-        return _one_off_roots(vcpu, gfn)
-    if pdptrs:
-        _zap_other_directories(vcpu, gfn, pdptrs)
-    sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, _expanded_root_role(vcpu, mmu.root_level))
-    _mark_expanded_root(vcpu, sp)
-    return sp.frame << 12
-
-
-def _expanded_root_role(vcpu: Vcpu, level: int) -> int:
-    mmu = vcpu.mmu
-    if mmu.direct:
-        assert mmu.root_facts is not None
-        return vcpu.kvm.config.design.pack(mmu.root_facts._replace(level=level), mmu.cpu_role)
-    return expanded_role(vcpu, level, 0, ACC_ALL)
-
-
-def _mark_expanded_root(vcpu: Vcpu, sp: ShadowPage) -> None:
-    sp.root_count += 1
-    sp.pae_table = vcpu.mmu.root_level == PT32E_ROOT_LEVEL
-    sp.pdptes |= vcpu.mmu.cpu_role.level == PT32E_ROOT_LEVEL
-
-
-def _one_off_roots(vcpu: Vcpu, gfn: int) -> int:
-    """Build the levels that the guest does not have, down to the four entries for page directories."""
-    kvm, mmu = vcpu.kvm, vcpu.mmu
-    pages: list[ShadowPage] = []
-    for level in range(mmu.root_level, PT32E_ROOT_LEVEL - 1, -1):
-        sp = mmu_alloc_one_off_page(kvm, gfn, _expanded_root_role(vcpu, level))
-        sp.one_off = True
-        if pages:
-            link_shadow_page(kvm, pages[-1].frame << 12, sp)
-        pages.append(sp)
-    _mark_expanded_root(vcpu, pages[0])
-    return pages[0].frame << 12
-
-
-def _zap_other_directories(vcpu: Vcpu, gfn: int, pdptrs: list[int]) -> None:
-    """Zap the page that holds directories for `gfn` if one of them is not what `pdptrs` say."""
-    kvm = vcpu.kvm
-    role = expanded_role(vcpu, PT32E_ROOT_LEVEL, 0, ACC_ALL)
-    invalid: InvalidList = []
-    for frame in list(kvm.page_hash.get(gfn, ())):
-        sp = kvm.pages[frame]
-        if sp.role == role and not is_obsolete_sp(kvm, sp) and _names_others(kvm, sp, pdptrs):
-            kvm_mmu_prepare_zap_page(kvm, sp, invalid)
-    kvm_mmu_commit_zap_page(kvm, invalid)
-
-
-def _names_others(kvm: Kvm, sp: ShadowPage, pdptrs: list[int]) -> bool:
-    for entry, pdpte in zip(kvm.memory.words[sp.frame * 512 :][:4], pdptrs, strict=True):
-        child = to_shadow_page(kvm, entry) if is_shadow_present_pte(entry) else None
-        if child is not None and not (pdpte & PT_PRESENT_MASK and child.gfn == _gfn(pdpte)):
-            return True
-    return False
 
 
 def _set_pae_root(vcpu: Vcpu, index: int, entry: int) -> None:
@@ -310,24 +236,10 @@ def _free_root_page(kvm: Kvm, root_hpa: int, invalid: InvalidList) -> None:
         return
     sp.root_count -= 1
     if sp.one_off:
-        _free_one_off_page(kvm, sp)
+        free_one_off_page(kvm, sp)
         return
     if not sp.root_count and sp.invalid:
         kvm_mmu_prepare_zap_page(kvm, sp, invalid)
-
-
-def _free_one_off_page(kvm: Kvm, sp: ShadowPage) -> None:
-    """Unlink what is below, free it too if it is one of this kind."""
-    for at in range(sp.frame * 512, (sp.frame + 1) * 512):
-        spte = kvm.memory.words[at]
-        if not is_shadow_present_pte(spte):
-            continue
-        child = kvm.pages[spte_to_pfn(spte)]
-        drop_parent_pte(kvm, child, at << 3)
-        if child.one_off:
-            _free_one_off_page(kvm, child)
-    del kvm.pages[sp.frame]
-    kvm.memory.free_frame(sp.frame)
 
 
 def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:

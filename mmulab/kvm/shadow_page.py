@@ -8,14 +8,13 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
-from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import (
     pte_list_add,
 )
-from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,
@@ -132,32 +131,6 @@ def kvm_mmu_child_role(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
     return config.design.pack(known, vcpu.mmu.cpu_role)
-
-
-def is_expanded_level(mmu: Mmu, level: int) -> bool:
-    """Whether a shadow page of this level lies above tables of a 32-bit guest, PAE's included.
-
-    There is none with special roots.
-    """
-    return not mmu.direct and mmu.cpu_role.level <= PT32E_ROOT_LEVEL <= level
-
-
-def expanded_role(vcpu: Vcpu, level: int, index: int, access: int) -> int:
-    """Return the role of a page in or just below the levels that a 32-bit guest's tables do not have.
-
-    The context says it, not the parent: whatever index of four a page directory
-    has in the level above, is its quadrant.
-    """
-    mmu = vcpu.mmu
-    assert mmu.root_facts is not None
-    top = top_table_level(mmu.cpu_role)
-    facts = mmu.root_facts._replace(
-        level=level,
-        quadrant=index if level == top and mmu.root_facts.has_4_byte_gpte else 0,
-        access=access,
-        passthrough=level > top,
-    )
-    return vcpu.kvm.config.design.pack(facts, mmu.cpu_role)
 
 
 def kvm_mmu_get_child_sp(

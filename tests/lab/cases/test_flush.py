@@ -106,7 +106,8 @@ def test_a_page_that_a_log_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     from mmulab.machine import machine
 
     get = machine.kvm_get_dirty_log
-    monkeypatch.setattr(machine, "kvm_get_dirty_log", lambda kvm, id, as_id=0: (get(kvm, id)[0], [UPPER >> 12]))
+    wrong_log = [UPPER >> 12]
+    monkeypatch.setattr(machine, "kvm_get_dirty_log", lambda *slot: (get(*slot)[0], wrong_log))
     wrong = run_case(npt_dirty_log("64", 4)).wrong
     assert wrong is not None
     assert (wrong.text, wrong.wanted) == ("getdirty 0", f"in the log: gfn {LOWER >> 12:x}")
