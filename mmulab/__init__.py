@@ -13,8 +13,9 @@ holds to that.
 floor  room                    what lives there
 =====  ======================  ===================================================
 7      :mod:`mmulab.cli`       the command line
-7      :mod:`mmulab.lab`       experiments: notebooks run with checked parameters,
-                               exported pages, provenance, results tables
+7      :mod:`mmulab.lab`       experiments: cases, designs compared, validity;
+                               notebooks run with checked parameters, exported
+                               pages, provenance, results tables
 7      :mod:`mmulab.widgets`   the notebooks' controls and figures
 6      ``mmulab.check``        the architectural oracle, invariants, explorer and
                                shrinker, the catalogue of historical bugs
@@ -25,7 +26,8 @@ floor  room                    what lives there
 4      ``mmulab.trace``        recorder, recordings, ftrace text in and out
 3      ``mmulab.machine``      VM and vCPUs; the *op*, and the one function that
                                executes it
-2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file
+2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file; role
+                               words and their designs in ``roles``
 1      ``mmulab.memory``       host physical memory, memslots
 0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
        :mod:`mmulab.events`
