@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.cli.work import read_work
 from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
-from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.scenario.runner import Result
-from mmulab.scenario.text import read_scenario
 from mmulab.trace.ftrace import event_text
 
 
@@ -42,12 +40,13 @@ def run_scenario(
 ) -> None:
     """Run the scenario in FILE and print each op with its outcome.
 
-    The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run.
+    The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run,
+    or the name of a case ('mmulab cases').
     A design that brings the model to a stop ends the run there, with exit code 1.
     """
     if record is not None and (design or derivation or roots):
         raise InputError(f"{record}: a recording has the default design's words; leave out the design")
-    scenario = read_recording(Path(file)).scenario if file.endswith(SUFFIXES) else read_scenario(file)
+    scenario = read_work(file)
     chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     runner = runner_of(scenario, chosen, derivation=rule.name)
     results, failure = results_of(runner)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
 
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
-from mmulab.conform.recording import SUFFIXES as CONFORMANCE
-from mmulab.conform.recording import read_recording
+from mmulab.cli.work import read_work
 from mmulab.errors import InputError
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
-from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import SUFFIX, open_recording, save
 from mmulab.trace.ftrace import format_recording
 from mmulab.trace.recording import Recording
@@ -64,13 +61,13 @@ def step(
     save_as: str | None,
     ftrace: bool,
 ) -> None:
-    """Step through FILE: a recording (.mmr), a scenario, or a recording of a real kernel.
+    """Step through FILE: a recording (.mmr), a scenario, a case by its name, or a real kernel's recording.
 
     \b
     n p  next, previous event       f F  fault       o O  operation
     /    search                     g    go to       h    help        q  quit
 
-    A scenario, and the scenario of a real kernel's recording, is run first. When keys do not
+    A scenario, a case, and the scenario of a real kernel's recording, is run first. When keys do not
     come from a terminal, each line is a key and what belongs to it.
     """
     if part is not None and page is None:
@@ -100,7 +97,7 @@ def _recording(
         if design or derivation or roots:
             raise InputError(f"{file}: a recording has its design; give --design with a scenario")
         return open_recording(file)
-    scenario = read_recording(Path(file)).scenario if file.endswith(CONFORMANCE) else read_scenario(file)
+    scenario = read_work(file)
     try:
         return record(scenario, design=chosen, derivation=rule)
     except FAILURES as error:

@@ -66,4 +66,4 @@ def test_bad_input_exits_with_2_and_one_line(command: CommandLine, tmp_path: Pat
     assert command.error("run", path).startswith(f"{path}: line 5: unknown op 'fly', expected one of rd ")
     path.write_text("mmulab-scenario 1\nhost intel\nmode 64\nops\nsmm on\nend\n")
     assert command.error("run", path) == f"{path}: line 5: the op smm is not modelled on a host with ept=0"
-    assert "No such file" in command.error("run", tmp_path / "none.mmu")
+    assert "neither a file nor a case" in command.error("run", tmp_path / "none.mmu")

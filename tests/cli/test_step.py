@@ -91,7 +91,7 @@ def test_other_derivation_ends_wrong() -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("none.mmu",), "none.mmu: No such file or directory"),
+        (("none.mmu",), "none.mmu: neither a file nor a case"),
         (("none.mmr",), "none.mmr: no such file"),
         ((FIRST_FAULT, "--design", "D9"), "role design 'D9': unknown"),
         ((FIRST_FAULT, "--at", "99999"), "moment 99999: the recording has 0 to"),

@@ -1,0 +1,30 @@
+"""What a command runs that takes FILE: a scenario, a recording's, or a case by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmulab.conform.recording import SUFFIXES, read_recording
+from mmulab.errors import InputError
+from mmulab.lab.cases.table import cases, read_case
+from mmulab.scenario.scenario import Scenario
+from mmulab.scenario.text import read_scenario
+
+
+def read_work(file: str) -> Scenario:
+    """Return the scenario that `file` names.
+
+    Raises
+    ------
+    InputError
+        It is neither a file that can be read nor the name of a case.
+    """
+    if file.endswith(SUFFIXES):
+        return read_recording(Path(file)).scenario
+    if Path(file).exists():
+        return read_scenario(file)
+    for case in cases():
+        if case.name == file:
+            work = read_case(case)
+            return work if isinstance(work, Scenario) else work.scenario
+    raise InputError(f"{file}: neither a file nor a case; 'mmulab cases' lists the cases")
