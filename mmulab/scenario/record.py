@@ -56,7 +56,11 @@ def record(
 
 
 def record_steps(
-    scenario: Scenario, *, design: RoleDesign | None = None, derivation: Derivation | None = None
+    scenario: Scenario,
+    *,
+    design: RoleDesign | None = None,
+    derivation: Derivation | None = None,
+    until: int | None = None,
 ) -> tuple[Recording, dict[int, int]]:
     """Run a scenario, record it, and say which of the recording's ops is which step.
 
@@ -68,6 +72,8 @@ def record_steps(
     scenario : Scenario
     design, derivation : optional
         Instead of the machine's own.
+    until : int, optional
+        Stop after this step; without it the machine is taken down in the end.
 
     Returns
     -------
@@ -83,7 +89,11 @@ def record_steps(
     runner = _runner(scenario, design, derivation)
     info = Info(scenario.source, format_scenario(scenario))
     recorder = Recorder(runner.machine, info=info, judge=against_tables)
-    ops = {result.index: recorder.op_count - 1 for result in runner.results()}
+    ops: dict[int, int] = {}
+    for result in runner.results():
+        ops[result.index] = recorder.op_count - 1
+        if result.index == until:
+            break
     return recorder.finish(), ops
 
 

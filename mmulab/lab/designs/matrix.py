@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from html import escape
 
@@ -91,12 +91,8 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
     work = read_case(cell.case)
     scenario = work if isinstance(work, Scenario) else work.scenario
     wrong, shared = cell.first_wrong, cell.collision
-    try:
-        recording, ops = record_steps(scenario, design=cell.design, derivation=rule)
-    except FAILURES:
-        # Inside an op that never ended nothing can be visited: the run is shown up to it.
-        until = replace(scenario, steps=scenario.steps[: wrong.op])
-        recording, ops = record_steps(until, design=cell.design, derivation=rule)
+    recording, ops = _record_as_far_as_it_goes(scenario, cell.design, rule, wrong.op)
+    if wrong.op not in ops:
         number = recording.number(Moment(ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before op {wrong.op} '{wrong.text}', in which the MMU fails")])
     at = Where(ops[wrong.op], f"op {wrong.op} '{wrong.text}'")
@@ -104,6 +100,21 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
         return Wrong(recording, moments(recording, at))
     found = Where(ops[shared.op], f"op {shared.op}")
     return Wrong(recording, moments(recording, at, found=found, page=(shared.gfn, shared.shared)))
+
+
+def _record_as_far_as_it_goes(
+    scenario: Scenario, design: RoleDesign, derivation: Derivation, wrong: int
+) -> tuple[Recording, dict[int, int]]:
+    """Record the whole run; if the MMU fails somewhere, up to the wrong op; if in that, up to the one before.
+
+    Inside an op that never ended nothing can be visited.
+    """
+    for until in (None, wrong):
+        try:
+            return record_steps(scenario, design=design, derivation=derivation, until=until)
+        except FAILURES:
+            continue
+    return record_steps(scenario, design=design, derivation=derivation, until=wrong - 1)
 
 
 def _record_boot(case: Case, design: RoleDesign, derivation: Derivation, record: int) -> Wrong:

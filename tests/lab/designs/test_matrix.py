@@ -109,6 +109,17 @@ def test_a_run_that_the_mmu_does_not_survive_is_shown_up_to_there(case: str) -> 
     assert cell.first_wrong.seen in wrong_steps(cell).html().replace("&#x27;", "'")
 
 
+def test_a_run_that_ends_badly_after_its_wrong_op_is_shown_with_it() -> None:
+    """The word before 2.6.35 has no smm: pages are zapped in the wrong address space at the end."""
+    wrong_cells = [c for c in compare(["D7"], find_works(["smm-*"])).cells if c.first_wrong]
+    assert wrong_cells
+    for cell in wrong_cells:
+        assert cell.first_wrong is not None
+        wrong = record_wrong(cell)
+        assert f"op {cell.first_wrong.op}" in wrong.moments[-1][1]
+        assert wrong_steps(cell).html()
+
+
 def test_a_boot_is_shown_at_its_record() -> None:
     boot = find_works(["stream/boot-686-nonpae"], records=10_000)
     (cell,) = compare(["D4"], boot, derivation="copied").cells
