@@ -21,8 +21,8 @@ from mmulab.kvm.invpcid import invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.rsm import handle_rsm
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.svm_nested import nested_svm_vmrun
-from mmulab.kvm.vmx_insn import handle_vmx_instruction, vmwrite_exits
+from mmulab.kvm.svm.nested import nested_svm_vmrun
+from mmulab.kvm.vmx.insn import handle_vmx_instruction, vmwrite_exits
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.ept import (

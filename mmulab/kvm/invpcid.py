@@ -17,7 +17,7 @@ from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING
 from mmulab.kvm.operand import NoOperandError, read_operand
 from mmulab.kvm.state import Request, Vcpu
-from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_INVPCID
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_INVPCID
 from mmulab.kvm.x86 import kvm_get_pcid, kvm_invalidate_pcid
 from mmulab.x86.regs import X86_CR4_LA57, X86_CR4_PCIDE
 

@@ -19,7 +19,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.roots import kvm_mmu_reset_context
 from mmulab.kvm.state import Request, Vcpu
-from mmulab.kvm.vmcs12 import INVALID_GPA
+from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.memory.host import FRAME_BYTES
 from mmulab.x86.regs import (
     X86_CR0_EM,

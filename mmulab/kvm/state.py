@@ -21,7 +21,7 @@ from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.validity import RoleDecision
-from mmulab.kvm.vmcs12 import VmxState
+from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
 from mmulab.x86.regs import CpuModel

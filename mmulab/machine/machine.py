@@ -31,8 +31,8 @@ from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
-from mmulab.kvm.vmcs12 import INVALID_GPA
-from mmulab.kvm.vmx_nested import vmx_leave_nested
+from mmulab.kvm.vmx.nested import vmx_leave_nested
+from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops

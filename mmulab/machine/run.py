@@ -17,8 +17,8 @@ from mmulab.kvm.exits import (
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.invpcid import invpcid_is_allowed
 from mmulab.kvm.state import KvmRunError, Request, Vcpu
-from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
-from mmulab.kvm.vmx_insn import write_shadow_vmcs
+from mmulab.kvm.vmx.insn import write_shadow_vmcs
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.effect import perform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.svm_nested import read_vmcb
+from mmulab.kvm.svm.nested import read_vmcb
 
 VMEXIT_FIELDS = {
     "code": "exit_code",

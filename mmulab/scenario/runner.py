@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mmulab.errors import InputError
 from mmulab.events import Event, EventSink
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.svm_nested import VMCB
+from mmulab.kvm.svm.nested import VMCB
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig, Stubs
 from mmulab.machine.machine import Machine

@@ -34,5 +34,5 @@ def test_a_file_goes_before_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_neither() -> None:
-    with pytest.raises(InputError, match=r"^la57: neither a file nor a case; 'mmulab cases' lists the cases$"):
+    with pytest.raises(InputError, match=r"^la57: neither a file nor a case; 'mmulab cases' lists"):
         read_work("la57")

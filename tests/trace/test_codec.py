@@ -89,12 +89,12 @@ def test_names_of_another_version_are_refused(item: Any, says: str) -> None:
 
 
 def test_objects_by_their_attributes() -> None:
-    class_of_engine = type("Kept", (), {"__module__": "mmulab.kvm.svm_nested"})
+    class_of_engine = type("Kept", (), {"__module__": "mmulab.kvm.svm.nested"})
     thing = class_of_engine()
     thing.gpa, thing.words = 5, (1, 2)
     constants = Constants()
     item = encode(thing, constants)
-    assert item["o"][0] == "kvm.svm_nested:Kept"
+    assert item["o"][0] == "kvm.svm.nested:Kept"
     handler: Callable[..., object] = decode(encode(kvm_set_cr3, constants), constants)
     assert handler is kvm_set_cr3
     assert ev.kvm_mmu_load() == decode(encode(ev.kvm_mmu_load(), constants), constants)

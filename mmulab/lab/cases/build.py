@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 
-from mmulab.kvm.svm_nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, VMCB
-from mmulab.kvm.vmcs12 import VMCS12
+from mmulab.kvm.svm.nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, VMCB
+from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder

@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from mmulab.kvm.svm_nested import VMCB
-from mmulab.kvm.vmcs12 import (
+from mmulab.kvm.svm.nested import VMCB
+from mmulab.kvm.vmx.nested import (
+    VM_ENTRY_IA32E_MODE,
+    VM_ENTRY_LOAD_IA32_EFER,
+    VM_EXIT_HOST_ADDR_SPACE_SIZE,
+    VM_EXIT_LOAD_IA32_EFER,
+    VM_EXIT_SAVE_IA32_EFER,
+)
+from mmulab.kvm.vmx.vmcs12 import (
     CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
     SECONDARY_EXEC_ENABLE_EPT,
     SECONDARY_EXEC_UNRESTRICTED_GUEST,
     VMCS12,
     VMCS12_REVISION,
     VMCS12_SIZE,
-)
-from mmulab.kvm.vmx_nested import (
-    VM_ENTRY_IA32E_MODE,
-    VM_ENTRY_LOAD_IA32_EFER,
-    VM_EXIT_HOST_ADDR_SPACE_SIZE,
-    VM_EXIT_LOAD_IA32_EFER,
-    VM_EXIT_SAVE_IA32_EFER,
 )
 from mmulab.lab.cases.build import (
     GVA_LOWER,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.svm_nested import SVM_EXITS, SvmNested
-from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
-from mmulab.kvm.vmx_nested import EXIT_REASONS
+from mmulab.kvm.svm.nested import SVM_EXITS, SvmNested
+from mmulab.kvm.vmx.nested import EXIT_REASONS
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome, OutcomeKind

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmulab.kvm.svm_nested import VMCB
+from mmulab.kvm.svm.nested import VMCB
 from mmulab.lab.cases.build import (
     GVA_LOWER,
     GVA_UPPER,

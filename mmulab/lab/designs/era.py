@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.kvm.svm_nested import SVM_NESTED_CTL_NP_ENABLE, VMCB
-from mmulab.kvm.vmcs12 import SECONDARY_EXEC_ENABLE_EPT, VMCS12
+from mmulab.kvm.svm.nested import SVM_NESTED_CTL_NP_ENABLE, VMCB
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT, VMCS12
 from mmulab.machine import op as ops
 from mmulab.scenario.scenario import Header, Scenario
 from mmulab.workload.stream import Kind, Stream

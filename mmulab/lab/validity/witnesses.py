@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
 
-from mmulab.kvm.vmcs12 import VMCS12, VMCS12_REVISION
+from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION
 from mmulab.lab.cases.build import (
     GVA_LOWER,
     GVA_UPPER,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab.events import kvm_mmu_get_page
-from mmulab.kvm import svm_nested
+from mmulab.kvm.svm import nested as svm_nested
 from mmulab.lab.cases.build import GVA_UPPER, LOWER, MOVED, NPT_ROOT, UPPER, VMCB_GPA
 from mmulab.lab.cases.flush import (
     OTHER_ROOT,

@@ -19,7 +19,7 @@ from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
 from mmulab.kvm.state import NestedGuest, Request, Vcpu
-from mmulab.kvm.vmcs12 import (
+from mmulab.kvm.vmx.vmcs12 import (
     INVALID_GPA,
     SECONDARY_EXEC_ENABLE_EPT,
     SECONDARY_EXEC_ENABLE_PML,

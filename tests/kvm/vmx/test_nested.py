@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE, VmxState
+from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE, VmxState
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner

@@ -9,7 +9,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.vmcs12 import FIELD_OF, SECONDARY_EXEC_ENABLE_VMFUNC, VMCS12, VMCS12_REVISION
+from mmulab.kvm.vmx.vmcs12 import FIELD_OF, SECONDARY_EXEC_ENABLE_VMFUNC, VMCS12, VMCS12_REVISION
 from mmulab.lab.cases.flush import EptTables, ept_pointer
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Outcome, OutcomeKind

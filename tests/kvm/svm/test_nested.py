@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.state import Request
-from mmulab.kvm.svm_nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
+from mmulab.kvm.svm.nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
 from mmulab.lab.cases.judge import NPF_FINAL, NPF_TABLE
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind

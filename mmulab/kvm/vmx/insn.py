@@ -17,15 +17,7 @@ from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, root_previou
 from mmulab.kvm.operand import NoOperandError, read_operand
 from mmulab.kvm.roots import kvm_mmu_free_guest_mode_roots, kvm_mmu_free_roots
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
-from mmulab.kvm.vmcs12 import (
-    FIELD_OF,
-    INVALID_GPA,
-    SECONDARY_EXEC_ENABLE_VPID,
-    VMCS12,
-    VMCS12_REVISION,
-    VMCS12_SIZE,
-)
-from mmulab.kvm.vmx_nested import (
+from mmulab.kvm.vmx.nested import (
     VMXERR_ENTRY_INVALID_CONTROL_FIELD,
     VMXERR_ENTRY_INVALID_HOST_STATE_FIELD,
     check_controls,
@@ -37,6 +29,14 @@ from mmulab.kvm.vmx_nested import (
     nested_vmx_enter_non_root_mode,
     nested_vmx_vmexit,
     page_address_valid,
+)
+from mmulab.kvm.vmx.vmcs12 import (
+    FIELD_OF,
+    INVALID_GPA,
+    SECONDARY_EXEC_ENABLE_VPID,
+    VMCS12,
+    VMCS12_REVISION,
+    VMCS12_SIZE,
 )
 from mmulab.x86.insn import Instruction, Mnemonic
 from mmulab.x86.mode import is_canonical, paging_mode

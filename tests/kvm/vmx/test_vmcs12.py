@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from mmulab.kvm.vmcs12 import (
+from mmulab.kvm.vmx.vmcs12 import (
     CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
     FIELD_OF,
     INVALID_GPA,

@@ -1,0 +1,1 @@
+"""What kvm_amd alone has: nested SVM."""

@@ -1,0 +1,1 @@
+"""What kvm_intel alone has: nested VMX, its instructions and the VMCS that L1 keeps."""
