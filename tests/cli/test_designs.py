@@ -28,7 +28,7 @@ def test_historic_designs_say_what_came_after_them(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     modes = {lines[at].split()[0]: lines[at + 4].strip() for at in range(0, 5 * len(DESIGNS), 5)}
     assert modes["D4"] == modes["D0"] == "modes:  all"
-    assert "before SMEP, SMAP, 5-level paging" in modes["D7"]
+    assert "before SMEP, SMAP, SMM, 5-level paging" in modes["D7"]
     assert "nested NPT" in modes["D7"]
     assert modes["D8"] == "modes:  of its time, before TDP MMU, 5-level nested NPT host"
 

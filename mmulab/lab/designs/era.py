@@ -23,13 +23,23 @@ __all__ = ["LATER", "in_its_time", "modes_needed", "modes_of_stream"]
 _HOST_LA57 = "5-level host"
 _AFTER_5_0 = ("TDP MMU", "5-level nested NPT host")
 LATER: dict[str, tuple[str, ...]] = {
-    "glevels": ("SMEP", "SMAP", "5-level paging", _HOST_LA57, "nested NPT", "nested EPT", *_AFTER_5_0),
+    "glevels": (
+        "SMEP",
+        "SMAP",
+        "SMM",
+        "5-level paging",
+        _HOST_LA57,
+        "nested NPT",
+        "nested EPT",
+        *_AFTER_5_0,
+    ),
     "cr4_pae": _AFTER_5_0,
 }
 """By design, what KVM learned only after it.
 
 After 2.6.34: nested NPT (2.6.37, f87f928882d0 and what followed), SMEP and SMAP,
-nested EPT (3.12, 155a97a3d7c7), 5-level paging (4.14). After 5.0: the TDP MMU
+nested EPT (3.12, 155a97a3d7c7), memslots of SMM (4.2, 699023e23965), 5-level
+paging (4.14). After 5.0: the TDP MMU
 (5.10), and shadowing NPT on a host with five levels (5.15).
 """
 
@@ -68,6 +78,8 @@ def _needed(scenario: Scenario) -> Iterator[str]:
     values = [header.regs.cr4, *(op.value for op in steps if isinstance(op, ops.WriteCr) and op.cr == 4)]
     values += [op.cr4 for op in steps if isinstance(op, ops.SetSregs)]
     yield from _features(values)
+    if any(isinstance(op, ops.Smm) for op in steps):
+        yield "SMM"
     for structure in dict.fromkeys(op.gpa for op in steps if isinstance(op, ops.Vmrun)):
         yield from _nested(header, structure, five)
 

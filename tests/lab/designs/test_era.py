@@ -26,6 +26,7 @@ HOST = "5-level host"
         ("npt-64-l2-64-l0-4", {"TDP MMU", "nested NPT"}),
         ("npt-64-l2-64-l0-5", {HOST, "nested NPT", "5-level nested NPT host"}),
         ("mixed-smep-32", {"SMEP"}),
+        ("smm-shadow-32-l0-4", {"SMM"}),
         ("mixed-wp-32", set()),
     ],
 )
