@@ -42,10 +42,11 @@ def compare(
     A case is one of 'mmulab cases', or a recording of a real kernel (conformance/sh/mode-switch), judged
     by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded addresses; '*'
     in a name stands for anything. Of a wrong cell the page is shown that was shared, and the bit that
-    would have told it apart. The exit code does not depend on the verdicts.
+    would have told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the
+    name by which it was asked for; design_name and design_id are its own.
     """
-    names = list(DESIGNS) if designs is None else designs.split(",")
-    chosen = [chosen_design(name.strip(), roots) for name in names]
+    names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
+    chosen = [chosen_design(name, roots) for name in names]
     works = find_works([name.strip() for name in cases.split(",")], records=limit)
     rule = chosen_derivation(derivation).name
     cells: list[Cell] = []
@@ -54,9 +55,9 @@ def compare(
             cells += row
     except KeyboardInterrupt:
         # What is finished is shown; the exit code still says that it was interrupted.
-        _show(_comparison(chosen, works, cells), details=details, as_json=as_json)
+        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
         raise
-    _show(_comparison(chosen, works, cells), details=details, as_json=as_json)
+    _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
@@ -76,9 +77,11 @@ def _rows(
             yield row
 
 
-def _show(found: Comparison, *, details: bool, as_json: bool) -> None:
+def _show(found: Comparison, asked: Sequence[str], *, details: bool, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(found.records(), indent=1))
+        called = {design.name: name for design, name in zip(found.designs, asked, strict=True)}
+        records = [{**record, "design": called[record["design"]]} for record in found.records()]
+        click.echo(json.dumps(records, indent=1))
         return
     for line in [*_matrix(found), "", *_costs(found), *(_fields(found) if details else ())]:
         click.echo(line)

@@ -88,6 +88,7 @@ class Cell:
         used = self.design.layout.used_bits
         return {
             "design": self.design.name,
+            "design_name": self.design.name,
             "design_id": self.design.id,
             "case": self.case.name,
             "verdict": self.verdict,
@@ -153,7 +154,7 @@ class Comparison:
     def records(self) -> list[dict[str, Any]]:
         """Return every cell as JSON holds it.
 
-        Keys: ``design`` (the name), ``design_id``, ``case``, ``verdict``,
+        Keys: ``design`` and ``design_name``, ``design_id``, ``case``, ``verdict``,
         ``first_wrong`` (null, or ``op``, ``text``, ``gva``, ``expected``,
         ``reached``, ``seen``, ``wanted``), ``in_its_time``, ``as_default``,
         ``base_bits``, ``spare_bits``, those of
