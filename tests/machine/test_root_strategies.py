@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,16 @@ from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
+from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER, Tables
+from mmulab.lab.cases.run import run_case
 from mmulab.machine import op as ops
-from mmulab.machine.op import Op
+from mmulab.machine.op import Mode, Op
 from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.x86.mode import PAGING_PAE, PT_PRESENT_MASK
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 from tests.machine.test_architecture import Access, compare, guest_ops
 
@@ -123,3 +130,54 @@ def test_directories_are_linked_when_an_access_needs_them(strategy: str) -> None
 
     assert first("special")[:4] == [0, 1, 2, 3]
     assert len(first(strategy)) == 1
+
+
+def other_directories() -> Scenario:
+    """A PAE guest that leaves a root, names another directory in its PDPTEs, and comes back.
+
+    The root between has the same PDPTEs, so that nothing is dropped on the way there.
+    """
+    builder = ScenarioBuilder("pae", host={"npt": 0})
+    for page in (LOWER, UPPER):
+        builder.value(4, page, 0xC0DE0000 | page >> 12)
+    free = count(TABLES, 0x1000)
+    between, elsewhere = L1_ROOT + 0x1000, L1_ROOT + 0x2000
+    first, other = (Tables(builder, PAGING_PAE, root, free) for root in (L1_ROOT, elsewhere))
+    for tables, page in ((first, LOWER), (other, UPPER)):
+        tables.identity(HELPER_S, HELPER_U)
+        tables.map(GVA_LOWER, page)
+    first.map(TABLE_VA, L1_ROOT)
+    # A directory comes before its table, those of the helper pages first.
+    helpers, directory = first.pages[1], first.pages[3]
+    builder.fill(between, 0x1000, 0)
+    for index, page in ((0, helpers), (GVA_LOWER >> 30, directory)):
+        builder.value(8, between + 8 * index, page | PT_PRESENT_MASK)
+    builder.sregs(*MODES["pae"]._replace(cr3=L1_ROOT))
+    for op in (
+        ops.Read(Mode.SUPERVISOR, 4, GVA_LOWER),
+        ops.WriteCr(3, between),
+        ops.Read(Mode.SUPERVISOR, 4, GVA_LOWER),
+        ops.Write(Mode.SUPERVISOR, 4, TABLE_VA + 8 * (GVA_LOWER >> 30), other.pages[3] | PT_PRESENT_MASK),
+        ops.WriteCr(3, L1_ROOT),
+        ops.Read(Mode.SUPERVISOR, 4, GVA_LOWER),
+    ):
+        builder.op(op)
+    return builder.build()
+
+
+@pytest.mark.parametrize("strategy", ROOT_STRATEGIES)
+def test_a_root_of_other_pdptes_is_not_taken_up_again(strategy: str) -> None:
+    """``load_pdptrs`` drops the current root alone: no root that holds PDPTEs may be kept for later."""
+    run = run_case(other_directories(), design_with(strategy))
+    assert run.judged == 4
+    assert run.wrong is None
+    assert run.results[-1].outcome.rax == 0xC0DE0000 | UPPER >> 12
+
+
+@pytest.mark.parametrize("strategy", ROOT_STRATEGIES)
+@pytest.mark.parametrize("path", ["nested57/nested-basic-32", "nested57/nested-pae-l2-32", "sh/basic-32"])
+def test_no_page_outlives_the_vm(path: str, strategy: str) -> None:
+    scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
+    runner = Runner(scenario, config=replace(machine_config(scenario), design=design_with(strategy)))
+    assert list(runner.results())[-1].text == "teardown"
+    assert runner.machine.kvm.pages == {}

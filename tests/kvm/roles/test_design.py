@@ -65,6 +65,22 @@ def test_children_are_those_of_the_kernel(
     assert child == wanted
 
 
+@pytest.mark.parametrize("name", CORRECT)
+@given(context=contexts(), access=st.integers(0, 7))
+def test_a_word_derived_is_the_word_made_afresh(
+    name: str, context: tuple[RoleFacts, CpuRole], access: int
+) -> None:
+    """What a page is must not depend on whether its role came from the parent's or from the context."""
+    facts, cpu = context
+    design = DESIGNS[name]
+    facts = facts._replace(level=min(facts.level, top_table_level(cpu) + 1))
+    word = design.pack(facts, cpu)
+    while facts.level > 1:
+        facts = facts._replace(level=facts.level - 1, access=access, passthrough=False)
+        word = design.child(word, direct=False, access=access, quadrant=0)
+        assert word == design.pack(facts, cpu)
+
+
 def test_the_word_before_the_fix_cannot_tell_a_portal_from_a_root() -> None:
     """Lai Jiangshan's case: a level-5 page over a 4-level root, and the root of a 5-level L1."""
     four, five = CpuRole(level=4, guest_mode=1, valid=1), CpuRole(level=5, guest_mode=1, valid=1)
