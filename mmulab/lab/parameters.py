@@ -23,8 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from mmulab.errors import InputError
+from mmulab.kvm.roles.design import DESIGNS
 
-__all__ = ["Kind", "Parameter", "check", "choice", "declared", "flag", "integer", "number", "resolve", "text"]
+__all__ = [
+    "Kind",
+    "Parameter",
+    "check",
+    "choice",
+    "declared",
+    "flag",
+    "integer",
+    "number",
+    "resolve",
+    "role_design",
+    "text",
+]
 
 TAG = "parameters"
 INJECTED_HEADER = "# Parameters"
@@ -185,6 +198,15 @@ def choice(options: Iterable[str]) -> Kind:
 def text() -> Kind:
     """Return the kind of any string."""
     return Kind("a string", lambda value: type(value) is str)
+
+
+def role_design() -> Kind:
+    """Return the kind of a role design: a name, an id, or ``module:Class`` or ``file.py:Class``."""
+    known = [name for found in DESIGNS.values() for name in (found.name, found.id)]
+    return Kind(
+        f"one of {', '.join(known)}, or module:Class",
+        lambda value: type(value) is str and (value in known or ":" in value),
+    )
 
 
 def flag() -> Kind:

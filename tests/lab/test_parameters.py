@@ -11,7 +11,17 @@ import pytest
 from papermill import inspect_notebook
 
 from mmulab.errors import InputError
-from mmulab.lab.parameters import check, choice, declared, flag, integer, number, resolve, text
+from mmulab.lab.parameters import (
+    check,
+    choice,
+    declared,
+    flag,
+    integer,
+    number,
+    resolve,
+    role_design,
+    text,
+)
 
 SMALL = Path(__file__).parent / "notebooks" / "small.ipynb"
 CELL = """
@@ -128,6 +138,7 @@ def test_check_leaves_the_notebooks_own_names_alone() -> None:
         (number(high=0.5), [0, -1.5, 0.5], [0.6, "0", False]),
         (choice(["square", "cube"]), ["cube"], ["round", "", 1]),
         (choice({"square": 1}), ["square"], [1]),
+        (role_design(), ["D4", "pre_fix", "own:Design", "a/own.py:Design"], ["D9", "", 4]),
         (text(), ["", "x"], [1, None]),
         (flag(), [True, False], [0, "True", None]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,19 @@ def test_default_is_right(papermill: Papermill) -> None:
     html = export(done.notebook, NAME)
     assert remote_references(html) == []
     assert "WRONG" in html, "the page shows the copied quadrant's wrong translation too"
+
+
+def test_a_design_of_the_readers_own(papermill: Papermill, tmp_path: Path) -> None:
+    """It forgets the rights of the way, which this guest does not vary."""
+    source = tmp_path / "own.py"
+    source.write_text(
+        "from mmulab.kvm.roles.design import Passthrough\n\n\n"
+        "class Own(Passthrough):\n    id, name = 'X', 'own'\n\n"
+        "    def pack(self, facts, cpu):\n        return super().pack(facts._replace(access=7), cpu)\n"
+    )
+    done = papermill(NAME, design=f"{source}:Own")
+    assert done.returncode == 0, done.stderr
+    assert done.last_line == "wrong accesses: 0"
 
 
 def test_copied_names_the_wrong_access(papermill: Papermill) -> None:
