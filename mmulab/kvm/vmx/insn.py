@@ -69,14 +69,20 @@ def handle_vmx_instruction(vcpu: Vcpu, insn: Instruction) -> Verdict:
     InputError
         What it asks for is not modelled.
     """
-    vmx = vcpu.vmx
+    try:
+        return _handle(vcpu, insn)
+    except NoOperandError as none:
+        return none.verdict
+
+
+def _handle(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if insn.mnemonic is Mnemonic.VMXON:
         return _vmxon(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMFUNC:
         return _vmfunc(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMCALL:
         raise InputError("VMCALL outside L2 is a hypercall to KVM, which is not modelled")
-    if vmx.vmxon_ptr == INVALID_GPA:
+    if vcpu.vmx.vmxon_ptr == INVALID_GPA:
         kvm_queue_exception(vcpu, UD_VECTOR)
         return Verdict.RESUME
     return _HANDLERS[insn.mnemonic](vcpu, insn)
@@ -135,10 +141,7 @@ def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
         return Verdict.RESUME
     if vmx.vmxon_ptr != INVALID_GPA:
         return _fail(vcpu, VMXERR_VMXON_IN_VMX_ROOT_OPERATION)
-    try:
-        (region,) = read_operand(vcpu, insn.gva, 1)
-    except NoOperandError as none:
-        return none.verdict
+    (region,) = read_operand(vcpu, insn.gva, 1)
     if not page_address_valid(vcpu, region) or kvm_read_guest(vcpu, region, 4) != VMCS12_REVISION:
         return _flags(vcpu, 1, 0)
     vmx.vmxon_ptr = region
@@ -147,10 +150,7 @@ def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
 
 def _vmptrld(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vmx = vcpu.vmx
-    try:
-        (gpa,) = read_operand(vcpu, insn.gva, 1)
-    except NoOperandError as none:
-        return none.verdict
+    (gpa,) = read_operand(vcpu, insn.gva, 1)
     if not page_address_valid(vcpu, gpa):
         return _fail(vcpu, VMXERR_VMPTRLD_INVALID_ADDRESS)
     if gpa == vmx.vmxon_ptr:
@@ -181,10 +181,7 @@ def _release_vmcs12(vcpu: Vcpu) -> None:
 
 def _vmclear(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vmx = vcpu.vmx
-    try:
-        (gpa,) = read_operand(vcpu, insn.gva, 1)
-    except NoOperandError as none:
-        return none.verdict
+    (gpa,) = read_operand(vcpu, insn.gva, 1)
     if not page_address_valid(vcpu, gpa):
         return _fail(vcpu, VMXERR_VMCLEAR_INVALID_ADDRESS)
     if gpa == vmx.vmxon_ptr:
@@ -228,10 +225,7 @@ def _invept(vcpu: Vcpu, insn: Instruction) -> Verdict:
         return Verdict.RESUME
     if insn.register not in (EXTENT_CONTEXT, EXTENT_GLOBAL):
         return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)
-    try:
-        eptp, _ = read_operand(vcpu, insn.gva, 2)
-    except NoOperandError as none:
-        return none.verdict
+    eptp, _ = read_operand(vcpu, insn.gva, 2)
     mmu, roots = vcpu.guest_mmu, KVM_MMU_ROOTS_ALL
     if insn.register == EXTENT_CONTEXT:
         if not nested_vmx_check_eptp(vcpu, eptp):
@@ -248,10 +242,7 @@ def _invvpid(vcpu: Vcpu, insn: Instruction) -> Verdict:
     """Without EPT all of L2's roots go, because KVM does not know their VPIDs."""
     if insn.register >= VPID_TYPES:
         return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)
-    try:
-        vpid, gla = read_operand(vcpu, insn.gva, 2)
-    except NoOperandError as none:
-        return none.verdict
+    vpid, gla = read_operand(vcpu, insn.gva, 2)
     bad = bool(vpid >> 16) or (not vpid and insn.register != VPID_ALL_CONTEXT)
     mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)
     bad |= insn.register == VPID_INDIVIDUAL_ADDR and not is_canonical(gla, mode)
