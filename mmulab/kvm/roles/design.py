@@ -49,7 +49,7 @@ LAYOUT_PRE_FIX = RoleLayout(
 class RoleDesign:
     """A role word: its layout and what goes into it.
 
-    Subclasses set the class attributes, and override :meth:`pack`,
+    Subclasses set the class attributes, and override :meth:`own_fields`,
     :meth:`child` or :meth:`facts` where their fields are not those of the facts.
 
     Attributes
@@ -76,20 +76,24 @@ class RoleDesign:
 
     def __init__(self) -> None:
         mask = self.layout.mask
-        self.level_mask = mask["level"]
         self.sync_mask = ~sum(mask[name] for name in self.sync_ignored if name in mask)
 
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
         """Return the word of a page of these facts, made for this guest CPU."""
-        known = facts._asdict()
+        known = facts._asdict() | self.own_fields(facts, cpu)
         return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return the values of the layout's fields that are no facts themselves."""
+        return {}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word of a page one level below `parent` (``kvm_mmu_child_role``)."""
         layout = self.layout
         word = layout.set(parent, "level", layout.get(parent, "level") - 1)
         for name, value in (("access", access), ("direct", direct), ("quadrant", quadrant)):
-            word = layout.set(word, name, value)
+            if name in layout.mask:
+                word = layout.set(word, name, value)
         word &= ~layout.mask["invalid"]
         return word & ~layout.mask.get("passthrough", 0)
 
@@ -180,11 +184,9 @@ class GuestLevel(RoleDesign):
     layout = _layout(BitField("glevel", 4))
     sync_ignored = ("level", "access", "quadrant", "glevel")
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word."""
-        known = facts._asdict()
-        known["glevel"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
-        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return ``glevel``."""
+        return {"glevel": 0 if facts.direct else min(facts.level, top_table_level(cpu))}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below."""
@@ -212,21 +214,17 @@ class PassthroughLevels(RoleDesign):
     layout = _layout(BitField("passthrough_levels", 3), fixed=("direct",))
     sync_ignored = ("level", "access", "quadrant", "passthrough_levels")
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word."""
-        known = facts._asdict()
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return ``passthrough_levels``."""
         above = max(0, facts.level - top_table_level(cpu))
-        known["passthrough_levels"] = facts.level if facts.direct else above
-        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+        return {"passthrough_levels": facts.level if facts.direct else above}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below: one level less to pass through."""
-        layout = self.layout
-        level = layout.get(parent, "level") - 1
-        levels = level if direct else max(0, layout.get(parent, "passthrough_levels") - 1)
-        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
-        word = layout.set(word, "passthrough_levels", levels)
-        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        get = self.layout.get
+        levels = get(word, "level") if direct else max(0, get(parent, "passthrough_levels") - 1)
+        return self.layout.set(word, "passthrough_levels", levels)
 
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says."""
@@ -250,20 +248,16 @@ class TargetLevel(RoleDesign):
     layout = _layout(BitField("target_level", 3), fixed=("direct",))
     sync_ignored = ("level", "access", "quadrant", "target_level")
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word."""
-        known = facts._asdict()
-        known["target_level"] = 0 if facts.direct else min(facts.level, top_table_level(cpu))
-        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return ``target_level``."""
+        return {"target_level": 0 if facts.direct else min(facts.level, top_table_level(cpu))}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below: the same table under a portal, else the next."""
-        layout = self.layout
-        level = layout.get(parent, "level") - 1
-        target = 0 if direct else min(level, layout.get(parent, "target_level"))
-        word = layout.set(parent, "level", level) & ~layout.mask["invalid"]
-        word = layout.set(word, "target_level", target)
-        return layout.set(layout.set(word, "access", access), "quadrant", quadrant)
+        word = super().child(parent, direct=direct, access=access, quadrant=quadrant)
+        get = self.layout.get
+        target = 0 if direct else min(get(word, "level"), get(parent, "target_level"))
+        return self.layout.set(word, "target_level", target)
 
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says."""
@@ -290,16 +284,11 @@ class CpuModeWithPassthrough(RoleDesign):
         fixed=("has_4_byte_gpte",),
     )
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word. The mode is that of the tables shadowed, which for EPT is long mode's."""
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return the mode of the tables shadowed, which for EPT is long mode's."""
         long_mode = not facts.direct and cpu.level >= 4
-        known = facts._asdict()
-        known.update(
-            cr4_pae=not facts.has_4_byte_gpte,
-            efer_lma=long_mode,
-            cr4_la57=long_mode and cpu.level == 5,
-        )
-        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+        la57 = long_mode and cpu.level == 5
+        return {"cr4_pae": not facts.has_4_byte_gpte, "efer_lma": long_mode, "cr4_la57": la57}
 
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says."""
@@ -356,11 +345,9 @@ class GuestLevels(RoleDesign):
         )
     )
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
-        known = facts._asdict()
-        known.update(glevels=0 if facts.direct else cpu.level, cr4_pge=0)
-        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return ``glevels``; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
+        return {"glevels": 0 if facts.direct else cpu.level, "cr4_pge": 0}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below; a direct page has no guest levels."""
@@ -386,11 +373,9 @@ class Cr4Pae(RoleDesign):
     source = "before 47c42e6b4192 (5.1)"
     layout = _layout(BitField("cr4_pae", 1), fixed=("has_4_byte_gpte",))
 
-    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
-        """Return the word."""
-        known = facts._asdict()
-        known["cr4_pae"] = not facts.direct and not facts.has_4_byte_gpte
-        return self.layout.pack(**{name: int(known[name]) for name in self.layout.shift})
+    def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
+        """Return ``cr4_pae``."""
+        return {"cr4_pae": not facts.direct and not facts.has_4_byte_gpte}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below; a direct page has no CR4.PAE."""
