@@ -124,9 +124,9 @@ def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
     if vcpu.kvm.config.tdp:
         init_kvm_tdp_mmu(vcpu, cpu_role, force_role_reset=force_role_reset)
         return
-    facts = base_facts(cpu_role)
-    facts = facts._replace(level=max(facts.level, PT32E_ROOT_LEVEL), efer_nx=True)
-    facts = facts._replace(passthrough=_passes_through(vcpu, facts.level, cpu_role))
+    level = max(cpu_role.level, PT32E_ROOT_LEVEL)
+    passthrough = _passes_through(vcpu, level, cpu_role)
+    facts = base_facts(cpu_role)._replace(level=level, efer_nx=True, passthrough=passthrough)
     shadow_mmu_init_context(
         vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset
     )

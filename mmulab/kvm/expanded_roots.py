@@ -8,7 +8,7 @@ from __future__ import annotations
 from mmulab.kvm.expanded_role import expanded_role
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page, link_shadow_page, mmu_alloc_one_off_page
+from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page, link_shadow_page, mmu_alloc_unlisted_page
 from mmulab.kvm.spte import is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm, Vcpu, is_obsolete_sp, to_shadow_page
 from mmulab.kvm.zap import InvalidList, drop_parent_pte, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
@@ -53,7 +53,7 @@ def _one_off_roots(vcpu: Vcpu, gfn: int) -> int:
     kvm, mmu = vcpu.kvm, vcpu.mmu
     pages: list[ShadowPage] = []
     for level in range(mmu.root_level, PT32E_ROOT_LEVEL - 1, -1):
-        sp = mmu_alloc_one_off_page(kvm, gfn, _expanded_root_role(vcpu, level))
+        sp = mmu_alloc_unlisted_page(kvm, gfn, _expanded_root_role(vcpu, level))
         sp.one_off = True
         if pages:
             link_shadow_page(kvm, pages[-1].frame << 12, sp)

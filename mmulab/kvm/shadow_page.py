@@ -68,8 +68,8 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
     return found
 
 
-def mmu_alloc_one_off_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
-    """Create an empty page that nobody else can find."""
+def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+    """Create an empty page that is in no hash and on no list."""
     frame = kvm.memory.alloc_frame()
     sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), kvm.mmu_valid_gen)
     kvm.pages[frame] = sp
@@ -78,7 +78,7 @@ def mmu_alloc_one_off_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
 
 def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Create an empty page and write-protect what it shadows."""
-    sp = mmu_alloc_one_off_page(kvm, gfn, role)
+    sp = mmu_alloc_unlisted_page(kvm, gfn, role)
     frame = sp.frame
     kvm.active_mmu_pages[frame] = None
     kvm.n_used_mmu_pages += 1
@@ -196,8 +196,8 @@ class ShadowWalk:
         self.addr = addr
         self._table = root_hpa
         self.level = mmu.root_level
+        self.sptep = 0
         if root_hpa >> 12 in vcpu.kvm.pages:
-            self.sptep = 0
             return
         # A special root has no pages of its own above the page directories.
         if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:
@@ -206,7 +206,6 @@ class ShadowWalk:
             pdpte = vcpu.kvm.memory.words[mmu.pae_root * 512 + (addr >> 30 & 3)]
             self._table = pdpte & PT_BASE_ADDR_MASK
             self.level = 2 if self._table else 0
-        self.sptep = 0
 
     def okay(self) -> bool:
         """Stand on the next entry; False when there is none."""
