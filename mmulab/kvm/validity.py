@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, find_named
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.word import CpuRole
@@ -208,6 +208,4 @@ def find_validity(name: str) -> Validity:
     InputError
         No marker is called so.
     """
-    if name not in VALIDITIES:
-        raise InputError(f"role validity {name!r}: unknown; the markers are {', '.join(VALIDITIES)}")
-    return VALIDITIES[name]
+    return find_named(VALIDITIES, name, "role validity", "markers")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mmulab.errors import InputError
+from mmulab.errors import find_named
 from mmulab.kvm.roles.word import RoleFacts
 
 
@@ -95,6 +95,4 @@ def find_derivation(name: str) -> Derivation:
     InputError
         No derivation is called so.
     """
-    if name not in DERIVATIONS:
-        raise InputError(f"derivation {name!r}: unknown; the derivations are {', '.join(DERIVATIONS)}")
-    return DERIVATIONS[name]
+    return find_named(DERIVATIONS, name, "derivation", "derivations")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmulab.errors import InputError
+from mmulab.errors import find_named
 from mmulab.kvm.roles.word import CpuRole
 
 
@@ -62,9 +62,7 @@ def find_root_strategy(name: str) -> RootStrategy:
     InputError
         No strategy is called so.
     """
-    if name not in ROOT_STRATEGIES:
-        raise InputError(f"root strategy {name!r}: unknown; the strategies are {', '.join(ROOT_STRATEGIES)}")
-    return ROOT_STRATEGIES[name]
+    return find_named(ROOT_STRATEGIES, name, "root strategy", "strategies")
 
 
 def top_table_level(cpu: CpuRole) -> int:

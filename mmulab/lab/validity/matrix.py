@@ -14,7 +14,7 @@ from enum import StrEnum
 from html import escape
 from typing import NamedTuple
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, find_named
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.validity import VALIDITIES, RoleDecision, Validity, find_validity
@@ -162,10 +162,7 @@ def find_witness(name: str) -> Witness:
     InputError
         No witness is called so.
     """
-    known = witnesses()
-    if name not in known:
-        raise InputError(f"witness {name!r}: unknown; the witnesses are {', '.join(known)}")
-    return known[name]
+    return find_named(witnesses(), name, "witness", "witnesses")
 
 
 def chosen(patterns: str, known: Iterable[str]) -> list[str]:
