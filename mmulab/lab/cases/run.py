@@ -18,7 +18,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import RoleDesign, find_design
 from mmulab.kvm.roles.word import RoleFacts
-from mmulab.kvm.state import Vcpu, to_shadow_page
+from mmulab.kvm.state import context_name, to_shadow_page
 from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
@@ -133,21 +133,23 @@ class CaseRun:
     @property
     def created(self) -> dict[str, int]:
         """Shadow pages created, by role in words, in the order in which each was first made."""
-        design = self.machine.kvm.config.design
-        made = [e for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
-        return dict(Counter(design.facts(event.role).full_str() for event in made))
+        return dict(Counter(facts.full_str() for facts in self._made))
 
     @property
     def pages_by_level(self) -> dict[str, int]:
         """Shadow pages created, by level, ``d`` if direct, ``p`` if passthrough, 4-byte tables' quadrant."""
-        facts = self.machine.kvm.config.design.facts
-        made = [facts(e.role) for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
-        return dict(Counter(map(_short, made)))
+        return dict(Counter(map(_short, self._made)))
 
     @property
     def shadow_pages(self) -> int:
         """Number of shadow pages created."""
-        return sum(self.created.values())
+        return len(self._made)
+
+    @property
+    def _made(self) -> list[RoleFacts]:
+        """What the word of each shadow page that was created says, in order."""
+        facts = self.machine.kvm.config.design.facts
+        return [facts(e.role) for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
 
 
 def _short(facts: RoleFacts) -> str:
@@ -219,14 +221,19 @@ def _until_it_fails(found: _Found, scenario: Scenario, execute: Callable[[_Found
     """Execute to the end, or to where the design drives the model into an impossible state."""
     try:
         execute(found)
-    except NotImplementedError:
-        raise
     except FAILURES as error:
-        if isinstance(error, InputError) and not _runs_by_default(scenario):
-            raise
+        seen = _designs_failure(error, scenario)
         index, text, expected, gva = found.place
-        found.wrong = found.wrong or WrongAccess(index, text, expected, None, failure_str(error), gva=gva)
+        found.wrong = found.wrong or WrongAccess(index, text, expected, None, seen, gva=gva)
     return found.done()
+
+
+def _designs_failure(error: Exception, scenario: Scenario) -> str:
+    """Say in words what a design led to; what is not its doing is raised again."""
+    bad_input = isinstance(error, InputError) and not _runs_by_default(scenario)
+    if bad_input or isinstance(error, NotImplementedError):
+        raise error
+    return failure_str(error)
 
 
 def _runs_by_default(scenario: Scenario) -> bool:
@@ -257,12 +264,8 @@ def results_of(runner: Runner) -> tuple[list[Result], str | None]:
     try:
         for result in runner.results():
             results.append(result)
-    except NotImplementedError:
-        raise
     except FAILURES as error:
-        if isinstance(error, InputError) and not _runs_by_default(runner.scenario):
-            raise
-        return results, failure_str(error)
+        return results, _designs_failure(error, runner.scenario)
     return results, None
 
 
@@ -360,12 +363,8 @@ def _moment(machine: Machine, text: str) -> Moment:
     vcpu = machine.kvm.vcpus[0]
     world = "L2" if vcpu.guest_mode else "L1"
     kind = "direct" if vcpu.mmu.direct else "shadow"
-    return Moment(text, world, _context(vcpu, vcpu.mmu), _context(vcpu, vcpu.walk_mmu), kind, _root(machine))
-
-
-def _context(vcpu: Vcpu, mmu: Mmu) -> str:
-    named = (("root_mmu", vcpu.root_mmu), ("guest_mmu", vcpu.guest_mmu), ("nested_mmu", vcpu.nested_mmu))
-    return next(name for name, context in named if context is mmu)
+    in_use, walking = context_name(vcpu, vcpu.mmu), context_name(vcpu, vcpu.walk_mmu)
+    return Moment(text, world, in_use, walking, kind, _root(machine))
 
 
 def _root(machine: Machine) -> str:
