@@ -1,9 +1,11 @@
-"""The one error that bad input raises, and the most common reason for it."""
+"""The one error that bad input raises, how it quotes the input, and its most common reason."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TypeVar
+
+from mmulab.limits import PATH, QUOTED
 
 Thing = TypeVar("Thing")
 
@@ -13,6 +15,34 @@ class InputError(ValueError):
 
     The command line prints the message and exits with 2; no traceback.
     """
+
+
+def quoted(text: object, limit: int = QUOTED) -> str:
+    """Return what a message repeats of the input: one short line, without control characters.
+
+    Parameters
+    ----------
+    text : object
+        Its ``str`` is taken, ``repr`` if it is bytes.
+    limit : int
+        Characters; what is longer ends in ``...``.
+
+    Examples
+    --------
+    >>> quoted("rd u 4\\n\\x1b[31m")
+    'rd u 4\\\\n\\\\x1b[31m'
+    """
+    whole = repr(text)[2:-1] if isinstance(text, bytes) else str(text)
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in whole[: limit + 1]
+    )
+    return shown if len(shown) <= limit else shown[: max(limit - 3, 0)] + "..."
+
+
+def named(path: object) -> str:
+    """Return a path as a message names it: whole, without control characters."""
+    return quoted(path, PATH)
 
 
 def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> Thing:
@@ -25,7 +55,7 @@ def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> T
     what : str
         What is looked for, in words.
     kind : str
-        What those that there are are called, in the plural.
+        Plural noun for the known names.
 
     Raises
     ------
@@ -33,5 +63,5 @@ def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> T
         Nothing is called so.
     """
     if name not in known:
-        raise InputError(f"{what} {name!r}: unknown; the {kind} are {', '.join(known)}")
+        raise InputError(f"{what} '{quoted(name)}': unknown; the {kind} are {', '.join(known)}")
     return known[name]

@@ -1,0 +1,25 @@
+"""What an input may at most be. Each limit is far above any honest file and stands in its message.
+
+A file's claim is compared with what it holds before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+MIB = 1 << 20
+
+TEXT_BYTES = 64 * MIB
+"""A file of text: scenario, JSON, design. The largest scenario of the recordings has 60 kB."""
+RECORDING_BYTES = 256 * MIB
+"""A recording of a kernel or a stepper's recording, as the file lies on the disk."""
+UNPACKED_BYTES = 1024 * MIB
+"""What a compressed file may unpack to, all parts together."""
+ARCHIVE_MEMBERS = 100_000
+"""Parts of a zip archive."""
+BACKING_BYTES = 64 << 30
+"""Guest memory that a scenario or recording may ask for; only what is touched takes memory."""
+JSON_DEPTH = 64
+"""Nesting of JSON in a file; recordings need less than ten."""
+QUOTED = 60
+"""Characters of the input that a message repeats."""
+PATH = 1024
+"""Characters of a path that a message names."""

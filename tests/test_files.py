@@ -1,0 +1,111 @@
+"""Files: what is not a file is said as what it is; limits hold; writing leaves all or nothing."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+from mmulab import files
+from mmulab.errors import InputError, quoted
+
+
+def test_reads_back_what_was_written(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a", "ä\n")
+    assert files.read_text(tmp_path / "a") == "ä\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.mkdir(), "a folder"),
+        (os.mkfifo, "a FIFO"),
+        (lambda path: path.symlink_to(path), "a loop of symbolic links"),
+        (lambda path: path.symlink_to("/dev/zero"), "a character device"),
+        (lambda path: None, "no such file"),
+    ],
+)
+def test_what_is_no_file_is_said_as_what_it_is(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=rf"/x: {said}"):
+        files.read_bytes(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000])
+def test_a_name_that_no_file_has(name: str) -> None:
+    for use in (files.read_bytes, lambda path: files.write_text(path, "")):
+        with pytest.raises(InputError):
+            use(name)
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345")
+    assert files.read_bytes(tmp_path / "x", 5) == b"12345"
+    with pytest.raises(InputError, match="5 bytes; the limit is 4"):
+        files.read_bytes(tmp_path / "x", 4)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".xz", lzma.compress), (".gz", gzip.compress)])
+def test_unpacking_stops_at_the_limit(tmp_path: Path, suffix: str, pack) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(pack(b"0" * (3 << 20)))
+    assert len(files.read_unpacked(path, 3 << 20)) == 3 << 20
+    with pytest.raises(InputError, match="unpacks to more than 3145727 bytes"):
+        files.read_unpacked(path, (3 << 20) - 1)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a whole"):
+        files.read_unpacked(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "nested deeper than 64"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64"),
+        ("[NaN]", "NaN is no number"),
+        ("{", "cut, or no JSON"),
+        ("9" * 5000, "cut, or no JSON"),
+        (b"\xff\xfe\xfd", "not text"),
+    ],
+)
+def test_json_that_no_file_holds(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"^here: .*{said}"):
+        files.parse_json(text, "here")
+
+
+def test_json_at_the_limit_of_nesting() -> None:
+    assert files.parse_json("[" * 64 + "]" * 64, "here")
+
+
+def test_an_error_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("earlier")
+
+    def interrupted() -> None:
+        with files.writing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"x: cannot be written \(No space left"),
+        files.writing(tmp_path / "x"),
+    ):
+        raise OSError(28, os.strerror(28))
+    assert not list(tmp_path.iterdir())
+
+
+def test_quoted_is_one_short_line() -> None:
+    assert quoted("a\n\x1b[31m\u202e") == "a\\n\\x1b[31m\\u202e"
+    assert quoted("x" * 61) == "x" * 57 + "..."
+    assert quoted(b"\xff\n") == "\\xff\\n"
