@@ -31,6 +31,9 @@ floor  room                    what lives there
 1      ``mmulab.memory``       host physical memory, memslots
 0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
        :mod:`mmulab.events`
+0      :mod:`mmulab.files`,    files in below a limit and out whole; what an input
+       :mod:`mmulab.limits`,   may at most be; the error that bad input raises
+       :mod:`mmulab.errors`
 =====  ======================  ===================================================
 
 Two ideas hold it together. *The hardware only sees bits*: shadow tables are
