@@ -41,7 +41,7 @@ HELPER_PREFIX = "~"
 _PARAMS = {"kvm_amd.npt": "amd", "kvm_intel.ept": "intel"}
 QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {
     "amd": ("rmw_reads_first", "rsvd_without_p", "marks_pdptes"),
-    "intel": (),
+    "intel": ("ad_ignores_ept_w", "cr0_reloads_pdptes"),
 }
 """Quirks of the emulated processors that the recordings were made on."""
 

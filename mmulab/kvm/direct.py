@@ -69,8 +69,8 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     if ret != RetPf.CONTINUE:
         return ret
     tdp_mmu = fault.is_tdp and vcpu.kvm.config.uses_tdp_mmu
-    if not tdp_mmu and not make_mmu_pages_available(vcpu):
-        raise RuntimeError("no shadow page can be made available (-ENOSPC)")
+    if not tdp_mmu:
+        make_mmu_pages_available(vcpu)
     if is_page_fault_stale(vcpu):
         return RetPf.RETRY
     return kvm_tdp_mmu_map(vcpu, fault) if tdp_mmu else direct_map(vcpu, fault)

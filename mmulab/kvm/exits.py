@@ -60,6 +60,7 @@ from mmulab.x86.regs import (
 
 MSR_EFER = 0xC0000080
 SVM_MSR_WRITE = 1
+KVM_INTERNAL_ERROR_DELIVERY_EV = 3
 KVM_POSSIBLE_CR4_GUEST_BITS = 0x1078E
 """CR4 bits that VMX guests may own: PVI, TSD, DE, PGE, PCE, OSFXSR, OSXMMEXCPT, FSGSBASE."""
 _CR0_SELECTIVE = X86_CR0_TS | 1 << 1
@@ -81,6 +82,14 @@ def kvm_handle_page_fault(
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, access)
         kvm_mmu_unprotect_page(vcpu.kvm, ((1 << 64) - 1 if gpa is None else gpa) >> 12)
     return kvm_mmu_page_fault(vcpu, addr, error_code, insn)
+
+
+class InternalError(Exception):
+    """``KVM_RUN`` ends with ``KVM_EXIT_INTERNAL_ERROR``; the VMM may run the vCPU again."""
+
+    def __init__(self, suberror: int) -> None:
+        super().__init__(suberror)
+        self.suberror = suberror
 
 
 class VmBuggedError(Exception):
@@ -254,7 +263,13 @@ def _invpcid_exit(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
 def handle_nested_page_fault(
     vcpu: Vcpu, fault: NestedExit, insn: Instruction, *, idt_vectoring: int | None
 ) -> Verdict:
-    """Handle an NPT fault, an EPT violation or an EPT misconfiguration."""
+    """Handle an NPT fault, an EPT violation or an EPT misconfiguration.
+
+    Raises
+    ------
+    InternalError
+        An EPT misconfiguration (MMIO) while an event is being delivered.
+    """
     emit = vcpu.kvm.emit
     if vcpu.kvm.config.vendor == "amd":
         where = PFERR_GUEST_FINAL_MASK if fault.final else PFERR_GUEST_PAGE_MASK
@@ -271,6 +286,9 @@ def handle_nested_page_fault(
         vcpu.vmx.gla = fault.va or 0
     if fault.error_code & PFERR_RSVD_MASK:
         trace_exit(vcpu, ev.kvm_exit("ept_misconfig", vcpu.rip, idt_vectoring=idt_vectoring))
+        if idt_vectoring is not None:
+            # Entering again would deliver into the same device memory for ever (__vmx_handle_exit).
+            raise InternalError(KVM_INTERNAL_ERROR_DELIVERY_EV)
         return kvm_mmu_page_fault(vcpu, fault.gpa, PFERR_RSVD_MASK, insn)
     qualification = fault.qualification()
     event = ev.kvm_exit(

@@ -26,7 +26,7 @@ from mmulab.kvm.rmap import (
     slot_handle_level_range,
 )
 from mmulab.kvm.set_spte import kvm_mmu_max_mapping_level
-from mmulab.kvm.spte import SPTE_TDP_AD_MASK
+from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK, SPTE_TDP_AD_MASK
 from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_pt_masked,
@@ -97,7 +97,14 @@ def kvm_delete_memslot(kvm: Kvm, id: int, as_id: int = 0) -> int:
 
 
 def _next_generation(kvm: Kvm, as_id: int) -> None:
-    kvm.slots[as_id].generation += KVM_ADDRESS_SPACE_NUM
+    """Count a change of memslots; MMIO sptes hold few bits of the count, so a wrap zaps everything.
+
+    Source: ``kvm_swap_active_memslots``, ``mmu.c:kvm_mmu_invalidate_mmio_sptes``.
+    """
+    slots = kvm.slots[as_id]
+    slots.generation += KVM_ADDRESS_SPACE_NUM
+    if not slots.generation & MMIO_SPTE_GEN_MASK & ~(KVM_ADDRESS_SPACE_NUM - 1):
+        kvm_mmu_zap_all_fast(kvm)
 
 
 def _invalidate(kvm: Kvm, slot: KvmMemslot) -> None:

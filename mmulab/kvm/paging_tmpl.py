@@ -65,8 +65,7 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     if ret != RetPf.CONTINUE:
         return ret
     _allow_supervisor_write(vcpu, gw, fault)
-    if not make_mmu_pages_available(vcpu):
-        raise RuntimeError("no shadow page can be made available (-ENOSPC)")
+    make_mmu_pages_available(vcpu)
     if is_page_fault_stale(vcpu):
         return RetPf.RETRY
     return fetch(vcpu, fault, gw)

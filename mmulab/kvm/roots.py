@@ -79,11 +79,10 @@ def pae_root_entry(kvm: Kvm, mmu: Mmu, index: int) -> int:
     return kvm.memory.words[mmu.pae_root * 512 + index]
 
 
-def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
+def mmu_alloc_direct_roots(vcpu: Vcpu) -> None:
     """Allocate the roots of a direct map: one page, or four for a PAE host table."""
     mmu = vcpu.mmu
-    if not make_mmu_pages_available(vcpu):
-        return False
+    make_mmu_pages_available(vcpu)
     if vcpu.kvm.config.uses_tdp_mmu:
         mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role)
     elif mmu.root_level >= PT64_ROOT_4LEVEL:
@@ -96,11 +95,13 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> bool:
             _set_pae_root(vcpu, i, root | PT_PRESENT_MASK)
         mmu.root_hpa = mmu.pae_root << 12
     mmu.root_pgd = 0
-    return True
 
 
 def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
-    """Allocate the roots that shadow the guest's: one page, or four under special roots."""
+    """Allocate the roots that shadow the guest's: one page, or four under special roots.
+
+    False if one of the guest's lies in no memory: the guest gets a triple fault.
+    """
     kvm, mmu = vcpu.kvm, vcpu.mmu
     pgd = kvm_mmu_get_guest_pgd(vcpu, mmu)
     guest_level = mmu.cpu_role.level
@@ -110,8 +111,7 @@ def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
     if not all(mmu_check_root(vcpu, _gfn(p)) for p in pdptrs if p & PT_PRESENT_MASK):
         return False
     kvm.shadow_root_allocated = True
-    if not make_mmu_pages_available(vcpu):
-        return False
+    make_mmu_pages_available(vcpu)
     if guest_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, _gfn(pgd), 0, mmu.root_level)
     elif kvm.config.design.root_strategy.shadow_pages:
@@ -165,18 +165,25 @@ def mmu_alloc_special_roots(vcpu: Vcpu) -> None:
         mmu.pml5_root = vcpu.kvm.memory.alloc_frame()
 
 
-def kvm_mmu_load(vcpu: Vcpu) -> bool:
-    """Set up a root for the context in use; False if the guest has none (triple fault)."""
+def kvm_mmu_load(vcpu: Vcpu) -> None:
+    """Set up a root for the context in use, or ask for a triple fault if the guest has none.
+
+    Raises
+    ------
+    KvmRunError
+        There can be no root; ``KVM_RUN`` ends with the error.
+    """
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_load())
     if not vcpu.mmu.root_level:
         raise KvmRunError(_errno_without_level(vcpu.mmu))
     mmu_alloc_special_roots(vcpu)
-    ok = mmu_alloc_direct_roots(vcpu) if vcpu.mmu.direct else mmu_alloc_shadow_roots(vcpu)
-    if ok:
-        kvm_mmu_sync_roots(vcpu)
-    return ok
+    if vcpu.mmu.direct:
+        mmu_alloc_direct_roots(vcpu)
+    elif not mmu_alloc_shadow_roots(vcpu):
+        return
+    kvm_mmu_sync_roots(vcpu)
 
 
 def _errno_without_level(mmu: Mmu) -> int:

@@ -10,6 +10,8 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``__kvm_mmu_prepare_zap_page``,
 
 from __future__ import annotations
 
+import errno
+
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.mmu_page import ShadowPage
@@ -25,7 +27,7 @@ from mmulab.kvm.spte import (
     is_shadow_present_pte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Request, Vcpu, is_obsolete_sp
+from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
     kvm_tdp_mmu_zap_all,
@@ -208,14 +210,21 @@ def kvm_mmu_available_pages(kvm: Kvm) -> int:
     return max(0, kvm.n_max_mmu_pages - kvm.n_used_mmu_pages)
 
 
-def make_mmu_pages_available(vcpu: Vcpu) -> bool:
-    """Zap old pages if the limit is near; return whether at least one page is free."""
+def make_mmu_pages_available(vcpu: Vcpu) -> None:
+    """Zap old pages if the limit is near, so that at least one page is free.
+
+    Raises
+    ------
+    KvmRunError
+        No page can be made free: -ENOSPC, with which ``KVM_RUN`` ends.
+    """
     kvm = vcpu.kvm
     available = kvm_mmu_available_pages(kvm)
     if available >= KVM_MIN_FREE_MMU_PAGES:
-        return True
+        return
     kvm_mmu_zap_oldest_mmu_pages(kvm, KVM_REFILL_PAGES - available)
-    return kvm_mmu_available_pages(kvm) > 0
+    if not kvm_mmu_available_pages(kvm):
+        raise KvmRunError(errno.ENOSPC)
 
 
 def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:

@@ -75,6 +75,13 @@ class HostConfig:
         Quirk of the same: a fault on a reserved bit has P=0.
     marks_pdptes : bool
         Quirk of the same: under nested paging it sets A in the PDPTEs it reads.
+    ad_ignores_ept_w : bool
+        Quirk of an emulated processor (Bochs): without A/D bits in EPT it stores A and D
+        into guest tables that EPT maps without W. A real one has an EPT violation
+        (SDM 3, 29.3.3.2).
+    cr0_reloads_pdptes : bool
+        Quirk of the same: with PAE paging each MOV to CR0 reads the PDPTEs again. A
+        real one does so if CD, NW or PG changes (SDM 3, 4.4.1).
     """
 
     vendor: str = "amd"
@@ -97,6 +104,8 @@ class HostConfig:
     rmw_reads_first: bool = False
     rsvd_without_p: bool = False
     marks_pdptes: bool = False
+    ad_ignores_ept_w: bool = False
+    cr0_reloads_pdptes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

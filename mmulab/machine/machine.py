@@ -87,6 +87,8 @@ class Machine:
             replace(
                 PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes
             ),
+            ad_ignores_ept_w=host.ad_ignores_ept_w,
+            cr0_reloads_pdptes=host.cr0_reloads_pdptes,
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)

@@ -221,7 +221,7 @@ class OutcomeKind(StrEnum):
     VMFAIL = "vmfail"
     """VM entry failed its checks."""
     HANG = "hang"
-    """KVM found itself at fault and runs the VM no more."""
+    """``KVM_RUN`` failed, with an error number, and the VMM runs the VM no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,8 @@ class Outcome:
     cf, zf : int or None
         Flags after ``cmpxchg8b`` and VMX instructions.
     error : int or None
-        VM-instruction error of a failed entry; error number of the VMM's call that hung.
+        VM-instruction error of a failed entry; error number of the ``KVM_RUN`` that failed:
+        ``EINTR`` of one that would never end.
     vmexit : dict of str to int or None
         What L1 was told of an exit, under the keys of a recording.
     """

@@ -53,10 +53,14 @@ class Processor:
     cpu : CpuModel
     walker : Walker
         Its walk, with the quirks of an emulated one.
+    ad_ignores_ept_w, cr0_reloads_pdptes : bool
+        Quirks, as :class:`~mmulab.machine.config.HostConfig` has them.
     """
 
     cpu: CpuModel
     walker: Walker = PROCESSOR
+    ad_ignores_ept_w: bool = False
+    cr0_reloads_pdptes: bool = False
 
 
 class ShadowFault(Exception):
@@ -240,9 +244,12 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
         hpa = reached[gpa] = _nested(vcpu, host, gpa, va, table_kind, final=False)
         return memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
 
+    # With A/D bits the load already was a write; without, the store asks for W on its own.
+    checked = bool(table_kind & PFERR_WRITE_MASK) or host.ad_ignores_ept_w
+
     def store(gpa: int, entry: int) -> None:
-        # Without EPT's A/D bits the entry was read, and is written without another look at
-        # the rights: memory that is read-only for the guest is overwritten.
+        if not checked:
+            _nested(vcpu, host, gpa, va, table_kind | PFERR_WRITE_MASK, final=False)
         memory.write(reached[gpa], width, entry)
 
     w = walk(
@@ -275,7 +282,11 @@ def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:
     cr0, cr3, cr4 = vcpu.cr0, vcpu.cr3, vcpu.cr4
     registers = {0: cr0, 3: cr3, 4: cr4, register: value}
     mode = paging_mode(registers[0], registers[4], vcpu.efer)
-    reloads = {0: X86_CR0_PDPTR_BITS & (cr0 ^ value), 3: 1, 4: X86_CR4_PDPTR_BITS & (cr4 ^ value)}[register]
+    reloads = {
+        0: X86_CR0_PDPTR_BITS & (cr0 ^ value) or host.cr0_reloads_pdptes,
+        3: True,
+        4: X86_CR4_PDPTR_BITS & (cr4 ^ value),
+    }[register]
     if mode.has_pdptes and reloads and vcpu.kvm.config.vendor == "intel":
         base = registers[3] & mode.root_mask
         hpas = [_nested(vcpu, host, base + 8 * i, None, PFERR_USER_MASK, final=False) for i in range(4)]

@@ -7,7 +7,6 @@ from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.exits import (
     NestedExit,
-    VmBuggedError,
     handle_instruction,
     handle_nested_page_fault,
     kvm_handle_page_fault,
@@ -16,12 +15,13 @@ from mmulab.kvm.exits import (
 )
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.invpcid import invpcid_is_allowed
-from mmulab.kvm.state import KvmRunError, Request, Vcpu
+from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.vmx.insn import write_shadow_vmcs
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.effect import perform
+from mmulab.machine.kvm_run import MAX_EXITS, endless, kvm_run, vm_bugged
 from mmulab.machine.op import Mmio, Mode, Outcome, OutcomeKind
 from mmulab.machine.processor import (
     GuestFault,
@@ -58,16 +58,10 @@ VECTORING_VALID = 1 << 31
 VECTORING_ERROR = 1 << 11
 VECTORING_EXCEPTION = 3 << 8
 """Event being delivered at an exit: EXITINTINFO (APM 2, 15.7.2), IDT-vectoring (SDM 3, 25.9.3)."""
-MAX_EXITS = 64
-EIO = 5
 
 
 class _Exit(Exception):
     """The instruction is left: the guest must be entered anew."""
-
-
-class StuckError(RuntimeError):
-    """An instruction faults again and again without getting further: a bug of the model."""
 
 
 class Execution:
@@ -92,7 +86,7 @@ class Execution:
         self.insn = Instruction(Mnemonic.NOP)
         self.cs_l = True
         self.delivering: tuple[int, int | None] | None = None
-        self.reinject = False
+        self.reinject = vcpu.exception is not None  # its delivery failed, and KVM_RUN with it
         self.native = False
         self.verdict = Verdict.RESUME
         self.in_l2 = vcpu.guest_mode
@@ -105,18 +99,13 @@ class Execution:
         self.cs_l = cs_l
         vcpu = self.vcpu
         if vcpu.requests & Request.VM_DEAD:
-            return Outcome(OutcomeKind.HANG, error=EIO)
+            return vm_bugged()
         insn.gva = linear_address(vcpu, insn.gva)
         if insn.rip is not None:
             insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0
         vcpu.singlestep_rip = None if insn.mnemonic in CHANGES_WORLD else insn.rip
-        try:
-            return self._run(insn)
-        except VmBuggedError:
-            return Outcome(OutcomeKind.HANG, error=EIO)
-        except KvmRunError as failed:
-            return Outcome(OutcomeKind.HANG, error=failed.errno)
+        return kvm_run(lambda: self._run(insn))
 
     def _run(self, insn: Instruction) -> Outcome:
         vcpu = self.vcpu
@@ -146,7 +135,7 @@ class Execution:
                 return Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1)
             if self.verdict in (Verdict.DONE, Verdict.MMIO):
                 return self._emulated()
-        raise StuckError(f"{insn} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+        return endless()
 
     def touch(self, gva: int, *, write: bool, fetch: bool) -> Outcome:
         """Make one access without an instruction, and return where it went."""
@@ -156,7 +145,11 @@ class Execution:
         kind |= PFERR_FETCH_MASK if fetch else 0
         self.insn = Instruction(Mnemonic.LOAD, gva=gva, size=1)
         if vcpu.requests & Request.VM_DEAD:
-            return Outcome(OutcomeKind.HANG, error=EIO)
+            return vm_bugged()
+        return kvm_run(lambda: self._touch(gva, kind))
+
+    def _touch(self, gva: int, kind: int) -> Outcome:
+        vcpu = self.vcpu
         for _ in range(MAX_EXITS):
             if self.native:
                 self.native = False
@@ -171,7 +164,7 @@ class Execution:
                 pass
             if self.verdict in (Verdict.DONE, Verdict.MMIO):
                 return self._emulated()
-        raise StuckError(f"access to {gva:#x} at cr3 {vcpu.cr3:#x} made {MAX_EXITS} exits")
+        return endless()
 
     def _enter(self, *, reinject: bool = False) -> bool:
         """Enter the guest, which from then on has run; False if the vCPU shuts down instead."""
@@ -253,9 +246,7 @@ class Execution:
             va=fault.va,
             guest_access=fault.guest_access if self.config.host.ept_advanced_info else None,
         )
-        self.verdict = handle_nested_page_fault(
-            self.vcpu, told, self.insn, idt_vectoring=self._vectoring()
-        )
+        self.verdict = handle_nested_page_fault(self.vcpu, told, self.insn, idt_vectoring=self._vectoring())
         self._keep_pending(pending)
 
     def _keep_pending(self, pending: tuple[int, int | None, int | None] | None) -> None:
@@ -447,9 +438,7 @@ class Execution:
         self.delivering = (vector, error_code)
         if address is not None:
             vcpu.cr2 = address
-        accesses = delivery_accesses(
-            stubs, vector, long_mode=is_long_mode(vcpu), from_user=vcpu.cpl == 3
-        )
+        accesses = delivery_accesses(stubs, vector, long_mode=is_long_mode(vcpu), from_user=vcpu.cpl == 3)
         for va, write in accesses:
             self._access(va, PFERR_WRITE_MASK if write else 0, implicit=True)
         self.delivering = None
@@ -472,7 +461,7 @@ class Execution:
             event = ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector))
             trace_exit(vcpu, event, self._out_info(vector), stubs_rip + 2)
             return outcome
-        raise StuckError(f"handler of vector {vector} at {stubs_rip:#x} made {MAX_EXITS} exits")
+        return endless()
 
     def _out_info(self, port: int) -> int:
         """EXITINFO1 of an 8-bit OUT (APM 2, 15.10.2), or its qualification (SDM 3, table 28-5)."""

@@ -110,6 +110,8 @@ QUIRKS = {
     "rmw_reads_first": "XCHG and CMPXCHG8B report their access as a read before the write",
     "rsvd_without_p": "a page fault on a reserved bit has P=0 in its error code",
     "marks_pdptes": "under nested paging A is set in the PDPTEs that are read",
+    "ad_ignores_ept_w": "without A/D bits in EPT, A and D are stored into tables that EPT maps without W",
+    "cr0_reloads_pdptes": "with PAE paging and EPT each MOV to CR0 reads the PDPTEs again",
 }
 """Departures of an emulated processor from a real one, by name."""
 

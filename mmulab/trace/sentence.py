@@ -5,6 +5,7 @@ The kernel's own wording of an event is in :mod:`mmulab.trace.ftrace`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -13,6 +14,7 @@ from mmulab import events as ev
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.set_spte import RetPf
 from mmulab.machine import op as ops
+from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import (
@@ -139,6 +141,10 @@ def outcome_sentence(outcome: Outcome) -> str:
         case OutcomeKind.VMEXIT:
             told = " ".join(f"{name} {value:#x}" for name, value in (outcome.vmexit or {}).items())
             return f"L1 gets an exit of L2: {told}"
+        case OutcomeKind.HANG:
+            if is_endless(outcome):
+                return "the instruction exits again and again, until the VMM interrupts it"
+            return f"KVM_RUN fails with {errno.errorcode[outcome.error or 0]}"
     return _PLAIN_ENDS[outcome.kind]
 
 
@@ -147,7 +153,6 @@ _PLAIN_ENDS = {
     OutcomeKind.SHUTDOWN: "the vCPU shuts down (triple fault)",
     OutcomeKind.L2: "L2 runs",
     OutcomeKind.VMFAIL: "the VM entry fails its checks",
-    OutcomeKind.HANG: "KVM finds itself at fault and runs the VM no more",
 }
 
 

@@ -18,6 +18,7 @@ from mmulab.kvm.svm.nested import SVM_EXITS, SvmNested
 from mmulab.kvm.vmx.nested import EXIT_REASONS
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
 from mmulab.machine import op as ops
+from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.scenario.runner import HOST_OPS, Result
@@ -48,9 +49,15 @@ from mmulab.x86.pferr import (
 from mmulab.x86.regs import X86_CR0_PG
 from mmulab.x86.walk import Load, Walk, walk
 
+ENDLESS = "the access faults again and again, and KVM never mends it"
 Access = ops.Read | ops.Write | ops.Execute
 NPF_FINAL, NPF_TABLE = 1 << 32, 1 << 33
 """In EXITINFO1 of a #NPF: at the final address, or at a table of the guest's (APM 2, 15.25.6)."""
+
+
+def seen_str(outcome: Outcome) -> str:
+    """Say in a few words what the guest saw of an access."""
+    return ENDLESS if is_endless(outcome) else outcome_str(encode_outcome(outcome))
 
 
 class TwoWalks(NamedTuple):
@@ -204,7 +211,7 @@ def judge(
         Of the access, before it.
     """
     outcome = result.outcome
-    seen = outcome_str(encode_outcome(outcome))
+    seen = seen_str(outcome)
     if access is None or walks is None:
         ends = _ENDS.get(type(result.op), OutcomeKind.OK)
         ends = OutcomeKind.HOST if isinstance(result.op, HOST_OPS) else ends
@@ -284,7 +291,7 @@ def judge_dirty_log(machine: Machine, result: Result, written: Iterable[int]) ->
     if not missing:
         return None
     wanted = "in the log: gfn " + " ".join(f"{gfn:x}" for gfn in missing)
-    seen = outcome_str(encode_outcome(result.outcome))
+    seen = seen_str(result.outcome)
     return WrongAccess(result.index, result.text, None, None, seen, wanted)
 
 

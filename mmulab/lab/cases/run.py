@@ -23,7 +23,6 @@ from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_d
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind
-from mmulab.machine.run import StuckError
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result, Runner
@@ -35,10 +34,9 @@ FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
 
 The model checks what Linux checks: where the kernel would stop at a ``BUG_ON``
 or follow a stale pointer, there is an assertion, a lookup of an spte, page or
-frame that is not there, a fault that never ends (``StuckError``) or a way down
-that goes in circles (``RecursionError``), and a value that the word has no room
-for. That is the design's verdict, not an error of the program. Not among them
-are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
+frame that is not there, a way down that goes in circles (``RecursionError``), and
+a value that the word has no room for. That is the design's verdict, not an error
+of the program. Not among them are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
 design and deserve their traceback. ``NotImplementedError`` and
 :class:`~mmulab.errors.InputError` are subclasses of these, but say that something
 could not be run, and are raised on; only where the default design runs the same
@@ -250,8 +248,6 @@ def failure_str(error: Exception) -> str:
     """Say in words that the model stopped."""
     if isinstance(error, InputError):
         return f"the guest is led astray ({error.__cause__ or error})"
-    if isinstance(error, StuckError):
-        return "the access faults again and again, and KVM never mends it"
     if isinstance(error, RecursionError):
         return "the shadow tables lead in circles"
     what = f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -18,11 +18,10 @@ from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.lab.cases.judge import Access, WrongAccess, judge, walks_of
 from mmulab.lab.validity.witnesses import Witness
 from mmulab.machine import op as ops
+from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, OutcomeKind
-from mmulab.machine.run import StuckError
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
 
 CONTEXTS = ("root_mmu", "guest_mmu", "nested_mmu")
@@ -162,13 +161,8 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
         access = op if isinstance(op, Access) else None
         walks = None if access is None else walks_of(machine, access)
         watched.clear()
-        try:
-            result = next(running)
-        except StuckError:
-            assert op is not None
-            steps.append(_seen(machine, None, op, len(scenario.steps) - len(upcoming), before, watched))
-            break
-        steps.append(_seen(machine, result, result.op, result.index, before, watched))
+        result = next(running)
+        steps.append(_seen(machine, result, before, watched))
         if access is not None and wrong is None:
             wrong = judge(machine, result, access, walks)
         if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
@@ -182,18 +176,17 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
 
 def _seen(
     machine: Machine,
-    result: Result | None,
-    op: Op,
-    step: int,
+    result: Result,
     before: dict[str, Roles],
     watched: list[RoleDecision | MmuLockHeld],
 ) -> Seen:
-    """Describe an op; without a result it never came to an end."""
-    changed = isinstance(op, ops.SetCpuid) and result is not None and result.outcome.result == 0
+    """Describe an op."""
+    op, outcome = result.op, result.outcome
+    changed = isinstance(op, ops.SetCpuid) and outcome.result == 0
     return Seen(
-        step,
-        format_step(Step(op)) if result is None else result.text,
-        NO_PROGRESS if result is None else outcome_str(encode_outcome(result.outcome)),
+        result.index,
+        result.text,
+        NO_PROGRESS if is_endless(outcome) else outcome_str(encode_outcome(outcome)),
         op,
         changed,
         before,
