@@ -14,9 +14,11 @@ from mmulab.kvm.memory_region import (
     kvm_unmap_hva_range,
 )
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK
 from mmulab.machine import op as ops
+from mmulab.machine.config import HostConfig
 from mmulab.machine.op import Outcome, OutcomeKind
-from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from tests.kvm.guest import DATA, GVA, HOLE, MIB, NX, A, Guest, W
 
 EINVAL, EEXIST, ENOENT = -22, -17, -2
@@ -295,3 +297,36 @@ def test_changing_the_protection_splits_huge_host_pages_at_the_ends() -> None:
     guest.read(GVA)
     assert guest.page(GVA).direct
     assert guest.spte(GVA) & (A | NX) == A
+
+
+# The generation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tdp", [False, True], ids=["shadow", "tdp"])
+def test_an_mmio_spte_is_not_believed_after_its_generation_came_round(tdp: bool) -> None:
+    """MMIO sptes hold 19 bits of it, one of them the address space: they last 2**18 changes."""
+    guest = Guest("64", host=HostConfig(tdp=tdp))
+    guest.map(GVA, HOLE)
+    assert guest.read(GVA).mmio
+    slots = guest.kvm.slots[0]
+    made = slots.generation
+    slots.generation += (1 << 19) - 3 * KVM_ADDRESS_SPACE_NUM
+    log(guest, True)
+    log(guest, False)
+    assert region(guest, 1, HOLE, 0x1000) == 0
+    assert slots.generation & MMIO_SPTE_GEN_MASK == made
+    read = guest.read(GVA)
+    assert read.kind is OutcomeKind.OK
+    assert not read.mmio
+
+
+def test_the_wrap_zaps_everything_and_says_so() -> None:
+    guest = Guest("64")
+    seen: list[ev.Event] = []
+    guest.kvm.slots[0].generation = MMIO_SPTE_GEN_MASK - 1
+    guest.kvm.emit = seen.append
+    log(guest, True)
+    assert [type(e) for e in seen].count(ev.kvm_mmu_zap_all_fast) == 1
+    seen.clear()
+    log(guest, False)
+    assert ev.kvm_mmu_zap_all_fast not in [type(e) for e in seen]

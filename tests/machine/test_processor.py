@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab import events as ev
 from mmulab.machine.config import HostConfig
+from mmulab.machine.op import OutcomeKind
 from mmulab.machine.processor import (
     GuestFault,
     NestedFault,
@@ -17,6 +19,8 @@ from mmulab.machine.processor import (
     load_cr,
     nested_paging,
 )
+from mmulab.scenario.runner import Result, run
+from mmulab.scenario.text import parse_scenario
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_5LEVEL, PAGING_PAE
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
@@ -224,3 +228,55 @@ def test_outside_long_mode_an_address_has_32_bits() -> None:
 )
 def test_canonical_is_by_the_guests_mode(mode: str, va: int, canonical: bool) -> None:
     assert guest_canonical(Guest(mode).vcpu, va) is canonical
+
+
+# A and D without EPT's own; PDPTEs at a MOV to CR0 --------------------------------------------
+
+
+def ran(text: str) -> list[Result]:
+    """Run a scenario's lines and return the result of each op."""
+    return run(parse_scenario(f"mmulab-scenario 1\n{text}\nend\n"))[1:-1]
+
+
+LOGGED = """host intel ept=1 eptad=0
+{quirk}
+mode 32
+root 10000
+alloc 20000
+m4 10400 20067
+m4 20000 100067 101007
+ops
+rd s 40000000
+slot 0 0 1000000 1 0
+rd s 40001000
+getdirty 0"""
+
+
+def test_setting_a_without_eptad_asks_ept_for_w() -> None:
+    """The table is logged, so that EPT maps it without W: a read and write (SDM 3, table 28-7)."""
+    *_, read, log = ran(LOGGED.format(quirk=""))
+    exits = [
+        e.qualification for e in read.events if isinstance(e, ev.kvm_exit) if e.reason == "ept_violation"
+    ]
+    assert exits == [0xAB, 0x181], "R W and the entry's rights R X; then the data page"
+    assert log.outcome.dirty == [0x20, 0x101]
+
+
+def test_an_emulator_may_set_a_behind_epts_back() -> None:
+    *_, read, log = ran(LOGGED.format(quirk="quirk ad_ignores_ept_w"))
+    exits = [
+        e.qualification for e in read.events if isinstance(e, ev.kvm_exit) if e.reason == "ept_violation"
+    ]
+    assert exits == [0x181]
+    assert log.outcome.dirty == [0x101]
+
+
+@pytest.mark.parametrize(("quirk", "reads"), [("", False), ("quirk cr0_reloads_pdptes", True)])
+def test_cr0_reads_the_pdptes_again_if_paging_or_caching_changes(quirk: str, reads: bool) -> None:
+    """The page with the PDPTEs has left EPT since: by a memslot change that zaps everything."""
+    text = f"host intel ept=1\n{quirk}\nmode pae\nroot 10000\nslot0 1000000\nslot 1 40000000 1000 0 0\nops"
+    zapped = f"{text}\nrd s 1000\nslotdel 1\nnop"
+    *_, wp = ran(f"{zapped}\ncr0 80000031")
+    table = [e.fault_address for e in wp.events if isinstance(e, ev.kvm_page_fault)]
+    assert wp.outcome.kind is OutcomeKind.OK
+    assert (0x10000 in table) is reads
