@@ -31,8 +31,9 @@ floor  room                    what lives there
 1      ``mmulab.memory``       host physical memory, memslots
 0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
        :mod:`mmulab.events`
-0      :mod:`mmulab.files`,    files in below a limit and out whole; what an input
-       :mod:`mmulab.limits`,   may at most be; the error that bad input raises
+0      :mod:`mmulab.archive`,  archives of arrays, files in below a limit and out
+       :mod:`mmulab.files`,    whole; what an input may at most be; the error that
+       :mod:`mmulab.limits`,   bad input raises
        :mod:`mmulab.errors`
 =====  ======================  ===================================================
 
