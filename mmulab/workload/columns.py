@@ -7,17 +7,18 @@ names the file, the place in it and the mend.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
-from mmulab.errors import InputError
+from mmulab.archive import Archive, open_archive
+from mmulab.errors import InputError, quoted
+from mmulab.files import parse_json, read_text
 
+_NUMBER = re.compile(r"0x[0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19}")
 COPY_AGAIN = "copy it again from where it came"
 
 
@@ -45,15 +46,7 @@ def read_columns(path: Path, columns: Mapping[str, Column]) -> dict[str, npt.NDA
         No such file, a truncated or damaged one, a missing column, a wrong
         dtype or shape.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        archive = np.load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: truncated, or no npz archive; {COPY_AGAIN}") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise InputError(f"{path}: one array and no npz archive; {COPY_AGAIN}")
-    with archive:
+    with open_archive(path, COPY_AGAIN) as archive:
         read = {name: _read_column(path, archive, name, column) for name, column in columns.items()}
     rows = {name: len(array) for name, array in read.items()}
     if len(set(rows.values())) > 1:
@@ -61,15 +54,11 @@ def read_columns(path: Path, columns: Mapping[str, Column]) -> dict[str, npt.NDA
     return read
 
 
-def _read_column(path: Path, archive: np.lib.npyio.NpzFile, name: str, column: Column) -> npt.NDArray[Any]:
-    if name not in archive:
-        raise InputError(f"{path}: no column '{name}', it has {', '.join(archive.files)}; {COPY_AGAIN}")
-    try:
-        array = archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: column '{name}' is truncated or damaged; {COPY_AGAIN}") from error
-    if array.dtype != np.dtype(column.dtype):
-        raise InputError(f"{path}: column '{name}' is {array.dtype}; write it as {column.dtype}")
+def _read_column(path: Path, archive: Archive, name: str, column: Column) -> npt.NDArray[Any]:
+    if f"{name}.npy" not in archive.names:
+        held = quoted(", ".join(part.removesuffix(".npy") for part in archive.names))
+        raise InputError(f"{path}: no column '{name}', it has {held}; {COPY_AGAIN}")
+    array = archive.array(name, (column.dtype,), ndim=None)
     if array.ndim != (1 if column.width is None else 2) or array.shape[1:] not in ((), (column.width,)):
         wanted = "(n,)" if column.width is None else f"(n, {column.width})"
         raise InputError(f"{path}: column '{name}' has shape {array.shape}; write it as {wanted}")
@@ -104,12 +93,9 @@ class Fields:
         ------
         InputError
         """
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; it belongs beside {path.stem}.npz") from error
-        except ValueError as error:
-            raise InputError(f"{path}: truncated, or no JSON ({error}); {COPY_AGAIN}") from error
+        if not path.exists():
+            raise InputError(f"{path}: no such file; it belongs beside {path.stem}.npz")
+        values = parse_json(read_text(path), str(path))
         if not isinstance(values, dict):
             raise InputError(f"{path}: no JSON object; {COPY_AGAIN}")
         return cls(str(path), values)
@@ -132,7 +118,7 @@ class Fields:
         value = self.get(name)
         if isinstance(value, str):
             try:
-                value = int(value, 0)
+                value = int(value if _NUMBER.fullmatch(value) else "", 0)
             except ValueError:
                 raise self.wrong(name, "a number such as 31 or '0x1f'") from None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:
@@ -148,6 +134,5 @@ class Fields:
 
     def wrong(self, name: str, wanted: str) -> InputError:
         """Return the error of a field that is not what it must be."""
-        value = json.dumps(self.values.get(name))
-        shown = value if len(value) <= 40 else value[:37] + "..."
+        shown = quoted(json.dumps(self.values.get(name)), 40)
         return InputError(f"{self.where}: field '{name}' is {shown}; it must be {wanted}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from mmulab.workload.stream import (
     INITIAL_RECORDS,
     Kind,
     Stream,
+    entry_owners,
 )
 from mmulab.x86.mode import PT_ACCESSED_MASK
 from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
@@ -254,11 +254,17 @@ def new_tables(stream: Stream, first: int) -> Iterator[NewTable]:
     last = first
     while last < len(stream) and stream.kind[last] in (Kind.NEW_TABLE, Kind.ENTRY):
         last += 1
-    starts = first + np.flatnonzero(stream.kind[first:last] == Kind.NEW_TABLE)
-    for at, end in pairwise([*starts.tolist(), last]):
+    block = slice(first, last)
+    entry = first + np.flatnonzero(stream.kind[block] == Kind.ENTRY)
+    owner = first + entry_owners(
+        stream.kind[block], stream.aux[block], stream.gpa[block], pae=stream.mode.has_pdptes
+    )
+    order = np.argsort(owner, kind="stable")
+    entry, owner = entry[order], owner[order]
+    for at in (first + np.flatnonzero(stream.kind[block] == Kind.NEW_TABLE)).tolist():
         gpa, level = stream.table(at)
         size = stream.table_bytes(level)
-        entries = np.arange(at + 1, end)
+        entries = entry[np.searchsorted(owner, at) : np.searchsorted(owner, at, "right")]
         content = np.zeros(size // width, np.uint64)
         index = (stream.gpa[entries] - np.uint64(gpa)) // np.uint64(width)
         content[index.astype(np.int64)] = entry_value(stream, entries, stream.aux[entries] == 3)

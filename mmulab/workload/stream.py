@@ -184,6 +184,58 @@ def _check_counts(path: Path, about: Fields, kind: npt.NDArray[np.uint8]) -> Non
             )
 
 
+def entry_owners(
+    kind: npt.NDArray[np.uint8], aux: npt.NDArray[np.uint16], gpa: npt.NDArray[np.uint64], *, pae: bool
+) -> npt.NDArray[np.intp]:
+    """Return for each e record the N record that it belongs to, -1 if there is none.
+
+    That is the last N before it in its block whose table, by address and level,
+    contains it: a recorder that goes depth first comes back to a table after
+    those below it.
+
+    Parameters
+    ----------
+    kind, aux, gpa : numpy.ndarray, shape (n,)
+        Columns of whole blocks; other records may stand between them.
+    pae : bool
+        A table of level 3 is PAE's root.
+    """
+    new, entries = np.flatnonzero(kind == Kind.NEW_TABLE), np.flatnonzero(kind == Kind.ENTRY)
+    if not len(entries) or not len(new):
+        return np.full(len(entries), -1)
+    size = np.where(pae & (aux[new] == 3), PDPT_BYTES, 4096).astype(np.uint64)
+    base = gpa[new] & ~(size - np.uint64(1))
+    last = np.searchsorted(new, entries) - 1
+    owner = np.where(
+        (last >= 0) & (gpa[entries] - base[last] < size[last]) & (aux[entries] == aux[new[last]]),
+        new[last],
+        -1,
+    )
+    return owner if (owner >= 0).all() else _owners_by_table(kind, aux, gpa, pae=pae)
+
+
+def _owners_by_table(
+    kind: npt.NDArray[np.uint8], aux: npt.NDArray[np.uint16], gpa: npt.NDArray[np.uint64], *, pae: bool
+) -> npt.NDArray[np.intp]:
+    """Return what :func:`entry_owners` does, with the tables of a block in mind."""
+    owners: list[int] = []
+    tables: dict[tuple[int, int], int] = {}
+    before = -1
+    block = np.flatnonzero((kind == Kind.NEW_TABLE) | (kind == Kind.ENTRY)).tolist()
+    for at, letter, level, address in zip(
+        block, kind[block].tolist(), aux[block].tolist(), gpa[block].tolist(), strict=True
+    ):
+        if at != before + 1:
+            tables.clear()
+        before = at
+        table = level, address & ~((PDPT_BYTES if pae and level == 3 else 4096) - 1)
+        if letter == Kind.NEW_TABLE:
+            tables[table] = at
+        else:
+            owners.append(tables.get(table, -1))
+    return np.array(owners, np.intp)
+
+
 class _Check:
     """The checks of a stream's records; each names the first record that is wrong."""
 
@@ -295,15 +347,7 @@ class _Check:
         entry = self._is(Kind.ENTRY, Kind.STORE)
         problem = f"is not aligned to an entry of {width} bytes"
         self._none(entry & (self.gpa & np.uint64(width - 1) != 0), "gpa", problem)
-        new = np.flatnonzero(self._is(Kind.NEW_TABLE))
         entries = np.flatnonzero(self._is(Kind.ENTRY))
-        if not len(entries):
-            return
-        owner = new[np.searchsorted(new, entries) - 1]
-        root = mode.has_pdptes & (self.aux[owner] == 3)
-        away = self.gpa[entries] - self.gpa[owner] >= np.where(root, PDPT_BYTES, 4096).astype(np.uint64)
-        if away.any():
-            self._refuse(int(entries[np.argmax(away)]), "gpa", "is not in the table announced by N")
-        other = self.aux[entries] != self.aux[owner]
-        if other.any():
-            self._refuse(int(entries[np.argmax(other)]), "aux", "is not the level announced by N")
+        lost = entries[entry_owners(self.kind, self.aux, self.gpa, pae=mode.has_pdptes) < 0]
+        if len(lost):
+            self._refuse(int(lost[0]), "gpa", "is in no table of its level announced by an N of its block")

@@ -149,7 +149,7 @@ def test_an_untouched_copy_loads(pae: Copy) -> None:
 
 def test_missing_files(pae: Copy) -> None:
     pae.json.unlink()
-    assert pae.refused() == "No such file or directory; it belongs beside linux-686-pae-1.npz"
+    assert pae.refused() == "no such file; it belongs beside linux-686-pae-1.npz"
     pae.path.unlink()
     assert pae.refused() == "no such file"
 
@@ -158,7 +158,7 @@ def test_missing_files(pae: Copy) -> None:
 def test_truncated_columns(pae: Copy, share: float) -> None:
     whole = pae.path.read_bytes()
     pae.path.write_bytes(whole[: int(share * len(whole))])
-    assert pae.refused() == "truncated, or no npz archive; copy it again from where it came"
+    assert pae.refused() == "cut or damaged, or no archive; copy it again from where it came"
 
 
 def test_damaged_columns(pae: Copy) -> None:
@@ -166,14 +166,14 @@ def test_damaged_columns(pae: Copy) -> None:
     middle = len(whole) // 2
     whole[middle : middle + 64] = bytes(64)
     pae.path.write_bytes(whole)
-    assert "is truncated or damaged" in pae.refused()
+    assert "is cut or damaged" in pae.refused()
 
 
 def test_another_kind_of_file(pae: Copy) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     pae.path.write_bytes(buffer.getvalue())
-    assert "one array and no npz archive" in pae.refused()
+    assert "cut or damaged, or no archive" in pae.refused()
 
 
 @pytest.mark.parametrize("name", ["gfn", "pages", "levels"])
@@ -185,7 +185,7 @@ def test_missing_column(pae: Copy, name: str) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("gfn", "int64"), ("pages", "uint32"), ("levels", "uint64")])
 def test_wrong_dtype(pae: Copy, name: str, dtype: str) -> None:
     pae.columns(lambda columns: columns.update({name: columns[name].astype(dtype)}))
-    assert pae.refused().startswith(f"column '{name}' is {dtype}; write it as ")
+    assert pae.refused().startswith(f"{name} is {dtype}, expected ")
 
 
 def test_wrong_shape(pae: Copy) -> None:
@@ -279,7 +279,7 @@ def test_wrong_truth(pae: Copy, change: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"mode": "pae"', "truncated, or no JSON"), ("[]", "no JSON object")]
+    ("text", "said"), [('{"mode": "pae"', "cut, or no JSON"), ("[]", "no JSON object")]
 )
 def test_truncated_description(pae: Copy, text: str, said: str) -> None:
     pae.json.write_text(text, "utf-8")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.workload.stream import Kind, Registers, load_stream
+from mmulab.workload.replay_plan import new_tables
+from mmulab.workload.stream import Kind, Registers, entry_owners, load_stream
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_32, PAGING_PAE
 from tests.workload.streams import CR0, PAGE, Guest, Records
 
@@ -75,20 +76,20 @@ def test_truncated_file(tmp_path: Path, kept: float) -> None:
     path = small(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
-    assert "truncated" in refused(path)
+    assert "cut or damaged" in refused(path)
 
 
 def test_missing_description(tmp_path: Path) -> None:
     path = small(tmp_path)
     path.with_suffix(".json").unlink()
-    assert "small.json: No such file or directory; it belongs beside small.npz" in refused(path)
+    assert "small.json: no such file; it belongs beside small.npz" in refused(path)
 
 
 def test_truncated_description(tmp_path: Path) -> None:
     path = small(tmp_path)
     about = path.with_suffix(".json")
     about.write_text(about.read_text()[:-2])
-    assert "small.json: truncated" in refused(path)
+    assert "small.json: cut, or no JSON" in refused(path)
 
 
 def test_description_of_another_stream(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_missing_column(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["kind", "aux", "gpa"])
 def test_wrong_dtype(tmp_path: Path, name: str) -> None:
     column = Guest("32").columns()[name].astype(np.int32)
-    assert f"column '{name}' is int32; write it as uint" in refused(small(tmp_path, **{name: column}))
+    assert f"{name} is int32, expected uint" in refused(small(tmp_path, **{name: column}))
 
 
 def test_unequal_lengths(tmp_path: Path) -> None:
@@ -176,11 +177,11 @@ BAD = {
     ),
     "entry of another table": (
         lambda g: (g.control(3, 0x1000), g.new_table(0x9000, 1), g.entry(0xA000, 1, 0))[2],
-        "gpa 0xa000 is not in the table announced by N",
+        "gpa 0xa000 is in no table of its level announced by an N",
     ),
     "entry of another level": (
         lambda g: (g.control(3, 0x1000), g.new_table(0x9000, 1), g.entry(0x9004, 2, 0))[2],
-        "aux 0x2 is not the level announced by N",
+        "gpa 0x9004 is in no table of its level announced by an N",
     ),
 }
 
@@ -219,7 +220,7 @@ def test_entry_outside_the_pdpt(tmp_path: Path) -> None:
     guest.new_table(0x8020, 3)
     guest.entry(0x8038, 3, 0)
     record = guest.entry(0x8040, 3, 0)
-    assert f"record {record} ('e'): gpa 0x8040 is not in the table" in refused(guest.save(tmp_path))
+    assert f"record {record} ('e'): gpa 0x8040 is in no table of its level" in refused(guest.save(tmp_path))
 
 
 def test_a_stream_begins_with_its_state(tmp_path: Path) -> None:
@@ -236,3 +237,46 @@ def test_what_a_device_is(tmp_path: Path) -> None:
     stream = load_stream(guest.save(tmp_path))
     assert np.flatnonzero(stream.device()).tolist() == [outside, inside]
     assert stream.kind[outside] == Kind.READ
+
+
+# Blocks that go depth first ------------------------------------------------------------------
+
+
+def depth_first(guest: Guest) -> dict[int, int]:
+    """Add the block of a recorded PAE guest whose second PDPTE follows the first one's tables.
+
+    Returns the record of each e, with that of the N that it belongs to.
+    """
+    guest.control(3, 0x200EEA0)
+    root = guest.new_table(0x200EEA0, 3)
+    first = guest.entry(0x200EEA0, 3, 0x200F001)
+    guest.new_table(0x200F000, 2)
+    second = guest.entry(0x200EEA8, 3, 0x2016001)
+    directory = guest.new_table(0x2016000, 2)
+    entry = guest.entry(0x2016540, 2, 0x2018063)
+    guest.new_table(0x2018000, 1)
+    return {first: root, second: root, entry: directory}
+
+
+def test_an_entry_belongs_to_the_last_announced_table_that_contains_it(tmp_path: Path) -> None:
+    guest = Guest("pae")
+    owners = depth_first(guest)
+    stream = load_stream(guest.save(tmp_path))
+    found = entry_owners(stream.kind, stream.aux, stream.gpa, pae=True)
+    entries = np.flatnonzero(stream.kind == Kind.ENTRY).tolist()
+    assert {e: n for e, n in zip(entries, found.tolist(), strict=True) if e in owners} == owners
+    block = min(owners.values())
+    tables = {table.gpa: table.content for table in new_tables(stream, block)}
+    assert list(tables) == [0x200EEA0, 0x200F000, 0x2016000, 0x2018000]
+    assert tables[0x200EEA0].tolist() == [0x200F001, 0x2016001, 0, 0]
+    assert np.flatnonzero(tables[0x2016000]).tolist() == [0xA8]
+    assert not tables[0x200F000].any()
+
+
+def test_a_table_of_an_earlier_block_is_not_come_back_to(tmp_path: Path) -> None:
+    guest = Guest("pae")
+    depth_first(guest)
+    guest.control(3, 0x200EEA0)
+    guest.new_table(0x9000, 1)
+    record = guest.entry(0x200EEA8, 3, 1)
+    assert f"record {record} ('e'): gpa 0x200eea8 is in no table" in refused(guest.save(tmp_path))
