@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -34,6 +35,16 @@ _DAMAGE = (
     RuntimeError,  # an encrypted part
     ValueError,
 )
+_HEADER_DAMAGE = (
+    EOFError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+"""What numpy raises of a header, which is the text of a Python dictionary."""
 
 
 class Archive:
@@ -102,7 +113,7 @@ class Archive:
         buffer = io.BytesIO(data)
         try:
             shape, fortran, dtype = _header(buffer)
-        except (ValueError, SyntaxError, TypeError, EOFError, MemoryError, RecursionError) as error:
+        except _HEADER_DAMAGE as error:
             raise self.wrong(f"{quoted(name)} is no array") from error
         if dtype.name not in dtypes or dtype.hasobject or not dtype.isnative:
             raise self.wrong(f"{quoted(name)} is {quoted(dtype)}, expected {' or '.join(dtypes)}")

@@ -15,8 +15,8 @@ UNPACKED_BYTES = 1024 * MIB
 """What a compressed file may unpack to, all parts together."""
 ARCHIVE_MEMBERS = 100_000
 """Parts of a zip archive."""
-BACKING_BYTES = 64 << 30
-"""Guest memory that a scenario or recording may ask for; only what is touched takes memory."""
+BACKING_BYTES = 1024 * MIB
+"""Guest memory that a scenario or recording may ask for; filling it takes as much of ours."""
 JSON_DEPTH = 64
 """Nesting of JSON in a file; recordings need less than ten."""
 QUOTED = 60

@@ -69,6 +69,7 @@ def test_arrays_come_back(path: Path) -> None:
         (npy(np.zeros(2, np.float64)), "a is float64, expected uint64"),
         (npy(np.zeros((2, 2), np.uint64)), "a has 2 axes, expected 1"),
         (npy(np.array([object], object)), "a is object, expected uint64"),
+        (claiming("(1,"), "a is no array"),
         (b"", "a is no array"),
         (b"\x93NUMPY\x09\x00", "a is no array"),
     ],

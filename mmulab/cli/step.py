@@ -12,7 +12,7 @@ from mmulab.cli.work import read_work
 from mmulab.errors import InputError
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
-from mmulab.trace.file import SUFFIX, open_recording, save
+from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.ftrace import format_recording
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import SEARCHES, Grain
@@ -94,9 +94,10 @@ def _recording(
 ) -> Recording:
     chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     if file.endswith(SUFFIX):
-        if design or derivation or roots:
+        own = design is not None and is_own(chosen)
+        if (design and not own) or derivation or roots:
             raise InputError(f"{file}: a recording has its design; give --design with a scenario")
-        return open_recording(file)
+        return open_recording(file, designs={chosen.name: chosen} if own else None)
     scenario = read_work(file)
     try:
         return record(scenario, design=chosen, derivation=rule)

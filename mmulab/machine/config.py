@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.validity import VALIDITIES, Validity
+from mmulab.limits import BACKING_BYTES
+from mmulab.memory.host import FRAME_BYTES
 from mmulab.x86.regs import CpuModel
 
 MAXPHYADDR_LIMITS = 32, 52
 """Bits: of a processor without PAE, and what the tables' formats have room for (SDM 3, 4.1.4)."""
+
+
+VENDORS = ("amd", "intel")
+MAX_VCPUS = 64
+MAX_TABLE_FRAMES = 1 << 20
+"""Frames for tables of a machine: 4 GiB, of which only those in use take memory."""
 
 
 def changed_cpu(cpu: CpuModel, feature: str, value: int) -> CpuModel:
@@ -168,3 +176,30 @@ class MachineConfig:
     cpuid_after_run: str = "refuse"
     free_roots_lock: str = "write"
     table_frames: int = 1 << 15
+
+
+def check_bounds(config: MachineConfig) -> None:
+    """Refuse what no machine can have, before memory is taken for it.
+
+    Raises
+    ------
+    InputError
+    """
+    low, high = MAXPHYADDR_LIMITS
+    ranges = {
+        "backing_bytes": (config.backing_bytes, FRAME_BYTES, BACKING_BYTES),
+        "table_frames": (config.table_frames, 1, MAX_TABLE_FRAMES),
+        "vcpus": (config.vcpus, 1, MAX_VCPUS),
+        "manual_dirty": (config.manual_dirty, 0, 3),
+        "phys_bits": (config.host.phys_bits, low, high),
+        "cache_bits": (config.host.cache_bits, low, high),
+        "maxphyaddr": (config.cpu.maxphyaddr, low, high),
+    }
+    for name, (value, least, most) in ranges.items():
+        if not least <= value <= most:
+            raise InputError(f"{name} of the machine is {value}, expected {least} to {most}")
+    if config.backing_bytes % FRAME_BYTES:
+        raise InputError(f"backing_bytes of the machine is {config.backing_bytes}, expected whole pages")
+    for vendor in (config.host.vendor, config.cpu.vendor):
+        if vendor not in VENDORS:
+            raise InputError(f"vendor of the machine is '{quoted(vendor)}', expected {' or '.join(VENDORS)}")

@@ -11,19 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmulab.errors import InputError, quoted
 from mmulab.kvm.memslot import KvmMemslot
-from mmulab.kvm.mmu import Mmu
+from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import HostMemory
-from mmulab.memory.memslots import Memslots
+from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, Memslots
 from mmulab.trace import pieces
 from mmulab.trace.codec import Constants, Json, decode, encode
+from mmulab.trace.known import AGAIN, NESTED, check
 from mmulab.trace.tracked import Tracked
 from mmulab.trace.versions import Versions
 
@@ -190,7 +192,7 @@ class Checkpoints:
             The checkpoint that it was put to last; -1 if this is the first time.
         """
         self._restore_frames(machine.memory, number, before)
-        text = zlib.decompress(self.tables[SMALL].get(0, number))
+        text = pieces.unpack(self.tables[SMALL].get(0, number))
         restore_small(machine, json.loads(text), self.constants)
         for place in places(machine.kvm):
             versions = self.tables.get(place.name, _NONE)
@@ -260,28 +262,88 @@ def _vcpu(vcpu: Vcpu, constants: Constants) -> Json:
     return state
 
 
+_OPTIONAL: dict[str, Any] = {
+    "exception": tuple[int, int | None, int | None] | None,
+    "fetch_fault": X86Exception | None,
+    "nested": NESTED | None,
+    "singlestep_rip": int | None,
+    "dirty_bitmap": bytearray | None,
+    "active_mmu_pages": dict[int, None],
+    "tdp_mmu_roots": dict[int, None],
+    "stat": dict[str, int],
+}
+"""What attributes may be whose first value does not tell."""
+
+
 def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
-    """Give a machine what :func:`small_state` returned; the slots' tables are empty then."""
+    """Give a machine what :func:`small_state` returned; the slots' tables are empty then.
+
+    Raises
+    ------
+    InputError
+        Not what :func:`small_state` returns: other names, or values that an attribute cannot have.
+    LookupError, TypeError, ValueError
+        Not of that form at all.
+    """
     kvm = machine.kvm
-    for name, item in state["kvm"].items():
-        setattr(kvm, name, decode(item, constants))
+    _exactly(state["machine"], [name for name in vars(machine) if name not in _MACHINE_APART], "the machine")
+    _restore(kvm, state["kvm"], _KVM_APART, constants)
     for slots, (generation, items) in zip(kvm.slots, state["slots"], strict=True):
-        slots.replace_all([_slot(item, constants) for item in items], generation)
+        check(generation, int, "a generation of memslots")
+        slots.replace_all([_slot(item, constants, machine.memory) for item in items], generation)
     for vcpu, attributes in zip(kvm.vcpus, state["vcpus"], strict=True):
-        for name, item in attributes.items():
-            same = item.get("same") if isinstance(item, dict) else None
-            setattr(vcpu, name, getattr(vcpu, same) if same else decode(item, constants))
-    machine.memory.restore_pool(*decode(state["pool"], constants))
+        _restore_vcpu(vcpu, attributes, constants)
+    pool = decode(state["pool"], constants)
+    check(pool, tuple[int, list[int]], "the pool of frames")
+    check(state["split_huge"], list[int], "split_huge")
+    machine.memory.restore_pool(*pool)
     machine.memory.split_huge = dict.fromkeys(state["split_huge"])
-    for name, item in state["machine"].items():
-        setattr(machine, name, decode(item, constants))
 
 
-def _slot(item: Json, constants: Constants) -> KvmMemslot:
-    values = {name: decode(part, constants) for name, part in item.items()}
-    slot = KvmMemslot(values["id"], values["base_gfn"], values["npages"], values["base_frame"])
-    for name, value in values.items():
-        setattr(slot, name, value)
+def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:
+    """Refuse other names than those that are written: nothing else is ever set."""
+    if sorted(found) != sorted(names):
+        odd = next(iter(sorted({*found} ^ {*names})))
+        raise InputError(f"{what} has other attributes in mmulab ({quoted(odd)}); {AGAIN}")
+
+
+def _restore(thing: object, items: Mapping[str, Json], apart: tuple[str, ...], constants: Constants) -> None:
+    _exactly(items, [name for name in state_names(type(thing)) if name not in apart], type(thing).__name__)
+    for name, item in items.items():
+        _put(thing, name, decode(item, constants))
+
+
+def _put(thing: object, name: str, value: object) -> None:
+    """Set an attribute to a value of the kind that it has."""
+    kind = type(thing)
+    check(value, _OPTIONAL.get(name) or type(getattr(thing, name)), f"{name} of {kind.__name__}")
+    setattr(thing, name, value)
+
+
+def _restore_vcpu(vcpu: Vcpu, items: Mapping[str, Json], constants: Constants) -> None:
+    """Restore a vCPU, whose contexts may be one and the same under two names."""
+    _exactly(items, [name for name in state_names(Vcpu) if name not in _VCPU_APART], "a vCPU")
+    done: dict[str, Mmu] = {}
+    for name, item in items.items():
+        if isinstance(item, dict) and "same" in item:
+            if not isinstance(getattr(vcpu, name), Mmu):
+                raise InputError(f"{name} of a vCPU is no context; {AGAIN}")
+            setattr(vcpu, name, done[item["same"]])
+            continue
+        _put(vcpu, name, decode(item, constants))
+        value = getattr(vcpu, name)
+        if isinstance(value, Mmu):
+            done[name] = value
+
+
+def _slot(item: Mapping[str, Json], constants: Constants, memory: HostMemory) -> KvmMemslot:
+    slot = KvmMemslot(0, 0, 0, 0)
+    _restore(slot, item, _SLOT_APART, constants)
+    inside = 0 <= slot.base_frame <= len(memory.frames) - slot.npages and slot.npages > 0
+    if not inside or slot.as_id not in range(KVM_ADDRESS_SPACE_NUM):
+        raise InputError(f"a memslot lies in no memory; {AGAIN}")
+    if slot.dirty_bitmap is not None and len(slot.dirty_bitmap) != slot.npages:
+        raise InputError(f"a dirty bitmap of another length; {AGAIN}")
     return slot
 
 

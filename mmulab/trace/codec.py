@@ -1,8 +1,8 @@
 """Plain values as JSON and back: what a machine's state and a recording are made of.
 
 Besides JSON's own values there are tuples, bytes, dictionaries with any keys,
-enumerators, mmulab's functions by name, records (its dataclasses and
-NamedTuples) and other objects of its classes by their attributes. Records that
+enumerators, records (dataclasses and NamedTuples) and objects by their
+attributes, all of them of the classes in :mod:`mmulab.trace.known`. Records that
 cannot change are kept once, in a table of :class:`Constants`, because a
 checkpoint names the same paging configuration again and again.
 """
@@ -10,18 +10,14 @@ checkpoint names the same paging configuration again and again.
 from __future__ import annotations
 
 import base64
-import importlib
-import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import FunctionType
 from typing import Any
 
 from mmulab.errors import InputError
+from mmulab.trace.known import AGAIN, ENUMS, OBJECTS, RECORDS, check, find, name_of, record_fields
 
 Json = Any
-_PREFIX = "mmulab."
 
 
 class Constants:
@@ -53,7 +49,14 @@ class Constants:
         return self._numbers[key]
 
     def value(self, number: int) -> Any:
-        """Return the record at a place."""
+        """Return the record at a place.
+
+        Raises
+        ------
+        IndexError
+        """
+        if type(number) is not int or not 0 <= number < len(self._values):
+            raise IndexError(f"constant {number!r} of {len(self._values)}")
         return self._values[number]
 
 
@@ -73,21 +76,30 @@ def encode(value: Any, constants: Constants) -> Json:
     encoder = _ENCODERS.get(kind)
     if encoder is not None:
         return encoder(value, constants)
-    if isinstance(value, Enum):
-        return {"e": [name_of(kind), value.value]}
-    if _is_record(kind):
+    name = name_of(kind)
+    if isinstance(value, Enum) and name in ENUMS:
+        return {"e": [name, value.value]}
+    if name in RECORDS:
         if _is_frozen(kind):
             return {"c": constants.number(value)}
         return _encode_record(value, constants)
-    if isinstance(value, FunctionType) and _found_again(value):
-        return {"f": name_of(value)}
-    if kind.__module__.startswith(_PREFIX) and hasattr(value, "__dict__"):
-        return {"o": [name_of(kind), {name: encode(item, constants) for name, item in vars(value).items()}]}
+    if name in OBJECTS:
+        attributes = {attribute: getattr(value, attribute) for attribute in OBJECTS[name][1]}
+        return {"o": [name, {key: encode(item, constants) for key, item in attributes.items()}]}
     raise TypeError(f"a recording cannot hold {value!r} of type {kind.__name__}")
 
 
 def decode(item: Json, constants: Constants) -> Any:
-    """Return the value that `item` stands for."""
+    """Return the value that `item` stands for.
+
+    Raises
+    ------
+    InputError
+        A class that no recording may hold, a field that it does not have, or a
+        value that its annotation does not allow.
+    LookupError, TypeError, ValueError
+        `item` is nothing that :func:`encode` returns.
+    """
     if isinstance(item, list):
         return [decode(part, constants) for part in item]
     if not isinstance(item, dict):
@@ -104,87 +116,46 @@ def _encode_dict(value: dict[Any, Any], constants: Constants) -> Json:
     return {"d": [[encode(k, constants), encode(v, constants)] for k, v in value.items()]}
 
 
-def name_of(kind: type | FunctionType) -> str:
-    """Return a name by which a class or function of mmulab can be found again."""
-    return f"{kind.__module__.removeprefix(_PREFIX)}:{kind.__qualname__}"
-
-
-def _found_again(function: FunctionType) -> bool:
-    return function.__module__.startswith(_PREFIX) and function.__qualname__.isidentifier()
-
-
-def _named(name: str) -> Any:
-    """Return the class or function of mmulab that :func:`name_of` named.
-
-    Raises
-    ------
-    InputError
-        There is none: the recording comes from another version, or from elsewhere.
-    """
-    module, _, qualname = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(_PREFIX + module), qualname)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"mmulab has no {name}; the recording is of another version") from error
-    if getattr(found, "__module__", "") != _PREFIX + module:
-        raise InputError(f"{name} is nothing that a recording may hold")
-    return found
-
-
-def class_of(name: str) -> Any:
-    """Return the record, enumeration or other class that :func:`name_of` named.
-
-    Raises
-    ------
-    InputError
-        There is none: the recording comes from another version, or from elsewhere.
-    """
-    found = _named(name)
-    if not isinstance(found, type):
-        raise InputError(f"{name} is nothing that a recording may hold")
-    return found
-
-
-def _decode_object(content: Json, constants: Constants) -> Any:
-    name, attributes = content
-    kind = class_of(name)
-    made = kind.__new__(kind)
-    for attribute, item in attributes.items():
-        setattr(made, attribute, decode(item, constants))
-    return made
-
-
-def _is_record(kind: Any) -> bool:
-    return isinstance(kind, type) and (
-        is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-    )
-
-
 def _is_frozen(kind: type) -> bool:
     return issubclass(kind, tuple) or bool(kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 
-def record_fields(kind: type) -> dict[str, Any]:
-    """Return the names of a NamedTuple's or dataclass's fields with their types, in order."""
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in fields(kind)] if is_dataclass(kind) else kind._fields  # type: ignore[attr-defined]
-    return {name: hints[name] for name in names}
-
-
 def _encode_record(value: Any, constants: Constants) -> Json:
     kind = type(value)
-    names = [f.name for f in fields(value)] if is_dataclass(value) else value._fields
-    content = {name: encode(getattr(value, name), constants) for name in names}
+    content = {name: encode(getattr(value, name), constants) for name in record_fields(kind)}
     return {"r": [name_of(kind), content]}
 
 
 def _decode_record(item: Json, constants: Constants) -> Any:
     name, content = item["r"]
-    kind = class_of(name)
-    try:
-        return kind(**{key: decode(part, constants) for key, part in content.items()})
-    except TypeError as error:
-        raise InputError(f"mmulab's {name} has other fields; the recording is of another version") from error
+    kind = find(RECORDS, name)
+    values = _checked(name, content, record_fields(kind), constants)
+    return kind(**values)
+
+
+def _decode_object(content: Json, constants: Constants) -> Any:
+    name, attributes = content
+    kind, hints = find(OBJECTS, name)
+    made = kind.__new__(kind)
+    for attribute, value in _checked(name, attributes, hints, constants).items():
+        setattr(made, attribute, value)
+    return made
+
+
+def _checked(
+    name: str, content: dict[str, Json], hints: dict[str, Any], constants: Constants
+) -> dict[str, Any]:
+    """Return the fields of a record or an object: exactly the known ones, each as it may be."""
+    if list(content) != list(hints):
+        raise InputError(f"{name} has other fields in mmulab; {AGAIN}")
+    values = {field: decode(part, constants) for field, part in content.items()}
+    for field, value in values.items():
+        check(value, hints[field], f"{field} of {name}")
+    return values
+
+
+def _decode_enum(content: Json, constants: Constants) -> Any:
+    return find(ENUMS, content[0])(content[1])
 
 
 _ENCODERS: dict[type, Callable[[Any, Constants], Json]] = {
@@ -198,7 +169,6 @@ _DECODERS: dict[str, Callable[[Any, Constants], Any]] = {
     "d": lambda content, constants: {decode(k, constants): decode(v, constants) for k, v in content},
     "b": lambda content, constants: base64.b85decode(content),
     "a": lambda content, constants: bytearray(base64.b85decode(content)),
-    "e": lambda content, constants: class_of(content[0])(content[1]),
-    "f": lambda content, constants: _named(content),
+    "e": _decode_enum,
     "o": _decode_object,
 }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmulab.trace.codec import record_fields
+from mmulab.trace.known import check, fits, record_fields
 
 Integers = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -46,9 +46,21 @@ class Column:
         Row to value, of what the array cannot hold.
     """
 
-    __slots__ = ("_array", "_constant", "_count", "_numbers", "aside", "boolean", "enum", "worded", "words")
+    __slots__ = (
+        "_array",
+        "_constant",
+        "_count",
+        "_numbers",
+        "aside",
+        "boolean",
+        "enum",
+        "hint",
+        "worded",
+        "words",
+    )
 
     def __init__(self, hint: Any) -> None:
+        self.hint = hint
         types = [t for t in (typing.get_args(hint) or (hint,)) if isinstance(t, type)]
         self.enum = next((t for t in types if issubclass(t, Enum)), None)
         self.boolean = bool in types
@@ -137,7 +149,17 @@ class Column:
         return self.numbers() if self._array is not None else self.numbers()[:1]
 
     def load(self, stored: Integers, count: int, words: Iterable[Any], aside: dict[int, Any]) -> None:
-        """Take over what a file holds of `count` rows."""
+        """Take over what a file holds of `count` rows.
+
+        Raises
+        ------
+        InputError
+            A value that the field's annotation does not allow.
+        ValueError
+            Of another length; a word that is none of an enumeration.
+        """
+        if len(stored) != count and len(stored) != min(count, 1):
+            raise ValueError(f"{len(stored)} values for {count} rows")
         if len(stored) == count and count > 1:
             code = next(code for code, dtype in _DTYPES.items() if dtype == stored.dtype)
             self._array = array(code, stored.tobytes())
@@ -147,6 +169,24 @@ class Column:
         self.words = [self.enum(word) if self.enum else word for word in words]
         self._numbers = {word: number for number, word in enumerate(self.words)}
         self.aside = aside
+        self._check(stored)
+
+    def _check(self, stored: Integers) -> None:
+        """Look at what a file holds; with one value for all rows, what is aside stands for that."""
+        top = int(stored.max(initial=0))
+        if top - SHIFT >= (len(self.words) if self.worded else 2 if self.boolean else _LIMITS["Q"]):
+            raise ValueError(f"value {top - SHIFT} of {'a word' if self.worded else 'a boolean'}")
+        if (self.worded or self.boolean) and (stored == 1).any():
+            raise ValueError("value -1 of a word or a boolean")
+        for word in () if self.enum else self.words:
+            check(word, str, "a word")
+        for row, value in self.aside.items():
+            if type(row) is not int or not 0 <= row < self._count:
+                raise ValueError(f"row {row!r} of {self._count}")
+            check(value, self.hint, "a value")
+        none = int(np.count_nonzero(stored == 0)) * (self._count if len(stored) < self._count else 1)
+        if none > len(self.aside) and not fits(None, self.hint):
+            raise ValueError("nothing where there must be a value")
 
 
 def _code(top: int) -> str:
@@ -277,5 +317,17 @@ class Log:
         return len(self) + sum(column.nbytes for column in columns)
 
     def load(self, kinds: npt.NDArray[np.uint8]) -> None:
-        """Take over the order that a file holds; the tables are filled one by one."""
+        """Take over the order that a file holds; the tables have been filled one by one.
+
+        Raises
+        ------
+        ValueError
+            It is not that of these tables.
+        """
+        for number, table in enumerate(self.tables):
+            rows = int(np.count_nonzero(kinds == number))
+            if any(len(column) != rows for column in table.columns.values()):
+                raise ValueError(f"{rows} records of {table.kind.__name__}, its columns have another number")
+        if len(kinds) and int(kinds.max()) >= len(self.tables):
+            raise ValueError(f"a record of type {int(kinds.max())} of {len(self.tables)}")
         self._kinds = array("B", kinds.tobytes())

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,22 +18,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmulab.errors import InputError
+from mmulab.archive import Archive, open_archive
+from mmulab.errors import InputError, named, quoted
+from mmulab.files import parse_json, writing
 from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
-from mmulab.machine.config import MachineConfig
-from mmulab.trace.checkpoints import Checkpoints
-from mmulab.trace.codec import Constants, Json, class_of, decode, encode, name_of
-from mmulab.trace.columns import Log
-from mmulab.trace.recording import Info, Recording
+from mmulab.machine.config import MachineConfig, check_bounds
+from mmulab.machine.op import SetMemslot
+from mmulab.trace.checkpoints import FRAMES, SMALL, Checkpoints
+from mmulab.trace.codec import Constants, Json, decode, encode
+from mmulab.trace.columns import SHIFT, Log
+from mmulab.trace.known import LOGS as KNOWN_LOGS
+from mmulab.trace.known import check, find, name_of, record_fields
+from mmulab.trace.recording import DAMAGE, Info, Recording
 from mmulab.trace.versions import Versions
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".mmr"
 HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
 _APART = ("design", "derivation")
+_UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
+
 
 Array = npt.NDArray[Any]
 
@@ -70,19 +75,11 @@ def save(recording: Recording, path: str | Path) -> None:
         "verdicts": {str(op): verdict for op, verdict in recording.verdicts.items()},
         "constants": constants.encoded,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            _write(archive, HEADER, json.dumps(header).encode())
-            _write(archive, SCENARIO, scenario.encode())
-            for name, array in arrays.items():
-                _write(archive, f"{name}.npy", _npy(array))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); name another file"
-        ) from error
+    with writing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        _write(archive, HEADER, json.dumps(header).encode())
+        _write(archive, SCENARIO, scenario.encode())
+        for name, array in arrays.items():
+            _write(archive, f"{name}.npy", _npy(array))
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -100,14 +97,25 @@ def _npy(array: Array) -> bytes:
 
 def _put_config(config: MachineConfig, constants: Constants) -> Json:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _APART}
-    derivation = config.derivation.name
-    if not config.design.name or not derivation:
+    design, derivation = config.design, config.derivation
+    if not design.name or not derivation.name:
         raise ValueError("a recording keeps design and derivation by name: give them one")
     return {
         **{name: encode(value, constants) for name, value in values.items()},
-        "design": config.design.name,
-        "derivation": derivation,
+        "design": {
+            "name": design.name,
+            "own": is_own(design),
+            "reference": design.reference,
+            "digest": design.digest,
+            "roots": design.root_strategy.name,
+        },
+        "derivation": derivation.name,
     }
+
+
+def is_own(design: RoleDesign) -> bool:
+    """Whether a design is a user's own, whatever it calls itself."""
+    return DESIGNS.get(design.name) is None or type(DESIGNS[design.name]) is not type(design)
 
 
 def _put_log(log: Log, name: str, arrays: dict[str, Array], constants: Constants) -> Json:
@@ -131,94 +139,75 @@ def open_recording(
     designs: Mapping[str, RoleDesign] | None = None,
     derivations: Mapping[str, Derivation] | None = None,
 ) -> Recording:
-    """Open a recording.
+    """Open a recording. No file makes mmulab run or write anything but the model itself.
 
     Parameters
     ----------
     path : str or pathlib.Path
     designs, derivations : mapping, optional
-        Those that mmulab does not know, by the names under which the recording keeps them.
+        A user's own, by the names under which the recording keeps them.
 
     Raises
     ------
     InputError
         No such file; cut or damaged; of another format; its scenario or another member is missing; a
-        design that nobody knows.
+        design that nobody knows, or whose text has changed since.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive).read(
-                {**DESIGNS, **(designs or {})}, {**DERIVATIONS, **(derivations or {})}
-            )
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: cut or damaged, or no recording; copy it again, or {AGAIN}") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    with open_archive(path, f"copy it again, or {AGAIN}") as archive:
+        return _Reader(archive, designs or {}, derivations or {}).read()
 
 
 class _Reader:
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self.path = path
+    def __init__(
+        self,
+        archive: Archive,
+        designs: Mapping[str, RoleDesign],
+        derivations: Mapping[str, Derivation],
+    ) -> None:
         self.archive = archive
+        self.designs = designs
+        self.derivations = {**DERIVATIONS, **derivations}
 
-    def read(self, designs: Mapping[str, RoleDesign], derivations: Mapping[str, Derivation]) -> Recording:
+    def read(self) -> Recording:
         header = self._header()
         try:
-            return self._read(header, designs, derivations)
+            return self._read(header)
         except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path}: not as mmulab writes recordings ({error!r}); {AGAIN}") from error
+            raise InputError(_under(named(self.archive.path), error)) from error
+        except DAMAGE as error:
+            raise self.archive.wrong(f"not as mmulab writes recordings ({quoted(repr(error))})") from error
 
-    def _header(self) -> Json:
-        try:
-            header = json.loads(self.archive.read(HEADER))
-            found, version = header["format"], header["version"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.path}: not a recording: no {HEADER} as mmulab writes it") from error
-        if found != FORMAT:
+    def _header(self) -> dict[str, Json]:
+        path = self.archive.path
+        if HEADER not in self.archive.names:
+            raise InputError(f"{named(path)}: not a recording: no {HEADER} as mmulab writes it")
+        header = parse_json(self.archive.read(HEADER), f"{named(path)}: {HEADER}")
+        if not isinstance(header, dict) or type(header.get("format")) is not int:
+            raise InputError(f"{named(path)}: not a recording: no {HEADER} as mmulab writes it")
+        if header["format"] != FORMAT:
             raise InputError(
-                f"{self.path}: format {found} of mmulab {version}, this mmulab reads format {FORMAT}; "
-                f"{AGAIN}, or open it with that version"
+                f"{named(path)}: format {header['format']} of mmulab {quoted(header.get('version'))}, "
+                f"this mmulab reads format {FORMAT}; {AGAIN}, or open it with that version"
             )
         return header
 
-    def _member(self, name: str) -> bytes:
-        try:
-            return self.archive.read(name)
-        except KeyError as error:
-            what = "its scenario" if name == SCENARIO else name
-            raise InputError(f"{what} is missing from the file; copy it again, or {AGAIN}") from error
+    def _array(self, name: str, *dtypes: str) -> Array:
+        return self.archive.array(name, dtypes)
 
-    def _array(self, name: str) -> Array:
-        buffer = io.BytesIO(self._member(f"{name}.npy"))
-        array: Array = np.lib.format.read_array(buffer, allow_pickle=False)
-        return array
-
-    def _read(
-        self, header: Json, designs: Mapping[str, RoleDesign], derivations: Mapping[str, Derivation]
-    ) -> Recording:
-        scenario = self._member(SCENARIO).decode()
+    def _read(self, header: dict[str, Json]) -> Recording:
+        if SCENARIO not in self.archive.names:
+            raise InputError(f"its scenario is missing from the file; {self.archive.again}")
+        scenario = self.archive.read(SCENARIO).decode()
         constants = Constants(header["constants"])
-        config = _config(header["config"], constants, designs, derivations)
+        config = self._config(header["config"], constants)
         logs = {name: self._log(name, header["logs"][name], constants) for name in _LOGS}
-        checkpoints = Checkpoints()
-        checkpoints.constants = Constants(header["state_constants"])
-        checkpoints.count = header["checkpoints"]
-        checkpoints.tables = {
-            name: Versions.of_arrays(
-                *(self._array(f"state/{number}/{part}") for part in ("places", "ends", "blob"))
-            )
-            for number, name in enumerate(header["tables"])
-        }
-        ends, checkpoint_ops = self._array("ends"), self._array("checkpoint_ops")
-        counts = [len(logs[name]) for name in _LOGS]
-        fits = len(ends) == counts[0] == counts[1] and (ends[-1] if len(ends) else 0) == counts[2]
-        if not fits or len(checkpoint_ops) != checkpoints.count:
-            raise InputError(f"its columns do not fit together; copy it again, or {AGAIN}")
+        checkpoints = self._checkpoints(header)
+        ends, checkpoint_ops = self._array("ends", "int64"), self._array("checkpoint_ops", "int64")
+        verdicts = {int(op): verdict for op, verdict in header["verdicts"].items()}
+        check(verdicts, dict[int, str], "verdicts")
+        self._fit(logs, ends, checkpoints, checkpoint_ops)
+        _check_ops(logs["ops"], config)
         return Recording(
             config,
             logs["ops"],
@@ -227,35 +216,127 @@ class _Reader:
             ends,
             checkpoints,
             checkpoint_ops,
-            Info(scenario=scenario, **header["info"]),
-            {int(op): verdict for op, verdict in header["verdicts"].items()},
+            _info(header["info"], scenario),
+            verdicts,
+            path=self.archive.path,
         )
 
+    def _checkpoints(self, header: dict[str, Json]) -> Checkpoints:
+        checkpoints = Checkpoints()
+        checkpoints.constants = Constants(header["state_constants"])
+        check(header["checkpoints"], int, "checkpoints")
+        check(header["tables"], list[str], "tables")
+        checkpoints.count = header["checkpoints"]
+        checkpoints.tables = {
+            name: Versions.of_arrays(
+                self._array(f"state/{number}/places", "uint64"),
+                self._array(f"state/{number}/ends", "uint64"),
+                self._array(f"state/{number}/blob", "uint8"),
+            )
+            for number, name in enumerate(header["tables"])
+        }
+        if not {SMALL, FRAMES} <= {*checkpoints.tables}:
+            raise InputError(f"its checkpoints are incomplete; {self.archive.again}")
+        return checkpoints
+
+    def _fit(
+        self, logs: dict[str, Log], ends: Array, checkpoints: Checkpoints, checkpoint_ops: Array
+    ) -> None:
+        """Compare the numbers of ops, outcomes, events and checkpoints with each other."""
+        ops, outcomes, events = (len(logs[name]) for name in _LOGS)
+        fits = len(ends) == ops == outcomes and (ends[-1] if len(ends) else 0) == events
+        fits &= len(checkpoint_ops) == checkpoints.count > 0
+        for ascending in (ends, checkpoint_ops):
+            fits &= not len(ascending) or (ascending[0] >= 0 and bool((np.diff(ascending) >= 0).all()))
+        if not fits or checkpoint_ops[0] != 0 or checkpoint_ops[-1] > ops:
+            raise InputError(f"its columns do not fit together; {self.archive.again}")
+
     def _log(self, name: str, tables: Json, constants: Constants) -> Log:
-        log = Log(class_of(table["type"]) for table in tables)
+        log = Log(find(KNOWN_LOGS[name], table["type"]) for table in tables)
         for number, (table, described) in enumerate(zip(log.tables, tables, strict=True)):
             if list(table.columns) != list(described["columns"]):
                 raise InputError(f"{described['type']} has other fields now; {AGAIN}")
+            check(described["count"], int, "a count of records")
             for field, column in table.columns.items():
                 how = described["columns"][field]
                 aside = {row: decode(value, constants) for row, value in how["aside"]}
-                stored = self._array(f"{name}/{number}/{field}")
+                stored = self._array(f"{name}/{number}/{field}", *_UNSIGNED)
                 column.load(stored, described["count"], how["words"], aside)
-        log.load(self._array(f"{name}/kinds"))
+        log.load(self._array(f"{name}/kinds", "uint8"))
         return log
 
+    # The configuration ------------------------------------------------------------
 
-def _config(
-    item: Json,
-    constants: Constants,
-    designs: Mapping[str, RoleDesign],
-    derivations: Mapping[str, Derivation],
-) -> MachineConfig:
-    for what, known in (("design", designs), ("derivation", derivations)):
-        if item[what] not in known:
+    def _config(self, item: dict[str, Json], constants: Constants) -> MachineConfig:
+        hints = record_fields(MachineConfig)
+        if sorted(item) != sorted(hints):
+            raise InputError(f"the machine's configuration has other fields now; {AGAIN}")
+        values = {name: decode(value, constants) for name, value in item.items() if name not in _APART}
+        for name, value in values.items():
+            check(value, hints[name], f"{name} of the machine")
+        config = MachineConfig(
+            **values,
+            design=self._design(item["design"]),
+            derivation=self._derivation(item["derivation"]),
+        )
+        check_bounds(config)
+        return config
+
+    def _derivation(self, name: Json) -> Derivation:
+        check(name, str, "derivation")
+        if name not in self.derivations:
+            shown = quoted(name)
             raise InputError(
-                f"{what} {item[what]!r} is unknown here; give it to open_recording as "
-                f"{what}s={{{item[what]!r}: ..}}"
+                f"derivation '{shown}' is not one of mmulab's; "
+                f"give derivations={{'{shown}': ..}} to open_recording"
             )
-    values = {name: decode(value, constants) for name, value in item.items() if name not in _APART}
-    return MachineConfig(**values, design=designs[item["design"]], derivation=derivations[item["derivation"]])
+        return self.derivations[name]
+
+    def _design(self, kept: dict[str, Json]) -> RoleDesign:
+        """Return the design; a user's own must be given, and be what it was."""
+        for key in ("name", "reference", "digest", "roots"):
+            check(kept[key], str, f"{key} of the design")
+        name, reference = quoted(kept["name"]), quoted(kept["reference"])
+        known = self.designs if kept["own"] else DESIGNS
+        if kept["name"] not in known:
+            how = f"--design {reference}" if reference else "--design file.py:Class"
+            raise InputError(
+                f"design '{name}' is not one of mmulab's; give {how}, "
+                f"or designs={{'{name}': ..}} to open_recording"
+            )
+        design = known[kept["name"]]
+        if design.digest != kept["digest"]:
+            raise InputError(
+                f"design '{name}' ({reference or 'a class of a notebook'}) is no longer the text "
+                f"that was recorded; {AGAIN}"
+            )
+        return (
+            design if design.root_strategy.name == kept["roots"] else design.with_root_strategy(kept["roots"])
+        )
+
+
+def _under(path: str, error: InputError) -> str:
+    """Return a message with the file's name in front, once."""
+    text = str(error)
+    return text if text.startswith(f"{path}: ") else f"{path}: {text}"
+
+
+def _info(item: dict[str, Json], scenario: str) -> Info:
+    hints = record_fields(Info)
+    if sorted(item) != sorted(name for name in hints if name != "scenario"):
+        raise InputError(f"its origin has other fields now; {AGAIN}")
+    for name, value in item.items():
+        hint = dict[str, str | int | float | bool | None] if name == "options" else hints[name]
+        check(value, hint, name)
+    return Info(scenario=scenario, **item)
+
+
+def _check_ops(ops: Log, config: MachineConfig) -> None:
+    """Check the fields that every op has, or that mean the same in each."""
+    for table in ops.tables:
+        limits = {"vcpu": config.vcpus} | ({} if table.kind is SetMemslot else {"size": 9})
+        for name, limit in limits.items():
+            column = table.columns.get(name)
+            numbers = np.zeros(0, np.uint8) if column is None else column.numbers()
+            if len(numbers) and not SHIFT <= int(numbers.min()) <= int(numbers.max()) < limit + SHIFT:
+                raise InputError(f"{name} of an op {table.kind.__name__} is out of range; {AGAIN}")

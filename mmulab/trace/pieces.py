@@ -13,6 +13,11 @@ import numpy.typing as npt
 
 from mmulab.kvm.memslot import PteList
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.spte import SPTE_ENT_PER_PAGE
+from mmulab.trace.known import check
+
+LIMIT = 1 << 26
+"""Bytes that one piece may unpack to."""
 
 Frame = npt.NDArray[np.uint64]
 
@@ -37,6 +42,22 @@ class Codec(NamedTuple):
     decode: Callable[[int, bytes], Any]
 
 
+def unpack(data: bytes, limit: int = LIMIT) -> bytes:
+    """Return what was compressed with zlib.
+
+    Raises
+    ------
+    ValueError
+        More than `limit` bytes, or not all of it.
+    zlib.error
+    """
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(data, limit)
+    if not unpacker.eof:
+        raise ValueError(f"a piece that is cut, or of more than {limit} bytes")
+    return text
+
+
 def encode_frame(words: Frame) -> bytes:
     """Return the 512 words of a frame as bytes: of one value, sparse, or compressed."""
     places = np.flatnonzero(words)
@@ -55,7 +76,7 @@ def decode_frame(data: bytes, words: Frame) -> None:
     """Set the 512 words of a frame to what `data` holds."""
     kind, data = data[:1], data[1:]
     if kind == b"z":
-        words[:] = np.frombuffer(zlib.decompress(data), np.uint64)
+        words[:] = np.frombuffer(unpack(data, words.nbytes), np.uint64)
     elif kind == b"u":
         words[:] = np.frombuffer(data, np.uint64)[0]
     else:
@@ -65,6 +86,13 @@ def decode_frame(data: bytes, words: Frame) -> None:
 
 
 _PAGE_NAMES = tuple(name for name in ShadowPage.__slots__ if name != "frame")
+_BITMAP = "unsync_child_bitmap"
+"""The one integer of more than 64 bits: one for each entry."""
+_PAGE_HINTS: dict[str, Any] = {
+    **dict.fromkeys(_PAGE_NAMES, int),
+    "parent_ptes": list[list[int]],
+    "shadowed_translation": dict[int, int],
+}
 
 
 def _encode_page(page: ShadowPage) -> bytes:
@@ -75,11 +103,16 @@ def _encode_page(page: ShadowPage) -> bytes:
 
 
 def _decode_page(frame: int, data: bytes) -> ShadowPage:
-    text = zlib.decompress(data[1:]) if data[:1] == b"z" else data[1:]
+    text = unpack(data[1:]) if data[:1] == b"z" else data[1:]
     page = ShadowPage.__new__(ShadowPage)
     page.frame = frame
     for name, value in zip(_PAGE_NAMES, json.loads(text), strict=True):
-        setattr(page, name, dict(zip(*value["d"], strict=True)) if type(value) is dict else value)
+        made = dict(zip(*value["d"], strict=True)) if type(value) is dict else value
+        if name == _BITMAP and type(made) is int:
+            made &= (1 << SPTE_ENT_PER_PAGE) - 1
+        else:
+            check(made, _PAGE_HINTS[name], f"{name} of a page")
+        setattr(page, name, made)
     return page
 
 

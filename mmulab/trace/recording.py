@@ -8,15 +8,18 @@ looked at and never continued.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mmulab import __version__
-from mmulab.errors import InputError
+from mmulab.errors import InputError, named, quoted
 from mmulab.events import Event
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.config import MachineConfig
@@ -25,6 +28,20 @@ from mmulab.machine.op import Op, Outcome
 from mmulab.trace.checkpoints import Checkpoints, digest
 from mmulab.trace.columns import Log
 from mmulab.x86.markup import facts_html
+
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
+"""What a damaged file makes the reader or the model raise: whatever a state can be that no run leads to."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -136,6 +153,9 @@ class Recording:
     info : Info
     verdicts : dict of int to str
         Op to what is wrong with its outcome, if anyone judged them.
+    path : pathlib.Path or None
+        The file that it was read from. Then whatever goes wrong when a state is
+        restored or run on is the file's damage.
     """
 
     def __init__(
@@ -149,6 +169,7 @@ class Recording:
         checkpoint_ops: Numbers,
         info: Info,
         verdicts: dict[int, str],
+        path: Path | None = None,
     ) -> None:
         self.config = config
         self.ops = ops
@@ -159,6 +180,7 @@ class Recording:
         self.checkpoint_ops = checkpoint_ops
         self.info = info
         self.verdicts = verdicts
+        self.path = path
         self.serial = 0
         self._viewer: Machine | None = None
         self._stands_on = -1
@@ -228,17 +250,42 @@ class Recording:
     def visit(self, moment: Moment) -> State:
         """Return the state at a moment; see :meth:`at`."""
         self.serial += 1
-        machine = self._restore(moment.op)
-        if moment.event is None:
-            machine.execute(self.op(moment.op))
-        else:
-            self._run_into(machine, moment.op, moment.event)
+        with self.reading(f"the state at op {moment.op}"):
+            machine = self._restore(moment.op)
+            if moment.event is None:
+                machine.execute(self.op(moment.op))
+            else:
+                self._run_into(machine, moment.op, moment.event)
         return State(self, moment, machine, self.serial)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Take what goes wrong inside for damage of the file, if the recording comes from one.
+
+        Raises
+        ------
+        InputError
+            Naming the file and `what`.
+        """
+        if self.path is None:
+            yield
+            return
+        path = named(self.path)
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{path}: {what}: {error}") from error
+        except DAMAGE as error:
+            why = quoted(f"{type(error).__name__}: {error}")
+            raise InputError(
+                f"{path}: {what} is damaged ({why}); copy the file again, or record it again"
+            ) from error
 
     def begin(self) -> Machine:
         """Return the machine as it was before the first op; it lasts until the next state."""
         self.serial += 1
-        return self._restore(0)
+        with self.reading("the state before op 0"):
+            return self._restore(0)
 
     @property
     def spte_format(self) -> SpteFormat:

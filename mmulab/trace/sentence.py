@@ -144,7 +144,7 @@ def outcome_sentence(outcome: Outcome) -> str:
         case OutcomeKind.HANG:
             if is_endless(outcome):
                 return "the instruction exits again and again, until the VMM interrupts it"
-            return f"KVM_RUN fails with {errno.errorcode[outcome.error or 0]}"
+            return f"KVM_RUN fails with {errno.errorcode.get(outcome.error or 0, 'an error')}"
     return _PLAIN_ENDS[outcome.kind]
 
 

@@ -121,7 +121,17 @@ class Versions:
 
     @classmethod
     def of_arrays(cls, places: U64, ends: U64, blob: npt.NDArray[np.uint8]) -> Versions:
-        """Return a frozen table from what a file holds."""
+        """Return a frozen table from what a file holds.
+
+        Raises
+        ------
+        ValueError
+            The three do not fit together.
+        """
+        if len(places) != len(ends) or (ends[1:] < ends[:-1]).any():
+            raise ValueError("versions out of order")
+        if (int(ends[-1]) if len(ends) else 0) != len(blob):
+            raise ValueError(f"versions of {len(blob)} bytes, their ends say otherwise")
         made = cls()
         made._places = array("Q", places.tobytes())
         made._ends = array("Q", ends.tobytes())

@@ -129,7 +129,7 @@ def touch_request(guest: Guest) -> None:
 
 
 def touch_context(guest: Guest) -> None:
-    guest.vcpu.mmu.prev_roots[0] = (0x5000, 0x6000)
+    guest.vcpu.mmu.prev_roots[0] = [0x5000, 0x6000]
 
 
 def touch_statistics(guest: Guest) -> None:

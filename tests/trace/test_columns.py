@@ -31,7 +31,11 @@ EVENTS = st.one_of(
         NUMBERS,
     ),
     st.builds(
-        ev.kvm_exit, st.sampled_from(["pf", "npf", "db"]), NUMBERS, st.none() | NUMBERS, st.none() | NUMBERS
+        ev.kvm_exit,
+        st.sampled_from(["pf", "npf", "db"]),
+        *(NUMBERS, OPTIONAL, OPTIONAL),
+        qualification=OPTIONAL,
+        idt_vectoring=OPTIONAL,
     ),
     st.builds(ev.kvm_mmu_free_roots, NUMBERS),
     st.just(ev.kvm_mmu_load()),

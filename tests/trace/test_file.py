@@ -76,7 +76,7 @@ def refused(path: Path, **options: Any) -> str:
 def test_cut_file(path: Path, share: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    assert refused(path) == "cut or damaged, or no recording; copy it again, or record it again"
+    assert refused(path) == "cut or damaged, or no archive; copy it again, or record it again"
 
 
 def test_damaged_file(path: Path) -> None:
@@ -109,9 +109,9 @@ def with_header(path: Path, **values: Any) -> None:
 
 
 def test_another_version(path: Path) -> None:
-    with_header(path, format=2, version="9.1")
+    with_header(path, format=9, version="9.1")
     assert refused(path) == (
-        "format 2 of mmulab 9.1, this mmulab reads format 1; record it again, or open it with that version"
+        "format 9 of mmulab 9.1, this mmulab reads format 2; record it again, or open it with that version"
     )
 
 
@@ -157,8 +157,12 @@ last = parity._replace(name="last")
 def test_design_of_the_readers_own(path: Path) -> None:
     recording = record(scenario("sh/basic-32"), design=Mine(), derivation=last)
     save(recording, path)
-    assert refused(path) == "design 'mine' is unknown here; give it to open_recording as designs={'mine': ..}"
-    assert "derivation 'last' is unknown" in refused(path, designs={"mine": Mine()})
+    assert "derivation 'last' is not one of mmulab's" in refused(path, designs={"mine": Mine()})
+    with_design = refused(path, derivations={"last": last})
+    assert with_design == (
+        "design 'mine' is not one of mmulab's; give --design file.py:Class, "
+        "or designs={'mine': ..} to open_recording"
+    )
     opened = open_recording(path, designs={"mine": Mine()}, derivations={"last": last})
     assert opened.at(40).digest() == recording.at(40).digest()
 
