@@ -48,8 +48,10 @@ class HostConfig:
         ``npt`` or ``ept``.
     tdp_mmu, eager_page_split, flush_on_reuse, mmio_caching, nx_huge_pages : bool
         Parameters of ``kvm.ko``.
-    eptad, pml : bool
+    eptad, pml, unrestricted_guest : bool
         Parameters of ``kvm-intel.ko``.
+    nested : bool
+        Parameter of ``kvm-amd.ko`` and ``kvm-intel.ko``: the guest may run guests of its own.
     x86_64 : bool
         The host's kernel is a 64-bit one. A 32-bit one (with PAE, AMD here) has
         neither 64-bit guests nor the TDP MMU.
@@ -87,6 +89,8 @@ class HostConfig:
     nx_huge_pages: bool = False
     eptad: bool = True
     pml: bool = False
+    unrestricted_guest: bool = False
+    nested: bool = True
     x86_64: bool = True
     la57: bool = False
     l1tf: bool = False

@@ -21,7 +21,8 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import l2_rip
 from mmulab.memory.host import HostMemory
-from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.adapter import cpu_model, host_config, machine_config
+from mmulab.scenario.check import check_header
 from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
 from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
@@ -88,13 +89,14 @@ class Result:
 
 
 def check_modelled(scenario: Scenario) -> None:
-    """Refuse a scenario that has an op the machine does not know on such a host, or with such a guest.
+    """Refuse a header that cannot be, and an op that the machine does not know on such a host.
 
     Raises
     ------
     InputError
         Naming the op and its line.
     """
+    check_header(scenario, host_config(scenario.header), cpu_model(scenario.header))
     for step in scenario.steps:
         why = _why_not_modelled(scenario.header, step.op)
         if why:
