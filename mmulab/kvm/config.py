@@ -36,8 +36,8 @@ class KvmConfig:
         The host's processor has 1 GiB pages.
     decode_assists, nrips : bool
         Exits tell the operands of the instruction, and where the next one lies.
-    nested, unrestricted_guest : bool
-        The guest may have guests of its own; these may be without paging and in real mode (VMX).
+    nested : bool
+        The guest may have guests of its own.
     design : RoleDesign
     derivation : Derivation
         How the roles of child pages come about.
@@ -69,7 +69,6 @@ class KvmConfig:
     decode_assists: bool = False
     nrips: bool = False
     nested: bool = True
-    unrestricted_guest: bool = False
     derivation: Derivation = parity
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"

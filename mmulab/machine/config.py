@@ -48,7 +48,7 @@ class HostConfig:
         ``npt`` or ``ept``.
     tdp_mmu, eager_page_split, flush_on_reuse, mmio_caching, nx_huge_pages : bool
         Parameters of ``kvm.ko``.
-    eptad, pml, unrestricted_guest : bool
+    eptad, pml : bool
         Parameters of ``kvm-intel.ko``.
     nested : bool
         Parameter of ``kvm-amd.ko`` and ``kvm-intel.ko``: the guest may run guests of its own.
@@ -89,7 +89,6 @@ class HostConfig:
     nx_huge_pages: bool = False
     eptad: bool = True
     pml: bool = False
-    unrestricted_guest: bool = False
     nested: bool = True
     x86_64: bool = True
     la57: bool = False

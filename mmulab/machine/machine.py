@@ -334,7 +334,6 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         decode_assists=host.decode_assists or host.vendor == "intel",
         nrips=host.nrips or host.vendor == "intel",
         nested=host.nested,
-        unrestricted_guest=host.unrestricted_guest,
         derivation=config.derivation,
         validity=config.validity,
         cpuid_after_run=config.cpuid_after_run,

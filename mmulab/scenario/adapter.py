@@ -19,7 +19,6 @@ _KVM_PARAMETERS = (
     "x86_64",
     "eptad",
     "pml",
-    "unrestricted_guest",
     "nested",
     "l1tf",
     "decode_assists",

@@ -14,6 +14,7 @@ WITHOUT_EFFECT = {
     # Linux has them on for all, or they decide what no modelled op does.
     "vpid",
     "vgif",
+    "unrestricted_guest",
     "sev",
     "force_emulation_prefix",
     # Refused by the runner where it matters.
