@@ -223,7 +223,7 @@ def nested_host_cr0_valid(cr0: int) -> bool:
 def nested_guest_cr0_valid(vcpu: Vcpu, cr0: int) -> bool:
     """Whether CR0 is one of L2: an unrestricted guest needs neither paging nor protection."""
     fixed0 = VMXON_CR0_ALWAYSON
-    if vcpu.kvm.config.unrestricted_guest and vcpu.vmx.has_secondary(SECONDARY_EXEC_UNRESTRICTED_GUEST):
+    if vcpu.vmx.has_secondary(SECONDARY_EXEC_UNRESTRICTED_GUEST):
         fixed0 &= ~(X86_CR0_PE | X86_CR0_PG)
     return not cr0 >> 32 and not ~cr0 & fixed0
 

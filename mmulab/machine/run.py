@@ -137,8 +137,9 @@ class Execution:
                 return self._instruction()
             except _Exit:
                 pass
-            # A VMRUN of a VMCB that is not valid also goes on with what follows it.
-            if vcpu.guest_mode != self.in_l2 or (insn.mnemonic is Mnemonic.VMRUN and vcpu.rip != insn.rip):
+            # Where L2's state is not valid, L1 goes on without an exit from L2.
+            entry = self.insn.mnemonic is Mnemonic.VMRUN or self.insn.mnemonic in VM_ENTRIES
+            if vcpu.guest_mode != self.in_l2 or (entry and vcpu.rip != self.insn.rip):
                 insn = self._change_world()
                 continue
             if self.verdict is Verdict.FAILED:

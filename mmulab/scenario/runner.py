@@ -43,8 +43,8 @@ VMX_OPS = (
     ops.Invvpid,
     ops.Vmfunc,
 )
-VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
-"""Parameters of kvm_intel without which nested VMX is not modelled."""
+VMX_HOST = ("vpid", "enable_shadow_vmcs")
+"""Parameters of kvm_intel without which nested VMX is not modelled; without ``nested`` there is none."""
 SMM_HOST = ("ept", "unrestricted_guest")
 """Parameters of kvm_intel without which KVM emulates real mode, where SMM begins; that is not modelled."""
 
