@@ -107,6 +107,8 @@ class Execution:
         if vcpu.requests & Request.VM_DEAD:
             return Outcome(OutcomeKind.HANG, error=EIO)
         insn.gva = linear_address(vcpu, insn.gva)
+        if insn.mnemonic is Mnemonic.MOV_CR and not cs_l:
+            insn.value &= 0xFFFFFFFF  # code of 32 bits moves half of a register
         if insn.rip is not None:
             insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0

@@ -110,3 +110,13 @@ def test_svm_takes_nested_and_long_mode_a_64_bit_kernel() -> None:
 )
 def test_the_guest_gets_gp_for_what_it_may_not_set(host: str, cpu: str, op: str, is_refused: bool) -> None:
     assert refused(host, cpu, op) is is_refused
+
+
+@pytest.mark.parametrize("host", ["amd", "amd npt=1", "intel", "intel ept=1"])
+def test_cr3_ends_at_maxphyaddr_and_code_of_32_bits_has_but_half_a_register(host: str) -> None:
+    """Where MOV to CR3 is not intercepted the processor checks it (SDM 3, 4.5.4)."""
+    assert refused(host, "", "cr3 10000010000")
+    assert not refused(host, "", "cr3 10000")
+    assert outcome(host, "", "cr3 10000010000", mode="32").kind is OutcomeKind.OK
+    assert outcome(host, "", "cr0 180010031", mode="32").kind is OutcomeKind.OK
+    assert refused(host, "", "cr0 180010031")
