@@ -20,6 +20,7 @@ from mmulab import events as ev
 from mmulab.conform.codec import decode_event
 from mmulab.conform.outcome import Decoded, decode_outcome
 from mmulab.errors import InputError
+from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import Bad, Step, parse_step
 from mmulab.scenario.scenario import (
     CPUID_DEFAULTS,
@@ -219,7 +220,11 @@ class _Header:
         if self._get("format") != 1:
             raise InputError(f"{self.path}: line 1: format {self.record['format']!r}, expected 1")
         try:
-            return self._read()
+            header = self._read()
+            check_values({**header.cpuid, **header.host})
+            return header
+        except Bad as error:
+            raise InputError(f"{self.path}: line 1: header: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{self.path}: line 1: header: {error!r}") from error
 

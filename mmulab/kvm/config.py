@@ -36,6 +36,8 @@ class KvmConfig:
         The host's processor has 1 GiB pages.
     decode_assists, nrips : bool
         Exits tell the operands of the instruction, and where the next one lies.
+    nested : bool
+        The guest may have guests of its own.
     design : RoleDesign
     derivation : Derivation
         How the roles of child pages come about.
@@ -66,6 +68,7 @@ class KvmConfig:
     gbpages: bool = True
     decode_assists: bool = False
     nrips: bool = False
+    nested: bool = True
     derivation: Derivation = parity
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"

@@ -50,6 +50,7 @@ from mmulab.x86.pferr import (
     PFERR_WRITE_MASK,
 )
 from mmulab.x86.regs import (
+    EFER_SVME,
     X86_CR0_CD,
     X86_CR0_NW,
     X86_CR0_PG,
@@ -172,8 +173,11 @@ def _execute(vcpu: Vcpu, insn: Instruction, *, cs_l: bool) -> None:
 
 
 def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
-    """Enter L2, whose first instruction comes next. In SMM there is no SVM."""
-    if vcpu.smm:
+    """Enter L2, whose first instruction comes next. In SMM there is no SVM, nor without EFER.SVME.
+
+    MSR VM_HSAVE_PA, which has to be set, is taken as set (``nested_svm_check_permissions``).
+    """
+    if not vcpu.efer & EFER_SVME or not vcpu.cr0 & X86_CR0_PG or vcpu.smm:
         kvm_queue_exception(vcpu, UD_VECTOR)
         return Verdict.RESUME
     verdict = _skip(vcpu, insn, Verdict.DONE)

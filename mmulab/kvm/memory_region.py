@@ -2,7 +2,8 @@
 
 Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 ``kvm_set_memslot``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``),
-``arch/x86/kvm/x86.c`` (``kvm_arch_commit_memory_region``), ``mmu.c``
+``arch/x86/kvm/x86.c`` (``kvm_arch_prepare_memory_region``,
+``kvm_arch_commit_memory_region``), ``mmu.h`` (``kvm_mmu_max_gfn``), ``mmu.c``
 (``kvm_mmu_zap_collapsible_sptes``, ``kvm_arch_mmu_enable_log_dirty_pt_masked``).
 """
 
@@ -50,7 +51,35 @@ EEXIST = 17
 ENOENT = 2
 BITS_PER_LONG = 64
 KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
+KVM_USER_MEM_SLOTS = (1 << 15) - 1 - 3
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 _FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+
+
+def check_memory_region(id: int, gpa: int, size: int, flags: int, offset: int) -> int:
+    """Check what the VMM asks for by itself, without regard to other slots; 0 or a negative errno.
+
+    Parameters
+    ----------
+    id : int
+        The address space from bit 16 on, and the number of the slot.
+    gpa, size, flags : int
+        A size of 0 asks for nothing but to delete the slot.
+    offset : int
+        Where the slot lies in the VMM's memory.
+    """
+    if flags & ~_FLAGS or (gpa | size | offset) & 0xFFF:
+        return -EINVAL
+    if id >> 16 >= KVM_ADDRESS_SPACE_NUM or id & 0xFFFF >= KVM_USER_MEM_SLOTS:
+        return -EINVAL
+    if (gpa + size) >> 64 or size >> 12 > KVM_MEM_MAX_NR_PAGES:
+        return -EINVAL
+    return 0
+
+
+def kvm_mmu_max_gfn(*, tdp: bool, host_phys_bits: int) -> int:
+    """Return the highest gfn that a slot may hold: shadow paging takes what x86 tables can say."""
+    return (1 << (host_phys_bits if tdp else 52) - 12) - 1
 
 
 def kvm_set_memory_region(kvm: Kvm, new: KvmMemslot) -> int:
@@ -72,6 +101,11 @@ def kvm_set_memory_region(kvm: Kvm, new: KvmMemslot) -> int:
         return -EEXIST
     if old is not None:
         _invalidate(kvm, old)
+    if _last_gfn(new) > kvm_mmu_max_gfn(tdp=kvm.config.tdp, host_phys_bits=kvm.config.host_phys_bits):
+        if old is not None:  # it is back, but what it had mapped is not
+            old.flags &= ~KVM_MEMSLOT_INVALID
+            _next_generation(kvm, old.as_id)
+        return -EINVAL
     init_lpage_info(new)
     _prepare_dirty_bitmap(kvm, new)
     slots.replace(old, new)
@@ -228,6 +262,8 @@ def kvm_get_dirty_log(kvm: Kvm, id: int, as_id: int = 0) -> tuple[int, list[int]
 
     Unless protection is manual the pages are write-protected again and count as clean.
     """
+    if id >= KVM_USER_MEM_SLOTS:
+        return -EINVAL, []
     slot = kvm.slots[as_id].by_id(id)
     if slot is None or slot.dirty_bitmap is None:
         return -ENOENT, []
@@ -246,11 +282,13 @@ def kvm_get_dirty_log(kvm: Kvm, id: int, as_id: int = 0) -> tuple[int, list[int]
 
 def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int, as_id: int = 0) -> int:
     """Write-protect the dirty pages of a range and count them as clean; 0 or a negative errno."""
+    if id >= KVM_USER_MEM_SLOTS or first & 63:
+        return -EINVAL
     slot = kvm.slots[as_id].by_id(id)
     if slot is None or slot.dirty_bitmap is None:
         return -ENOENT
     short = count < slot.npages - first
-    if first & 63 or first > slot.npages or count > slot.npages - first or (short and count & 63):
+    if first > slot.npages or count > slot.npages - first or (short and count & 63):
         return -EINVAL
     flush = False
     for start in range(first, first + count, BITS_PER_LONG):

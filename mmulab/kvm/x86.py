@@ -7,6 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.guest_walk import read_pdptrs
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
@@ -21,18 +22,21 @@ from mmulab.kvm.roots import (
     kvm_mmu_unload,
 )
 from mmulab.kvm.smm import enter_smm
+from mmulab.kvm.sregs import (
+    invalid_sregs,
+    kvm_is_valid_cr0,
+    kvm_is_valid_cr4,
+    kvm_valid_efer,
+    unknown_efer,
+)
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
     EFER_NX,
-    EFER_SCE,
     EFER_SVME,
-    X86_CR0_CD,
     X86_CR0_ET,
-    X86_CR0_NW,
     X86_CR0_PDPTR_BITS,
-    X86_CR0_PE,
     X86_CR0_PG,
     X86_CR0_WP,
     X86_CR3_PCID_MASK,
@@ -46,7 +50,6 @@ from mmulab.x86.regs import (
     X86_CR4_PSE,
     X86_CR4_SMAP,
     X86_CR4_SMEP,
-    X86_CR4_VMXE,
 )
 
 KVM_MMU_CR0_ROLE_BITS = X86_CR0_PG | X86_CR0_WP
@@ -55,7 +58,7 @@ KVM_MMU_CR4_ROLE_BITS = (
 )
 KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
 CR0_BITS = 0xE005003F
-EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | 1 << 13 | 1 << 14
+EINVAL = 22
 
 
 class GeneralProtectionError(Exception):
@@ -99,9 +102,7 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     GeneralProtectionError
     """
     old = vcpu.cr0
-    if cr0 >> 32 or (cr0 & X86_CR0_NW and not cr0 & X86_CR0_CD):
-        raise GeneralProtectionError
-    if cr0 & X86_CR0_PG and not cr0 & X86_CR0_PE:
+    if not kvm_is_valid_cr0(vcpu, cr0):
         raise GeneralProtectionError
     cr0 = (cr0 | X86_CR0_ET) & CR0_BITS
     pae = bool(vcpu.cr4 & X86_CR4_PAE)
@@ -129,22 +130,6 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
         kvm_mmu_reset_context(vcpu)
 
 
-def _cr4_allowed(vcpu: Vcpu, cr4: int) -> bool:
-    cpu = vcpu.cpu
-    missing = 0
-    for feature, bit in (
-        (cpu.la57, X86_CR4_LA57),
-        (cpu.smep, X86_CR4_SMEP),
-        (cpu.smap, X86_CR4_SMAP),
-        (cpu.pku, X86_CR4_PKE),
-        (cpu.pcid, X86_CR4_PCIDE),
-    ):
-        missing |= 0 if feature else bit
-    # VMX operation is not for SMM (vmx_is_valid_cr4).
-    missing |= X86_CR4_VMXE if vcpu.smm and vcpu.kvm.config.vendor == "intel" else 0
-    return not cr4 & missing and not cr4 >> 32
-
-
 def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
     """Load CR4.
 
@@ -153,7 +138,7 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
     GeneralProtectionError
     """
     old = vcpu.cr4
-    if not _cr4_allowed(vcpu, cr4):
+    if not kvm_is_valid_cr4(vcpu, cr4):
         raise GeneralProtectionError
     if is_long_mode(vcpu):
         if not cr4 & X86_CR4_PAE or (cr4 ^ old) & X86_CR4_LA57:
@@ -250,18 +235,51 @@ def set_efer(vcpu: Vcpu, efer: int) -> None:
     Raises
     ------
     GeneralProtectionError
+    InputError
+        L2 turns SVM off.
     """
     old = vcpu.efer
-    allowed = EFER_BITS if vcpu.cpu.nx else EFER_BITS & ~EFER_NX
-    if efer & ~allowed or (is_paging(vcpu) and (old ^ efer) & EFER_LME):
+    valid = kvm_valid_efer(vcpu.kvm.config, vcpu.cpu, efer)
+    if not valid or (is_paging(vcpu) and (old ^ efer) & EFER_LME):
         raise GeneralProtectionError
+    _refuse_leaving_svm(vcpu, efer)
     vcpu.efer = efer & ~EFER_LMA | old & EFER_LMA
     if (vcpu.efer ^ old) & KVM_MMU_EFER_ROLE_BITS:
         kvm_mmu_reset_context(vcpu)
 
 
-def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
-    """Load all of them from the VMM (``KVM_SET_SREGS``); with PAE paging the MMU is always reset."""
+def _refuse_leaving_svm(vcpu: Vcpu, efer: int) -> None:
+    """Refuse to clear EFER.SVME while L2 runs: KVM drops L2 there and then (``svm_leave_nested``).
+
+    Raises
+    ------
+    InputError
+    """
+    if vcpu.guest_mode and vcpu.kvm.config.vendor == "amd" and not efer & EFER_SVME:
+        raise InputError(f"EFER {efer:x} clears SVME while L2 runs, which is not modelled")
+
+
+def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None:
+    """Load all of them from the VMM (``KVM_SET_SREGS``); with PAE paging the MMU is always reset.
+
+    Returns
+    -------
+    int or None
+        A negative errno if they cannot be, with nothing loaded. None, not 0, if they are:
+        that is how recordings have it.
+
+    Raises
+    ------
+    InputError
+        KVM takes what no processor does: VM entry fails then, which is not modelled.
+    """
+    valid = kvm_is_valid_cr0(vcpu, cr0) and kvm_is_valid_cr4(vcpu, cr4)
+    if not valid or invalid_sregs(vcpu.kvm.config, vcpu.cpu, cr0, cr3, cr4, efer):
+        return -EINVAL
+    unknown = unknown_efer(vcpu.kvm.config, efer)
+    if unknown:
+        raise InputError(unknown)
+    _refuse_leaving_svm(vcpu, efer)
     changed = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) != (cr0, cr3, cr4, efer)
     vcpu.cr3, vcpu.efer, vcpu.cr0, vcpu.cr4 = cr3, efer, cr0, cr4
     if is_pae_paging(vcpu):
@@ -269,6 +287,7 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         changed = True
     if changed:
         kvm_mmu_reset_context(vcpu)
+    return None
 
 
 def serve_requests(vcpu: Vcpu) -> bool:

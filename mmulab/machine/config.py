@@ -58,6 +58,8 @@ class HostConfig:
         Parameters of ``kvm.ko``.
     eptad, pml : bool
         Parameters of ``kvm-intel.ko``.
+    nested : bool
+        Parameter of ``kvm-amd.ko`` and ``kvm-intel.ko``: the guest may run guests of its own.
     x86_64 : bool
         The host's kernel is a 64-bit one. A 32-bit one (with PAE, AMD here) has
         neither 64-bit guests nor the TDP MMU.
@@ -102,6 +104,7 @@ class HostConfig:
     nx_huge_pages: bool = False
     eptad: bool = True
     pml: bool = False
+    nested: bool = True
     x86_64: bool = True
     la57: bool = False
     l1tf: bool = False

@@ -17,6 +17,7 @@ from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import CPUID_AFTER_RUN, kvm_set_cpuid
 from mmulab.kvm.memory_region import (
+    check_memory_region,
     kvm_clear_dirty_log,
     kvm_delete_memslot,
     kvm_get_dirty_log,
@@ -95,7 +96,9 @@ class Machine:
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
         for slot in config.slots:
-            self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
+            errno = self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
+            if errno:
+                raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
 
     @property
@@ -205,7 +208,7 @@ class Machine:
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
-                set_sregs(vcpu, cr0, cr3, cr4, efer)
+                result = set_sregs(vcpu, cr0, cr3, cr4, efer)
             case ops.SetCpuid(key=key, value=value):
                 result = kvm_set_cpuid(vcpu, changed_cpu(vcpu.cpu, key, value))
             case ops.Teardown():
@@ -246,6 +249,11 @@ class Machine:
         self.memory.write(self._backing_frame(gpa, size) << 12 | gpa & 0xFFF, size, value)
 
     def _set_memslot(self, op: ops.SetMemslot) -> int:
+        errno = check_memory_region(op.id, op.gpa, op.size, op.flags, op.offset)
+        if errno:
+            return errno
+        if not op.size:
+            return kvm_delete_memslot(self.kvm, op.id & 0xFFFF, op.id >> 16)
         slot = KvmMemslot(
             op.id & 0xFFFF,
             op.gpa >> 12,
@@ -327,6 +335,7 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         la57=host.la57,
         decode_assists=host.decode_assists or host.vendor == "intel",
         nrips=host.nrips or host.vendor == "intel",
+        nested=host.nested,
         derivation=config.derivation,
         validity=config.validity,
         cpuid_after_run=config.cpuid_after_run,

@@ -31,8 +31,10 @@ from mmulab.x86.regs import (
     X86_CR0_PDPTR_BITS,
     X86_CR0_PG,
     X86_CR0_WP,
+    X86_CR3_PCID_NOFLUSH,
     X86_CR4_LA57,
     X86_CR4_PAE,
+    X86_CR4_PCIDE,
     X86_CR4_PDPTR_BITS,
     X86_CR4_PKE,
     X86_CR4_SMAP,
@@ -279,6 +281,11 @@ def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:
     ------
     NestedFault
     """
+    if register == 3:
+        if vcpu.cr4 & X86_CR4_PCIDE:
+            value &= ~X86_CR3_PCID_NOFLUSH
+        if value >> host.cpu.maxphyaddr:
+            return False
     cr0, cr3, cr4 = vcpu.cr0, vcpu.cr3, vcpu.cr4
     registers = {0: cr0, 3: cr3, 4: cr4, register: value}
     mode = paging_mode(registers[0], registers[4], vcpu.efer)

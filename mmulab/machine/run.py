@@ -101,6 +101,8 @@ class Execution:
         if vcpu.requests & Request.VM_DEAD:
             return vm_bugged()
         insn.gva = linear_address(vcpu, insn.gva)
+        if insn.mnemonic is Mnemonic.MOV_CR and not cs_l:
+            insn.value &= 0xFFFFFFFF  # code of 32 bits moves half of a register
         if insn.rip is not None:
             insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0
@@ -126,9 +128,10 @@ class Execution:
                 return self._instruction()
             except _Exit:
                 pass
-            # A VMRUN of a VMCB that is not valid also goes on with what follows it.
-            if vcpu.guest_mode != self.in_l2 or (insn.mnemonic is Mnemonic.VMRUN and vcpu.rip != insn.rip):
-                insn = self._change_world()
+            # Where L2's state is not valid, L1 goes on without an exit from L2.
+            entry = self.insn.mnemonic is Mnemonic.VMRUN or self.insn.mnemonic in VM_ENTRIES
+            if vcpu.guest_mode != self.in_l2 or (entry and vcpu.rip != self.insn.rip):
+                self._change_world()
                 continue
             if self.verdict is Verdict.FAILED:
                 vcpu.exception = None

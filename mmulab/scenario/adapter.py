@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mmulab.errors import InputError
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
+from mmulab.scenario.check import check_header
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
-from mmulab.scenario.scenario import Header, Scenario
+from mmulab.scenario.scenario import CPUID_DEFAULTS, Header, Scenario
 from mmulab.x86.regs import EFER_LMA, CpuModel
 
-_CPU_FEATURES = ("gbpages", "nx", "pse36", "la57", "smep", "smap", "pku", "pcid", "invpcid")
+_CPU_FEATURES = tuple(name for name in CPUID_DEFAULTS if name != "maxphyaddr")
 _KVM_PARAMETERS = (
     "tdp_mmu",
     "eager_page_split",
@@ -18,6 +19,7 @@ _KVM_PARAMETERS = (
     "x86_64",
     "eptad",
     "pml",
+    "nested",
     "l1tf",
     "decode_assists",
     "nrips",
@@ -33,9 +35,10 @@ def machine_config(scenario: Scenario) -> MachineConfig:
     Raises
     ------
     InputError
-        A 64-bit guest on a 32-bit host.
+        A header that contradicts itself, or that KVM would not take; a 64-bit guest on a 32-bit host.
     """
     header = scenario.header
+    check_header(scenario, host_config(header), cpu_model(header))
     if not header.host["x86_64"] and header.regs.efer & EFER_LMA:
         raise InputError(f"{scenario.source}: a host with x86_64=0 runs no 64-bit guest; take another mode")
     return MachineConfig(

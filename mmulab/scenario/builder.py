@@ -14,7 +14,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from mmulab.machine.op import Op
-from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM
+from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import Bad, Step, parse_step
 from mmulab.scenario.helpers import (
     HELPER_PD,
@@ -157,6 +158,7 @@ class ScenarioBuilder:
     def slot(self, id: int, gpa: int, size: int, flags: int = 0, offset: int = 0) -> ScenarioBuilder:
         """Add a memslot; without any of address space 0, slot 0 shows the whole backing at GPA 0."""
         within("ID", id, 0, (KVM_ADDRESS_SPACE_NUM << 16) - 1)
+        within("FLAGS", flags, 0, KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)
         aligned("GPA", gpa)
         aligned("SIZE", within("SIZE", size, _PAGE, self.mem))
         aligned("OFFSET", within("OFFSET", offset, 0, self.mem - size))
@@ -327,4 +329,5 @@ def _merged(what: str, defaults: dict[str, int], changes: dict[str, int]) -> dic
     for name in changes:
         if name not in defaults:
             raise Bad(f"unknown {what} {name!r}, expected one of {' '.join(defaults)}")
+    check_values(changes)
     return {**defaults, **changes}

@@ -21,7 +21,8 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import l2_rip
 from mmulab.memory.host import HostMemory
-from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.adapter import cpu_model, host_config, machine_config
+from mmulab.scenario.check import check_header
 from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
 from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
@@ -42,8 +43,8 @@ VMX_OPS = (
     ops.Invvpid,
     ops.Vmfunc,
 )
-VMX_HOST = ("nested", "vpid", "enable_shadow_vmcs")
-"""Parameters of kvm_intel without which nested VMX is not modelled."""
+VMX_HOST = ("vpid", "enable_shadow_vmcs")
+"""Parameters of kvm_intel without which nested VMX is not modelled; without ``nested`` there is none."""
 SMM_HOST = ("ept", "unrestricted_guest")
 """Parameters of kvm_intel without which KVM emulates real mode, where SMM begins; that is not modelled."""
 
@@ -88,13 +89,14 @@ class Result:
 
 
 def check_modelled(scenario: Scenario) -> None:
-    """Refuse a scenario that has an op the machine does not know on such a host, or with such a guest.
+    """Refuse a header that cannot be, and an op that the machine does not know on such a host.
 
     Raises
     ------
     InputError
         Naming the op and its line.
     """
+    check_header(scenario, host_config(scenario.header), cpu_model(scenario.header))
     for step in scenario.steps:
         why = _why_not_modelled(scenario.header, step.op)
         if why:

@@ -63,6 +63,9 @@ CPUID_DEFAULTS = {
     "smep": 1,
     "smap": 1,
     "umip": 1,
+    "fsgsbase": 1,
+    "xsave": 1,
+    "fxsr_opt": 0,
     "pku": 0,
     "la57": 1,
     "pcid": 0,
@@ -198,8 +201,12 @@ class Scenario:
         Without ``init`` and ``teardown``, which every run has.
     source : str
         The file it came from, for messages.
+    lines : dict of str to int
+        Where in that file the lines of the header stand, by their first word; a
+        memslot's by the first two.
     """
 
     header: Header
     steps: tuple[Step, ...]
     source: str = "<built>"
+    lines: dict[str, int] = field(default_factory=dict, compare=False)

@@ -40,11 +40,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmulab.errors import InputError
 from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import Bad, format_step, hex_number
 from mmulab.scenario.scenario import CPUID_DEFAULTS, HOST_DEFAULTS, Scenario
 
@@ -101,7 +103,7 @@ class _Line(NamedTuple):
 
 
 class _Parser:
-    """Reads a scenario; `at` is the line that a message should name."""
+    """Reads a scenario; `at` is the line that a message should name, `lines_of` those of the header."""
 
     def __init__(self, text: str, source: str) -> None:
         raw = text.splitlines()
@@ -110,6 +112,7 @@ class _Parser:
         self.last = max(1, len(raw))
         self.source = source
         self.at = 1
+        self.lines_of: dict[str, int] = {}
 
     def parse(self) -> Scenario:
         self._version()
@@ -120,7 +123,7 @@ class _Parser:
         if self.lines:
             self.at = self.lines[0].number
             raise Bad(f"expected nothing after end, found {' '.join(self.lines[0].words)[:40]!r}")
-        return builder.build()
+        return replace(builder.build(), lines=self.lines_of)
 
     def _version(self) -> None:
         words = self.lines.pop(0).words if self.lines else []
@@ -144,6 +147,7 @@ class _Parser:
         for line in lines:
             self.at = line.number
             key, args = line.words[0], line.words[1:]
+            self.lines_of[" ".join(line.words[:2]).lower() if key == "slot" else key] = line.number
             if key in _SETTINGS:
                 for name, value in _SETTINGS[key](args).items():
                     if name in settings:
@@ -196,13 +200,19 @@ def _pairs(args: list[str]) -> dict[str, int]:
 def _host(args: list[str]) -> dict[str, Any]:
     if not args:
         raise Bad("no arguments, expected VENDOR [KEY=VALUE ..]")
-    return {"vendor": args[0], "host": _pairs(args[1:])}
+    return {"vendor": args[0], "host": _checked(args[1:])}
+
+
+def _checked(args: list[str]) -> dict[str, int]:
+    values = _pairs(args)
+    check_values(values)
+    return values
 
 
 _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "mode": lambda args: {"mode": _word(args, "np, 32, pae, 64 or 57")},
     "host": _host,
-    "cpu": lambda args: {"cpu": _pairs(args)},
+    "cpu": lambda args: {"cpu": _checked(args)},
     "mem": lambda args: {"mem": _numbers(args, "BYTES")[0]},
     "thp": lambda args: {"thp": _switch(args)},
     "manualdirty": lambda args: {"manual_dirty": _switch(args)},

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmulab.conform.state import state_lines
+from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.roles.derivation import Derivation, parity
@@ -49,13 +50,15 @@ from mmulab.workload.stream import (
 from mmulab.x86.mode import PAGING_5LEVEL
 from mmulab.x86.paging import Paging, make_paging
 from mmulab.x86.pferr import ACC_USER_MASK
-from mmulab.x86.regs import CpuModel
+from mmulab.x86.regs import X86_CR4_PKE, CpuModel
 from mmulab.x86.walk import walk
 
 Words = npt.NDArray[np.uint64]
 
 CPU = CpuModel(vendor="amd", maxphyaddr=40, pku=True, pcid=True)
 """The guest's processor: the recordings' emulated one could do all that this package models."""
+NOT_SHADOWED_CR4 = X86_CR4_PKE
+"""What the recorded guest set on its bare processor, but KVM offers no guest with shadow paging."""
 BATCH = 1 << 14
 """Accesses given to one call of the compiled walk."""
 _PAGE_SHIFT = np.uint64(12)
@@ -240,7 +243,11 @@ class Replay:
         """Fill in the tables that there are at the start, then load the registers."""
         self._apply_tables(INITIAL_RECORDS)
         registers = self.stream.registers
-        self.machine.execute(ops.SetSregs(**registers._asdict()))
+        registers = registers._replace(cr4=registers.cr4 & ~NOT_SHADOWED_CR4)
+        op = ops.SetSregs(**registers._asdict())
+        if self.machine.execute(op).result is not None:
+            found = ", ".join(f"{name} {value:x}" for name, value in registers._asdict().items())
+            raise InputError(f"{self.stream.name}: KVM_SET_SREGS refuses the registers of the start: {found}")
 
     def _take(self, step: Step, progress: Callable[[int], object] | None) -> None:
         record = step.record
@@ -263,6 +270,7 @@ class Replay:
     def _control(self, record: int) -> None:
         """Write a control register as the guest did."""
         register, value = int(self.stream.aux[record]), int(self.stream.val[record])
+        value &= ~NOT_SHADOWED_CR4 if CONTROL_NAMES[register] == "cr4" else -1
         op: Op = ops.WriteEfer(value) if CONTROL_NAMES[register] == "efer" else ops.WriteCr(register, value)
         self._expect_ok(record, self.machine.execute(op))
 

@@ -13,18 +13,29 @@ X86_CR0_PE = 1 << 0
 X86_CR0_EM = 1 << 2
 X86_CR0_TS = 1 << 3
 X86_CR0_ET = 1 << 4
+X86_CR0_NE = 1 << 5
 X86_CR0_WP = 1 << 16
 X86_CR0_NW = 1 << 29
 X86_CR0_CD = 1 << 30
 X86_CR0_PG = 1 << 31
 
+X86_CR4_VME = 1 << 0
+X86_CR4_PVI = 1 << 1
+X86_CR4_TSD = 1 << 2
+X86_CR4_DE = 1 << 3
 X86_CR4_PSE = 1 << 4
 X86_CR4_PAE = 1 << 5
 X86_CR4_MCE = 1 << 6
 X86_CR4_PGE = 1 << 7
+X86_CR4_PCE = 1 << 8
+X86_CR4_OSFXSR = 1 << 9
+X86_CR4_OSXMMEXCPT = 1 << 10
+X86_CR4_UMIP = 1 << 11
 X86_CR4_LA57 = 1 << 12
 X86_CR4_VMXE = 1 << 13
+X86_CR4_FSGSBASE = 1 << 16
 X86_CR4_PCIDE = 1 << 17
+X86_CR4_OSXSAVE = 1 << 18
 X86_CR4_SMEP = 1 << 20
 X86_CR4_SMAP = 1 << 21
 X86_CR4_PKE = 1 << 22
@@ -38,6 +49,8 @@ EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
 EFER_NX = 1 << 11
 EFER_SVME = 1 << 12
+EFER_LMSLE = 1 << 13
+EFER_FFXSR = 1 << 14
 
 X86_EFLAGS_FIXED = 1 << 1
 X86_EFLAGS_AC = 1 << 18
@@ -67,6 +80,8 @@ class CpuModel:
         Physical-address width in bits (CPUID 8000_0008H, EAX[7:0]).
     gbpages, nx, pse36, la57, smep, smap, pku, pcid, invpcid : bool
         The CPUID feature of that name.
+    pse, pae, pge, lm, umip, fsgsbase, xsave, fxsr_opt, svm, vmx : bool
+        The same; these decide only which bits of CR4 and EFER there are.
     """
 
     vendor: str = "amd"
@@ -80,6 +95,16 @@ class CpuModel:
     pku: bool = False
     pcid: bool = False
     invpcid: bool = False
+    pse: bool = True
+    pae: bool = True
+    pge: bool = True
+    lm: bool = True
+    umip: bool = True
+    fsgsbase: bool = True
+    xsave: bool = True
+    fxsr_opt: bool = False
+    svm: bool = False
+    vmx: bool = False
 
 
 def rsvd_bits(low: int, high: int) -> int:

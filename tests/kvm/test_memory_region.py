@@ -60,6 +60,44 @@ def test_what_a_slot_may_become(guest: Guest, args: tuple[int, ...], result: int
         assert [(s.base_gfn, s.npages, s.flags) for s in guest.kvm.slots[0].slots] == before
 
 
+@pytest.mark.parametrize(
+    ("op", "result"),
+    [
+        (ops.SetMemslot(1, HOLE, 0x1000, 0, 0), 0),
+        (ops.SetMemslot(1, HOLE, 0x1000, 4, 0), EINVAL),
+        (ops.SetMemslot(1, HOLE + 0x800, 0x1000, 0, 0), EINVAL),
+        (ops.SetMemslot(1, HOLE, 0x1800, 0, 0), EINVAL),
+        (ops.SetMemslot(1, HOLE, 0x1000, 0, 0x800), EINVAL),
+        (ops.SetMemslot(0x7FFC, HOLE, 0x1000, 0, 0), EINVAL),
+        (ops.SetMemslot(0x7FFB, HOLE, 0x1000, 0, 0), 0),
+        (ops.SetMemslot(2 << 16, HOLE, 0x1000, 0, 0), EINVAL),
+        (ops.SetMemslot(1, (1 << 64) - 0x1000, 0x1000, 0, 0), EINVAL),
+        (ops.SetMemslot(1, 1 << 52, 0x1000, 0, 0), EINVAL),
+        (ops.SetMemslot(1, (1 << 52) - 0x1000, 0x1000, 0, 0), 0),
+        (ops.SetMemslot(1, 0, 0, 0, 0), EINVAL),
+        (ops.SetMemslot(0, 0, 0, 0, 0), 0),
+        (ops.GetDirtyLog(0x7FFC), EINVAL),
+        (ops.ClearDirtyLog(5, 1, 1), EINVAL),
+        (ops.ClearDirtyLog(5, 64, 1), ENOENT),
+    ],
+)
+def test_what_the_vmm_may_ask_for(guest: Guest, op: ops.Op, result: int) -> None:
+    """Alignment, numbers and the highest gfn; a size of 0 deletes (``__kvm_set_memory_region``)."""
+    assert guest.machine.execute(op).result == result
+
+
+def test_a_slot_that_cannot_move_comes_back_without_its_pages(guest: Guest) -> None:
+    """The old slot is made invalid first, and valid again (``kvm_set_memslot``)."""
+    guest.read(GVA)
+    generation = guest.kvm.slots[0].generation
+    with guest.watch() as seen:
+        assert guest.machine.execute(ops.SetMemslot(0, 1 << 52, 8 * MIB, 0, 0)).result == EINVAL
+    assert [type(event).__name__ for event in seen][:1] == ["kvm_mmu_zap_all_fast"]
+    assert guest.kvm.slots[0].generation == generation + 4
+    assert not guest.slot.invalid
+    assert guest.read(GVA).kind is OutcomeKind.OK
+
+
 def test_a_new_slot_zaps_nothing_but_is_another_generation(guest: Guest) -> None:
     guest.read(GVA)
     generation = guest.kvm.slots[0].generation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmulab.errors import InputError
@@ -95,6 +97,7 @@ def test_where_it_is_refused() -> None:
 def test_vmx_is_not_for_smm(inside: bool) -> None:
     """CR4.VMXE cannot be set in it (``vmx_is_valid_cr4``)."""
     guest = smm_guest(vendor="intel")
+    guest.vcpu.cpu = replace(guest.vcpu.cpu, vmx=True)
     if inside:
         enter_smm(guest.vcpu)
         with pytest.raises(GeneralProtectionError):

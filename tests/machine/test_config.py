@@ -25,7 +25,7 @@ def test_one_feature_changes() -> None:
 @pytest.mark.parametrize(
     ("feature", "value", "says"),
     [
-        ("svm", 1, "CPUID feature 'svm': the MMU knows maxphyaddr, gbpages, nx, "),
+        ("rdrand", 1, "CPUID feature 'rdrand': the MMU knows maxphyaddr, gbpages, nx, "),
         ("vendor", 1, "CPUID feature 'vendor': the MMU knows "),
         ("smep", 2, "CPUID feature smep is 2, expected 0 or 1"),
         ("maxphyaddr", 53, "maxphyaddr is 35, expected 20 to 34"),

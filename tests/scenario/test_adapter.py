@@ -7,34 +7,33 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.check import NEEDED, OF_VENDOR, VIRTUALIZATION
 from mmulab.scenario.scenario import CPUID_DEFAULTS, HOST_DEFAULTS, MODES, QUIRKS
 
 WITHOUT_EFFECT = {
     # Linux has them on for all, or they decide what no modelled op does.
     "vpid",
-    "nested",
     "vgif",
-    "sev",
     "unrestricted_guest",
+    "sev",
     "force_emulation_prefix",
     # Refused by the runner where it matters.
     "enable_shadow_vmcs",
 }
-CPUID_WITHOUT_EFFECT = {"pse", "pae", "pge", "lm", "umip", "svm", "vmx"}
-OF_A_VENDOR = {"npt": "amd", "ept": "intel"}
 
 
-def configured(vendor: str = "amd", **changes: dict[str, int]) -> object:
-    return machine_config(ScenarioBuilder("32", vendor=vendor, **changes).build())
+def configured(vendor: str = "amd", mode: str = "32", **changes: dict[str, int]) -> object:
+    return machine_config(ScenarioBuilder(mode, vendor=vendor, **changes).build())
 
 
 @pytest.mark.parametrize("name", sorted(HOST_DEFAULTS))
 def test_every_parameter_of_the_host_has_its_effect(name: str) -> None:
     """The other value gives another machine, unless the parameter is known to have none."""
-    vendor = OF_A_VENDOR.get(name, "amd")
+    vendor = OF_VENDOR.get(name, "amd")
     value = HOST_DEFAULTS[name]
     other = {"virt_bits": 48, "phys_bits": 39, "cache_bits": 39}.get(name, 1 - value)
-    changed = configured(vendor, host={name: other}) != configured(vendor)
+    base = dict.fromkeys(NEEDED.get(name, ()), 1)
+    changed = configured(vendor, host={**base, name: other}) != configured(vendor, host=base)
     assert changed is (name not in WITHOUT_EFFECT)
 
 
@@ -42,8 +41,8 @@ def test_every_parameter_of_the_host_has_its_effect(name: str) -> None:
 def test_every_feature_of_the_guests_processor_has_its_effect(name: str) -> None:
     value = CPUID_DEFAULTS[name]
     other = 39 if name == "maxphyaddr" else 1 - value
-    changed = configured(cpu={name: other}) != configured()
-    assert changed is (name not in CPUID_WITHOUT_EFFECT)
+    vendor = VIRTUALIZATION.get(name, "amd")
+    assert configured(vendor, mode="np", cpu={name: other}) != configured(vendor, mode="np")
 
 
 @pytest.mark.parametrize("name", sorted(QUIRKS))
@@ -55,10 +54,11 @@ def test_a_quirk_is_the_hosts(name: str) -> None:
 
 
 def test_two_dimensional_paging_is_each_vendors_own_parameter() -> None:
-    for vendor, other in (("amd", "ept"), ("intel", "npt")):
-        scenario = ScenarioBuilder("32", vendor=vendor, host={other: 1}).build()
-        assert not machine_config(scenario).host.tdp
-        assert machine_config(scenario).host.vendor == machine_config(scenario).cpu.vendor == vendor
+    for vendor, own in (("amd", "npt"), ("intel", "ept")):
+        for value in (0, 1):
+            config = machine_config(ScenarioBuilder("32", vendor=vendor, host={own: value}).build())
+            assert config.host.tdp is bool(value)
+            assert config.host.vendor == config.cpu.vendor == vendor
 
 
 def test_there_are_as_many_vcpus_as_the_ops_name() -> None:

@@ -129,7 +129,7 @@ def test_pdptfix_clears_a_before_each_op() -> None:
 
 def test_an_op_not_modelled_is_refused_by_name_and_line(tmp_path: Path) -> None:
     path = tmp_path / "n.mmu"
-    path.write_text("mmulab-scenario 1\nmode 64\ncpu lm=0\nops\nnop\n@1 smm on\nend\n")
+    path.write_text("mmulab-scenario 1\nmode 32\ncpu lm=0\nops\nnop\n@1 smm on\nend\n")
     with pytest.raises(InputError, match=r"n\.mmu: line 6: the op smm is not modelled for a guest with lm=0"):
         run(read_scenario(path))
 

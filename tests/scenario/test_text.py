@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.check import VIRT_BITS, WIDTHS
 from mmulab.scenario.grammar import Step
 from mmulab.scenario.scenario import (
     CPUID_DEFAULTS,
@@ -37,7 +38,10 @@ EXAMPLE = Path(__file__).parent / "examples/first_fault.mmu"
 
 
 def _changed(defaults: dict[str, int]) -> st.SearchStrategy[dict[str, int]]:
-    changes = st.dictionaries(st.sampled_from(sorted(defaults)), st.integers(0, 99), max_size=3)
+    values = {name: st.integers(*WIDTHS.get(name, (0, 1))) for name in defaults}
+    values |= {"virt_bits": st.sampled_from(VIRT_BITS)} if "virt_bits" in defaults else {}
+    names = st.lists(st.sampled_from(sorted(defaults)), max_size=3, unique=True)
+    changes = names.flatmap(lambda names: st.fixed_dictionaries({name: values[name] for name in names}))
     return changes.map(lambda change: {**defaults, **change})
 
 
@@ -133,6 +137,13 @@ def _with(header: str = "", ops: str = "") -> str:
         (_with("thp yes\n"), "line 3: 'yes', expected 0 or 1"),
         (_with("host\n"), "line 3: no arguments, expected VENDOR [KEY=VALUE ..]"),
         (_with("host amd npt\n"), "line 3: 'npt', expected KEY=VALUE"),
+        (_with("host amd npt=2\nmem 1000000\n"), "line 3: npt is 2, expected 0 or 1"),
+        (_with("host amd phys_bits=99\n"), "line 3: phys_bits is 99, expected 20 to 34"),
+        (_with("host amd virt_bits=38\n"), "line 3: virt_bits is 38, expected 30 or 39"),
+        (_with("host intel cache_bits=10\n"), "line 3: cache_bits is 10, expected 20 to 34"),
+        (_with("cpu maxphyaddr=35\n"), "line 3: maxphyaddr is 35, expected 20 to 34"),
+        (_with("cpu smep=2\n"), "line 3: smep is 2, expected 0 or 1"),
+        (_with("slot 1 0 1000 8 0\n"), "line 3: FLAGS is 8, expected 0 to 3"),
         (_with("cpu smep=q\n"), "line 3: smep is 'q', expected a hexadecimal number"),
         (_with("alloc 20000 20800\n"), "line 3: GPA is 20800, expected a multiple of 1000"),
         (_with("alloc\n"), "line 3: no arguments, expected GPA .."),

@@ -18,6 +18,7 @@ from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
+from mmulab.kvm.sregs import invalid_cr4, kvm_valid_efer
 from mmulab.kvm.state import NestedGuest, Request, Vcpu, vcpu_memslots
 from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
@@ -57,22 +58,33 @@ SVM_EXITS = {
 _REASONS = {code: reason for reason, code in SVM_EXITS.items()}
 
 VMCB = {
+    "iopm_base_pa": (0x40, 8),
+    "msrpm_base_pa": (0x48, 8),
     "asid": (0x58, 4),
     "exit_code": (0x70, 8),
     "exit_info_1": (0x78, 8),
     "exit_info_2": (0x80, 8),
     "exit_int_info": (0x88, 4),
     "nested_ctl": (0x90, 8),
+    "event_inj": (0xA8, 4),
     "nested_cr3": (0xB0, 8),
+    "cs_attrib": (0x412, 2),
     "cpl": (0x4CB, 1),
     "efer": (0x4D0, 8),
     "cr4": (0x548, 8),
     "cr3": (0x550, 8),
     "cr0": (0x558, 8),
+    "dr7": (0x560, 8),
+    "dr6": (0x568, 8),
     "rip": (0x578, 8),
     "cr2": (0x640, 8),
 }
 """Offset and size of the fields of a VMCB that concern paging, and its exit fields."""
+BITMAPS = {"iopm_base_pa": 3 << 12, "msrpm_base_pa": 2 << 12}
+"""Bytes of the permission maps of I/O ports and MSRs."""
+SVM_SELECTOR_L_MASK = 1 << 9
+SVM_SELECTOR_DB_MASK = 1 << 10
+SVM_EVTINJ_VALID = 1 << 31
 INTERCEPT_WORDS = 6
 INTERCEPT_EXCEPTION = 2
 """Word of the intercepts that holds those of exceptions, by vector."""
@@ -162,8 +174,8 @@ def _write_vmcb(vcpu: Vcpu, gpa: int, field: str, value: int) -> None:
     kvm_write_guest(vcpu, gpa + offset, size, value & ((1 << 8 * size) - 1))
 
 
-def _refuse(vcpu: Vcpu, nested: SvmNested) -> None:
-    """Refuse intercepts of L1 that the model would not obey.
+def _refuse(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> None:
+    """Refuse intercepts and an injection of L1 that the model would not obey, and an L2 in real mode.
 
     KVM runs L2 with L1's intercepts beside its own (``recalc_intercepts``). Here
     an instruction or exception exits only if KVM itself intercepts it, so what
@@ -174,6 +186,10 @@ def _refuse(vcpu: Vcpu, nested: SvmNested) -> None:
     ------
     InputError
     """
+    if fields["event_inj"] & SVM_EVTINJ_VALID:
+        raise InputError(f"the VMCB injects an event ({fields['event_inj']:#x}), which is not modelled")
+    if not fields["cr0"] & X86_CR0_PE:
+        raise InputError("the VMCB has CR0.PE=0: an L2 in real mode is not modelled")
     npt = vcpu.kvm.config.tdp
     for reason in _INTERCEPTS_NOT_MODELLED + (_INTERCEPTS_NOT_MODELLED_WITH_NPT if npt else ()):
         if nested.intercepted(SVM_EXITS[reason]):
@@ -205,25 +221,41 @@ def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
         for field in ("exit_info_1", "exit_info_2"):
             _write_vmcb(vcpu, gpa, field, 0)
         return
-    _refuse(vcpu, nested)
+    _refuse(vcpu, nested, control)
     nested.l1 = {"efer": vcpu.efer, "cr0": vcpu.cr0, "cr4": vcpu.cr4, "cr3": vcpu.cr3, "rip": vcpu.rip}
     _enter_svm_guest_mode(vcpu, nested, control)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
 
 
-def _check_vmcb(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -> bool:
-    """Check what VMRUN checks (``__nested_vmcb_check_controls``, ``__nested_vmcb_check_save``)."""
+def _check_vmcb(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> bool:
+    """Check what VMRUN checks."""
+    return _check_save(vcpu, fields) and _check_controls(vcpu, nested, fields)
+
+
+def _check_controls(vcpu: Vcpu, nested: SvmNested, control: dict[str, int]) -> bool:
+    """Check the control area (``__nested_vmcb_check_controls``)."""
     beyond = vcpu.cpu.maxphyaddr
-    if not nested.intercepted(SVM_EXITS["vmrun"]) or not save["asid"]:
+    if not nested.intercepted(SVM_EXITS["vmrun"]) or not control["asid"]:
         return False
     if nested.npt and (not vcpu.kvm.config.tdp or nested.nested_pgd >> beyond):
         return False
-    cr0 = save["cr0"]
-    if not save["efer"] & EFER_SVME or cr0 >> 32 or (cr0 & X86_CR0_NW and not cr0 & X86_CR0_CD):
+    return not any((control[name] & ~0xFFF) + size - 1 >> beyond for name, size in BITMAPS.items())
+
+
+def _check_save(vcpu: Vcpu, save: dict[str, int]) -> bool:
+    """Check L2's registers (``__nested_vmcb_check_save``)."""
+    cr0, cr4, efer = save["cr0"], save["cr4"], save["efer"]
+    if not efer & EFER_SVME or cr0 >> 32 or (cr0 & X86_CR0_NW and not cr0 & X86_CR0_CD):
         return False
-    if save["efer"] & EFER_LME and cr0 & X86_CR0_PG:
-        return bool(save["cr4"] & X86_CR4_PAE and cr0 & X86_CR0_PE and not save["cr3"] >> beyond)
-    return True
+    if save["dr6"] >> 32 or save["dr7"] >> 32:
+        return False
+    if efer & EFER_LME and cr0 & X86_CR0_PG:
+        if not cr4 & X86_CR4_PAE or not cr0 & X86_CR0_PE or save["cr3"] >> vcpu.cpu.maxphyaddr:
+            return False
+        if save["cs_attrib"] & SVM_SELECTOR_L_MASK and save["cs_attrib"] & SVM_SELECTOR_DB_MASK:
+            return False
+    config = vcpu.kvm.config
+    return not invalid_cr4(config, vcpu.cpu, cr4) and kvm_valid_efer(config, vcpu.cpu, efer)
 
 
 def _transition_tlb_flush(vcpu: Vcpu) -> None:

@@ -16,19 +16,20 @@ from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, root_previous
 from mmulab.kvm.operand import NoOperandError, read_operand
 from mmulab.kvm.roots import kvm_mmu_free_guest_mode_roots, kvm_mmu_free_roots
+from mmulab.kvm.sregs import nested_cr4_valid, nested_host_cr0_valid
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
-from mmulab.kvm.vmx.nested import (
-    VMXERR_ENTRY_INVALID_CONTROL_FIELD,
-    VMXERR_ENTRY_INVALID_HOST_STATE_FIELD,
+from mmulab.kvm.vmx.checks import (
     check_controls,
     check_host_state,
     consistency_check,
+    nested_vmx_check_eptp,
+    page_address_valid,
+)
+from mmulab.kvm.vmx.nested import (
     nested_ept_new_eptp,
     nested_ept_root_matches,
-    nested_vmx_check_eptp,
     nested_vmx_enter_non_root_mode,
     nested_vmx_vmexit,
-    page_address_valid,
 )
 from mmulab.kvm.vmx.vmcs12 import (
     FIELD_OF,
@@ -51,6 +52,8 @@ VMXERR_VMPTRLD_VMXON_POINTER = 10
 VMXERR_VMPTRLD_INCORRECT_VMCS_REVISION_ID = 11
 VMXERR_VMXON_IN_VMX_ROOT_OPERATION = 15
 VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID = 28
+VMXERR_ENTRY_INVALID_CONTROL_FIELD = 7
+VMXERR_ENTRY_INVALID_HOST_STATE_FIELD = 8
 """VM-instruction errors (SDM 3, 31.4)."""
 EXTENT_CONTEXT, EXTENT_GLOBAL = 1, 2
 """Types of INVEPT."""
@@ -76,6 +79,9 @@ def handle_vmx_instruction(vcpu: Vcpu, insn: Instruction) -> Verdict:
 
 
 def _handle(vcpu: Vcpu, insn: Instruction) -> Verdict:
+    if not vcpu.kvm.config.nested and insn.mnemonic is not Mnemonic.VMCALL:
+        kvm_queue_exception(vcpu, UD_VECTOR)  # handle_vmx_instruction of vmx.c
+        return Verdict.RESUME
     if insn.mnemonic is Mnemonic.VMXON:
         return _vmxon(vcpu, insn)
     if insn.mnemonic is Mnemonic.VMFUNC:
@@ -141,6 +147,9 @@ def _vmxon(vcpu: Vcpu, insn: Instruction) -> Verdict:
         return Verdict.RESUME
     if vmx.vmxon_ptr != INVALID_GPA:
         return _fail(vcpu, VMXERR_VMXON_IN_VMX_ROOT_OPERATION)
+    if not nested_host_cr0_valid(vcpu.cr0) or not nested_cr4_valid(vcpu, vcpu.cr4):
+        kvm_queue_exception(vcpu, GP_VECTOR, 0)
+        return Verdict.RESUME
     (region,) = read_operand(vcpu, insn.gva, 1)
     if not page_address_valid(vcpu, region) or kvm_read_guest(vcpu, region, 4) != VMCS12_REVISION:
         return _flags(vcpu, 1, 0)

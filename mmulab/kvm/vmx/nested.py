@@ -19,13 +19,23 @@ from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
 from mmulab.kvm.state import NestedGuest, Request, Vcpu
+from mmulab.kvm.vmx.checks import (
+    ENTRY_FAIL_DEFAULT,
+    ENTRY_FAIL_PDPTE,
+    VM_ENTRY_IA32E_MODE,
+    VM_ENTRY_LOAD_IA32_EFER,
+    VM_EXIT_HOST_ADDR_SPACE_SIZE,
+    VM_EXIT_LOAD_IA32_EFER,
+    VM_EXIT_SAVE_IA32_EFER,
+    check_guest_state,
+    consistency_check,
+    refuse_controls,
+)
 from mmulab.kvm.vmx.vmcs12 import (
     INVALID_GPA,
     SECONDARY_EXEC_ENABLE_EPT,
     SECONDARY_EXEC_ENABLE_PML,
-    SECONDARY_EXEC_ENABLE_VMFUNC,
     SECONDARY_EXEC_ENABLE_VPID,
-    SECONDARY_EXEC_UNRESTRICTED_GUEST,
     VmxState,
 )
 from mmulab.kvm.x86 import (
@@ -35,9 +45,9 @@ from mmulab.kvm.x86 import (
     load_pdptrs,
     nested_load_cr3,
 )
-from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
+from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
 from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
-from mmulab.x86.regs import EFER_LMA, EFER_LME, X86_CR0_PE, X86_CR0_PG, X86_CR4_PAE
+from mmulab.x86.regs import EFER_LMA, EFER_LME
 
 EXIT_REASONS = {
     "triple_fault": 2,
@@ -71,16 +81,9 @@ INTR_TYPE_HARD_EXCEPTION = 3 << 8
 DEBUG_SINGLE_STEP = 1 << 14
 INTR_INFO_UNBLOCK_NMI = 1 << 12
 
-VM_ENTRY_IA32E_MODE = 1 << 9
-VM_ENTRY_LOAD_IA32_EFER = 1 << 15
-VM_EXIT_HOST_ADDR_SPACE_SIZE = 1 << 9
-VM_EXIT_SAVE_IA32_EFER = 1 << 20
-VM_EXIT_LOAD_IA32_EFER = 1 << 21
+EXIT_REASON_INVALID_STATE = 33
+VMX_EXIT_REASONS_FAILED_VMENTRY = 1 << 31
 
-VMXERR_ENTRY_INVALID_CONTROL_FIELD = 7
-VMXERR_ENTRY_INVALID_HOST_STATE_FIELD = 8
-
-_EPTP_MT_MASK, _EPTP_MT_UC, _EPTP_MT_WB = 7, 0, 6
 _EPTP_PA_MASK = 0xFFFFFFFFFF000
 _PML_ENTRIES = 512
 _PDPTRS = ("guest_pdptr0", "guest_pdptr1", "guest_pdptr2", "guest_pdptr3")
@@ -97,16 +100,6 @@ _NOT_MODELLED = (
     "guest_activity_state",
 )
 """Fields of which the model knows only the value 0."""
-_CONTROLS_NOT_MODELLED = {
-    9: "INVLPG exiting",
-    15: "CR3-load exiting",
-    24: "unconditional I/O exiting",
-    25: "I/O bitmaps",
-    28: "MSR bitmaps",
-}
-"""Processor-based controls that the model does not know, by bit."""
-
-
 class VmxNested(NestedGuest):
     """What is kept of L2 while it runs; the rest is in :attr:`Vcpu.vmx`."""
 
@@ -175,77 +168,6 @@ class VmxNested(NestedGuest):
         return True
 
 
-def consistency_check(vcpu: Vcpu, failed: bool) -> bool:
-    """Report a check that failed (``CC``); returns whether it did."""
-    if failed and vcpu.kvm.emit is not None:
-        vcpu.kvm.emit(ev.kvm_nested_vmenter_failed(0))
-    return failed
-
-
-def page_address_valid(vcpu: Vcpu, gpa: int) -> bool:
-    """Whether `gpa` is page-aligned and within the guest's physical addresses."""
-    return not gpa & 0xFFF and not gpa >> vcpu.cpu.maxphyaddr
-
-
-def nested_vmx_check_eptp(vcpu: Vcpu, eptp: int) -> bool:
-    """Whether KVM offers L1 this EPT pointer: write-back; 5 levels and A/D only if the host has them."""
-    kvm = vcpu.kvm
-    memory_type, levels = eptp & _EPTP_MT_MASK, eptp & VMX_EPTP_PWL_MASK
-    if memory_type not in (_EPTP_MT_UC, _EPTP_MT_WB):
-        return False
-    if consistency_check(vcpu, memory_type == _EPTP_MT_UC):
-        return False
-    if levels not in (VMX_EPTP_PWL_4, VMX_EPTP_PWL_5):
-        return False
-    if consistency_check(vcpu, levels == VMX_EPTP_PWL_5 and not kvm.config.la57):
-        return False
-    if consistency_check(vcpu, bool(eptp >> vcpu.cpu.maxphyaddr or eptp & 0xF80)):
-        return False
-    wants_ad = bool(eptp & VMX_EPTP_AD_ENABLE_BIT)
-    return not consistency_check(vcpu, wants_ad and not kvm.fmt.ad_enabled)
-
-
-def check_controls(vcpu: Vcpu) -> bool:
-    """Check the execution controls that concern paging (``nested_check_vm_execution_controls``)."""
-    vmx = vcpu.vmx
-    ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
-    if vmx.has_secondary(SECONDARY_EXEC_ENABLE_PML):
-        usable = ept and page_address_valid(vcpu, vmx.get("pml_address"))
-        if consistency_check(vcpu, not usable):
-            return False
-    if consistency_check(vcpu, vmx.has_secondary(SECONDARY_EXEC_UNRESTRICTED_GUEST) and not ept):
-        return False
-    vpid = vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID)
-    if consistency_check(vcpu, vpid and not vmx.get("virtual_processor_id")):
-        return False
-    if ept and consistency_check(vcpu, not nested_vmx_check_eptp(vcpu, vmx.get("ept_pointer"))):
-        return False
-    if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC):
-        return True
-    functions = vmx.get("vm_function_control")
-    if consistency_check(vcpu, bool(functions & ~1)):
-        return False
-    usable = ept and page_address_valid(vcpu, vmx.get("eptp_list_address"))
-    return not consistency_check(vcpu, bool(functions & 1) and not usable)
-
-
-def check_host_state(vcpu: Vcpu) -> bool:
-    """Check what L1 is to come back with (``nested_vmx_check_host_state``)."""
-    vmx = vcpu.vmx
-    exits = vmx.get("vm_exit_controls")
-    long_mode = bool(exits & VM_EXIT_HOST_ADDR_SPACE_SIZE)
-    efer = vmx.get("host_ia32_efer")
-    checks = [
-        long_mode != is_long_mode(vcpu),
-        bool(vmx.get("host_cr3") >> vcpu.cpu.maxphyaddr),
-        long_mode and not vmx.get("host_cr4") & X86_CR4_PAE,
-        not long_mode and bool(vmx.get("vm_entry_controls") & VM_ENTRY_IA32E_MODE),
-    ]
-    if exits & VM_EXIT_LOAD_IA32_EFER:
-        checks += [long_mode != bool(efer & EFER_LMA), long_mode != bool(efer & EFER_LME)]
-    return not any(consistency_check(vcpu, failed) for failed in checks)
-
-
 def _refuse(vmx: VmxState) -> None:
     """Refuse a VMCS that asks for what the model does not know.
 
@@ -256,17 +178,9 @@ def _refuse(vmx: VmxState) -> None:
     for name in _NOT_MODELLED:
         if vmx.get(name):
             raise InputError(f"VMCS field {name} is {vmx.get(name):#x}; only 0 is modelled")
-    controls = vmx.get("cpu_based_vm_exec_control")
-    for bit, name in _CONTROLS_NOT_MODELLED.items():
-        if controls >> bit & 1:
-            raise InputError(f"the VMCS turns {name} on (control bit {bit}), which is not modelled")
+    refuse_controls(vmx)
     if vmx.get("vm_entry_intr_info_field") & INTR_INFO_VALID:
         raise InputError("the VMCS injects an event at VM entry, which is not modelled")
-    cr0, cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
-    long_mode = vmx.get("vm_entry_controls") & VM_ENTRY_IA32E_MODE
-    paging = cr0 & X86_CR0_PG
-    if (paging and not cr0 & X86_CR0_PE) or (long_mode and not (paging and cr4 & X86_CR4_PAE)):
-        raise InputError("VM entry fails on L2's control registers, which is not modelled")
 
 
 def _transition_tlb_flush(vcpu: Vcpu, *, entry: bool) -> None:
@@ -300,13 +214,14 @@ def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
 def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     """Enter L2 with the current VMCS, whose controls have passed the checks.
 
+    If L2's state does not pass, L1 goes on as after an exit, with its reason.
+
     Raises
     ------
     InputError
         The VMCS asks for what is not modelled.
     """
     vmx = vcpu.vmx
-    _refuse(vmx)
     ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
     eptp, cr3 = vmx.get("ept_pointer"), vmx.get("guest_cr3")
     emit = vcpu.kvm.emit
@@ -317,24 +232,50 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     if not vmx.vmcs02_loaded:
         vmx.vmcs02_loaded = True
         vcpu.requests |= Request.TLB_FLUSH
+    failure = check_guest_state(vcpu)
+    if failure is not None:
+        _fail_vmentry(vcpu, failure)
+        return
+    _refuse(vmx)
     if not ept and is_pae_paging(vcpu) and not load_pdptrs(vcpu, vcpu.cr3):
         raise InputError("VM entry finds L1's PDPTEs invalid, which is not modelled")
+    failure = _prepare_vmcs02(vcpu, cr3, eptp if ept else None)
+    if failure is not None:
+        kvm_service_local_tlb_flush_requests(vcpu)
+        vcpu.guest_mode, vcpu.nested = False, None
+        _fail_vmentry(vcpu, failure)
+        return
+    vcpu.rip = vmx.get("guest_rip")
+    vcpu.cpl, vcpu.ac = vmx.get("guest_ss_ar_bytes") >> 5 & 3, False
+    vmx.nested_run_pending = True
+
+
+def _prepare_vmcs02(vcpu: Vcpu, cr3: int, eptp: int | None) -> int | None:
+    """Give the vCPU L2's registers and contexts; the failure code if CR3 or the PDPTEs are not legal."""
+    vmx = vcpu.vmx
     vcpu.guest_mode = True
     vcpu.nested = VmxNested()
     _transition_tlb_flush(vcpu, entry=True)
-    if ept:
+    if eptp is not None:
         vcpu.mmu = vcpu.guest_mmu
         nested_ept_new_eptp(vcpu, eptp)
         vcpu.walk_mmu = vcpu.nested_mmu
     vcpu.cr0, vcpu.cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
     vcpu.efer = _guest_efer(vcpu)
-    if not nested_load_cr3(vcpu, cr3, nested_tdp=ept):
-        raise InputError("VM entry fails on L2's CR3 or PDPTEs, which is not modelled")
-    if ept and is_pae_paging(vcpu):
+    if consistency_check(vcpu, bool(cr3 >> vcpu.cpu.maxphyaddr)):
+        return ENTRY_FAIL_DEFAULT
+    if consistency_check(vcpu, not nested_load_cr3(vcpu, cr3, nested_tdp=eptp is not None)):
+        return ENTRY_FAIL_PDPTE
+    if eptp is not None and is_pae_paging(vcpu):
         vcpu.walk_mmu.pdptrs = [vmx.get(name) for name in _PDPTRS]
-    vcpu.rip = vmx.get("guest_rip")
-    vcpu.cpl, vcpu.ac = vmx.get("guest_ss_ar_bytes") >> 5 & 3, False
-    vmx.nested_run_pending = True
+    return None
+
+
+def _fail_vmentry(vcpu: Vcpu, failure: int) -> None:
+    """Go on in L1 after an entry that failed on L2's state (SDM 3, 27.8): no more is told of it."""
+    _load_vmcs12_host_state(vcpu)
+    vcpu.vmx.put("exit_qualification", failure)
+    vcpu.vmx.put("vm_exit_reason", EXIT_REASON_INVALID_STATE | VMX_EXIT_REASONS_FAILED_VMENTRY)
 
 
 def _guest_efer(vcpu: Vcpu) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from mmulab.kvm.svm.nested import VMCB
-from mmulab.kvm.vmx.nested import (
+from mmulab.kvm.vmx.checks import (
     VM_ENTRY_IA32E_MODE,
     VM_ENTRY_LOAD_IA32_EFER,
     VM_EXIT_HOST_ADDR_SPACE_SIZE,

@@ -34,7 +34,8 @@ def smm_guest(mode: str, l0: int, *, vendor: str = "amd", **host: int) -> Scenar
     **host
         Parameters of the host.
     """
-    host = {"virt_bits": 57 if l0 == 5 else 48, "unrestricted_guest": 1, **host}
+    real_mode = {"unrestricted_guest": 1} if vendor == "intel" else {}
+    host = {"virt_bits": 57 if l0 == 5 else 48, **real_mode, **host}
     builder = ScenarioBuilder(mode, vendor=vendor, host=host, mem=_MEM)
     builder.slot(0, 0, _MEM).slot(_SMM, 0, UPPER).slot(_SMM | 1, UPPER, _PAGE, 0, _HIDDEN)
     builder.slot(_SMM | 2, UPPER + _PAGE, _MEM - UPPER - _PAGE, 0, UPPER + _PAGE)

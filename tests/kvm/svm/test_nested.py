@@ -18,7 +18,9 @@ from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.helpers import HELPER_S
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.runner import run as run_scenario
 from mmulab.scenario.scenario import MODES
+from mmulab.scenario.text import parse_scenario
 from mmulab.x86.pferr import PF_VECTOR, PFERR_PRESENT_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -29,6 +31,7 @@ from mmulab.x86.regs import (
     X86_CR4_MCE,
     X86_CR4_PAE,
     X86_CR4_PGE,
+    X86_CR4_PKE,
 )
 from tests.kvm.l1 import (
     CONTROL_PAGE,
@@ -131,11 +134,22 @@ BAD = [
     {"cr4": LONG.cr4 & ~X86_CR4_PAE},
     {"cr0": LONG.cr0 & ~X86_CR0_PE},
     {"cr3": 1 << MAXPHYADDR},
+    {"cr4": LONG.cr4 | 1 << 23},
+    {"cr4": LONG.cr4 | X86_CR4_PKE},
+    {"efer": LONG.efer | EFER_SVME | 1 << 1},
+    {"efer": LONG.efer | EFER_SVME | 1 << 14},
+    {"dr6": 1 << 32},
+    {"dr7": 1 << 63},
+    {"cs_attrib": 3 << 9},
+    {"iopm_base_pa": (1 << MAXPHYADDR) - 0x2000},
+    {"msrpm_base_pa": 1 << MAXPHYADDR},
 ]
 GOOD = [
     {"asid": 5},
     {"cr0": LONG.cr0 | X86_CR0_NW | X86_CR0_CD},
     {"cr3": L2_ROOT | 0x18},
+    {"cs_attrib": 1 << 9, "dr6": 0xFFFF0FF0, "dr7": 0x400},
+    {"iopm_base_pa": (1 << MAXPHYADDR) - 0x3000, "msrpm_base_pa": (1 << MAXPHYADDR) - 0x1801},
 ]
 
 
@@ -155,6 +169,39 @@ def test_vmrun_of_a_bad_vmcb_goes_back_to_l1(fields: dict[str, int]) -> None:
 def test_what_vmrun_allows(fields: dict[str, int]) -> None:
     _, (entry,) = steps(svm("64", "64", 5), ENTER, **fields)
     assert entry.outcome.kind is OutcomeKind.L2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"event_inj": 1 << 31 | 3 << 8 | 14}, "injects an event"),
+        ({"cr0": 0x20, "efer": EFER_SVME}, "real mode"),
+    ],
+)
+def test_what_vmrun_takes_and_the_model_does_not_is_refused(fields: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        steps(svm("64", "64", 5), ENTER, **fields)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "host amd nested=0\ncpu svm=1",
+        "host amd npt=1\ncpu svm=1",
+        "host amd\ncpu svm=1\nsregs 31 0 0 1000",
+    ],
+)
+def test_vmrun_is_undefined_without_svme_or_paging(header: str) -> None:
+    """``nested_svm_check_permissions``; with ``nested=0`` no guest gets SVME."""
+    mode, root = ("np", "") if "sregs" in header else ("64", "root 10000\n")
+    text = f"mmulab-scenario 1\nmode {mode}\n{header}\n{root}ops\nvmrun b000\nend\n"
+    (result,) = [r for r in run_scenario(parse_scenario(text)) if r.text.startswith("vmrun")]
+    assert (result.outcome.kind, result.outcome.vector) == (OutcomeKind.EXC, 6)
+
+
+def test_l2_that_turns_svm_off_is_refused() -> None:
+    with pytest.raises(InputError, match="clears SVME while L2 runs, which is not modelled"):
+        steps(svm("64", "64", 5), ENTER, "efer d00")
 
 
 def test_vmrun_wants_the_intercept_of_itself() -> None:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE, VmxState
-from mmulab.machine.op import OutcomeKind
+from mmulab.machine.op import Outcome, OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.runner import run as run_scenario
 from mmulab.scenario.scenario import MODES
+from mmulab.scenario.text import parse_scenario
 from mmulab.x86.regs import X86_CR4_VMXE
 from tests.kvm.l1 import run, vmx, work
 
@@ -53,6 +55,7 @@ def guest(
     directory: int = RWX,
     ad: bool = True,
     fields: dict[str, int] | None = None,
+    host: dict[str, int] | None = None,
 ) -> tuple[list[Result], int]:
     """Run an L1 that enters a nonpaging L2 on a 4-level EPT, then `ops`.
 
@@ -63,7 +66,7 @@ def guest(
     leaf : int
         L1's entry for GPA afterwards.
     """
-    host = {"ept": 1, "tdp_mmu": 0, "virt_bits": 48}
+    host = {"ept": 1, "tdp_mmu": 0, "virt_bits": 48, **(host or {})}
     b = ScenarioBuilder("64", vendor="intel", cpu={"vmx": 1, "la57": 0}, host=host)
     regs = MODES["64"]
     regs = regs._replace(cr3=L1_ROOT, cr4=regs.cr4 | X86_CR4_VMXE)
@@ -95,7 +98,7 @@ def guest(
     for name, value in image.items():
         field = VMCS12[name]
         for i in range(0, field.size, 4):
-            b.value(4, VMCS + field.offset + i, value >> 8 * i & 0xFFFFFFFF)
+            b.value(min(field.size, 4), VMCS + field.offset + i, value >> 8 * i & 0xFFFFFFFF)
     b.value(4, VMXON_REGION, VMCS12_REVISION)
     for op in ("nop", f"vmxon {VMXON_REGION:x}", f"vmrun {VMCS:x}", *ops):
         b.op(op)
@@ -195,12 +198,149 @@ def test_an_ept_pointer_out_of_memory_ends_the_vm() -> None:
         ("exception_bitmap", 1 << 14, "exception_bitmap is 0x4000"),
         ("cpu_based_vm_exec_control", 1 << 31 | 1 << 9, "INVLPG exiting"),
         ("vm_entry_intr_info_field", 1 << 31, "injects an event"),
-        ("guest_cr0", 1 << 31, "control registers"),
+        ("vm_entry_controls", 1 << 15 | 1 << 14, "loading IA32_PAT on .bit 14 of vm_entry_controls."),
+        ("vm_exit_controls", 1 << 9 | 1 << 21 | 1 << 12, "loading IA32_PERF_GLOBAL_CTRL on"),
+        ("pin_based_vm_exec_control", 1 << 6, "the preemption timer on"),
+        ("secondary_vm_exec_control", 0x82 | 1 << 14, "VMCS shadowing on"),
+        ("guest_activity_state", 1, "guest_activity_state is 0x1"),
     ],
 )
 def test_what_is_not_modelled_is_refused_by_name(field: str, value: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         guest(fields={field: value})
+
+
+BEYOND = 1 << 40
+SELECTORS = {f"host_{name}_selector": 0x10 for name in ("cs", "ss", "ds", "es", "fs", "gs", "tr")}
+BAD_CONTROLS: list[dict[str, int]] = [
+    {"pin_based_vm_exec_control": 1 << 1},
+    {"pin_based_vm_exec_control": 1 << 8},
+    {"pin_based_vm_exec_control": 1 << 5},
+    {"cpu_based_vm_exec_control": 1 << 31 | 0x172},
+    {"cpu_based_vm_exec_control": 1 << 31 | 1 << 17},
+    {"cpu_based_vm_exec_control": 1 << 31 | 1 << 22},
+    {"secondary_vm_exec_control": 1 << 1 | 1 << 7 | 1 << 22},
+    {"secondary_vm_exec_control": 1 << 7},
+    {"secondary_vm_exec_control": 1 << 1 | 1 << 7 | 1 << 5},
+    {"cr3_target_count": 1},
+    {"vm_exit_controls": 1 << 9 | 1 << 20 | 1 << 21 | 1 << 24},
+    {"vm_exit_controls": 1 << 9 | 1 << 20 | 1 << 21 | 1 << 22},
+    {"vm_exit_controls": 1 << 9 | 1 << 20 | 1 << 21 | 1},
+    {"vm_entry_controls": 1 << 15 | 1 << 10},
+    {"vm_entry_controls": 1 << 15 | 1},
+]
+BAD_HOST_STATE: list[dict[str, int]] = [
+    {"vm_exit_controls": 1 << 20},
+    {"host_cr0": 0x80010011},
+    {"host_cr0": 0x31},
+    {"host_cr4": 0x20},
+    {"host_cr4": 0x802020},
+    {"host_cr4": 0x2000},
+    {"host_cr3": BEYOND},
+    {"host_rip": 1 << 47},
+    {"host_fs_base": 1 << 47},
+    {"host_tr_base": 1 << 63},
+    {"host_ia32_sysenter_eip": 1 << 48},
+    {"host_ia32_efer": 0x1D00},
+    {"host_ia32_efer": 0x900},
+    {"host_ia32_efer": 0},
+    {**SELECTORS, "host_ds_selector": 0x13},
+    {**SELECTORS, "host_cs_selector": 0},
+    {**SELECTORS, "host_tr_selector": 0x14},
+]
+BAD_GUEST_STATE: list[tuple[dict[str, int], int]] = [
+    ({"guest_cr0": 1 << 31 | 0x20}, 0),
+    ({"guest_cr0": 0x11}, 0),
+    ({"guest_cr0": 1 << 32 | 0x31}, 0),
+    ({"guest_cr4": 0}, 0),
+    ({"guest_cr4": 0x802000}, 0),
+    ({"guest_cr4": 0x3000}, 0),
+    ({"guest_cr3": BEYOND}, 0),
+    ({"guest_ia32_efer": 0x1000}, 0),
+    ({"guest_ia32_efer": 0x500}, 0),
+    ({"vm_entry_controls": 1 << 15 | 1 << 9, "guest_ia32_efer": 0xD00}, 0),
+    ({"vm_entry_controls": 1 << 15 | 1 << 2, "guest_dr7": 1 << 32}, 0),
+    ({"guest_activity_state": 2}, 0),
+    ({"vmcs_link_pointer": 0x10800}, 4),
+    ({"vmcs_link_pointer": 0x10000}, 4),
+]
+
+
+@pytest.mark.parametrize("fields", BAD_CONTROLS, ids=str)
+def test_vm_entry_fails_on_controls_that_kvm_does_not_offer(fields: dict[str, int]) -> None:
+    (entry,), _ = guest(fields=fields)
+    assert (entry.outcome.kind, entry.outcome.zf, entry.outcome.error) == (OutcomeKind.VMFAIL, 1, 7)
+    assert any(isinstance(e, ev.kvm_nested_vmenter) for e in entry.events) is False
+
+
+@pytest.mark.parametrize("fields", BAD_HOST_STATE, ids=str)
+def test_vm_entry_fails_on_a_state_that_l1_cannot_have(fields: dict[str, int]) -> None:
+    (entry,), _ = guest(fields=fields)
+    assert (entry.outcome.kind, entry.outcome.zf, entry.outcome.error) == (OutcomeKind.VMFAIL, 1, 8)
+
+
+@pytest.mark.parametrize(("fields", "qualification"), BAD_GUEST_STATE, ids=str)
+def test_l1_gets_an_exit_for_a_state_that_l2_cannot_have(fields: dict[str, int], qualification: int) -> None:
+    (entry, after), _ = guest(f"rd s 4 {L1_WINDOW:x}", fields=fields)
+    assert entry.outcome.kind is OutcomeKind.VMEXIT
+    assert entry.outcome.vmexit is not None
+    assert (entry.outcome.vmexit["reason"], entry.outcome.vmexit["qual"]) == (1 << 31 | 33, qualification)
+    assert any(isinstance(e, ev.kvm_nested_vmenter_failed) for e in entry.events)
+    assert after.outcome.kind is OutcomeKind.OK, "L1 goes on"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        SELECTORS,
+        {"vmcs_link_pointer": (1 << 64) - 1},
+        {"cpu_based_vm_exec_control": 0x84006172, "pin_based_vm_exec_control": 0x16},
+        {"vm_exit_controls": 0x336FFF, "vm_entry_controls": 0x91FF, "guest_dr7": 0x400},
+    ],
+    ids=str,
+)
+def test_what_vm_entry_allows(fields: dict[str, int]) -> None:
+    (entry,), _ = guest(fields=fields)
+    assert entry.outcome.kind is OutcomeKind.L2
+
+
+def test_controls_around_ept_take_a_host_that_has_it() -> None:
+    """``nested_vmx_setup_ctls_msrs``; page-modification logging takes A/D bits as well."""
+    pml = {"secondary_vm_exec_control": 0x20082}
+    for host, fields in (({"ept": 0}, {}), ({"eptad": 0}, pml)):
+        (entry,), _ = guest(fields=fields, ad=False, host=host)
+        assert (entry.outcome.kind, entry.outcome.error) == (OutcomeKind.VMFAIL, 7)
+
+
+@pytest.mark.parametrize(("op", "vector"), [("cr4 20", 13), ("cr4 802020", 13), ("cr0 80010011", 13)])
+def test_registers_keep_what_vmx_operation_needs(op: str, vector: int) -> None:
+    """CR4.VMXE and CR0.NE stay set after VMXON (``vmx_is_valid_cr4``, ``vmx_is_valid_cr0``)."""
+    outcome = _l1_ops(f"vmxon {VMXON_REGION:x}", op)[-1]
+    assert (outcome.kind, outcome.vector) == (OutcomeKind.EXC, vector)
+    assert _l1_ops(op)[-1].vector != vector or op == "cr4 802020"
+
+
+def test_vmxon_takes_registers_of_vmx_operation() -> None:
+    outcome = _l1_ops("cr0 80010011", f"vmxon {VMXON_REGION:x}")[-1]
+    assert (outcome.kind, outcome.vector, outcome.error_code) == (OutcomeKind.EXC, 13, 0)
+
+
+@pytest.mark.parametrize("op", ["vmxon c000", "vmptrld b000", "vmw 681e 0", "invvpid 2 0 0"])
+def test_without_nested_vmx_is_undefined(op: str) -> None:
+    """Every VMX instruction exits, and the guest gets #UD (``handle_vmx_instruction``)."""
+    text = f"mmulab-scenario 1\nmode 64\nhost intel nested=0\ncpu vmx=1\nroot 10000\nops\n{op}\nend\n"
+    (result,) = [r for r in run_scenario(parse_scenario(text)) if r.text == op]
+    assert (result.outcome.kind, result.outcome.vector) == (OutcomeKind.EXC, 6)
+    assert any(isinstance(e, ev.kvm_exit) for e in result.events)
+
+
+def _l1_ops(*texts: str) -> list[Outcome]:
+    regs = MODES["64"]._replace(cr3=L1_ROOT, cr4=MODES["64"].cr4 | X86_CR4_VMXE)
+    b = ScenarioBuilder("64", vendor="intel", cpu={"vmx": 1, "la57": 0}, host={"virt_bits": 48})
+    b.root(L1_ROOT).sregs(*regs).fill(VMXON_REGION, 0x1000, 0).value(4, VMXON_REGION, VMCS12_REVISION)
+    for text in texts:
+        b.op(text)
+    return [r.outcome for r in run_scenario(b.build()) if r.text in texts]
 
 
 def test_a_host_without_vmcs_shadowing_is_refused() -> None:
