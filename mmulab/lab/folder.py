@@ -56,6 +56,7 @@ def whole(target: Path) -> Iterator[Path]:
     _recover(target)
     if target.exists() and not (target / MARKER).exists() and not _is_empty_folder(target):
         raise InputError(f"{named(target)}: exists and is no earlier output of mmulab; name another folder")
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building, descriptor = _make_locked(target)
@@ -72,6 +73,9 @@ def whole(target: Path) -> Iterator[Path]:
     finally:
         _clear(building)
         os.close(descriptor)
+        with suppress(OSError):  # they hold the output now
+            for parent in made:
+                parent.rmdir()
 
 
 def _make_locked(target: Path) -> tuple[Path, int]:

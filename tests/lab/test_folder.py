@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
+import resource
 import signal
 import subprocess
 import sys
@@ -153,3 +155,34 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert contents(tmp_path / "real") == [".mmulab", "a"]
     assert contents(tmp_path) == ["link", "real"]
+
+
+def test_error_leaves_no_parents(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), whole(tmp_path / "a" / "b" / "out") as building:
+        building.write_text("a folder is no file")
+    assert contents(tmp_path) == []
+
+
+def test_full_disk_is_one_line_and_leaves_the_earlier_output(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from mmulab import files
+from mmulab.lab.folder import whole
+with whole(Path(sys.argv[1])) as building, files.disk_errors_of(Path(sys.argv[1])):
+    (building / "a").write_text("x" * 100_000)
+"""
+    target = tmp_path / "out"
+    with whole(target) as building:
+        (building / "earlier").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", program, target],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    said = f"{target}: cannot be written (File too large); make room there"
+    assert done.stderr.splitlines()[-1] == f"mmulab.errors.InputError: {said}"
+    assert contents(target) == [".mmulab", "earlier"]
+    assert contents(tmp_path) == ["out"]
