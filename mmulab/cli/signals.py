@@ -11,6 +11,7 @@ Source: signal(7)
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ __all__ = ["Terminated", "held", "ignore", "install"]
 SAME = 1.0
 """Seconds within which a signal that comes again is the same one: timeout(1) sends it to the process and to
 its group. Later it is impatience, and raises even where signals are held off."""
+SOON = 0.001
+"""Seconds after which an interrupt is raised again that Python could not let out."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,19 +36,37 @@ class _State:
 
     holders = 0
     waiting: KeyboardInterrupt | None = None
+    lost: KeyboardInterrupt | None = None
     came: float | None = None
 
 
 def install() -> None:
     """Let Ctrl-C and SIGTERM raise in this process from now on."""
+    sys.unraisablehook = _note_lost
+    signal.signal(signal.SIGALRM, _raise_lost)
     for number in _HANDLED:
         signal.signal(number, _handle)
 
 
 def ignore() -> None:
     """Pass over both from now on: the command has ended and its exit code is known."""
-    for number in _HANDLED:
+    for number in (*_HANDLED, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _note_lost(unraisable: sys.UnraisableHookArgs) -> None:
+    """Raise an interrupt soon again that came in a destructor or a callback, which nothing can leave."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _State.lost = type(unraisable.exc_value)()
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _raise_lost(_number: int, _frame: FrameType | None) -> None:
+    error, _State.lost = _State.lost, None
+    if error is not None:
+        _raise_or_hold(error)
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:
@@ -55,10 +76,15 @@ def _handle(number: int, _frame: FrameType | None) -> None:
         return
     _State.came = now
     error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-    if _State.holders and not again:
-        _State.waiting = error
-        return
-    raise error
+    if again:
+        raise error
+    _raise_or_hold(error)
+
+
+def _raise_or_hold(error: KeyboardInterrupt) -> None:
+    if not _State.holders:
+        raise error
+    _State.waiting = error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +13,14 @@ from mmulab.cli import signals
 
 @pytest.fixture(autouse=True)
 def installed() -> Iterator[None]:
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [(number, signal.getsignal(number)) for number in handled]
+    hook = sys.unraisablehook
     signals.install()
     signals._State.came = None
     yield
     signals._State.came = None
+    sys.unraisablehook = hook
     for number, handler in before:
         signal.signal(number, handler)
 
@@ -67,6 +71,21 @@ def test_an_impatient_second_one_is_not_held_off(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(KeyboardInterrupt):
         whole()
+
+
+def test_one_that_comes_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def dropping() -> None:
+        Interrupted()
+        while True:  # where it comes out
+            pass
+
+    with pytest.raises(signals.Terminated):
+        dropping()
+    assert capsys.readouterr().err == ""
 
 
 def test_what_the_block_says_goes_before_the_signal() -> None:
