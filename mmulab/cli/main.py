@@ -165,6 +165,8 @@ def _check_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0)  # noqa: SIM115 - open as long as the process
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115 - open as long as the process
     if sys.stdout is None or fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:

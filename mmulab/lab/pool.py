@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -42,9 +44,10 @@ def each(
     Parameters
     ----------
     function : callable
-        Can be imported by a worker. What it raises is raised here.
+        What it raises is raised here.
     works : sequence
-        Pickled on their way to the workers, as the results are on their way back.
+        A worker that is forked, as on Linux, has function and works as they are; one that is
+        started anew gets them pickled. Results come back pickled.
     jobs : int
         Processes; with one, all is done in this process.
 
@@ -60,8 +63,8 @@ def each(
     workers: dict[_End, BaseProcess] = {}
     try:
         for _ in range(jobs):
-            _start(function, workers)
-        yield from _results(works, workers)
+            _start(function, works, workers)
+        yield from _results(len(works), workers)
     finally:
         for process in workers.values():
             process.kill()
@@ -70,10 +73,10 @@ def each(
             process.join()
 
 
-def _start(function: Callable[[Any], Any], workers: dict[_End, BaseProcess]) -> None:
+def _start(function: Callable[[Any], Any], works: Sequence[Any], workers: dict[_End, BaseProcess]) -> None:
     """Start a worker; until it has its own handlers, it and this process hold signals back."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_serve, args=(function, there), daemon=True)
+    process = multiprocessing.Process(target=_serve, args=(function, works, there), daemon=True)
     with _blocked():
         process.start()
         workers[here] = process
@@ -89,13 +92,13 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _results(works: Sequence[Any], workers: dict[_End, BaseProcess]) -> Iterator[Any]:
-    todo = iter(enumerate(works))
+def _results(count: int, workers: dict[_End, BaseProcess]) -> Iterator[Any]:
+    todo = iter(range(count))
     at: dict[_End, int] = {}
-    done: dict[int, Any] = {}
+    done: dict[int, tuple[Any, Exception | None]] = {}
     for connection in workers:
         _give(connection, todo, at)
-    for number in range(len(works)):
+    for number in range(count):
         while number not in done:
             for readable in wait(list(at)):
                 connection = cast(_End, readable)
@@ -107,17 +110,17 @@ def _results(works: Sequence[Any], workers: dict[_End, BaseProcess]) -> Iterator
         yield result
 
 
-def _give(connection: _End, todo: Iterator[tuple[int, Any]], at: dict[_End, int]) -> None:
-    """Send the next piece of work, if there is one."""
-    for number, work in todo:
-        connection.send(work)
+def _give(connection: _End, todo: Iterator[int], at: dict[_End, int]) -> None:
+    """Send the number of the next piece of work, if there is one."""
+    for number in todo:
+        connection.send(number)
         at[connection] = number
         return
 
 
-def _take(connection: _End, process: BaseProcess) -> tuple[Any, BaseException | None]:
+def _take(connection: _End, process: BaseProcess) -> tuple[Any, Exception | None]:
     try:
-        answer: tuple[Any, BaseException | None] = connection.recv()
+        answer: tuple[Any, Exception | None] = connection.recv()
     except (EOFError, ConnectionResetError) as error:
         process.join()
         code = process.exitcode or 0
@@ -126,23 +129,29 @@ def _take(connection: _End, process: BaseProcess) -> tuple[Any, BaseException | 
     return answer
 
 
-def _serve(function: Callable[[Any], Any], connection: _End) -> None:
-    """Do what comes over the pipe until the parent closes it."""
+def _serve(function: Callable[[Any], Any], works: Sequence[Any], connection: _End) -> None:
+    """Do the works whose numbers come over the pipe, until the parent closes it."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_leave_with_the_parent, daemon=True).start()
     while True:
         try:
-            work = connection.recv()
+            number = connection.recv()
         except EOFError:
             return
         answer: tuple[Any, Exception | None]
         try:
-            answer = function(work), None
-        except Exception as error:  # carried over and raised in the parent
+            answer = function(works[number]), None
+        except InputError as error:
             answer = None, error
-        connection.send(answer)
+        except Exception as error:  # carried over and raised in the parent
+            error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            answer = None, error
+        try:
+            connection.send(answer)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            connection.send((None, RuntimeError(f"what a worker has found cannot be sent: {error!r}")))
 
 
 def _leave_with_the_parent() -> None:

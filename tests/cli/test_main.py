@@ -176,6 +176,7 @@ def test_full_disk_behind_standard_output_is_one_line(line: str, root: Path, tmp
         ("--help 1</dev/null", 2, "mmulab: standard output is closed; send it to a file or to /dev/null\n"),
         ("nonsense 2>&-", 2, ""),
         ("nonsense 2>/dev/full", 2, ""),
+        ("step la57-switch-tdp-4to5-l0-5 <&- >/dev/null", 0, ""),
         ("--help <&- >/dev/null 2>&-", 0, ""),
     ],
 )

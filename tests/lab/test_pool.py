@@ -52,6 +52,17 @@ def test_whoever_stops_early_leaves_no_worker() -> None:
     assert multiprocessing.active_children() == []
 
 
+def test_a_bug_in_a_worker_says_where() -> None:
+    with pytest.raises(TypeError) as found:
+        list(pool.each(power, [1, "two"], 2))  # type: ignore[list-item]
+    assert "in power" in "".join(found.value.__notes__)
+
+
+def test_a_result_that_cannot_be_sent_is_said() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot be sent: .*lambda"):
+        list(pool.each(lambda number: lambda: number, [1, 2], 2))
+
+
 ENDLESS = """
 import os
 from pathlib import Path
