@@ -73,12 +73,19 @@ def check_file(path: str | Path, limit: int = limits.RECORDING_BYTES) -> int:
         raise InputError(f"{named(path)}: {reason(error)}") from error
     except ValueError as error:  # a NUL in the name
         raise InputError(f"{named(path)}: {error}; name a file") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((words for test, words in _KINDS if test(found.st_mode)), "no regular file")
+    kind = _kind(found.st_mode)
+    if kind is not None:
         raise InputError(f"{named(path)}: {kind}, expected a file")
     if found.st_size > limit:
         raise InputError(f"{named(path)}: {found.st_size} bytes; the limit is {limit}")
     return found.st_size
+
+
+def _kind(mode: int) -> str | None:
+    """Return what a path is, in words, if it is no regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((words for test, words in _KINDS if test(mode)), "no regular file")
 
 
 def read_bytes(path: str | Path, limit: int = limits.RECORDING_BYTES) -> bytes:
@@ -193,10 +200,11 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
     if not os.fspath(path):
         raise InputError("the file's name is empty; name a file")
     path = Path(path)
-    if not path.name or os.path.isdir(path):
+    if not path.name:
         raise InputError(f"{named(path)}: a folder, expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        _check_replaceable(path)
         sweep(path.parent, re.escape(f".{path.name}.") + "[0-9]+", lambda left: left.unlink())
         with _open_locked(temporary) as file:
             yield file
@@ -208,6 +216,14 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
             raise
         why = reason(error) if isinstance(error, OSError) else error
         raise InputError(f"{named(path)}: cannot be written ({why}); name another file") from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """See to it that no device, FIFO or folder is taken for an earlier file, and a file put in its place."""
+    with suppress(FileNotFoundError):
+        kind = _kind(os.stat(path).st_mode)
+        if kind is not None:
+            raise InputError(f"{named(path)}: {kind}, expected the name of a file")
 
 
 def _open_locked(path: Path) -> IO[bytes]:

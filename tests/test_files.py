@@ -153,3 +153,15 @@ def test_a_file_beyond_the_limit_of_the_disk_leaves_the_earlier_one(tmp_path: Pa
     assert "x: cannot be written (File too large); name another file" in done.stderr.splitlines()[-1]
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for name, kind in (("fifo", "a FIFO"), ("link", "a character device"), ("folder", "a folder")):
+        with pytest.raises(InputError, match=f"{name}: {kind}, expected the name of a file"):
+            files.write_text(tmp_path / name, "x")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "link").is_symlink()
