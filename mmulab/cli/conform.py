@@ -101,7 +101,8 @@ def conform(
 
     PATH is a recording (.jsonl, .jsonl.gz, .jsonl.xz) or a folder of them.
     Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
-    recorded kernel's, which is the default one, everything but the role words is compared.
+    recorded kernel's, which is the default one, everything but the role words is compared. Interrupted,
+    the scenarios compared so far are shown; in JSON 'interrupted' is true and 'not_run' counts the others.
     """
     chosen = Level(level)
     other = None if design is None else chosen_design(design)

@@ -41,6 +41,7 @@ def replay(
     The physical address that each access reaches is compared with the recorded one. The first that
     differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
     code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
+    Interrupted, it counts, and with --record keeps, what was replayed; in JSON 'interrupted' is true.
     """
     chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     stream = load_stream(file)
