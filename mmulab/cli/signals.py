@@ -41,11 +41,15 @@ class _State:
 
 
 def install() -> None:
-    """Let Ctrl-C and SIGTERM raise in this process from now on."""
+    """Let Ctrl-C and SIGTERM raise in this process from now on.
+
+    One that is ignored stays so: a shell's background job is not meant when Ctrl-C is pressed.
+    """
     sys.unraisablehook = _note_lost
     signal.signal(signal.SIGALRM, _raise_lost)
     for number in _HANDLED:
-        signal.signal(number, _handle)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
 
 
 def ignore() -> None:

@@ -28,14 +28,16 @@ MOMENTS = 20
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 SAID = {130: "mmulab: interrupted\n", 143: "mmulab: terminated\n"}
 
-# The command line with other notebooks than the project's.
+# The command line with other notebooks than the project's; tests may run in the background, where SIGINT is
+# ignored.
 PROGRAM = """
-import sys
+import signal
 from pathlib import Path
 from mmulab.cli import main
 from mmulab.lab import paths
 
 paths.notebooks = lambda: sorted(Path("notebooks").resolve().glob("*.ipynb"))
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main.main()
 """
 

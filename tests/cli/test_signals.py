@@ -16,6 +16,8 @@ def installed() -> Iterator[None]:
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [(number, signal.getsignal(number)) for number in handled]
     hook = sys.unraisablehook
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)  # tests may run in the background, where SIGINT is ignored
     signals.install()
     signals._State.came = None
     yield
@@ -104,3 +106,11 @@ def test_passed_over_at_the_end() -> None:
     signals.ignore()
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
+
+
+def test_a_background_job_is_not_interrupted() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.install()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(signals.Terminated):
+        signal.raise_signal(signal.SIGTERM)
