@@ -65,7 +65,8 @@ def compare(
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
-    return Comparison(designs, works[: len(cells) // len(designs)], cells)
+    finished = {cell.case.name for cell in cells}
+    return Comparison(designs, [case for case in works if case.name in finished], cells)
 
 
 def _rows(

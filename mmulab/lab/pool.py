@@ -39,7 +39,8 @@ def each(
     """Yield the results of `function` on each piece of work, in order and as soon as they are there.
 
     However the iteration ends, by an error, an interrupt or by closing it, no
-    worker is left.
+    worker is left. Interrupted while it waits for a result, it first yields the
+    later ones that are finished, and then lets the interrupt out.
 
     Parameters
     ----------
@@ -99,11 +100,15 @@ def _results(count: int, workers: dict[_End, BaseProcess]) -> Iterator[Any]:
     for connection in workers:
         _give(connection, todo, at)
     for number in range(count):
-        while number not in done:
-            for readable in wait(list(at)):
-                connection = cast(_End, readable)
-                done[at.pop(connection)] = _take(connection, workers[connection])
-                _give(connection, todo, at)
+        try:
+            while number not in done:
+                for readable in wait(list(at)):
+                    connection = cast(_End, readable)
+                    done[at.pop(connection)] = _take(connection, workers[connection])
+                    _give(connection, todo, at)
+        except KeyboardInterrupt:
+            yield from (result for _, (result, error) in sorted(done.items()) if error is None)
+            raise
         result, error = done.pop(number)
         if error is not None:
             raise error

@@ -63,6 +63,32 @@ def test_a_result_that_cannot_be_sent_is_said() -> None:
         list(pool.each(lambda number: lambda: number, [1, 2], 2))
 
 
+def endless_first(number: int) -> int:
+    """Go on for ever with 0, and interrupt the parent at 3, when 1 and 2 are finished."""
+    if number == 3:
+        os.kill(os.getppid(), signal.SIGINT)
+    while number in (0, 3):
+        pass
+    return number
+
+
+def test_interrupted_it_gives_what_is_finished_ahead_of_its_turn() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    results = []
+
+    def collect() -> None:
+        for number in pool.each(endless_first, range(5), 2):
+            results.append(number)  # each as it comes: the iteration ends with an exception
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert results == [1, 2]
+    assert multiprocessing.active_children() == []
+
+
 ENDLESS = """
 import os
 from pathlib import Path
