@@ -229,11 +229,16 @@ def _check_replaceable(path: Path) -> None:
 def _open_locked(path: Path) -> IO[bytes]:
     """Open an empty file that is locked while it is open, and has its name in spite of sweepers."""
     while True:
-        file = open(path, "ab")  # noqa: SIM115 - closed by the caller
+        file = open(path, "wb", opener=_open_as_it_is)  # noqa: SIM115 - closed by the caller
         if lock(file.fileno(), path):
             file.truncate(0)
             return file
         file.close()
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    """Open without truncation: what is there may be locked, and another's."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def lock(descriptor: int, path: Path) -> bool:

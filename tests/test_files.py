@@ -165,3 +165,20 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
             files.write_text(tmp_path / name, "x")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_writer_may_go_back_in_the_file(tmp_path: Path) -> None:
+    """As zipfile does, to say in front of a part how long it is."""
+    path = tmp_path / "x"
+    with files.writing(path) as file:
+        file.write(b"....part")
+        file.seek(0)
+        file.write(b"size")
+    assert path.read_bytes() == b"sizepart"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
