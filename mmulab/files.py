@@ -3,17 +3,23 @@
 Only regular files are read. What else a path may be (a folder, a FIFO, a
 device, a loop of links) is said as what it is, so that no read waits or goes
 on without end. A file is written under a temporary name in the same folder and
-renamed, so that an earlier one stays until its successor is complete.
+renamed, so that an earlier one stays until its successor is complete. Whoever
+writes holds a lock on what is temporary; the kernel drops it with the process,
+so what is not locked was left by one that was killed, and is swept away.
+
+Source: flock(2)
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import io
 import json
 import lzma
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,6 +43,8 @@ _REASONS = {
     errno.EACCES: "may not be read; change its permissions",
     errno.ENAMETOOLONG: "the name is too long",
 }
+DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+"""What a disk answers that is full or broken: no fault of the program that writes."""
 _CHUNK = 1 << 20
 _UNPACKERS: dict[str, Callable[[bytes], IO[bytes]]] = {
     ".xz": lambda data: cast("IO[bytes]", lzma.LZMAFile(io.BytesIO(data))),  # noqa: SIM115 - closed where it is read
@@ -65,12 +73,19 @@ def check_file(path: str | Path, limit: int = limits.RECORDING_BYTES) -> int:
         raise InputError(f"{named(path)}: {reason(error)}") from error
     except ValueError as error:  # a NUL in the name
         raise InputError(f"{named(path)}: {error}; name a file") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((words for test, words in _KINDS if test(found.st_mode)), "no regular file")
+    kind = _kind(found.st_mode)
+    if kind is not None:
         raise InputError(f"{named(path)}: {kind}, expected a file")
     if found.st_size > limit:
         raise InputError(f"{named(path)}: {found.st_size} bytes; the limit is {limit}")
     return found.st_size
+
+
+def _kind(mode: int) -> str | None:
+    """Return what a path is, in words, if it is no regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((words for test, words in _KINDS if test(mode)), "no regular file")
 
 
 def read_bytes(path: str | Path, limit: int = limits.RECORDING_BYTES) -> bytes:
@@ -185,20 +200,94 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
     if not os.fspath(path):
         raise InputError("the file's name is empty; name a file")
     path = Path(path)
-    if not path.name or os.path.isdir(path):
+    if not path.name:
         raise InputError(f"{named(path)}: a folder, expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            yield cast("IO[bytes]", file)
+        _check_replaceable(path)
+        sweep(path.parent, re.escape(f".{path.name}.") + "[0-9]+", lambda left: left.unlink())
+        with _open_locked(temporary) as file:
+            yield file
             file.flush()
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException as error:
         _discard(temporary)
         if not isinstance(error, (OSError, ValueError)) or isinstance(error, InputError):
             raise
         why = reason(error) if isinstance(error, OSError) else error
         raise InputError(f"{named(path)}: cannot be written ({why}); name another file") from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """See to it that no device, FIFO or folder is taken for an earlier file, and a file put in its place."""
+    with suppress(FileNotFoundError):
+        kind = _kind(os.stat(path).st_mode)
+        if kind is not None:
+            raise InputError(f"{named(path)}: {kind}, expected the name of a file")
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open an empty file that is locked while it is open, and has its name in spite of sweepers."""
+    while True:
+        file = open(path, "wb", opener=_open_as_it_is)  # noqa: SIM115 - closed by the caller
+        if lock(file.fileno(), path):
+            file.truncate(0)
+            return file
+        file.close()
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    """Open without truncation: what is there may be locked, and another's."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
+
+def lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file or folder for as long as it is open; False if it has lost its name meanwhile.
+
+    A file system without locks counts as locked, for nothing is swept there.
+    """
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    return False
+
+
+def sweep(folder: Path, pattern: str, remove: Callable[[Path], object]) -> None:
+    """Remove what killed writers left in a folder: what `pattern` matches whole and nobody has locked."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # there is none, or it may be written and not read
+        return
+    for name in names:
+        if re.fullmatch(pattern, name):
+            with suppress(OSError):  # locked: it is being written; or another process sweeps too
+                _sweep_one(folder / name, remove)
+
+
+def _sweep_one(path: Path, remove: Callable[[Path], object]) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(path)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors_of(path: Path) -> Iterator[None]:
+    """Say what a full or broken disk does to `path` in one line.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise InputError(f"{named(path)}: cannot be written ({reason(error)}); make room there") from error
 
 
 def _discard(temporary: Path) -> None:

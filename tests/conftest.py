@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,14 @@ class CommandLine:
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
+        self.prepare: Callable[[], object] | None = None  # called in the new process, before the command
 
     def __call__(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
         """Run ``mmulab args...`` and return its exit code and texts."""
         command = [sys.executable, "-m", "mmulab.cli.main", *map(str, args)]
-        return subprocess.run(command, cwd=self.cwd, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=self.cwd, capture_output=True, text=True, check=False, preexec_fn=self.prepare
+        )
 
     def error(self, *args: str | Path) -> str:
         """Run a command that must refuse its input, and return the one line that it says."""

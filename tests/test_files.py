@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import lzma
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +113,72 @@ def test_quoted_is_one_short_line() -> None:
     assert quoted("a\n\x1b[31m\u202e") == "a\\n\\x1b[31m\\u202e"
     assert quoted("x" * 61) == "x" * 57 + "..."
     assert quoted(b"\xff\n") == "\\xff\\n"
+
+
+def test_what_a_killed_writer_left_is_swept_and_a_living_ones_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    left = tmp_path / ".x.4194305"
+    living = tmp_path / ".x.4194306"
+    others = [tmp_path / ".x.notes", tmp_path / ".xx.4194305"]
+    for file in (left, living, *others):
+        file.write_text("half")
+    with living.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        files.write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, living, *others])
+    assert path.read_text() == "whole"
+
+
+def test_two_writers_of_one_name_do_not_sweep_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    program = "import sys; from mmulab import files; files.write_text(sys.argv[1], 'other')"
+    with files.writing(path) as file:
+        subprocess.run([sys.executable, "-c", program, path], check=True)
+        file.write(b"this")
+    assert path.read_text() == "this"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_beyond_the_limit_of_the_disk_leaves_the_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("earlier")
+    program = "import sys; from mmulab import files; files.write_text(sys.argv[1], 'x' * 100_000)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert "x: cannot be written (File too large); name another file" in done.stderr.splitlines()[-1]
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for name, kind in (("fifo", "a FIFO"), ("link", "a character device"), ("folder", "a folder")):
+        with pytest.raises(InputError, match=f"{name}: {kind}, expected the name of a file"):
+            files.write_text(tmp_path / name, "x")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_writer_may_go_back_in_the_file(tmp_path: Path) -> None:
+    """As zipfile does, to say in front of a part how long it is."""
+    path = tmp_path / "x"
+    with files.writing(path) as file:
+        file.write(b"....part")
+        file.seek(0)
+        file.write(b"size")
+    assert path.read_bytes() == b"sizepart"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 
@@ -34,11 +36,25 @@ def cases(
     chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     rows = (row(case, chosen, derivation=rule.name) for case in find_cases(names))
     if as_json:
-        click.echo(json.dumps([found.record() for found in rows], indent=1))
+        _show_json(rows)
         return
     for found in rows:
         for line in [_line(found), *(_details(found) if details else ())]:
             click.echo(line)
+
+
+def _show_json(rows: Iterator[Row]) -> None:
+    """Print the list of all rows; interrupted, of those that are finished."""
+    records: list[dict[str, Any]] = []
+    try:
+        for found in rows:
+            records.append(found.record())
+    except KeyboardInterrupt:
+        with signals.held():
+            click.echo(json.dumps(records, indent=1))
+        raise
+    with signals.held():
+        click.echo(json.dumps(records, indent=1))
 
 
 def _line(found: Row) -> str:

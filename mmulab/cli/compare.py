@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import click
 
+from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, rule_options
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.lab.cases.table import Case
@@ -55,13 +57,16 @@ def compare(
             cells += row
     except KeyboardInterrupt:
         # What is finished is shown; the exit code still says that it was interrupted.
-        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
+        with signals.held():
+            _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
         raise
-    _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
+    with signals.held():
+        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
-    return Comparison(designs, works[: len(cells) // len(designs)], cells)
+    finished = {cell.case.name for cell in cells}
+    return Comparison(designs, [case for case in works if case.name in finished], cells)
 
 
 def _rows(
@@ -71,8 +76,11 @@ def _rows(
     from tqdm import tqdm
 
     hidden = not sys.stderr.isatty()
-    with tqdm(total=len(works), unit="case", leave=False, disable=hidden) as bar:
-        for row in compare_each(designs, works, derivation=derivation, jobs=jobs):
+    with (
+        tqdm(total=len(works), unit="case", leave=False, disable=hidden) as bar,
+        closing(compare_each(designs, works, derivation=derivation, jobs=jobs)) as rows,
+    ):
+        for row in rows:
             bar.update()
             yield row
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
+from mmulab.cli import signals
 from mmulab.cli.options import chosen_design, design_option
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
@@ -18,6 +20,7 @@ from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.roles.design import RoleDesign
+from mmulab.lab import pool
 
 
 class _Job(NamedTuple):
@@ -98,24 +101,49 @@ def conform(
 
     PATH is a recording (.jsonl, .jsonl.gz, .jsonl.xz) or a folder of them.
     Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
-    recorded kernel's, which is the default one, everything but the role words is compared.
+    recorded kernel's, which is the default one, everything but the role words is compared. Interrupted,
+    the scenarios compared so far are shown; in JSON 'interrupted' is true and 'not_run' counts the others.
     """
     chosen = Level(level)
     other = None if design is None else chosen_design(design)
     other = None if other is chosen_design(None) else other
     work = [_Job(path, chosen, other, explained) for path in find_recordings(paths)]
-    answers = _run(work, jobs or os.cpu_count() or 1, show=not as_json)
-    if as_json:
-        click.echo(json.dumps({**_summary(chosen, answers), **_design_record(other)}))
-    else:
-        for answer in answers:
-            if answer.line:
-                click.echo(answer.line)
-        for answer in [a for a in answers if a.explanation][:limit]:
-            click.echo(f"\n{answer.explanation}\n")
-        without = "" if other is None else f" design={other.name} (role words not compared)"
-        click.echo(_last_line(chosen, answers) + without)
+    answers: list[_Answer] = []
+
+    def show() -> None:
+        with signals.held():
+            if as_json:
+                _show_json(chosen, other, answers, of=len(work))
+            else:
+                _show(chosen, other, answers, limit, of=len(work))
+
+    try:
+        for answer in _run(work, jobs or os.cpu_count() or 1, show=not as_json):
+            answers.append(answer)
+    except KeyboardInterrupt:
+        # What is finished is shown; the exit code still says that it was interrupted.
+        show()
+        raise
+    show()
     ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
+
+
+def _show_json(level: Level, other: RoleDesign | None, answers: list[_Answer], *, of: int) -> None:
+    record = {**_summary(level, answers), **_design_record(other)}
+    if len(answers) < of:
+        record |= {"interrupted": True, "not_run": of - len(answers)}
+    click.echo(json.dumps(record))
+
+
+def _show(level: Level, other: RoleDesign | None, answers: list[_Answer], limit: int, *, of: int) -> None:
+    for answer in answers:
+        if answer.line:
+            click.echo(answer.line)
+    for answer in [a for a in answers if a.explanation][:limit]:
+        click.echo(f"\n{answer.explanation}\n")
+    without = "" if other is None else f" design={other.name} (role words not compared)"
+    missing = "" if len(answers) == of else f" interrupted: {of - len(answers)} scenarios not run"
+    click.echo(_last_line(level, answers) + without + missing)
 
 
 def _design_record(design: RoleDesign | None) -> dict[str, object]:
@@ -123,28 +151,20 @@ def _design_record(design: RoleDesign | None) -> dict[str, object]:
     return {} if design is None else {"design": design.name, "role_words_compared": False}
 
 
-def _run(work: list[_Job], jobs: int, *, show: bool) -> list[_Answer]:
+def _run(work: list[_Job], jobs: int, *, show: bool) -> Iterator[_Answer]:
+    """Yield the answers as they come, with a progress bar if someone sees it."""
     from tqdm import tqdm
 
     hidden = not show or not sys.stderr.isatty()
-    answers = []
-    with tqdm(total=len(work), unit="scenario", leave=False, disable=hidden) as bar:
-        if jobs == 1 or len(work) == 1:
-            for job in work:
-                answers.append(_unwrap(_work(job)))
-                bar.update()
-        else:
-            with multiprocessing.Pool(min(jobs, len(work))) as pool:
-                for answer in pool.imap(_work, work):
-                    answers.append(_unwrap(answer))
-                    bar.update()
-    return answers
-
-
-def _unwrap(answer: _Answer | InputError) -> _Answer:
-    if isinstance(answer, InputError):
-        raise answer
-    return answer
+    with (
+        tqdm(total=len(work), unit="scenario", leave=False, disable=hidden) as bar,
+        closing(pool.each(_work, work, jobs)) as answers,
+    ):
+        for answer in answers:
+            if isinstance(answer, InputError):
+                raise answer
+            bar.update()
+            yield answer
 
 
 def _counts(answers: list[_Answer]) -> dict[str, tuple[int, int]]:

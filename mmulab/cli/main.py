@@ -9,15 +9,21 @@ raised                 shown                                         exit code
 =====================  ============================================  =========
 ``InputError``         one line on stderr                            2
 ``click`` usage error  one line on stderr                            2
+a full or broken disk  one line on stderr                            2
 ``KeyboardInterrupt``  one line on stderr                            130
+``Terminated``         one line on stderr                            143
 ``BrokenPipeError``    nothing: the reader has seen enough           141
 ``ctx.exit(n)``        nothing                                       n
 anything else          a traceback, because it is a bug              1
 =====================  ============================================  =========
+
+What a command writes to a file says so itself where the disk is full; what is
+left here is standard output.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import sys
@@ -26,7 +32,8 @@ from typing import NamedTuple
 
 import click
 
-from mmulab import __version__
+from mmulab import __version__, files
+from mmulab.cli import signals
 from mmulab.errors import InputError
 
 
@@ -55,6 +62,8 @@ COMMANDS: dict[str, Entry] = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
+TERMINATED = 143
+"""Exit code after SIGTERM: 128 + SIGTERM."""
 BROKEN_PIPE = 141
 """Exit code when the reader of stdout went away: 128 + SIGPIPE."""
 
@@ -72,7 +81,8 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         module, attribute = entry.target.split(":")
-        command = getattr(importlib.import_module(module), attribute)
+        with signals.held():  # an import that is cut off fails in ways of its own
+            command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), f"{entry.target} is no click command"
         return command
 
@@ -99,32 +109,84 @@ def cli(ctx: click.Context) -> None:
 def run(args: Sequence[str]) -> int:
     """Run the command line `args` (without the program's name) and return the exit code."""
     try:
-        with cli.make_context("mmulab", list(args)) as ctx:
-            cli.invoke(ctx)
-        sys.stdout.flush()
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        return _invoke(args)
     except InputError as error:
         return _complain(str(error), 2)
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
+    except signals.Terminated:
+        return _complain("terminated", TERMINATED)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; let it flush into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence(1)
         return BROKEN_PIPE
-    return 0
+    except OSError as error:
+        if error.errno not in files.DISK_ERRORS:
+            raise
+        _silence(1)
+        return _complain(f"standard output: cannot be written ({files.reason(error)}); make room there", 2)
+
+
+def _invoke(args: Sequence[str]) -> int:
+    code = 0
+    try:
+        with cli.make_context("mmulab", list(args)) as ctx:
+            cli.invoke(ctx)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    sys.stdout.flush()
+    return code
 
 
 def _complain(message: str, code: int) -> int:
-    print("mmulab:", " ".join(message.split()), file=sys.stderr)
+    try:
+        print("mmulab:", " ".join(message.split()), file=sys.stderr, flush=True)
+    except OSError:  # the exit code still says it
+        _silence(2)
     return code
+
+
+def _silence(descriptor: int) -> None:
+    """Let a stream that cannot be written lead nowhere: the interpreter flushes it once more at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _check_streams() -> None:
+    """See to it that there are three standard streams, so that no file comes to stand for one.
+
+    Raises
+    ------
+    InputError
+        Standard output is closed or cannot be written.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0)  # noqa: SIM115 - open as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w")  # noqa: SIM115 - open as long as the process
+    if sys.stdout is None or fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise InputError("standard output is closed; send it to a file or to /dev/null")
 
 
 def main() -> None:
     """Run the command line of this process and leave it with the exit code."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        _check_streams()
+    except InputError as error:
+        sys.exit(_complain(str(error), 2))
+    try:
+        signals.install()
+        code = run(sys.argv[1:])
+        signals.ignore()
+    except KeyboardInterrupt as late:  # it came while the last line was said
+        signals.ignore()
+        code = TERMINATED if isinstance(late, signals.Terminated) else INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
-from mmulab.workload.replay import Mismatch, Replay, ReplayResult
+from mmulab.workload.replay import Replay
+from mmulab.workload.replay_result import Mismatch, ReplayResult
 from mmulab.workload.stream import load_stream
 
 
@@ -39,34 +41,37 @@ def replay(
     The physical address that each access reaches is compared with the recorded one. The first that
     differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
     code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
+    Interrupted, it counts, and with --record keeps, what was replayed; in JSON 'interrupted' is true.
     """
     chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
     stream = load_stream(file)
     replayed = Replay(stream, limit=limit, design=chosen, derivation=rule, one_by_one=out is not None)
     recorder = None if out is None else stream_recorder(replayed)
-    result = _run(replayed, as_json)
-    if recorder is not None and out is not None:
-        save(recorder.finish(), out)
-    if as_json:
-        click.echo(json.dumps(_as_json(result, stream.name, chosen.name, rule.name), indent=1))
-    else:
-        click.echo(
-            f"{stream.name}: {result.records} of {len(stream)} records, {stream.mode.name} paging, "
-            f"design {chosen.id} {chosen.name}, derivation {rule.name}"
-        )
-        for line in _lines(result):
-            click.echo(line)
+    # Held off: an op is replayed whole, and what was replayed is kept and shown.
+    with signals.held() as interrupted:
+        result = _run(replayed, as_json, interrupted)
+        if recorder is not None and out is not None:
+            save(recorder.finish(), out)
+        if as_json:
+            click.echo(json.dumps(_as_json(result, stream.name, chosen.name, rule.name), indent=1))
+        else:
+            click.echo(
+                f"{stream.name}: {result.records} of {len(stream)} records, {stream.mode.name} paging, "
+                f"design {chosen.id} {chosen.name}, derivation {rule.name}"
+            )
+            for line in _lines(result):
+                click.echo(line)
     if result.mismatch is not None:
         ctx.exit(1)
 
 
-def _run(replayed: Replay, as_json: bool) -> ReplayResult:
+def _run(replayed: Replay, as_json: bool, stop: Callable[[], bool]) -> ReplayResult:
     """Run with a progress bar, if someone sees it."""
     from tqdm import tqdm
 
     hidden = as_json or not sys.stderr.isatty()
     with tqdm(total=replayed.records, unit="record", unit_scale=True, leave=False, disable=hidden) as bar:
-        return replayed.run(lambda records: bar.update(records - bar.n))
+        return replayed.run(lambda records: bar.update(records - bar.n), stop)
 
 
 def _lines(result: ReplayResult) -> Iterator[str]:
@@ -84,6 +89,8 @@ def _lines(result: ReplayResult) -> Iterator[str]:
     )
     if result.mismatch is not None:
         yield from _mismatch_lines(result.mismatch)
+    if result.interrupted:
+        yield f"interrupted before record {result.records}"
     yield (
         f"replay: accesses {result.agree}/{result.accesses} agree, faults {sum(result.faults.values())}, "
         f"shadow pages {result.shadow_pages}"
@@ -102,6 +109,8 @@ def _mismatch_lines(mismatch: Mismatch) -> Iterator[str]:
 
 def _as_json(result: ReplayResult, name: str, design: str, derivation: str) -> dict[str, Any]:
     record = result._asdict()
+    if not result.interrupted:
+        del record["interrupted"]
     mismatch = result.mismatch
     if mismatch is not None:
         hexadecimal = {key: _hex(getattr(mismatch, key)) for key in ("gva", "gpa", "reached")}

@@ -40,7 +40,8 @@ def report(out: Path, names: tuple[str, ...], given: tuple[tuple[str, str], ...]
 
     Each notebook gets a folder with its page, the executed notebook, its results tables, and what
     is needed to run it again. A line names each notebook as it starts; the last line is the path of
-    the report's first page.
+    the report's first page. Interrupted (Ctrl-C, SIGTERM), the report has the notebooks that are
+    finished, and of the others what an earlier report there had.
     """
     notebooks = [paths.notebook(name) for name in dict.fromkeys(names)] or paths.notebooks()
     click.echo(write_report(notebooks, out, dict(given), timeout=timeout, say=click.echo))

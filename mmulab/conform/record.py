@@ -9,12 +9,11 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmulab import __version__
+from mmulab import __version__, files
 from mmulab.conform.codec import canonical, encode_event
 from mmulab.conform.outcome import encode_outcome, outcome_record
 from mmulab.conform.recording import SUFFIXES, TEARDOWN
@@ -72,13 +71,7 @@ def write_recording(path: str | Path, lines: list[str]) -> None:
         data = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
     elif path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    files.write_bytes(path, data)
 
 
 def _json(record: dict[str, Any]) -> str:

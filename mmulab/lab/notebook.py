@@ -45,6 +45,7 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
     from nbclient.exceptions import CellTimeoutError
     from papermill import PapermillExecutionError, execute_notebook
 
+    managers: list[Any] = []
     too_long = f"{path.name}: a cell took longer than {timeout} s; give smaller parameters or more time"
     try:
         executed = execute_notebook(
@@ -55,6 +56,7 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
             cwd=path.resolve().parent,
             progress_bar=sys.stderr.isatty(),
             request_save_on_cell_execute=False,
+            kernel_manager_class=_known_to(managers),
             # The kernel warns about its own transport on every start.
             extra_arguments=["--log-level=50"],
         )
@@ -64,8 +66,32 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
         if error.ename == InputError.__name__:
             raise InputError(f"{path.name}: {error.evalue}") from error
         raise
+    finally:
+        for manager in managers:
+            _kill(manager)
     # A reply that nbclient loses leaves a cell that waits for the limit and then counts as completed.
     durations = [cell.metadata.get("papermill", {}).get("duration") or 0 for cell in executed.cells]
     if max(durations, default=0) >= timeout:
         raise InputError(too_long)
     return executed
+
+
+def _known_to(managers: list[Any]) -> type:
+    """Return a class of kernel managers each of which enters itself in `managers`."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class KernelManager(AsyncKernelManager):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            managers.append(self)
+
+    return KernelManager
+
+
+def _kill(manager: Any) -> None:
+    """Kill a kernel that still runs: an interrupt may come where nbclient does not shut it down."""
+    process = getattr(manager.provisioner, "process", None)
+    if process is not None and process.poll() is None:
+        process.kill()
+        process.wait()
+        manager.cleanup_connection_file()

@@ -13,11 +13,13 @@ Layout of the output folder::
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from mmulab import files
 from mmulab.lab import folder, page, provenance, results
 from mmulab.lab.notebook import CELL_TIMEOUT, execute
 from mmulab.lab.parameters import resolve
@@ -34,6 +36,10 @@ def report(
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Run `notebooks` and write the report; it appears whole or not at all.
+
+    Interrupted, it has the notebooks that are finished, says which are missing,
+    and keeps what an earlier report had of the others; if none is finished, the
+    earlier report stays as it is.
 
     Parameters
     ----------
@@ -57,16 +63,44 @@ def report(
     InputError
         If the folder cannot be written or a parameter is refused. Folder, names and types are
         looked at before the first notebook runs.
+    KeyboardInterrupt
+        It was interrupted; what is finished is written.
     """
     for path in notebooks:
         resolve(path, given)
+    entries: list[dict[str, Any]] = []
+    interrupt = None
     with folder.whole(out) as building:
-        entries = []
-        for number, path in enumerate(notebooks, 1):
-            say(f"[{number}/{len(notebooks)}] {path.stem}")
-            entries.append(_run(path, building / path.stem, given, timeout))
-        (building / "index.html").write_text(page.shell("mmulab report", _index(entries)), "utf-8")
+        try:
+            for number, path in enumerate(notebooks, 1):
+                say(f"[{number}/{len(notebooks)}] {path.stem}")
+                with files.disk_errors_of(out):
+                    entries.append(_run(path, building / path.stem, given, timeout))
+        except KeyboardInterrupt as error:
+            if not entries:
+                raise
+            interrupt = error
+        with files.disk_errors_of(out):
+            missing = [path.stem for path in notebooks[len(entries) :]]
+            kept = _keep(out, building, [entry["name"] for entry in entries]) if missing else []
+            index = _index(entries) + _index_missing(missing, kept)
+            (building / "index.html").write_text(page.shell("mmulab report", index), "utf-8")
+    if interrupt is not None:
+        say(f"interrupted: {len(entries)} of {len(notebooks)} notebooks are in {out / 'index.html'}")
+        raise interrupt
     return out / "index.html"
+
+
+def _keep(out: Path, building: Path, finished: Sequence[str]) -> list[str]:
+    """Take over from the earlier report what an interrupted one has not; return the notebooks' names."""
+    names = [path.stem for path in out.glob("*/*.html") if path.stem == path.parent.name]
+    kept = sorted(set(names) - set(finished))
+    for path in building.iterdir():
+        if path.is_dir() and path.name not in finished:  # the notebook that was running
+            shutil.rmtree(path)
+    for name in kept:
+        shutil.copytree(out / name, building / name)
+    return kept
 
 
 def _run(path: Path, target: Path, given: Mapping[str, object], timeout: int) -> dict[str, Any]:
@@ -117,3 +151,13 @@ def _index(entries: Sequence[Mapping[str, Any]]) -> str:
             f"<p>{' · '.join(links)}</p>\n<p>Again: <code>{escape(entry['repeat'])}</code></p>"
         )
     return "\n".join(sections)
+
+
+def _index_missing(missing: Sequence[str], kept: Sequence[str]) -> str:
+    """Return what the index page of an interrupted report says of the other notebooks."""
+    lines = [f"<p>{escape(name)}: not run, the report was interrupted</p>" for name in missing]
+    lines += [
+        f'<p>From an earlier report: <a href="{escape(name)}/{escape(name)}.html">{escape(name)}</a></p>'
+        for name in kept
+    ]
+    return "".join(f"\n{line}" for line in lines)

@@ -38,12 +38,12 @@ without prefix; addresses of memory are offsets into the backing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmulab import files
 from mmulab.errors import InputError
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_values
@@ -75,11 +75,14 @@ def read_scenario(path: str | Path) -> Scenario:
 
 
 def write_scenario(scenario: Scenario, path: str | Path) -> None:
-    """Write a scenario file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(format_scenario(scenario), encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a scenario file, whole or not at all.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    files.write_text(path, format_scenario(scenario))
 
 
 def parse_scenario(text: str, source: str = "<text>") -> Scenario:

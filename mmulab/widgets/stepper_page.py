@@ -7,12 +7,12 @@ step that the page opens at is in its own HTML, so that it shows without a scrip
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from mmulab import files
 from mmulab.errors import InputError
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import SEARCHES, Grain, find, stops
@@ -168,12 +168,4 @@ def write_stepper_page(recording: Recording, path: str | Path, **options: Any) -
     InputError
         As :func:`stepper_page`, or the file cannot be written.
     """
-    path = Path(path)
-    page = stepper_page(recording, **options)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    files.write_text(path, stepper_page(recording, **options))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,7 @@ from mmulab.workload.replay_plan import (
     make_plan,
     new_tables,
 )
+from mmulab.workload.replay_result import Mismatch, ReplayResult
 from mmulab.workload.replay_sample import FAULT_CLASSES, Sampler
 from mmulab.workload.snapshot import READER
 from mmulab.workload.stream import (
@@ -65,66 +65,8 @@ _PAGE_SHIFT = np.uint64(12)
 _CLASS_OF_KIND = {Kind.READ: 0, Kind.WRITE: 2, Kind.FETCH: 4, Kind.STORE: 6}
 
 
-class Mismatch(NamedTuple):
-    """The access at which a replay stopped.
-
-    Attributes
-    ----------
-    record : int
-        Its index in the stream.
-    kind : str
-        The record's letter.
-    gva, gpa : int
-        Address, and the physical address recorded for it.
-    reached : int or None
-        Physical address that it reached here; None if it reached none.
-    what : str
-        What happened instead, in words.
-    state : tuple of str
-        The guest's walk and the shadow path, line by line.
-    """
-
-    record: int
-    kind: str
-    gva: int
-    gpa: int
-    reached: int | None
-    what: str
-    state: tuple[str, ...]
-
-
-class ReplayResult(NamedTuple):
-    """What came of a replay.
-
-    Attributes
-    ----------
-    records : int
-        Records asked for.
-    accesses : int
-        Accesses and table stores among them.
-    agree : int
-        Those that reached the recorded address; all, unless there is a mismatch.
-    faults : dict of str to int
-        Page faults that KVM handled, by class (:data:`FAULT_CLASSES`).
-    guest_faults : int
-        Page faults of the guest's own on the way; the stream has them, and they are not executed.
-    shadow_pages : int
-        Shadow pages created.
-    shadow_pages_in_use : int
-    stats : dict of str to int
-        KVM's statistics.
-    mismatch : Mismatch or None
-    """
-
-    records: int
-    accesses: int
-    agree: int
-    faults: dict[str, int]
-    guest_faults: int
-    shadow_pages: int
-    shadow_pages_in_use: int
-    stats: dict[str, int]
-    mismatch: Mismatch | None
+class _Stopped(Exception):
+    """The caller wants no more; raised between two ops."""
 
 
 class _Differs(Exception):
@@ -200,6 +142,7 @@ class Replay:
         every = None if sampler is None else sampler.every
         self.plan = make_plan(stream, self.records, self._backing, every)
         self._position = 0
+        self._stop: Callable[[], bool] = lambda: False
         stores = self.plan.stores
         # Memoryviews give plain ints; a last position that is never reached ends the table stores.
         self._store_position = np.append(stores.position, len(self.plan.record)).data
@@ -213,19 +156,27 @@ class Replay:
         """Index in the stream of the access at hand; of the last one at the end."""
         return int(self.plan.record[min(self._position, len(self.plan.record) - 1)])
 
-    def run(self, progress: Callable[[int], object] | None = None) -> ReplayResult:
+    def run(
+        self,
+        progress: Callable[[int], object] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> ReplayResult:
         """Replay to the end, or to the first access that goes elsewhere than recorded.
 
         Parameters
         ----------
         progress : callable, optional
             Called with the number of records replayed so far, now and then.
+        stop : callable, optional
+            Asked between ops, or batches of accesses: true ends the replay there.
         """
         plan = self.plan
-        mismatch = None
+        self._stop = stop
+        mismatch, stopped = None, False
         try:
             self._begin()
             for step in plan.steps:
+                self._check_stop()
                 self._access_until(step.position)
                 self._take(step, progress)
             self._access_until(len(plan.record))
@@ -235,7 +186,13 @@ class Replay:
                 progress(self.records)
         except _Differs as difference:
             mismatch = self._mismatch(difference)
-        return self._result(mismatch)
+        except _Stopped:
+            stopped = True
+        return self._result(mismatch, stopped)
+
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise _Stopped
 
     # Steps --------------------------------------------------------------------
 
@@ -300,6 +257,7 @@ class Replay:
         _Differs
         """
         while self.one_by_one and self._position < end:
+            self._check_stop()
             self._fault()
         if self._position < end:
             self._batches_until(end)
@@ -310,6 +268,7 @@ class Replay:
 
         plan, vcpu, memory = self.plan, self._vcpu, self._memory
         while (begin := self._position) < end:
+            self._check_stop()
             if vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
                 self._enter()
             stop = min(end, begin + BATCH)
@@ -461,12 +420,13 @@ class Replay:
             tuple(state_lines(self.machine, gva)),
         )
 
-    def _result(self, mismatch: Mismatch | None) -> ReplayResult:
+    def _result(self, mismatch: Mismatch | None, stopped: bool) -> ReplayResult:
         kvm, stats = self.machine.kvm, self.machine.stats
-        kinds = self.stream.kind[: self.records if mismatch is None else mismatch.record]
+        records = self.record if stopped else self.records
+        kinds = self.stream.kind[: records if mismatch is None else mismatch.record]
         return ReplayResult(
-            records=self.records,
-            accesses=len(self.plan.record),
+            records=records,
+            accesses=self._position if stopped else len(self.plan.record),
             agree=self._position,
             faults=dict(zip(FAULT_CLASSES, self.faults, strict=True)),
             guest_faults=int(np.count_nonzero(kinds == Kind.PAGE_FAULT)),
@@ -474,6 +434,7 @@ class Replay:
             shadow_pages_in_use=len(kvm.pages),
             stats=stats,
             mismatch=mismatch,
+            interrupted=stopped,
         )
 
 

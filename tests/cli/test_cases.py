@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from typing import Any
 
 import pytest
 
 from mmulab.cli.main import run
+from mmulab.lab.cases.table import Case, Row
+
+cases = importlib.import_module("mmulab.cli.cases")
 
 
 def test_a_line_says_root_pages_events_and_the_old_word(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,3 +53,20 @@ def test_unknown_case_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         "mmulab: case 'npt-64': no case is called so; 'mmulab cases' lists them all\n"
     )
+
+
+def test_interrupted_json_has_the_rows_that_are_finished(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = cases.row
+
+    def interrupted(case: Case, *args: Any, **kwargs: Any) -> Row:
+        if case.name == "ept-5-level-ad":
+            raise KeyboardInterrupt
+        return row(case, *args, **kwargs)
+
+    monkeypatch.setattr(cases, "row", interrupted)
+    assert run(["cases", "--json", "la57-switch-npt-5to4-l0-5", "ept-5-level-ad"]) == 130
+    shown = capsys.readouterr()
+    assert [found["case"] for found in json.loads(shown.out)] == ["la57-switch-npt-5to4-l0-5"]
+    assert shown.err == "mmulab: interrupted\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ import pytest
 
 from mmulab import __version__
 from mmulab.cli import main
+from mmulab.cli.signals import Terminated
 from mmulab.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ def test_reader_that_leaves_is_no_error() -> None:
     program = """
 import click, sys
 from mmulab.cli import main
+from mmulab.cli.signals import Terminated
 
 @click.command()
 def endless():
@@ -125,3 +128,67 @@ main.main()
         said = writer.stderr.read()
     assert said == ""
     assert writer.returncode == 141
+
+
+COMMANDS_THAT_PRINT = [
+    "",
+    "--help",
+    "--version",
+    "role --help",
+    "report --notebook first_fault",
+    "designs",
+    "designs --json",
+    "features --json",
+    "role encode level=1",
+    "cases la57-switch-tdp-4to5-l0-5",
+    "cases la57-switch-tdp-4to5-l0-5 --json",
+    "run la57-switch-tdp-4to5-l0-5",
+    "run la57-switch-tdp-4to5-l0-5 --json",
+    "compare --designs D0 --cases la57-switch-tdp-4to5-l0-5",
+    "compare --designs D0 --cases la57-switch-tdp-4to5-l0-5 --json",
+    "conform {data}/conformance/sh/mode-switch.jsonl.xz",
+    "conform {data}/conformance/sh/mode-switch.jsonl.xz --json",
+    "replay {data}/stream/boot-686-nonpae.npz --limit 1100",
+    "replay {data}/stream/boot-686-nonpae.npz --limit 1100 --json",
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS_THAT_PRINT)
+def test_full_disk_behind_standard_output_is_one_line(line: str, root: Path, tmp_path: Path) -> None:
+    args = line.format(data=root / "data").split()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmulab.cli.main", *args],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "mmulab: standard output: cannot be written (No space left on device); make room there\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("--help >&-", 2, "mmulab: standard output is closed; send it to a file or to /dev/null\n"),
+        ("--help 1</dev/null", 2, "mmulab: standard output is closed; send it to a file or to /dev/null\n"),
+        ("nonsense 2>&-", 2, ""),
+        ("nonsense 2>/dev/full", 2, ""),
+        ("step la57-switch-tdp-4to5-l0-5 <&- >/dev/null", 0, ""),
+        ("--help <&- >/dev/null 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams(streams: str, code: int, said: str) -> None:
+    line = f'"{sys.executable}" -m mmulab.cli.main {streams}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_sigterm_has_its_own_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(monkeypatch, raising(Terminated()))
+    assert main.run(["try"]) == 143
+    assert capsys.readouterr().err == "mmulab: terminated\n"

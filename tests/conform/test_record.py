@@ -70,6 +70,6 @@ def test_a_written_recording_reads_back_and_conforms(
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the name of a recording"):
         write_recording(tmp_path / "r.txt", [])
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         write_recording(tmp_path / "none/r.jsonl", [])
     assert list(tmp_path.iterdir()) == []

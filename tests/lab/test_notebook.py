@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import nbclient
 import nbformat
 import pytest
 from papermill import PapermillExecutionError
@@ -42,3 +44,20 @@ def test_bug_inside_keeps_its_traceback(make_notebook: MakeNotebook, tmp_path: P
 def test_endless_cell_is_stopped(make_notebook: MakeNotebook, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made.ipynb: a cell took longer than 1 s"):
         execute(make_notebook("count: int = 1", "while True: pass"), tmp_path / "out.ipynb", {}, timeout=1)
+
+
+def test_an_interrupt_while_the_kernel_starts_leaves_none(
+    make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def interrupted(client: nbclient.NotebookClient) -> None:
+        started.append(client.km.provisioner.pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nbclient.NotebookClient, "start_new_kernel_client", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(make_notebook("count: int = 1"), tmp_path / "out.ipynb", {})
+    (pid,) = started
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.lab import folder
 from mmulab.lab.page import remote_references
 from mmulab.lab.provenance import digest
 from mmulab.lab.report import report
@@ -83,3 +86,65 @@ def test_command_refuses_folder(command: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "cannot be written" in command.error("report", "--out", tmp_path / "file" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def interrupted_report(monkeypatch: pytest.MonkeyPatch, out: Path, finished: int) -> list[str]:
+    """Run a report of three notebooks that is interrupted in the one after `finished`; return its lines."""
+    module = importlib.import_module("mmulab.lab.report")
+    notebooks = [SMALL.with_name(f"{name}.ipynb") for name in ("one", "two", "three")]
+    lines: list[str] = []
+
+    def run(path: Path, target: Path, *_: object) -> dict[str, object]:
+        target.mkdir()
+        (target / "half").touch()
+        if path == notebooks[finished]:
+            raise KeyboardInterrupt
+        (target / f"{path.stem}.html").write_text("new")
+        return {"name": path.stem, "title": path.stem, "tables": [], "repeat": ""}
+
+    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "resolve", lambda *_: {})
+    with pytest.raises(KeyboardInterrupt):
+        report(notebooks, out, {}, say=lines.append)
+    return lines
+
+
+def test_interrupted_it_has_what_is_finished_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    lines = interrupted_report(monkeypatch, out, 1)
+    assert lines[-1] == f"interrupted: 1 of 3 notebooks are in {out / 'index.html'}"
+    assert sorted(path.name for path in out.iterdir()) == [".mmulab", "index.html", "one"]
+    index = (out / "index.html").read_text()
+    for name in ("two", "three"):
+        assert f"{name}: not run, the report was interrupted" in index
+
+
+def test_interrupted_it_keeps_what_an_earlier_one_had_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with folder.whole(out) as building:
+        for name in ("one", "two", "other"):
+            (building / name).mkdir()
+            (building / name / f"{name}.html").write_text("earlier")
+    interrupted_report(monkeypatch, out, 0)
+    assert sorted(path.name for path in out.iterdir()) == [".mmulab", "one", "other", "two"]
+    interrupted_report(monkeypatch, out, 1)
+    found = {path.stem: path.read_text() for path in out.glob("*/*.html")}
+    assert found == {"one": "new", "two": "earlier", "other": "earlier"}
+    index = (out / "index.html").read_text()
+    assert 'From an earlier report: <a href="two/two.html">two</a>' in index
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_full_disk_leaves_the_earlier_report(command: CommandLine, tmp_path: Path) -> None:
+    """A file of the report is larger than any may be."""
+    with folder.whole(tmp_path / "out") as building:
+        (building / "earlier").touch()
+    command.prepare = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    said = command.error("report", "--notebook", "first_fault", "--out", "out")
+    assert said == "out: cannot be written (File too large); make room there"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "earlier").exists()

@@ -126,6 +126,7 @@ def test_a_limit_within_the_state_at_the_start(limit: int) -> None:
 
 # Every access is compared -----------------------------------------------------
 
+
 def wrong_miss(guest: Guest) -> int:
     record = guest.write(guest.tables[1], 0x61000, size=4)
     guest.set_entry(0x60000, 0x60000 | PAGE)
@@ -285,3 +286,20 @@ def test_kinds_of_accesses() -> None:
     plan = make_plan(guest.stream(), len(guest.rows), 100, None)
     assert plan.pfec.tolist() == [0, 2, 16, 4, 6, 20]
     assert plan.not_smap.tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_replay_that_is_stopped_counts_what_it_did(one_by_one: bool) -> None:
+    asked = iter(range(1_000_000))
+    replay = Replay(boot("boot-686-nonpae"), limit=PART, one_by_one=one_by_one)
+    result = replay.run(stop=lambda: next(asked) == 200)
+    assert result.interrupted
+    assert result.mismatch is None
+    assert 0 < result.agree == result.accesses
+    assert 0 < result.records < PART
+    before = Replay(boot("boot-686-nonpae"), limit=result.records).run()
+    assert (before.agree, before.faults, before.shadow_pages) == (
+        result.agree,
+        result.faults,
+        result.shadow_pages,
+    )

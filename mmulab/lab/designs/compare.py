@@ -10,10 +10,9 @@ word does not say: the default design, and for other roots than its own
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from html import escape
@@ -24,7 +23,7 @@ from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
-from mmulab.lab import paths
+from mmulab.lab import paths, pool
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import CaseRun, design_of
 from mmulab.lab.cases.table import Case, read_case, run_work
@@ -274,7 +273,7 @@ def compare_each(
     *,
     derivation: str = "parity",
     jobs: int = 1,
-) -> Iterator[list[Cell]]:
+) -> Generator[list[Cell], None, None]:
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
     find_derivation(derivation)
@@ -283,17 +282,22 @@ def compare_each(
         for case in works:
             yield _cells(case, designs, derivation)
         return
-    pool = ProcessPoolExecutor(jobs, initializer=_leave_interrupts_to_the_parent)
-    try:
-        waiting = [pool.submit(_cells, case, designs, derivation) for case in works]
-        for future in waiting:
-            yield _with_own_designs(future.result(), designs)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    work = [_Work(case, designs, derivation) for case in works]
+    with closing(pool.each(_work, work, jobs)) as rows:
+        for row in rows:
+            yield _with_own_designs(row, designs)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Work(NamedTuple):
+    """What a worker gets."""
+
+    case: Case
+    designs: Sequence[RoleDesign]
+    derivation: str
+
+
+def _work(work: _Work) -> list[Cell]:
+    return _cells(*work)
 
 
 def _with_own_designs(cells: list[Cell], designs: Sequence[RoleDesign]) -> list[Cell]:
