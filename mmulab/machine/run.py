@@ -107,9 +107,9 @@ class Execution:
             insn.rip = linear_address(vcpu, insn.rip)
         vcpu.rip = insn.rip or 0
         vcpu.singlestep_rip = None if insn.mnemonic in CHANGES_WORLD else insn.rip
-        return kvm_run(lambda: self._run(insn))
+        return kvm_run(self._run)
 
-    def _run(self, insn: Instruction) -> Outcome:
+    def _run(self) -> Outcome:
         vcpu = self.vcpu
         for _ in range(MAX_EXITS):
             if self.native:
@@ -118,9 +118,9 @@ class Execution:
                 vcpu.requests = 0
                 return Outcome(OutcomeKind.SHUTDOWN)
             elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
-                insn = self._change_world()
+                self._change_world()
             elif vcpu.smm and not self.in_smm:
-                insn = self._start_smi_handler()
+                self._start_smi_handler()
             self.reinject = False
             try:
                 if vcpu.exception is not None:
