@@ -10,8 +10,6 @@ cannot know.
 from __future__ import annotations
 
 import copy
-import importlib
-import runpy
 from typing import Self
 
 from mmulab.errors import InputError
@@ -64,6 +62,9 @@ class RoleDesign:
         (``sync_role_ign`` in ``FNAME(sync_page)``).
     root_strategy : RootStrategy
         How the tables above the guest's own are kept.
+    reference, digest : str
+        Of a user's own design: ``file.py:Class`` or ``module:Class``, and the SHA-256
+        of that file in hexadecimal; both are empty for those that are built in.
     """
 
     id = ""
@@ -73,6 +74,8 @@ class RoleDesign:
     layout = LAYOUT_6_1
     sync_ignored: tuple[str, ...] = ("level", "access", "quadrant", "passthrough")
     root_strategy: RootStrategy = special
+    reference = ""
+    digest = ""
 
     def __init__(self) -> None:
         mask = self.layout.mask
@@ -414,21 +417,8 @@ def find_design(name: str) -> RoleDesign:
         if name in (design.name, design.id):
             return design
     if ":" in name:
-        return _load_design(name)
+        from mmulab.kvm.roles.foreign import load_design  # which needs this module
+
+        return load_design(name)
     known = ", ".join(f"{d.id} {d.name}" for d in DESIGNS.values())
     raise InputError(f"role design {name!r}: unknown; the designs are {known}, or give module:Class")
-
-
-def _load_design(name: str) -> RoleDesign:
-    where, _, wanted = name.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            found = runpy.run_path(where)[wanted]
-        else:
-            found = getattr(importlib.import_module(where), wanted)
-    except (ImportError, OSError, SyntaxError, AttributeError, KeyError, ValueError) as error:
-        raise InputError(f"role design {name!r}: cannot be loaded: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, RoleDesign)):
-        base = f"{RoleDesign.__module__}.{RoleDesign.__name__}"
-        raise InputError(f"role design {name!r}: {wanted} is no subclass of {base}")
-    return found()

@@ -278,7 +278,7 @@ def compare_each(
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
     find_derivation(derivation)
-    here = any(type(design).__module__ in ("__main__", "<run_path>") for design in designs)
+    here = any(design.digest or type(design).__module__ == "__main__" for design in designs)
     if jobs == 1 or here:
         for case in works:
             yield _cells(case, designs, derivation)
