@@ -15,6 +15,13 @@ class InputError(ValueError):
     """
 
 
+class DesignError(InputError):
+    """A user's design failed: the message names the file, the class and the method, and says how.
+
+    In a run that is the design's verdict, as is whatever else it leads the model to.
+    """
+
+
 def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> Thing:
     """Return what is called `name`.
 

@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.errors import InputError
+from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Mismatch, Replay, ReplayResult
@@ -44,7 +46,14 @@ def replay(
     stream = load_stream(file)
     replayed = Replay(stream, limit=limit, design=chosen, derivation=rule, one_by_one=out is not None)
     recorder = None if out is None else stream_recorder(replayed)
-    result = _run(replayed, as_json)
+    try:
+        result = _run(replayed, as_json)
+    except FAILURES as error:
+        # Under the kernel's own rules a failure is a bug, and keeps its traceback.
+        if isinstance(error, InputError | NotImplementedError) or not (design or derivation or roots):
+            raise
+        at = f"{file}: record {replayed.record}"
+        raise InputError(f"{at}: under {chosen.name} and {rule.name}, {failure_str(error)}") from error
     if recorder is not None and out is not None:
         save(recorder.finish(), out)
     if as_json:
