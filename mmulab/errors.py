@@ -17,6 +17,13 @@ class InputError(ValueError):
     """
 
 
+class DesignError(InputError):
+    """A user's design failed: the message names the file, the class and the method, and says how.
+
+    In a run that is the design's verdict, as is whatever else it leads the model to.
+    """
+
+
 def quoted(text: object, limit: int = QUOTED) -> str:
     """Return what a message repeats of the input: one short line, without control characters.
 

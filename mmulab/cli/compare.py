@@ -141,9 +141,12 @@ def _costs(found: Comparison) -> Iterator[str]:
         used = design.layout.used_bits
         right = sum(cell.first_wrong is None for cell in cells)
         sums = [str(sum(getattr(cell.measures, total) for cell in cells)) for total in _TOTALS]
-        possible = f"{bound.possible}{'' if bound.fits else '!'}"
+        possible = "none" if bound.possible is None else f"{bound.possible}{'' if bound.fits else '!'}"
         bits = [f"{right}/{len(cells)}", str(used), str(WORD_BITS - used), possible]
         yield _row(name, width, [*bits, *sums], columns)
+    for design in found.designs:
+        if found.bounds[design.name].missing:
+            yield f"possible: none of {design.name}: {found.bounds[design.name].missing}"
     yield "possible: upper-level pages with guest tables that contexts can give one gfn (a 16-bit counter);"
     yield "duplicated, sharing lost: pages more than the coarsest design that is right on all of these makes"
 

@@ -12,6 +12,8 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.errors import InputError
+from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Replay
@@ -49,7 +51,14 @@ def replay(
     recorder = None if out is None else stream_recorder(replayed)
     # Held off: an op is replayed whole, and what was replayed is kept and shown.
     with signals.held() as interrupted:
-        result = _run(replayed, as_json, interrupted)
+        try:
+            result = _run(replayed, as_json, interrupted)
+        except FAILURES as error:
+            # Under the kernel's own rules a failure is a bug, and keeps its traceback.
+            if isinstance(error, InputError | NotImplementedError) or not (design or derivation or roots):
+                raise
+            at = f"{file}: record {replayed.record}"
+            raise InputError(f"{at}: under {chosen.name} and {rule.name}, {failure_str(error)}") from error
         if recorder is not None and out is not None:
             save(recorder.finish(), out)
         if as_json:

@@ -56,7 +56,8 @@ def run_scenario(
         for line in [json.dumps(_record(result))] if as_json else _lines(result, events):
             click.echo(line)
     if failure is not None:
-        click.echo(f"mmulab: {file}: after op {results[-1].index}: {failure}", err=True)
+        where = f"after op {results[-1].index}" if results else "before the first op"
+        click.echo(f"mmulab: {file}: {where}: {failure}", err=True)
         ctx.exit(1)
 
 

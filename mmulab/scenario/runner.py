@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from mmulab.errors import InputError
+from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm.nested import VMCB
@@ -183,6 +183,8 @@ class Runner:
         before = dict(self.machine.stats)
         try:
             outcome = self.machine.execute(op)
+        except DesignError:
+            raise  # the op is not at fault
         except InputError as error:
             raise InputError(f"{self.scenario.source}: {self._place(index, text)}: {error}") from error
         after = self.machine.stats

@@ -153,8 +153,9 @@ class Replay:
 
     @property
     def record(self) -> int:
-        """Index in the stream of the access at hand; of the last one at the end."""
-        return int(self.plan.record[min(self._position, len(self.plan.record) - 1)])
+        """Index in the stream of the access at hand; of the last one at the end, 0 without any."""
+        records = self.plan.record
+        return int(records[min(self._position, len(records) - 1)]) if len(records) else 0
 
     def run(
         self,

@@ -7,6 +7,7 @@ it can change the data page's entry as an operating system does.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -164,8 +165,15 @@ def _stops(width: int, places: dict[str, str]) -> list[Stop]:
 
 
 def _own(extra: str, places: dict[str, str]) -> list[Stop]:
-    try:
-        ops = [part.strip().format(**places) for part in extra.split(";")]
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"extra: {error!s} in braces; {', '.join(places)} are known") from error
-    return [Stop(op, "Your own.") for op in ops if op]
+    """Return the reader's ops, with the places' names in braces replaced by addresses and nothing else."""
+    pieces = re.split(r"\{([^{}]*)\}", extra)
+    for name in pieces[1::2]:
+        if name not in places:
+            raise InputError(f"extra: {name!r} in braces; {', '.join(places)} are known")
+    for text in pieces[::2]:
+        if "{" in text or "}" in text:
+            raise InputError(
+                f"extra: a brace without its other half; {', '.join(places)} are known in braces"
+            )
+    pieces[1::2] = [places[name] for name in pieces[1::2]]
+    return [Stop(op, "Your own.") for op in map(str.strip, "".join(pieces).split(";")) if op]

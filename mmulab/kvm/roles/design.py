@@ -84,7 +84,11 @@ class RoleDesign:
     def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
         """Return the word of a page of these facts, made for this guest CPU."""
         known = facts._asdict() | self.own_fields(facts, cpu)
-        return self.layout.pack(**{name: known[name] for name in self.layout.shift})
+        try:
+            values = {name: known[name] for name in self.layout.shift}
+        except KeyError as error:
+            raise ValueError(f"the field {error} is no fact of the MMU's; own_fields must say it") from None
+        return self.layout.pack(**values)
 
     def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
         """Return the values of the layout's fields that are no facts themselves."""

@@ -37,6 +37,7 @@ SOURCES_READ = (
 """The versions whose union was read; the history up to 3.1 was also read commit by commit."""
 MAINLINE = "mainline"
 _FIRST, _LAST = (2, 6, 28), (7, 3)
+_VERSION = re.compile(r"v?(2\.6\.N|N\.N)(?:\.(N)|-rc(N))?".replace("N", "(?:0|[1-9][0-9]{0,3})"))
 _LAST_OF_MAJOR = {2: 39, 3: 19, 4: 20, 5: 19, 6: 19, 7: 3}
 
 
@@ -321,9 +322,11 @@ def find_role_version(name: str) -> RoleVersion:
     """
     if name == MAINLINE:
         return HISTORY[-1]
-    match = re.fullmatch(r"v?(2\.6\.\d+|\d+\.\d+)(?:\.(\d+)|-rc(\d+))?", name)
+    match = _VERSION.fullmatch(name)
     if match is None:
-        raise InputError(f"kernel {name!r}: give a version as 6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}")
+        raise InputError(
+            f"kernel {name[:80]!r}: give a version as 6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}"
+        )
     series, release, candidate = match.groups()
     _check(name, series)
     index = max(i for i, version in enumerate(HISTORY) if _key(version.since) <= _key(series))
@@ -368,5 +371,5 @@ def _check(name: str, series: str) -> None:
         raise InputError(f"kernel {name!r}: the history of the role word starts with 2.6.28")
     if key[:2] > _LAST:
         raise InputError(f"kernel {name!r}: newer than 7.3, the last that was read; ask for {MAINLINE}")
-    if key[-1] > _LAST_OF_MAJOR[key[0]]:
+    if key[-1] > _LAST_OF_MAJOR[key[0]] or (key[0] == 2 and len(key) == 2):
         raise InputError(f"kernel {name!r}: there is no Linux {series}")

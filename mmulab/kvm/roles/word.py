@@ -28,6 +28,11 @@ class RoleLayout:
     ----------
     fields : sequence of BitField
 
+    Raises
+    ------
+    ValueError
+        A field without a bit, or two of one name.
+
     Attributes
     ----------
     fields : tuple of BitField
@@ -49,13 +54,17 @@ class RoleLayout:
         self.mask: dict[str, int] = {}
         at = 0
         for name, width in fields:
+            if width < 1:
+                raise ValueError(f"field {name!r} has a width of {width} bits; 1 is the least")
+            if name in self.shift:
+                raise ValueError(f"field {name!r} is there twice")
             if name:
                 self.shift[name] = at
                 self.mask[name] = ((1 << width) - 1) << at
             at += width
         self.width = at
 
-    def pack(self, **values: int) -> int:
+    def pack(self, /, **values: int) -> int:
         """Build a word; fields not named are 0.
 
         Raises

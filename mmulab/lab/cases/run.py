@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import HELPER_PREFIX, INIT, Recording
-from mmulab.errors import InputError
+from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.roles.derivation import find_derivation
@@ -36,9 +36,11 @@ The model checks what Linux checks: where the kernel would stop at a ``BUG_ON``
 or follow a stale pointer, there is an assertion, a lookup of an spte, page or
 frame that is not there, a way down that goes in circles (``RecursionError``), and
 a value that the word has no room for. That is the design's verdict, not an error
-of the program. Not among them are ``TypeError`` and ``AttributeError``, which tell of a slip in the text of a
-design and deserve their traceback. ``NotImplementedError`` and
-:class:`~mmulab.errors.InputError` are subclasses of these, but say that something
+of the program. So is :class:`~mmulab.errors.DesignError`: a method of a user's
+design, loaded from its file, failed. Not among them are ``TypeError`` and
+``AttributeError``, which tell of a slip in a design that was made in Python and
+deserve their traceback. ``NotImplementedError`` and
+:class:`~mmulab.errors.InputError` itself are subclasses of these, but say that something
 could not be run, and are raised on; only where the default design runs the same
 scenario to its end has a guest gone astray under a wrong one, and executes what
 is no instruction of its own.
@@ -228,8 +230,8 @@ def _until_it_fails(found: _Found, scenario: Scenario, execute: Callable[[_Found
 
 def _designs_failure(error: Exception, scenario: Scenario) -> str:
     """Say in words what a design led to; what is not its doing is raised again."""
-    bad_input = isinstance(error, InputError) and not _runs_by_default(scenario)
-    if bad_input or isinstance(error, NotImplementedError):
+    astray = isinstance(error, InputError) and not isinstance(error, DesignError)
+    if (astray and not _runs_by_default(scenario)) or isinstance(error, NotImplementedError):
         raise error
     return failure_str(error)
 
@@ -246,6 +248,8 @@ def _runs_by_default(scenario: Scenario) -> bool:
 
 def failure_str(error: Exception) -> str:
     """Say in words that the model stopped."""
+    if isinstance(error, DesignError):
+        return f"the design itself fails ({error})"
     if isinstance(error, InputError):
         return f"the guest is led astray ({error.__cause__ or error})"
     if isinstance(error, RecursionError):

@@ -159,14 +159,16 @@ class Comparison:
         ``base_bits``, ``spare_bits``, those of
         :class:`~mmulab.lab.designs.measures.Measures`, of
         :class:`~mmulab.lab.designs.page_bound.PageBound` (``possible_pages``,
-        ``possible_bits``, ``raw_bits``, ``fits_write_track``) and ``collision``.
+        ``possible_bits``, ``raw_bits``, ``fits_write_track``; ``possible_missing``
+        says why one has no bound, null if it has) and ``collision``.
         """
         bounds = {
             name: {
                 "possible_pages": bound.possible,
-                "possible_bits": round(bound.bits, 2),
+                "possible_bits": round(bound.bits, 2) if bound.possible else None,
                 "raw_bits": bound.raw_bits,
                 "fits_write_track": bound.fits,
+                "possible_missing": bound.missing or None,
             }
             for name, bound in self.bounds.items()
         }
@@ -248,7 +250,7 @@ def compare(
         beside has the kernel's own, ``parity``.
     jobs : int
         Processes. A design that no other process could import, from a notebook's
-        cell or from ``file.py:Class``, keeps all in this one.
+        cell, keeps all in this one.
     progress : callable, optional
         Gets the cells of each piece of work when it is done.
 
@@ -277,7 +279,7 @@ def compare_each(
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
     find_derivation(derivation)
-    here = any(design.digest or type(design).__module__ == "__main__" for design in designs)
+    here = any(type(design).__module__ == "__main__" for design in designs)
     if jobs == 1 or here:
         for case in works:
             yield _cells(case, designs, derivation)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from math import log2
+from math import log2, nan
 from typing import NamedTuple
 
 from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_ept_mmu, kvm_init_shadow_npt_mmu
@@ -31,6 +31,7 @@ from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.state import Vcpu
+from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.machine.config import HostConfig, MachineConfig
 from mmulab.machine.machine import Machine
 from mmulab.x86.mode import PT_WRITABLE_MASK, VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK
@@ -52,6 +53,8 @@ __all__ = ["WRITE_TRACK_BITS", "PageBound", "page_bound"]
 
 WRITE_TRACK_BITS = 16
 """Width of a gfn's write-track counter."""
+_TOO_MANY = 1 << 18
+"""Words at which counting ends: a word has far fewer unless a child's role never settles."""
 
 _HOSTS = (
     HostConfig(la57=True),
@@ -77,31 +80,38 @@ class PageBound(NamedTuple):
 
     Attributes
     ----------
-    possible : int
-        Words that contexts can give, on the host with the most.
+    possible : int or None
+        Words that contexts can give, on the host with the most; None where the
+        design fails in a context.
     raw_bits : int
         Bits of the word in use, ``smm`` left out.
+    missing : str
+        Why `possible` is None.
     """
 
-    possible: int
+    possible: int | None
     raw_bits: int
+    missing: str = ""
 
     @property
     def bits(self) -> float:
-        """Binary logarithm of `possible`."""
-        return log2(self.possible)
+        """Binary logarithm of `possible`; not a number where that has none."""
+        return log2(self.possible) if self.possible else nan
 
     @property
-    def fits(self) -> bool:
-        """Whether the 16-bit counter holds that many."""
-        return self.possible < 1 << WRITE_TRACK_BITS
+    def fits(self) -> bool | None:
+        """Whether the 16-bit counter holds that many; None: not known."""
+        return None if self.possible is None else self.possible < 1 << WRITE_TRACK_BITS
 
 
 def page_bound(design: RoleDesign) -> PageBound:
     """Count the words of upper-level pages with guest tables that `design` can give one gfn."""
     layout = design.layout
     raw = layout.used_bits - (layout.width_of("smm") if "smm" in layout.mask else 0)
-    return PageBound(max(len(_words(design, host)) for host in _HOSTS), raw)
+    try:
+        return PageBound(max(len(_words(design, host)) for host in _HOSTS), raw)
+    except FAILURES as error:
+        return PageBound(None, raw, failure_str(error))
 
 
 def _words(design: RoleDesign, host: HostConfig) -> dict[int, None]:
@@ -115,6 +125,8 @@ def _words(design: RoleDesign, host: HostConfig) -> dict[int, None]:
             word = todo.pop()
             if word not in below and design.facts(word).level > 1:
                 below[word] = None
+                if len(below) > _TOO_MANY:
+                    raise ValueError(f"more than {_TOO_MANY} words in one context")
                 todo += [design.child(word, direct=False, access=access, quadrant=0) for access in rights]
         words |= below
     facts = {word: design.facts(word) for word in words}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from mmulab.errors import InputError
+from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import RoleDesign
@@ -68,9 +68,9 @@ def run_stream(
 def _replay(replay: Replay) -> WrongAccess | None:
     try:
         mismatch = replay.run().mismatch
-    except (InputError, NotImplementedError):
-        raise
     except FAILURES as error:
+        if isinstance(error, InputError | NotImplementedError) and not isinstance(error, DesignError):
+            raise
         return _wrong(replay.stream, replay.record, None, failure_str(error))
     if mismatch is None:
         return None
