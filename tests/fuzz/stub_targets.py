@@ -7,9 +7,9 @@ import time
 from random import Random
 
 from mmulab.errors import InputError
-from tests.fuzz.targets import Reader, check_message
+from tests.fuzz.targets import Reader, wrong_message
 
-__all__ = ["TARGETS", "InputError", "check_message", "seeds"]
+__all__ = ["TARGETS", "InputError", "seeds", "wrong_message"]
 
 
 def _refuses(data: bytes) -> None:

@@ -29,12 +29,18 @@ INPUT_SECONDS = 10
 MEMORY = 2 << 30
 """Bytes that the process may map."""
 _REDUCE_SECONDS = 5
+_LINES, _LINE = 100, 300
+"""Lines of a traceback that are kept, and characters of each."""
 _POOL = 200
 """Inputs that are kept to be changed further, when coverage does not choose."""
 
 
 class Hang(BaseException):
     """An input took longer than it may; no handler of the code under test catches it."""
+
+
+class MessageError(Exception):
+    """The error that is no finding says something that it may not say."""
 
 
 def write_finding(folder: Path, data: bytes, kind: str, text: str) -> Path:
@@ -68,18 +74,18 @@ class Fuzzer:
     reader : tests.fuzz.targets.Reader
     allowed : type
         The error that is no finding.
-    check_message : callable
-        Fails on what such an error may not say.
+    wrong_message : callable
+        Says what is wrong with the message of such an error; "" if nothing.
     findings : pathlib.Path
         Folder for what is found.
     """
 
     def __init__(
-        self, reader: Any, allowed: type[Exception], check_message: Callable[[str], None], findings: Path
+        self, reader: Any, allowed: type[Exception], wrong_message: Callable[[str], str], findings: Path
     ) -> None:
         self.reader = reader
         self.allowed = allowed
-        self.check_message = check_message
+        self.wrong_message = wrong_message
         self.findings = findings
         self.seen: set[str] = set()
         self.inputs = 0
@@ -118,15 +124,17 @@ class Fuzzer:
         try:
             self.reader.target(data)
         except self.allowed as error:
-            self.check_message(str(error))
+            if wrong := self.wrong_message(str(error)):
+                raise MessageError(wrong).with_traceback(error.__traceback__) from None
 
     def _report(self, data: bytes, error: BaseException) -> None:
         where = signature(error)
         if not isinstance(error, (Hang, MemoryError)):
             data, error = self._reduced(data, error, where)
-        shown = "".join(traceback.format_exception(error))
-        last = shown.rstrip().splitlines()[-1][:300]
-        write_finding(self.findings, data, type(error).__name__, f"{where}\n{last}\n\n{shown[-6000:]}")
+        last = " ".join(f"{type(error).__name__}: {error}".split())[:_LINE]
+        shown = "".join(traceback.format_exception(error)).splitlines()
+        lines = [where, last.removesuffix(":"), "", *(line[:_LINE] for line in shown[-_LINES:])]
+        write_finding(self.findings, data, type(error).__name__, "\n".join(lines))
 
     def _reduced(self, data: bytes, error: BaseException, where: str) -> tuple[bytes, BaseException]:
         """Leave out lines as long as the same thing is found."""
@@ -193,7 +201,7 @@ def run_guided(atheris: Any, fuzzer: Fuzzer, seeds: list[bytes], seed: int, seco
 def main() -> None:
     """Run one reader's fuzzer in the present folder."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("table", help="module with TARGETS, seeds, check_message and InputError")
+    parser.add_argument("table", help="module with TARGETS, seeds, wrong_message and InputError")
     parser.add_argument("reader")
     parser.add_argument("findings", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
@@ -207,7 +215,7 @@ def main() -> None:
         table = importlib.import_module(given.table)
     seeds = table.seeds(given.reader)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    fuzzer = Fuzzer(table.TARGETS[given.reader], table.InputError, table.check_message, given.findings)
+    fuzzer = Fuzzer(table.TARGETS[given.reader], table.InputError, table.wrong_message, given.findings)
     if atheris is None:
         run_seeded(fuzzer, seeds, given.seed, given.seconds)
     else:
