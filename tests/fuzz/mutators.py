@@ -9,10 +9,12 @@ import gzip
 import io
 import json
 import lzma
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
 from random import Random
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -210,7 +212,8 @@ def change_zip(rng: Random, data: bytes) -> bytes:
 def zip_of(members: list[tuple[str, bytes]]) -> bytes:
     """Return a zip archive with these members; a name may be there twice."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.filterwarnings("ignore", "Duplicate name")
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()
@@ -232,7 +235,8 @@ def change_npy(rng: Random, content: bytes) -> bytes:
         return content[:start] + claim + content[end + 1 :] if start > 0 else change_bytes(rng, content)
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OSError, MemoryError):  # changed before
+    except (ValueError, TypeError, SyntaxError, TokenError, EOFError, OSError, MemoryError):
+        # its header was changed before
         return change_bytes(rng, content)
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, _change_array(rng, array), allow_pickle=False)
