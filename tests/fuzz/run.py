@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.fuzz.worker import INPUT_SECONDS, write_finding
+from tests.fuzz.worker import INPUT_SECONDS, MEMORY_MIB, TOO_LARGE, TOO_MUCH, write_finding
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE = "tests.fuzz.targets"
@@ -43,7 +43,14 @@ class Count(NamedTuple):
 
 
 def fuzz(
-    reader: str, seconds: float, seed: int, out: Path, *, table: str = TABLE, guided: bool = False
+    reader: str,
+    seconds: float,
+    seed: int,
+    out: Path,
+    *,
+    table: str = TABLE,
+    guided: bool = False,
+    memory: int = MEMORY_MIB,
 ) -> Count:
     """Fuzz one reader; a process that dies or hangs is a finding and is started again."""
     folder = out / reader
@@ -51,10 +58,18 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="mmulab-fuzz-") as work:
         while seconds - spent > _PAUSE or not spent:
             status, log, ended = _process(
-                [table, reader, str(folder), f"--seconds={seconds - spent}", f"--seed={seed}"]
+                [
+                    table,
+                    reader,
+                    str(folder),
+                    f"--seconds={seconds - spent}",
+                    f"--seed={seed}",
+                    f"--memory={memory}",
+                ]
                 + ["--guided"] * guided,
                 Path(work),
                 seconds - spent,
+                memory << 20,
             )
             inputs += status["inputs"]
             peak = max(peak, status["peak"])
@@ -69,7 +84,7 @@ def fuzz(
     return Count(reader, inputs, spent, len(found), peak)
 
 
-def _process(args: list[str], work: Path, seconds: float) -> tuple[dict[str, Any], str, str]:
+def _process(args: list[str], work: Path, seconds: float, memory: int) -> tuple[dict[str, Any], str, str]:
     """Run one process to its end; return its status, what it printed and how it failed, if it did."""
     status_file = work / "status.json"
     status_file.unlink(missing_ok=True)
@@ -88,13 +103,12 @@ def _process(args: list[str], work: Path, seconds: float) -> tuple[dict[str, Any
             command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         try:
-            ended = _watch(child, status_file, time.monotonic() + seconds)
+            ended = _watch(child, status_file, time.monotonic() + seconds, memory)
         finally:
             child.kill()
             child.wait()
     text = log_file.read_text("utf-8", "replace")
-    # libFuzzer leaves with its own codes; a run that told its status to the end is a whole one.
-    if not ended and child.returncode != 0:
+    if not ended and child.returncode not in (0, TOO_LARGE):
         ended = f"died with exit code {child.returncode}"
     try:
         status = json.loads(status_file.read_text())
@@ -104,8 +118,8 @@ def _process(args: list[str], work: Path, seconds: float) -> tuple[dict[str, Any
     return status, text, ended
 
 
-def _watch(child: subprocess.Popen[bytes], status_file: Path, end: float) -> str:
-    """Wait for the end; return "hangs .." for a process that has told nothing for too long."""
+def _watch(child: subprocess.Popen[bytes], status_file: Path, end: float, memory: int) -> str:
+    """Wait for the end; return what is wrong with a process that tells nothing for too long or grows."""
     told, changed = -1, time.monotonic()
     while child.poll() is None:
         time.sleep(_POLL)
@@ -113,9 +127,19 @@ def _watch(child: subprocess.Popen[bytes], status_file: Path, end: float) -> str
         stamp = status_file.stat().st_mtime_ns if status_file.exists() else 0
         if stamp != told:
             told, changed = stamp, now
+        if _held(child.pid) > memory:
+            return TOO_MUCH
         if now - changed > INPUT_SECONDS + _GRACE or now > end + 3 * INPUT_SECONDS + _GRACE:
-            return "hangs in a call that no signal ends"
+            return "hang in a call that no signal ends"
     return ""
+
+
+def _held(process: int) -> int:
+    """Return the bytes that a process holds; 0 where the system has no /proc or the process is gone."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def table_text(counts: list[Count]) -> str:
@@ -133,6 +157,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--reader", action="append", help="only this one; may be given again")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, help="default: another one each time")
+    parser.add_argument("--memory", type=int, default=MEMORY_MIB, help="MiB that a reader may hold (2048)")
     parser.add_argument("--out", type=Path, default=ROOT / "out/fuzz", help="folder for what is found")
     parser.add_argument("--table", default=TABLE, help=argparse.SUPPRESS)
     given = parser.parse_args(args)
@@ -148,7 +173,16 @@ def main(args: list[str] | None = None) -> int:
     print(f"seed {seed}; {seconds:.0f} s each of {len(readers)} readers", flush=True)
     with ThreadPoolExecutor(given.jobs) as pool:
         jobs = [
-            pool.submit(fuzz, name, seconds, seed, given.out.resolve(), table=given.table, guided=guided)
+            pool.submit(
+                fuzz,
+                name,
+                seconds,
+                seed,
+                given.out.resolve(),
+                table=given.table,
+                guided=guided,
+                memory=given.memory,
+            )
             for name in readers
         ]
         counts = [job.result() for job in jobs]

@@ -31,7 +31,8 @@ def _hangs(data: bytes) -> None:
 
 
 def _grows(data: bytes) -> None:
-    bytearray(3 << 30)
+    held = b"x" * (300 << 20)
+    assert held
 
 
 def _dies(data: bytes) -> None:

@@ -66,7 +66,6 @@ def test_nothing_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     [
         ("raises", "RuntimeError", "RuntimeError: a slip"),
         ("babbles", "MessageError", "MessageError: not one short line: 'two\\nlines' (9 characters)"),
-        ("grows", "MemoryError", "MemoryError"),
     ],
 )
 def test_finding_is_written_and_told(
@@ -91,6 +90,14 @@ def test_death_is_a_finding_with_its_input(tmp_path: Path) -> None:
     data, text = sorted((tmp_path / "dies").iterdir())
     assert data.read_bytes() == b"first\nbad\nlast"
     assert text.read_text().startswith("died with exit code -6")
+
+
+def test_too_much_memory_is_a_finding(tmp_path: Path) -> None:
+    args = ["--table", STUBS, "--reader", "grows", "--seconds", "1.5", "--memory", "200"]
+    assert run.main([*args, "--out", str(tmp_path)]) == 1
+    data, text = sorted((tmp_path / "grows").iterdir())
+    assert data.read_bytes() == b"first\nbad\nlast"
+    assert text.read_text().startswith("memory beyond the limit")
 
 
 def test_hang_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,20 @@ from typing import Any
 
 INPUT_SECONDS = 10
 """What one input may take."""
-MEMORY = 2 << 30
-"""Bytes that the process may map."""
+MEMORY_MIB = 2048
+"""What the process may hold. A guest's memory is mapped whole, and held where it is touched."""
+TOO_LARGE = 77
+"""Exit code of a process that held more, once its finding is written."""
+_MAPPED = 80 << 30
+"""Bytes that may be mapped: more than the largest guest has."""
 _REDUCE_SECONDS = 5
 _LINES, _LINE = 100, 300
 """Lines of a traceback that are kept, and characters of each."""
 _POOL = 200
 """Inputs that are kept to be changed further, when coverage does not choose."""
+
+
+TOO_MUCH = "memory beyond the limit"
 
 
 class Hang(BaseException):
@@ -53,6 +60,11 @@ def write_finding(folder: Path, data: bytes, kind: str, text: str) -> Path:
             text + "\n", encoding="utf-8", errors="backslashreplace"
         )
     return path
+
+
+def peak() -> int:
+    """Return the most bytes that this process held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def signature(error: BaseException) -> str:
@@ -78,15 +90,23 @@ class Fuzzer:
         Says what is wrong with the message of such an error; "" if nothing.
     findings : pathlib.Path
         Folder for what is found.
+    memory : int
+        Bytes that the process may hold.
     """
 
     def __init__(
-        self, reader: Any, allowed: type[Exception], wrong_message: Callable[[str], str], findings: Path
+        self,
+        reader: Any,
+        allowed: type[Exception],
+        wrong_message: Callable[[str], str],
+        findings: Path,
+        memory: int = MEMORY_MIB << 20,
     ) -> None:
         self.reader = reader
         self.allowed = allowed
         self.wrong_message = wrong_message
         self.findings = findings
+        self.memory = memory
         self.seen: set[str] = set()
         self.inputs = 0
         self.began = time.monotonic()
@@ -105,7 +125,13 @@ class Fuzzer:
         if error is not None and signature(error) not in self.seen:
             self.seen.add(signature(error))
             self._report(data, error)
+        grown = peak() > self.memory
+        if grown:
+            self.seen.add(TOO_MUCH)
+            write_finding(self.findings, data, "memory", f"{TOO_MUCH}: {peak() >> 20} MiB")
         self.tell()
+        if grown:  # the peak stays: what comes next needs another process
+            os._exit(TOO_LARGE)
 
     def attempt(self, data: bytes) -> BaseException | None:
         """Return what is wrong with how the target takes `data`."""
@@ -156,7 +182,7 @@ class Fuzzer:
         status = {
             "inputs": self.inputs,
             "seconds": time.monotonic() - self.began,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            "peak": peak(),
             "findings": sorted(self.seen),
         }
         temporary = Path(".status.json")
@@ -206,6 +232,7 @@ def main() -> None:
     parser.add_argument("findings", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--memory", type=int, default=MEMORY_MIB)
     parser.add_argument("--guided", action="store_true")
     given = parser.parse_args()
     table = importlib.import_module(given.table)
@@ -214,8 +241,10 @@ def main() -> None:
         atheris = _instrumented(given.table)
         table = importlib.import_module(given.table)
     seeds = table.seeds(given.reader)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    fuzzer = Fuzzer(table.TARGETS[given.reader], table.InputError, table.wrong_message, given.findings)
+    resource.setrlimit(resource.RLIMIT_AS, (_MAPPED, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    fuzzer = Fuzzer(
+        table.TARGETS[given.reader], table.InputError, table.wrong_message, given.findings, given.memory << 20
+    )
     if atheris is None:
         run_seeded(fuzzer, seeds, given.seed, given.seconds)
     else:
