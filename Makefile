@@ -2,6 +2,7 @@
 # make report   run the notebooks, write out/report/index.html
 # make test     the tests (SELECT= runs the slow ones too)
 # make lint     ruff, mypy --strict, import directions
+# make fuzz     the fuzzers, for FUZZ_SECONDS (600) altogether; findings go to out/fuzz
 # make lab      JupyterLab on the notebooks
 
 VENV  := .venv
@@ -10,12 +11,13 @@ STAMP := $(VENV)/.installed
 
 JOBS   ?= 2
 SELECT ?= -m "not slow"
+FUZZ_SECONDS ?= 600
 
 # The first of these interpreters that runs and has a supported version.
 PYTHONS  ?= python3 python3.13 python3.12 python3.11 python
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: setup report test lint lab clean
+.PHONY: setup report test lint fuzz lab clean
 
 setup: $(STAMP)
 
@@ -37,6 +39,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.run --total $(FUZZ_SECONDS) --jobs $(JOBS)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
