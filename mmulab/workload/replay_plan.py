@@ -23,6 +23,7 @@ from mmulab.workload.stream import (
     INITIAL_RECORDS,
     Kind,
     Stream,
+    table_owners,
 )
 from mmulab.x86.mode import PT_ACCESSED_MASK
 from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
@@ -254,11 +255,16 @@ def new_tables(stream: Stream, first: int) -> Iterator[NewTable]:
     last = first
     while last < len(stream) and stream.kind[last] in (Kind.NEW_TABLE, Kind.ENTRY):
         last += 1
-    starts = first + np.flatnonzero(stream.kind[first:last] == Kind.NEW_TABLE)
-    for at, end in pairwise([*starts.tolist(), last]):
-        gpa, level = stream.table(at)
+    at, owner = table_owners(
+        stream.kind[first:last], stream.aux[first:last], stream.gpa[first:last], stream.mode
+    )
+    order = np.argsort(owner, kind="stable")  # by table; N is the first record of each
+    at, owner = first + at[order], first + owner[order]
+    bounds = np.flatnonzero(np.diff(owner, prepend=-1))
+    for start, end in pairwise([*bounds.tolist(), len(at)]):
+        gpa, level = stream.table(int(owner[start]))
         size = stream.table_bytes(level)
-        entries = np.arange(at + 1, end)
+        entries = at[start + 1 : end]
         content = np.zeros(size // width, np.uint64)
         index = (stream.gpa[entries] - np.uint64(gpa)) // np.uint64(width)
         content[index.astype(np.int64)] = entry_value(stream, entries, stream.aux[entries] == 3)

@@ -133,7 +133,7 @@ class Stream:
 
     def table_bytes(self, level: int) -> int:
         """Return the size of a table of `level`: a page, or PAE's 32-byte root."""
-        return PDPT_BYTES if level == 3 and self.mode.has_pdptes else 4096
+        return table_bytes(level, self.mode)
 
     def table(self, record: int) -> tuple[int, int]:
         """Return address and level of the table that an N or U record is about."""
@@ -143,6 +143,35 @@ class Stream:
     def __repr__(self) -> str:
         counts = ", ".join(f"{letter} {count}" for letter, count in self.counts().items())
         return f"Stream({self.name}: {len(self)} records, {self.mode.name} paging; {counts})"
+
+
+def table_bytes(level: int, mode: PagingMode) -> int:
+    """Return the size of a table of `level` in `mode`: a page, or PAE's 32-byte root."""
+    return PDPT_BYTES if level == 3 and mode.has_pdptes else 4096
+
+
+def table_owners(
+    kind: npt.NDArray[np.uint8], aux: npt.NDArray[np.uint16], gpa: npt.NDArray[np.uint64], mode: PagingMode
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the N and e records, and for each the N of its table; -1 for an e without one.
+
+    The owner of an e is the last N before it, in its block, of the same level
+    and table: a block may go through the tables depth first, so that entries of
+    one table stand between those of another.
+    """
+    at = np.flatnonzero(np.isin(kind, np.array((Kind.NEW_TABLE, Kind.ENTRY), np.uint8)))
+    level = aux[at].astype(np.uint64)
+    size = np.where(mode.has_pdptes & (level == 3), np.uint64(PDPT_BYTES), np.uint64(4096))
+    table = gpa[at] & ~(size - np.uint64(1)) | level
+    block = at - np.arange(len(at))  # the same for all records of a run
+    order = np.lexsort((at, table, block))
+    at_sorted, table_sorted, block_sorted = at[order], table[order], block[order]
+    new = np.where(kind[at_sorted] == Kind.NEW_TABLE, np.arange(len(at)), -1)
+    last = np.maximum.accumulate(new)
+    same = (last >= 0) & (table_sorted[last] == table_sorted) & (block_sorted[last] == block_sorted)
+    owner = np.empty(len(at), np.int64)
+    owner[order] = np.where(same, at_sorted[last], -1)
+    return at, owner
 
 
 def load_stream(path: str | Path) -> Stream:
@@ -295,15 +324,17 @@ class _Check:
         entry = self._is(Kind.ENTRY, Kind.STORE)
         problem = f"is not aligned to an entry of {width} bytes"
         self._none(entry & (self.gpa & np.uint64(width - 1) != 0), "gpa", problem)
-        new = np.flatnonzero(self._is(Kind.NEW_TABLE))
-        entries = np.flatnonzero(self._is(Kind.ENTRY))
-        if not len(entries):
-            return
-        owner = new[np.searchsorted(new, entries) - 1]
-        root = mode.has_pdptes & (self.aux[owner] == 3)
-        away = self.gpa[entries] - self.gpa[owner] >= np.where(root, PDPT_BYTES, 4096).astype(np.uint64)
-        if away.any():
-            self._refuse(int(entries[np.argmax(away)]), "gpa", "is not in the table announced by N")
-        other = self.aux[entries] != self.aux[owner]
-        if other.any():
-            self._refuse(int(entries[np.argmax(other)]), "aux", "is not the level announced by N")
+        at, owner = table_owners(self.kind, self.aux, self.gpa, mode)
+        lost = at[owner < 0]
+        if len(lost):
+            self._lost(int(lost[0]), mode)
+
+    def _lost(self, entry: int, mode: PagingMode) -> NoReturn:
+        """Say why no N before the record `entry` announces its table."""
+        for at in range(entry - 1, 0, -1):
+            if self.kind[at] not in (Kind.NEW_TABLE, Kind.ENTRY):
+                break
+            size = table_bytes(int(self.aux[at]), mode)
+            if self.kind[at] == Kind.NEW_TABLE and int(self.gpa[at]) // size == int(self.gpa[entry]) // size:
+                self._refuse(entry, "aux", "is not the level announced by N")
+        self._refuse(entry, "gpa", "is not in a table announced by N")

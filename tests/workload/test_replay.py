@@ -18,7 +18,8 @@ from mmulab.kvm.roles.design import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots
 from mmulab.workload.replay_plan import Action, make_plan
 from mmulab.workload.stream import Kind, Stream, load_stream
-from tests.workload.streams import PAGE, PAGING_NAMES, TABLE, USER, Guest
+from tests.workload.replays import agrees
+from tests.workload.streams import PAGE, PAGING_NAMES, TABLE, USER, Guest, depth_first
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "stream"
 ALL_MODES = pytest.mark.parametrize("paging", PAGING_NAMES)
@@ -285,3 +286,12 @@ def test_kinds_of_accesses() -> None:
     plan = make_plan(guest.stream(), len(guest.rows), 100, None)
     assert plan.pfec.tolist() == [0, 2, 16, 4, 6, 20]
     assert plan.not_smap.tolist() == [True, True, False, False, False, False]
+
+
+def test_tables_that_a_block_announces_depth_first() -> None:
+    guest = depth_first()
+    guest.read(0x55001000, 0x300000)
+    run = agrees(guest)
+    assert run.memory(0x200EEA0, 8) == 0x200F001
+    assert run.memory(0x200EEA8, 8) == 0x2016001
+    assert run.memory(0x2016540, 8) == 0x2018000 | TABLE

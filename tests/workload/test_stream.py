@@ -11,7 +11,7 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.workload.stream import Kind, Registers, load_stream
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_32, PAGING_PAE
-from tests.workload.streams import CR0, PAGE, Guest, Records
+from tests.workload.streams import CR0, PAGE, Guest, Records, depth_first
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "stream"
 
@@ -176,7 +176,7 @@ BAD = {
     ),
     "entry of another table": (
         lambda g: (g.control(3, 0x1000), g.new_table(0x9000, 1), g.entry(0xA000, 1, 0))[2],
-        "gpa 0xa000 is not in the table announced by N",
+        "gpa 0xa000 is not in a table announced by N",
     ),
     "entry of another level": (
         lambda g: (g.control(3, 0x1000), g.new_table(0x9000, 1), g.entry(0x9004, 2, 0))[2],
@@ -219,7 +219,24 @@ def test_entry_outside_the_pdpt(tmp_path: Path) -> None:
     guest.new_table(0x8020, 3)
     guest.entry(0x8038, 3, 0)
     record = guest.entry(0x8040, 3, 0)
-    assert f"record {record} ('e'): gpa 0x8040 is not in the table" in refused(guest.save(tmp_path))
+    assert f"record {record} ('e'): gpa 0x8040 is not in a table" in refused(guest.save(tmp_path))
+
+
+def test_a_block_may_go_depth_first(tmp_path: Path) -> None:
+    guest = depth_first()
+    assert len(load_stream(guest.save(tmp_path))) == len(guest.rows)
+    lost = guest.entry(0x200EEC0, 3, 0)
+    assert f"record {lost} ('e'): gpa 0x200eec0 is not in a table" in refused(guest.save(tmp_path))
+
+
+def test_an_entry_belongs_to_a_table_of_its_own_block(tmp_path: Path) -> None:
+    guest = Guest("32")
+    guest.control(3, 0x1000)
+    guest.new_table(0x9000, 1)
+    guest.control(3, 0x1000)
+    guest.new_table(0xA000, 1)
+    record = guest.entry(0x9000, 1, 0)
+    assert f"record {record} ('e'): gpa 0x9000 is not in a table" in refused(guest.save(tmp_path))
 
 
 def test_a_stream_begins_with_its_state(tmp_path: Path) -> None:
