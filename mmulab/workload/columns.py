@@ -7,17 +7,33 @@ names the file, the place in it and the mend.
 from __future__ import annotations
 
 import json
+import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from tokenize import TokenError
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mmulab.errors import InputError
+from mmulab import files, limits
+from mmulab.errors import InputError, named, quoted
 
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    TokenError,
+    RecursionError,
+    NotImplementedError,  # a way of packing that zipfile does not know
+    RuntimeError,  # an encrypted part
+)
+"""What reading a damaged npz archive raises."""
 COPY_AGAIN = "copy it again from where it came"
 
 
@@ -45,35 +61,72 @@ def read_columns(path: Path, columns: Mapping[str, Column]) -> dict[str, npt.NDA
         No such file, a truncated or damaged one, a missing column, a wrong
         dtype or shape.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    size = files.check_file(path)
     try:
-        archive = np.load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: truncated, or no npz archive; {COPY_AGAIN}") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise InputError(f"{path}: one array and no npz archive; {COPY_AGAIN}")
+        archive = zipfile.ZipFile(path)
+    except (*_DAMAGE, OSError) as error:
+        raise InputError(f"{named(path)}: truncated, or no npz archive; {COPY_AGAIN}") from error
     with archive:
+        _check_claims(path, archive, size)
         read = {name: _read_column(path, archive, name, column) for name, column in columns.items()}
     rows = {name: len(array) for name, array in read.items()}
     if len(set(rows.values())) > 1:
-        raise InputError(f"{path}: columns of different lengths ({_counts(rows)}); {COPY_AGAIN}")
+        raise InputError(f"{named(path)}: columns of different lengths ({_counts(rows)}); {COPY_AGAIN}")
     return read
 
 
-def _read_column(path: Path, archive: np.lib.npyio.NpzFile, name: str, column: Column) -> npt.NDArray[Any]:
-    if name not in archive:
-        raise InputError(f"{path}: no column '{name}', it has {', '.join(archive.files)}; {COPY_AGAIN}")
+def _check_claims(path: Path, archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse what is more than a file may unpack to, before anything is unpacked."""
+    members = archive.infolist()
+    if len(members) > limits.ARCHIVE_MEMBERS:
+        raise InputError(f"{named(path)}: {len(members)} parts; the limit is {limits.ARCHIVE_MEMBERS}")
+    total = sum(member.file_size for member in members)
+    if total > limits.UNPACKED_BYTES:
+        raise InputError(f"{named(path)}: unpacks to {total} bytes; the limit is {limits.UNPACKED_BYTES}")
+    if any(member.compress_size > size for member in members):
+        raise InputError(f"{named(path)}: truncated, or no npz archive; {COPY_AGAIN}")
+
+
+def _read_column(path: Path, archive: zipfile.ZipFile, name: str, column: Column) -> npt.NDArray[Any]:
+    if f"{name}.npy" not in archive.namelist():
+        has = quoted(", ".join(part.removesuffix(".npy") for part in archive.namelist()))
+        raise InputError(f"{named(path)}: no column '{name}', it has {has}; {COPY_AGAIN}")
+    claimed = archive.getinfo(f"{name}.npy").file_size
     try:
-        array = archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: column '{name}' is truncated or damaged; {COPY_AGAIN}") from error
-    if array.dtype != np.dtype(column.dtype):
-        raise InputError(f"{path}: column '{name}' is {array.dtype}; write it as {column.dtype}")
-    if array.ndim != (1 if column.width is None else 2) or array.shape[1:] not in ((), (column.width,)):
+        with archive.open(f"{name}.npy") as member:
+            shape, fortran, dtype = _read_header(member)
+            _check_column(path, name, column, shape, dtype)
+            if claimed - member.tell() != dtype.itemsize * math.prod(shape):
+                raise ValueError("the header claims another size than the archive")
+            data = member.read()
+    except InputError:
+        raise
+    except (*_DAMAGE, OSError) as error:
+        raise InputError(
+            f"{named(path)}: column '{name}' is truncated or damaged ({quoted(error)}); {COPY_AGAIN}"
+        ) from error
+    return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what numpy writes before an array: shape, order and dtype."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(member)
+    raise ValueError(f"npy version {version}, expected 1.0 or 2.0")
+
+
+def _check_column(
+    path: Path, name: str, column: Column, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> None:
+    if dtype != np.dtype(column.dtype):
+        raise InputError(f"{named(path)}: column '{name}' is {quoted(dtype)}; write it as {column.dtype}")
+    fits = len(shape) == (1 if column.width is None else 2) and shape[1:] in ((), (column.width,))
+    if not fits or shape[0] < 0:
         wanted = "(n,)" if column.width is None else f"(n, {column.width})"
-        raise InputError(f"{path}: column '{name}' has shape {array.shape}; write it as {wanted}")
-    return array
+        raise InputError(f"{named(path)}: column '{name}' has shape {quoted(shape)}; write it as {wanted}")
 
 
 def _counts(rows: Mapping[str, int]) -> str:
@@ -104,15 +157,12 @@ class Fields:
         ------
         InputError
         """
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; it belongs beside {path.stem}.npz") from error
-        except ValueError as error:
-            raise InputError(f"{path}: truncated, or no JSON ({error}); {COPY_AGAIN}") from error
+        if not path.exists():
+            raise InputError(f"{named(path)}: no such file; it belongs beside {quoted(path.stem)}.npz")
+        values = files.parse_json(files.read_bytes(path, limits.TEXT_BYTES), named(path))
         if not isinstance(values, dict):
-            raise InputError(f"{path}: no JSON object; {COPY_AGAIN}")
-        return cls(str(path), values)
+            raise InputError(f"{named(path)}: no JSON object; {COPY_AGAIN}")
+        return cls(named(path), values)
 
     def get(self, name: str) -> Any:
         """Return the value of a field that must be there."""
@@ -149,5 +199,4 @@ class Fields:
     def wrong(self, name: str, wanted: str) -> InputError:
         """Return the error of a field that is not what it must be."""
         value = json.dumps(self.values.get(name))
-        shown = value if len(value) <= 40 else value[:37] + "..."
-        return InputError(f"{self.where}: field '{name}' is {shown}; it must be {wanted}")
+        return InputError(f"{self.where}: field '{quoted(name)}' is {quoted(value, 40)}; it must be {wanted}")

@@ -149,7 +149,7 @@ def test_an_untouched_copy_loads(pae: Copy) -> None:
 
 def test_missing_files(pae: Copy) -> None:
     pae.json.unlink()
-    assert pae.refused() == "No such file or directory; it belongs beside linux-686-pae-1.npz"
+    assert pae.refused() == "no such file; it belongs beside linux-686-pae-1.npz"
     pae.path.unlink()
     assert pae.refused() == "no such file"
 
@@ -173,7 +173,7 @@ def test_another_kind_of_file(pae: Copy) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     pae.path.write_bytes(buffer.getvalue())
-    assert "one array and no npz archive" in pae.refused()
+    assert "truncated, or no npz archive" in pae.refused()
 
 
 @pytest.mark.parametrize("name", ["gfn", "pages", "levels"])
@@ -279,7 +279,7 @@ def test_wrong_truth(pae: Copy, change: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [('{"mode": "pae"', "truncated, or no JSON"), ("[]", "no JSON object")]
+    ("text", "said"), [('{"mode": "pae"', "cut, or no JSON"), ("[]", "no JSON object")]
 )
 def test_truncated_description(pae: Copy, text: str, said: str) -> None:
     pae.json.write_text(text, "utf-8")

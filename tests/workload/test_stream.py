@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mmulab import limits
 from mmulab.errors import InputError
 from mmulab.workload.stream import Kind, Registers, load_stream
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_32, PAGING_PAE
@@ -81,14 +84,14 @@ def test_truncated_file(tmp_path: Path, kept: float) -> None:
 def test_missing_description(tmp_path: Path) -> None:
     path = small(tmp_path)
     path.with_suffix(".json").unlink()
-    assert "small.json: No such file or directory; it belongs beside small.npz" in refused(path)
+    assert "small.json: no such file; it belongs beside small.npz" in refused(path)
 
 
 def test_truncated_description(tmp_path: Path) -> None:
     path = small(tmp_path)
     about = path.with_suffix(".json")
     about.write_text(about.read_text()[:-2])
-    assert "small.json: truncated" in refused(path)
+    assert "small.json: cut, or no JSON" in refused(path)
 
 
 def test_description_of_another_stream(tmp_path: Path) -> None:
@@ -112,6 +115,55 @@ def test_missing_column(tmp_path: Path, name: str) -> None:
 def test_wrong_dtype(tmp_path: Path, name: str) -> None:
     column = Guest("32").columns()[name].astype(np.int32)
     assert f"column '{name}' is int32; write it as uint" in refused(small(tmp_path, **{name: column}))
+
+
+def claiming(path: Path, name: str, header: bytes, data: bytes = b"") -> Path:
+    """Replace a column of a small stream by one with this npy header."""
+    whole = header + b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(path) as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    parts[f"{name}.npy"] = b"\x93NUMPY\x01\x00" + len(whole).to_bytes(2, "little") + whole + data
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        (b"{'descr': '<u8', 'fortran_order': False, 'shape': (1000000000000,)}", "truncated or damaged"),
+        (b"{'descr': '<u8', 'fortran_order': False, 'shape': (-1,)}", "has shape (-1,)"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", "is object; write it as uint64"),
+        (b"{'descr': '<u8', 'fortran_order': False", "truncated or damaged"),
+        (b"(" * 5000, "truncated or damaged"),
+    ],
+)
+def test_a_column_that_claims_what_it_has_not(tmp_path: Path, header: bytes, problem: str) -> None:
+    message = refused(claiming(small(tmp_path), "val", header, bytes(8)))
+    assert f"column 'val' {problem}" in message or problem in message
+
+
+def test_an_archive_that_unpacks_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path)
+    monkeypatch.setattr(limits, "UNPACKED_BYTES", 1000)
+    assert "the limit is 1000" in refused(path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    folder, pipe, loop = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    assert "a folder, expected a file" in refused(folder)
+    assert "a FIFO, expected a file" in refused(pipe)
+    assert "a loop of symbolic links" in refused(loop)
+
+
+def test_a_description_nested_without_end(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    path.with_suffix(".json").write_text("[" * 100_000)
+    assert "JSON nested deeper than 64" in refused(path)
 
 
 def test_unequal_lengths(tmp_path: Path) -> None:
