@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import click
 
-from mmulab import __version__
-from mmulab.errors import InputError
+from mmulab import __version__, limits
+from mmulab.errors import InputError, quoted
 
 
 class Entry(NamedTuple):
@@ -118,7 +118,9 @@ def run(args: Sequence[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print("mmulab:", " ".join(message.split()), file=sys.stderr)
+    """Print a message in one line, without control characters, and return `code`."""
+    line = quoted(" ".join(message.split()), limits.MESSAGE)
+    print("mmulab:", line, file=sys.stderr)
     return code
 
 
