@@ -15,11 +15,15 @@ UNPACKED_BYTES = 1024 * MIB
 """What a compressed file may unpack to, all parts together."""
 ARCHIVE_MEMBERS = 100_000
 """Parts of a zip archive."""
-BACKING_BYTES = 1024 * MIB
-"""Guest memory that a scenario or recording may ask for; filling it takes as much of ours."""
+BACKING_BYTES = 1 << 30
+"""Guest memory of a scenario or recording; all of it is filled at the start and so takes memory."""
+FILLED_BYTES = 4 << 30
+"""What the fills of a scenario or recording may set, all together."""
 JSON_DEPTH = 64
 """Nesting of JSON in a file; recordings need less than ten."""
 QUOTED = 60
 """Characters of the input that a message repeats."""
 PATH = 1024
 """Characters of a path that a message names."""
+MESSAGE = 4096
+"""Characters of a message, which may list all names that there are."""

@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import click
 
-from mmulab import __version__, files
+from mmulab import __version__, files, limits
 from mmulab.cli import signals
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 
 
 class Entry(NamedTuple):
@@ -140,8 +140,10 @@ def _invoke(args: Sequence[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
+    """Print a message in one line, without control characters, and return `code`."""
+    line = quoted(" ".join(message.split()), limits.MESSAGE)
     try:
-        print("mmulab:", " ".join(message.split()), file=sys.stderr, flush=True)
+        print("mmulab:", line, file=sys.stderr, flush=True)
     except OSError:  # the exit code still says it
         _silence(2)
     return code

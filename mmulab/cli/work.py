@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmulab.conform.recording import SUFFIXES, read_recording
-from mmulab.errors import InputError
+from mmulab.errors import InputError, named
 from mmulab.lab.cases.table import cases, read_case
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import read_scenario
@@ -21,10 +22,10 @@ def read_work(file: str) -> Scenario:
     """
     if file.endswith(SUFFIXES):
         return read_recording(Path(file)).scenario
-    if Path(file).exists():
+    if not file or os.path.lexists(file):
         return read_scenario(file)
     for case in cases():
         if case.name == file:
             work = read_case(case)
             return work if isinstance(work, Scenario) else work.scenario
-    raise InputError(f"{file}: neither a file nor a case; 'mmulab cases' lists the cases")
+    raise InputError(f"{named(file)}: neither a file nor a case; 'mmulab cases' lists the cases")

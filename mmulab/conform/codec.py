@@ -14,6 +14,7 @@ recorded events; :func:`canonical` brings a model's event to the same form.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,10 @@ from mmulab.conform.values import (
     FrameMap,
     Kind,
     Record,
+    object_value,
+    text_value,
 )
+from mmulab.errors import quoted
 from mmulab.kvm.roles.design import DESIGNS
 
 
@@ -102,6 +106,8 @@ class _SetSpteCodec(EventCodec):
 
     def decode(self, record: Record) -> ev.Event:
         base = super().decode(record | {"r": 0, "x": 0, "u": 0})
+        if not re.fullmatch("[r-][x-][u-]", text_value(record["p"])):
+            raise ValueError(f"p is {quoted(record['p'])!r}, expected 'rxu' with '-' for what is not set")
         r, x, u = record["p"]
         return base._replace(r=r == "r", x=x == "x", u=int(u == "u"))
 
@@ -347,7 +353,10 @@ def decode_event(record: Record, vendor: str) -> ev.Event:
     KeyError, ValueError, TypeError
         An unknown event, a missing key or a value of the wrong form.
     """
-    return _BY_NAME[vendor][record["e"]].decode(record)
+    name = text_value(object_value(record)["e"])
+    if name not in _BY_NAME[vendor]:
+        raise ValueError(f"unknown event {quoted(name)!r}")
+    return _BY_NAME[vendor][name].decode(record)
 
 
 def encode_event(event: ev.Event, vendor: str) -> Record:

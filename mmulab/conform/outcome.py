@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
+from mmulab.errors import quoted
 from mmulab.machine.op import Mmio, Outcome, OutcomeKind
 
 Decoded = dict[str, Any]
@@ -17,21 +19,30 @@ Decoded = dict[str, Any]
 
 
 def _int(value: Any) -> int:
-    return value if isinstance(value, int) else int(value, 16)
+    return hex_value(value) if isinstance(value, str) else count_value(value)
 
 
 def _mmio(exits: Any) -> list[Mmio]:
     return [
-        Mmio(write=m["rw"] == "w", gpa=_int(m["gpa"]), size=m["len"], value=_int(m["data"])) for m in exits
+        Mmio(
+            write=text_value(m["rw"]) == "w",
+            gpa=_int(m["gpa"]),
+            size=count_value(m["len"], 1, 8),
+            value=_int(m["data"]),
+        )
+        for m in map(object_value, list_value(exits))
     ]
 
 
-def _dirty(pages: str) -> list[int]:
-    return [int(page, 16) for page in pages.split(",") if page]
+def _dirty(pages: Any) -> list[int]:
+    return [hex_value(page) for page in text_value(pages).split(",") if page]
 
 
 def _name(value: Any) -> str:
-    return str(value)
+    names = [str(kind) for kind in OutcomeKind]
+    if text_value(value) not in names:
+        raise ValueError(f"unknown outcome {quoted(value)!r}, expected one of {' '.join(names)}")
+    return text_value(value)
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {"out": _name, "mmio": _mmio, "dirty": _dirty}
@@ -45,7 +56,13 @@ def decode_outcome(record: dict[str, Any]) -> Decoded:
     KeyError, TypeError, ValueError
         Not an outcome.
     """
-    return {key: _READERS[key](value) if key in _READERS else _int(value) for key, value in record.items()}
+    decoded = {
+        key: _READERS[key](value) if key in _READERS else _int(value)
+        for key, value in object_value(record).items()
+    }
+    if "out" not in decoded:
+        raise KeyError("out")
+    return decoded
 
 
 def encode_outcome(outcome: Outcome) -> Decoded:

@@ -7,31 +7,20 @@ nothing is missing. ``helpers.json`` beside it holds the helper pages.
 
 from __future__ import annotations
 
-import gzip
-import json
-import lzma
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmulab import events as ev
+from mmulab import files
 from mmulab.conform.codec import decode_event
 from mmulab.conform.outcome import Decoded, decode_outcome
-from mmulab.errors import InputError
-from mmulab.scenario.check import check_values
+from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
+from mmulab.errors import InputError, named, quoted
+from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import Bad, Step, parse_step
-from mmulab.scenario.scenario import (
-    CPUID_DEFAULTS,
-    HOST_DEFAULTS,
-    Fill,
-    Header,
-    Regs,
-    Scenario,
-    Slot,
-    Value,
-)
+from mmulab.scenario.scenario import HOST_DEFAULTS, Header, Regs, Scenario
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 INIT = "init"
@@ -46,7 +35,8 @@ QUIRKS_BY_VENDOR: dict[str, tuple[str, ...]] = {
 }
 """Quirks of the emulated processors that the recordings were made on."""
 
-_TRUTH = {"Y": 1, "N": 0}
+_DIGITS = 20
+"""Fewer decimal digits has a module's parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +94,8 @@ def find_recordings(paths: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for name in paths:
         path = Path(name)
+        if not name:
+            raise InputError("the name of a recording is empty; name a file or a folder")
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
             inside += sorted(p for p in path.glob("*/*") if p.name.endswith(SUFFIXES))
@@ -133,17 +125,9 @@ def read_lines(path: Path) -> list[str]:
         The file cannot be read, or its compression or encoding is broken.
     """
     try:
-        data = path.read_bytes()
-        if path.suffix == ".xz":
-            data = lzma.decompress(data)
-        elif path.suffix == ".gz":
-            data = gzip.decompress(data)
-        text = data.decode("ascii")
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a whole {path.suffix} file ({error}); copy it again") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    return text.splitlines()
+        return files.read_unpacked(path).decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{named(path)}: byte {error.start}: not ASCII text; copy it again") from error
 
 
 def read_recording(path: Path) -> Recording:
@@ -169,7 +153,8 @@ def read_recording(path: Path) -> Recording:
             raise InputError(f"{path}: line {number}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{path}: line {number}: not an op as a recording holds it: {error!r} in {text[:60]}"
+                f"{named(path)}: line {number}: not an op as a recording holds it: {_why(error)} "
+                f"in {quoted(text)}"
             ) from error
         ops.append(op)
     last = _object(path, lines, len(lines) - 1) if len(lines) > 1 else {}
@@ -183,24 +168,26 @@ def read_recording(path: Path) -> Recording:
 def _object(path: Path, lines: list[str], index: int) -> dict[str, Any]:
     if not lines:
         raise InputError(f"{path}: line 1: the file is empty, expected a header")
-    try:
-        record = json.loads(lines[index])
-    except ValueError as error:
-        cut = "; the file is cut" if index == len(lines) - 1 else ""
-        raise InputError(f"{path}: line {index + 1}: expected a JSON object: {error}{cut}") from error
+    where = f"{named(path)}: line {index + 1}"
+    record = files.parse_json(lines[index], where)
     if not isinstance(record, dict):
-        raise InputError(f"{path}: line {index + 1}: expected a JSON object, found {lines[index][:40]}")
+        raise InputError(f"{where}: expected a JSON object, found {quoted(lines[index], 40)}")
     return record
+
+
+def _why(error: Exception) -> str:
+    """Return what is wrong with a value, in words."""
+    return f"no key {error}" if isinstance(error, KeyError) else quoted(error, 200)
 
 
 def _recorded_op(record: dict[str, Any], line: int, vendor: str) -> RecordedOp:
     return RecordedOp(
         line=line,
-        index=int(record["i"]),
-        text=str(record["op"]),
+        index=count_value(record["i"], -1),
+        text=text_value(record["op"]),
         outcome=decode_outcome(record["out"]),
-        events=tuple([decode_event(e, vendor) for e in record["ev"]]),
-        stats=dict(record.get("stats", {})),
+        events=tuple([decode_event(e, vendor) for e in list_value(record["ev"])]),
+        stats={name: count_value(value) for name, value in object_value(record.get("stats", {})).items()},
     )
 
 
@@ -218,49 +205,79 @@ class _Header:
 
     def read(self) -> Header:
         if self._get("format") != 1:
-            raise InputError(f"{self.path}: line 1: format {self.record['format']!r}, expected 1")
+            shown = quoted(repr(self.record["format"]), 40)
+            raise InputError(f"{named(self.path)}: line 1: format {shown}, expected 1")
         try:
-            header = self._read()
-            check_values({**header.cpuid, **header.host})
-            return header
-        except Bad as error:
-            raise InputError(f"{self.path}: line 1: header: {error}") from error
+            return self._read()
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path}: line 1: header: {error!r}") from error
+            raise InputError(f"{named(self.path)}: line 1: header: {_why(error)}") from error
 
     def _read(self) -> Header:
-        host = self._get("host")
-        vendors = {v for key, v in _PARAMS.items() if key in host["params"]}
+        """Build the header as a scenario's text does, with the same checks."""
+        vendor, params, quirks = self._host()
+        builder = ScenarioBuilder(
+            text_value(self._get("mode")),
+            vendor=vendor,
+            mem=hex_value(self._get("backing_size")),
+            thp=bool(self._switch("thp")),
+            manual_dirty=bool(self._switch("manualdirty")),
+            cpu={name: count_value(v, 0) for name, v in object_value(self._get("cpuid")).items()},
+            host=params,
+            source=str(self.path),
+        )
+        builder.sregs(*(hex_value(self._get(name)) for name in Regs._fields))
+        for slot in map(object_value, list_value(self._get("slots"))):
+            id, flags = count_value(slot["id"], 0), count_value(slot["flags"], 0)
+            gpa, size, offset = (hex_value(slot[key]) for key in ("gpa", "size", "backing_offset"))
+            builder.slot(id, gpa, size, flags, offset)
+        for fill in map(list_value, list_value(self._get("fills"))):
+            gpa, length, byte = map(hex_value, fill)
+            builder.fill(gpa, length, byte)
+        for value in map(list_value, list_value(self._get("mem_values"))):
+            size, gpa, number = map(hex_value, value)
+            builder.value(size, gpa, number)
+        for gpa in list_value(self.record.get("pdptfix", [])):
+            builder.pdptfix(hex_value(gpa))
+        for quirk in quirks:
+            builder.quirk(text_value(quirk))
+        return builder.build().header
+
+    def _switch(self, key: str) -> int:
+        value = self.record.get(key, 0)
+        return count_value(int(value) if value in ("0", "1") else value, 0, 1)
+
+    def _host(self) -> tuple[str, dict[str, int], Iterable[Any]]:
+        """Return the vendor, the host's parameters and the processor's quirks."""
+        host = object_value(self._get("host"))
+        told = object_value(host["params"])
+        vendors = {v for key, v in _PARAMS.items() if key in told}
         if len(vendors) != 1:
-            raise InputError(f"{self.path}: line 1: host.params: expected one of {' '.join(_PARAMS)}")
+            raise ValueError(f"host.params: expected one of {' '.join(_PARAMS)}")
         vendor = vendors.pop()
-        params = {"phys_bits": host["host_phys_bits"], "virt_bits": host["host_virt_bits"]}
-        for key, value in host["params"].items():
+        if "model" in self.record:  # a recording of the model itself says all
+            model = object_value(self.record["model"])
+            params = {name: count_value(v, 0) for name, v in object_value(model["host"]).items()}
+            return vendor, params, list_value(model["quirks"])
+        params = {
+            "phys_bits": count_value(host["host_phys_bits"], 0),
+            "virt_bits": count_value(host["host_virt_bits"], 0),
+        }
+        for key, value in told.items():
             name = key.partition(".")[2]
             if name in HOST_DEFAULTS:  # the others change nothing that the model has
-                params[name] = _TRUTH[value] if value in _TRUTH else int(value)
-        params |= _processor(vendor, params)
-        quirks = QUIRKS_BY_VENDOR[vendor]
-        if "model" in self.record:  # a recording of the model itself says all
-            params, quirks = self.record["model"]["host"], tuple(self.record["model"]["quirks"])
-        return Header(
-            vendor=vendor,
-            mode=str(self._get("mode")),
-            regs=Regs(*(int(self._get(name), 16) for name in Regs._fields)),
-            backing_bytes=int(self._get("backing_size"), 16),
-            thp=bool(int(self.record.get("thp", 0))),
-            manual_dirty=bool(int(self.record.get("manualdirty", 0))),
-            slots=tuple(
-                Slot(s["id"], int(s["gpa"], 16), int(s["size"], 16), s["flags"], int(s["backing_offset"], 16))
-                for s in self._get("slots")
-            ),
-            fills=tuple(Fill(*(int(v, 16) for v in fill)) for fill in self._get("fills")),
-            values=tuple(Value(*(int(v, 16) for v in value)) for value in self._get("mem_values")),
-            pdptfix=tuple(int(gpa, 16) for gpa in self.record.get("pdptfix", ())),
-            cpuid={**CPUID_DEFAULTS, **self._get("cpuid")},
-            host={**HOST_DEFAULTS, **params},
-            quirks=quirks,
-        )
+                params[name] = _parameter(value)
+        return vendor, params | _processor(vendor, params), QUIRKS_BY_VENDOR[vendor]
+
+
+def _parameter(value: Any) -> int:
+    """Read a module's parameter as ``/sys/module`` shows it: Y, N or a number."""
+    if value in ("Y", "N"):
+        return int(value == "Y")
+    if not (isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < _DIGITS):
+        raise ValueError(f"{quoted(repr(value), 40)} is neither Y nor N nor a number")
+    return int(value)
 
 
 def _processor(vendor: str, params: dict[str, int]) -> dict[str, int]:

@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from itertools import pairwise
 
+from mmulab import limits
+from mmulab.errors import quoted
 from mmulab.machine.op import Op
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.check import check_values
@@ -54,7 +57,7 @@ from mmulab.x86.regs import X86_CR0_PG
 
 DEFAULT_MEM = 0x1000000
 """Bytes of backing where a scenario does not say: 16 MiB."""
-MAX_MEM = 1 << 36
+MAX_MEM = limits.BACKING_BYTES
 FIRST_TABLE = 0x20000
 """Where :meth:`ScenarioBuilder.map` takes its tables from."""
 NOP = 0x90
@@ -129,9 +132,9 @@ class ScenarioBuilder:
         source: str = "<built>",
     ) -> None:
         if mode not in MODES:
-            raise Bad(f"mode is {mode!r}, expected one of {' '.join(MODES)}")
+            raise Bad(f"mode is '{quoted(mode)}', expected one of {' '.join(MODES)}")
         if vendor not in _VENDORS:
-            raise Bad(f"host is {vendor!r}, expected one of {' '.join(_VENDORS)}")
+            raise Bad(f"host is '{quoted(vendor)}', expected one of {' '.join(_VENDORS)}")
         self.mode = mode
         self.vendor = vendor
         self.mem = aligned("mem", within("mem", mem, HELPER_PML4 + _PAGE, MAX_MEM))
@@ -142,6 +145,9 @@ class ScenarioBuilder:
         self.source = source
         self.regs: Regs | None = None
         self._slots: list[Slot] = []
+        self._ids: set[int] = set()
+        self._spaces: tuple[list[Slot], ...] = tuple([] for _ in range(KVM_ADDRESS_SPACE_NUM))
+        self._filled = 0
         self._fills: list[Fill] = []
         self._values: list[Value] = []
         self._pdptfix: list[int] = []
@@ -162,12 +168,17 @@ class ScenarioBuilder:
         aligned("GPA", gpa)
         aligned("SIZE", within("SIZE", size, _PAGE, self.mem))
         aligned("OFFSET", within("OFFSET", offset, 0, self.mem - size))
-        if any(slot.id == id for slot in self._slots):
+        slot = Slot(id, gpa, size, flags, offset)
+        if id in self._ids:
             raise Bad(f"ID is {id:x}, expected one that no slot has yet")
-        same_space = [slot for slot in self._slots if slot.id >> 16 == id >> 16]
-        if any(slot.gpa < gpa + size and gpa < slot.gpa + slot.size for slot in same_space):
+        space = self._spaces[id >> 16]
+        at = bisect(space, gpa, key=lambda other: other.gpa)
+        below, above = space[at - 1 : at] if at else [], space[at : at + 1]
+        if (below and below[0].gpa + below[0].size > gpa) or (above and gpa + size > above[0].gpa):
             raise Bad(f"GPA {gpa:x} and SIZE {size:x} overlap another slot")
-        self._slots.append(Slot(id, gpa, size, flags, offset))
+        space.insert(at, slot)
+        self._ids.add(id)
+        self._slots.append(slot)
         return self
 
     def alloc(self, gpa: int) -> ScenarioBuilder:
@@ -193,11 +204,15 @@ class ScenarioBuilder:
         """Set `length` bytes from `gpa` to `byte`; fills come before values."""
         within("GPA", gpa, 0, self.mem - 1)
         within("LEN", length, 1, self.mem - gpa)
+        self._filled += length
+        within("the sum of all LEN", self._filled, 1, limits.FILLED_BYTES)
         self._fills.append(Fill(gpa, length, within("BYTE", byte, 0, 0xFF)))
         return self
 
     def value(self, size: int, gpa: int, value: int) -> ScenarioBuilder:
         """Put `size` bytes (1, 2, 4 or 8) at `gpa`."""
+        if size not in (1, 2, 4, 8):
+            raise Bad(f"the size of a value is {size:x}, expected 1, 2, 4 or 8")
         within("GPA", gpa, 0, self.mem - size)
         aligned("GPA", gpa, size)
         self._values.append(Value(size, gpa, within("VAL", value, 0, (1 << 8 * size) - 1)))
@@ -233,7 +248,7 @@ class ScenarioBuilder:
     def quirk(self, name: str) -> ScenarioBuilder:
         """Give the processor under the host a known departure from a real one."""
         if name not in QUIRKS:
-            raise Bad(f"quirk is {name!r}, expected one of {' '.join(QUIRKS)}")
+            raise Bad(f"quirk is '{quoted(name)}', expected one of {' '.join(QUIRKS)}")
         self._quirks.append(name)
         return self
 
@@ -257,7 +272,8 @@ class ScenarioBuilder:
             source=scenario.source,
         )
         builder.regs = header.regs
-        builder._slots = list(header.slots)
+        for slot in header.slots:
+            builder.slot(*slot)
         builder._fills = list(header.fills)
         builder._values = list(header.values)
         builder._pdptfix = list(header.pdptfix)
@@ -328,6 +344,6 @@ class ScenarioBuilder:
 def _merged(what: str, defaults: dict[str, int], changes: dict[str, int]) -> dict[str, int]:
     for name in changes:
         if name not in defaults:
-            raise Bad(f"unknown {what} {name!r}, expected one of {' '.join(defaults)}")
+            raise Bad(f"unknown {what} '{quoted(name)}', expected one of {' '.join(defaults)}")
     check_values(changes)
     return {**defaults, **changes}

@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mmulab.errors import quoted
 from mmulab.machine import op as ops
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM
 
 MAX_VCPUS = 256
 _U64 = 1 << 64
 _GPA = 1 << 52
+_HEX_DIGITS = "0123456789abcdefABCDEF"
 
 
 class Bad(ValueError):
@@ -52,12 +54,11 @@ def hex_number(text: str, name: str, limit: int) -> int:
     ------
     Bad
     """
-    digits = text.lower()
-    if not digits or digits.strip("0123456789abcdef"):
-        raise Bad(f"{name} is {text!r}, expected a hexadecimal number without prefix")
-    value = int(digits, 16)
+    if not text or text.strip(_HEX_DIGITS):
+        raise Bad(f"{name} is '{quoted(text)}', expected a hexadecimal number without prefix")
+    value = int(text, 16)
     if value >= limit:
-        raise Bad(f"{name} is {text}, expected at most {limit - 1:x}")
+        raise Bad(f"{name} is {quoted(text)}, expected at most {limit - 1:x}")
     return value
 
 
@@ -66,15 +67,15 @@ def _choice(name: str, choices: dict[str, Any]) -> Arg:
 
     def read(text: str) -> Any:
         if text not in choices:
-            raise Bad(f"{name} is {text!r}, expected one of {' '.join(choices)}")
+            raise Bad(f"{name} is '{quoted(text)}', expected one of {' '.join(choices)}")
         return choices[text]
 
     return Arg(name, read, names.__getitem__)
 
 
 def _cpuid_key(text: str) -> str:
-    if not text.isidentifier():
-        raise Bad(f"KEY is {text!r}, expected the name of a CPUID feature")
+    if not (text.isascii() and text.isidentifier()):
+        raise Bad(f"KEY is '{quoted(text)}', expected the name of a CPUID feature")
     return text
 
 
@@ -222,7 +223,7 @@ def parse_step(text: str, line: int = 0) -> Step:
     name, args = words[0][len(when) :], words[1:]
     form = FORMS.get(name)
     if form is None:
-        raise Bad(f"unknown op {name!r}, expected one of {' '.join(FORMS)}")
+        raise Bad(f"unknown op '{quoted(name)}', expected one of {' '.join(FORMS)}")
     return Step(_build(name, form, args, vcpu), when, line)
 
 

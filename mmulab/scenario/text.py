@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmulab import files
-from mmulab.errors import InputError
+from mmulab.errors import InputError, named, quoted
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import Bad, format_step, hex_number
@@ -65,13 +65,7 @@ def read_scenario(path: str | Path) -> Scenario:
     InputError
         With file, line and what was expected.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file, expected a scenario: {error.reason}") from error
-    return parse_scenario(text, str(path))
+    return parse_scenario(files.read_text(path), named(path))
 
 
 def write_scenario(scenario: Scenario, path: str | Path) -> None:
@@ -100,6 +94,12 @@ def parse_scenario(text: str, source: str = "<text>") -> Scenario:
         raise InputError(f"{source}: line {parser.at}: {error}") from error
 
 
+def _lines(text: str) -> list[str]:
+    """Split where editors do: ``str.splitlines`` also splits at \\v, \\f and Unicode's separators."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 class _Line(NamedTuple):
     number: int
     words: list[str]
@@ -109,7 +109,7 @@ class _Parser:
     """Reads a scenario; `at` is the line that a message should name, `lines_of` those of the header."""
 
     def __init__(self, text: str, source: str) -> None:
-        raw = text.splitlines()
+        raw = _lines(text)
         split = ((number, line.partition("#")[0].split()) for number, line in enumerate(raw, 1))
         self.lines = [_Line(number, words) for number, words in split if words]
         self.last = max(1, len(raw))
@@ -125,15 +125,15 @@ class _Parser:
             builder.op(" ".join(line.words), line=line.number)
         if self.lines:
             self.at = self.lines[0].number
-            raise Bad(f"expected nothing after end, found {' '.join(self.lines[0].words)[:40]!r}")
+            raise Bad(f"expected nothing after end, found '{quoted(' '.join(self.lines[0].words), 40)}'")
         return replace(builder.build(), lines=self.lines_of)
 
     def _version(self) -> None:
         words = self.lines.pop(0).words if self.lines else []
         if words[:1] != [MAGIC]:
-            raise Bad(f"expected {MAGIC} {VERSION}, found {' '.join(words)[:40]!r}")
+            raise Bad(f"expected {MAGIC} {VERSION}, found '{quoted(' '.join(words), 40)}'")
         if words[1:] != [str(VERSION)]:
-            raise Bad(f"version is {' '.join(words[1:])!r}, expected {VERSION}")
+            raise Bad(f"version is '{quoted(' '.join(words[1:]), 40)}', expected {VERSION}")
 
     def _until(self, word: str) -> list[_Line]:
         """Take the lines before the one that is `word` alone."""
@@ -158,7 +158,7 @@ class _Parser:
                     settings[name] = value
             elif key not in _ADDITIONS:
                 known = " ".join((*_SETTINGS, *_ADDITIONS))
-                raise Bad(f"unknown header line {key!r}, expected one of {known}")
+                raise Bad(f"unknown header line '{quoted(key)}', expected one of {known}")
         if "mode" not in settings:
             raise Bad("the header has no mode line, expected mode np, 32, pae, 64 or 57")
         builder = ScenarioBuilder(**settings)
@@ -186,7 +186,7 @@ def _word(args: list[str], name: str) -> str:
 def _switch(args: list[str]) -> bool:
     text = _word(args, "0 or 1")
     if text not in ("0", "1"):
-        raise Bad(f"{text!r}, expected 0 or 1")
+        raise Bad(f"'{quoted(text)}', expected 0 or 1")
     return text == "1"
 
 
@@ -195,7 +195,7 @@ def _pairs(args: list[str]) -> dict[str, int]:
     for arg in args:
         key, equals, value = arg.partition("=")
         if not equals:
-            raise Bad(f"{arg!r}, expected KEY=VALUE")
+            raise Bad(f"'{quoted(arg)}', expected KEY=VALUE")
         pairs[key] = hex_number(value, key, _U64)
     return pairs
 

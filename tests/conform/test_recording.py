@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from mmulab.conform.recording import find_recordings, read_lines, read_recording, scenario_name
+from mmulab.conform.recording import (
+    QUIRKS_BY_VENDOR,
+    find_recordings,
+    read_lines,
+    read_recording,
+    scenario_name,
+)
 from mmulab.errors import InputError
 
 NAME = "sh/accessed-dirty-pae"
@@ -60,7 +66,7 @@ def test_the_intel_processors_are_told_apart(root: Path) -> None:
         "ept0-pml": 40,
     }
     assert {name: h.host["ept"] for name, h in hosts.items()} == {"intel-sh": 0, "ept0": 1, "ept0-pml": 1}
-    assert all(h.quirks == () and h.host["l1tf"] for h in hosts.values())
+    assert all(h.quirks == QUIRKS_BY_VENDOR["intel"] and h.host["l1tf"] for h in hosts.values())
 
 
 def test_plain_gzip_and_xz_read_alike(lines: list[str], tmp_path: Path) -> None:
@@ -114,21 +120,48 @@ def _op(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[li
     ("damage", "expected"),
     [
         (lambda _: [], "line 1: the file is empty, expected a header"),
-        (lambda lines: ["not json", *lines[1:]], "line 1: expected a JSON object"),
+        (lambda lines: ["not json", *lines[1:]], "line 1: cut, or no JSON"),
         (lambda lines: ["[1]", *lines[1:]], "line 1: expected a JSON object, found [1]"),
         (_header(lambda h: h.pop("cr3")), "line 1: the header has no 'cr3'"),
         (_header(lambda h: h.pop("host")), "line 1: the header has no 'host'"),
         (_header(lambda h: h.pop("format")), "line 1: the header has no 'format'"),
         (_header(lambda h: h.update(format=2)), "line 1: format 2, expected 1"),
-        (_header(lambda h: h.update(cr3="0xzz")), "line 1: header: ValueError"),
-        (_header(lambda h: h["host"].update(params={})), "line 1: host.params: expected one of kvm_amd.npt"),
-        (_header(lambda h: h.update(backing_size=16)), "line 1: header: TypeError"),
+        (_header(lambda h: h.update(cr3="0xzz")), "line 1: header: '0xzz' is no hexadecimal number"),
+        (_header(lambda h: h["host"].update(params={})), "header: host.params: expected one of kvm_amd.npt"),
+        (_header(lambda h: h.update(backing_size=16)), "line 1: header: 16 is no hexadecimal number"),
+        (_header(lambda h: h.update(backing_size="Infinity")), "'Infinity' is no hexadecimal number"),
+        (_header(lambda h: h.update(backing_size="-0x1000")), "'-0x1000' is no hexadecimal number"),
+        (_header(lambda h: h.update(backing_size="0x1000000000")), "line 1: header: mem is 1000000000"),
+        (_header(lambda h: h.update(cr3="-1")), "'-1' is no hexadecimal number"),
+        (_header(lambda h: h.update(cr3=" 1_0")), "' 1_0' is no hexadecimal number"),
+        (_header(lambda h: h.update(cr3=float("inf"))), "line 1: cut, or no JSON"),
+        (_header(lambda h: h.update(mode="63")), "line 1: header: mode is '63', expected one of"),
+        (_header(lambda h: h.update(slots=3)), "line 1: header: 3 is no list"),
+        (_header(lambda h: h.update(host=[])), "line 1: header: [] is no object"),
+        (_header(lambda h: h["cpuid"].update(maxphyaddr="40")), "line 1: header: '40' is no number"),
+        (_header(lambda h: h["cpuid"].update(odd=1)), "line 1: header: unknown CPUID feature 'odd'"),
+        (_header(lambda h: h.update(thp="yes")), "line 1: header: 'yes' is no number in 0 to 1"),
+        (_header(lambda h: h["slots"][0].update(size="0x2000000")), "line 1: header: SIZE is 2000000"),
+        (_header(lambda h: h["mem_values"].append(["0x8", "0xfffff000", "0x0"])), "header: GPA is fffff000"),
+        (_header(lambda h: h["mem_values"].append(["0x3", "0x0", "0x0"])), "the size of a value is 3"),
+        (_header(lambda h: h["fills"].append(["0x0", "0xffffffffff", "0x1"])), "header: LEN is ffffffffff"),
+        (_op(5, lambda r: r.update(i="x")), "line 6: not an op as a recording holds it: 'x' is no number"),
+        (_op(5, lambda r: r.update(op=7)), "line 6: not an op as a recording holds it: 7 is no text"),
+        (_op(5, lambda r: r.update(ev={})), "line 6: not an op as a recording holds it: {} is no list"),
+        (_op(5, lambda r: r.update(ev=["pte"])), "'pte' is no object"),
+        (_op(5, lambda r: r.update(stats={"x": "1"})), "'1' is no"),
+        (_op(5, lambda r: r["out"].update(out="odd")), "unknown outc"),
+        (_op(5, lambda r: r["out"].update(rip=[])), "[] is no number"),
+        (
+            _op(5, lambda r: r["ev"].append({"e": "pte", "v": "0x1", "l": []})),
+            "line 6: not an op as a recording holds it: [] is no number",
+        ),
         (_op(5, lambda r: r.update(op="fly 5")), "line 6: unknown op 'fly', expected one of rd"),
         (_op(5, lambda r: r.update(op="rd u 4 zz")), "line 6: GVA is 'zz', expected a hexadecimal number"),
-        (_op(5, lambda r: r.pop("out")), "line 6: not an op as a recording holds it: KeyError('out')"),
+        (_op(5, lambda r: r.pop("out")), "line 6: not an op as a recording holds it: no key 'out'"),
         (
             _op(5, lambda r: r["ev"].append({"e": "odd"})),
-            "line 6: not an op as a recording holds it: KeyError('odd')",
+            "line 6: not an op as a recording holds it: unknown event 'odd'",
         ),
         (
             _op(5, lambda r: r["ev"].append({"e": "pte", "v": "0x1"})),
@@ -136,7 +169,7 @@ def _op(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[li
         ),
         (lambda lines: lines[:-1], "the file is cut, expected a last line"),
         (lambda lines: lines[:1], "line 1: the file is cut, expected a last line"),
-        (lambda lines: [*lines[:-3], lines[-3][:40]], "expected a JSON object: "),
+        (lambda lines: [*lines[:-3], lines[-3][:40]], "cut, or no JSON"),
         (lambda lines: [lines[0], *lines[2:]], "line 2: expected the op init first and teardown last"),
         (lambda lines: [*lines[:-2], lines[-1]], "line 2: expected the op init first and teardown last"),
     ],

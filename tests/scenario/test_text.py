@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -179,9 +180,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.mmu").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"b\.mmu: not a text file, expected a scenario"):
+    with pytest.raises(InputError, match=r"b\.mmu: byte 0: not text in UTF-8"):
         read_scenario(tmp_path / "b.mmu")
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         read_scenario(tmp_path / "none.mmu")
 
 
@@ -189,3 +190,57 @@ def test_the_minimal_text_has_the_defaults() -> None:
     header = parse_scenario(MINIMAL).header
     assert header == dataclasses.replace(ScenarioBuilder("np").build().header)
     assert header.backing_bytes == 0x1000000
+
+
+def refused(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_scenario(text, "a.mmu")
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 2000
+    return message
+
+
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_lines_end_where_editors_end_them(separator: str) -> None:
+    text = MINIMAL.replace("ops", f"# one{separator}line\nops\nfly")
+    assert "a.mmu: line 5: unknown op 'fly'" in refused(text)
+    assert "expected mode" in refused(f"mmulab-scenario 1\n#{separator}mode np\nops\nend\n")
+
+
+def test_line_endings_of_other_systems_are_read() -> None:
+    assert parse_scenario(MINIMAL.replace("\n", "\r\n")) == parse_scenario(MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("mem \u0661000000", "BYTES is '\u0661000000', expected a hexadecimal number"),
+        ("mem 1000000000", "mem is 1000000000, expected 7000 to 40000000"),
+        ("fill 0 ffffffffff 1", "LEN is ffffffffff, expected 1 to 1000000"),
+        ("x" * 100_000, "unknown header line 'xxx"),
+        ("\x1b[31mred", "unknown header line '\\x1b[31mred'"),
+    ],
+)
+def test_what_a_text_claims_is_refused_in_one_short_line(line: str, problem: str) -> None:
+    assert problem in refused(MINIMAL.replace("ops", f"{line}\nops"))
+
+
+def test_fills_have_a_limit_together() -> None:
+    text = MINIMAL.replace("ops", "mem 40000000\n" + "fill 0 40000000 1\n" * 5 + "ops")
+    assert "line 8: the sum of all LEN is 140000000" in refused(text)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path, problem in (
+        (tmp_path, "a folder, expected a file"),
+        (pipe, "a FIFO, expected a file"),
+        (loop, "a loop of symbolic links"),
+        ("/dev/zero", "a character device, expected a file"),
+        ("", "the file's name is empty"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            read_scenario(path)

@@ -156,3 +156,18 @@ class Guest(Records):
     def miss(self, gpa: int) -> int:
         """The TLB miss of a table store to `gpa`."""
         return self.write(gpa & ~0xFFF, gpa & ~0xFFF, size=self.width)
+
+
+def depth_first() -> Guest:
+    """A PAE guest that loads a root whose tables are announced depth first, as a recorder walks them."""
+    guest = Guest("pae")
+    guest.control(3, 0x200EEA0)
+    guest.new_table(0x200EEA0, 3)
+    guest.entry(0x200EEA0, 3, 0x200F000 | P)
+    guest.new_table(0x200F000, 2)
+    guest.entry(0x200EEA8, 3, 0x2016000 | P)
+    guest.new_table(0x2016000, 2)
+    guest.entry(0x2016540, 2, 0x2018000 | TABLE)
+    guest.new_table(0x2018000, 1)
+    guest.entry(0x2018008, 1, 0x300000 | PAGE)
+    return guest

@@ -18,7 +18,8 @@ from mmulab.kvm.roles.design import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots
 from mmulab.workload.replay_plan import Action, make_plan
 from mmulab.workload.stream import Kind, Stream, load_stream
-from tests.workload.streams import PAGE, PAGING_NAMES, TABLE, USER, Guest
+from tests.workload.replays import agrees
+from tests.workload.streams import PAGE, PAGING_NAMES, TABLE, USER, Guest, depth_first
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "stream"
 ALL_MODES = pytest.mark.parametrize("paging", PAGING_NAMES)
@@ -303,3 +304,12 @@ def test_a_replay_that_is_stopped_counts_what_it_did(one_by_one: bool) -> None:
         result.faults,
         result.shadow_pages,
     )
+
+
+def test_tables_that_a_block_announces_depth_first() -> None:
+    guest = depth_first()
+    guest.read(0x55001000, 0x300000)
+    run = agrees(guest)
+    assert run.memory(0x200EEA0, 8) == 0x200F001
+    assert run.memory(0x200EEA8, 8) == 0x2016001
+    assert run.memory(0x2016540, 8) == 0x2018000 | TABLE
