@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 from mmulab.kvm.roles.design import DESIGNS
 
 __all__ = [
@@ -77,7 +77,7 @@ class Parameter:
         if self.type is float and type(value) is int:
             value = float(value)
         if type(value) is not self.type:
-            raise InputError(f"parameter '{self.name}': {value!r} is no {self.type.__name__}")
+            raise InputError(f"parameter '{self.name}': {quoted(repr(value))} is no {self.type.__name__}")
         return value
 
     def _read(self, text: str) -> object:
@@ -155,7 +155,8 @@ def resolve(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
     known = declared(path)
     for name in given:
         if name not in known:
-            raise InputError(f"{path.name}: unknown parameter '{name}'; it has {', '.join(known) or 'none'}")
+            has = ", ".join(known) or "none"
+            raise InputError(f"{path.name}: unknown parameter '{quoted(name)}'; it has {has}")
     try:
         return {
             name: parameter.accept(given[name]) if name in given else parameter.default
@@ -242,12 +243,13 @@ def check(namespace: Mapping[str, Any], **kinds: Kind) -> None:
     known = ", ".join(kinds)
     for name in _injected(namespace.get("In", [])):
         if name not in kinds:
-            raise InputError(f"unknown parameter '{name}'; the notebook has {known}")
+            raise InputError(f"unknown parameter '{quoted(name)}'; the notebook has {known}")
     for name, kind in kinds.items():
         if name not in namespace:
             raise InputError(f"parameter '{name}' is not set; run the cell tagged '{TAG}' first")
         if not kind.accepts(namespace[name]):
-            raise InputError(f"parameter '{name}' is {namespace[name]!r}; it must be {kind.expects}")
+            shown = quoted(repr(namespace[name]))
+            raise InputError(f"parameter '{name}' is {shown}; it must be {kind.expects}")
 
 
 def _injected(history: list[str]) -> list[str]:
