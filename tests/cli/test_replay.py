@@ -98,6 +98,6 @@ def test_bad_options(command: CommandLine, small: Path, args: list[str], problem
 def test_bad_files(command: CommandLine, tmp_path: Path, small: Path) -> None:
     assert "none.npz: no such file" in command.error("replay", tmp_path / "none.npz")
     small.write_bytes(small.read_bytes()[:200])
-    assert "small.npz: truncated" in command.error("replay", small)
+    assert "small.npz: cut or damaged" in command.error("replay", small)
     small.with_suffix(".json").unlink()
-    assert "small.npz: truncated" in command.error("replay", small)
+    assert "small.npz: cut or damaged" in command.error("replay", small)

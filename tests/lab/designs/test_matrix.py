@@ -99,14 +99,16 @@ def test_moments_end_with_the_wrong_op(switches: Comparison) -> None:
 
 
 @pytest.mark.parametrize("case", ["shadow-32-l0-4", "npt-32-l2-np-l0-4"])
-def test_a_run_that_the_mmu_does_not_survive_is_shown_up_to_there(case: str) -> None:
+def test_an_access_that_faults_for_ever_is_shown_itself(case: str) -> None:
     (cell,) = compare([NoQuadrant()], find_works([case])).cells
     assert cell.first_wrong is not None
+    assert cell.first_wrong.seen == "the access faults again and again, and KVM never mends it"
     wrong = record_wrong(cell)
-    ((number, title),) = wrong.moments
-    assert title == f"before op {cell.first_wrong.op} '{cell.first_wrong.text}', in which the MMU fails"
+    number, title = wrong.moments[-1]
+    assert f"op {cell.first_wrong.op} '{cell.first_wrong.text}'" in title
     assert wrong.recording.moment(number).event is None
-    assert cell.first_wrong.seen in wrong_steps(cell).html().replace("&#x27;", "'")
+    assert wrong.recording.at(wrong.recording.first_event(wrong.recording.moment(number).op) + 1)
+    assert "exits again and again" in wrong_steps(cell).html()
 
 
 def test_a_run_that_ends_badly_after_its_wrong_op_is_shown_with_it() -> None:
