@@ -253,12 +253,15 @@ class Execution:
         self._keep_pending(pending)
 
     def _keep_pending(self, pending: tuple[int, int | None, int | None] | None) -> None:
-        """Deliver again what was being delivered, unless KVM put something in its place."""
+        """Deliver again what was being delivered, unless KVM dropped it or put another in its place.
+
+        The emulator clears the queue (``kvm_clear_exception_queue``). What it finds
+        itself is a new exception, and so is the #DF of two.
+        """
         if self.vcpu.guest_mode != self.in_l2:
             return
-        if self.delivering is not None and self.vcpu.exception is None:
-            self.vcpu.exception = pending
-        self.reinject = self.delivering is not None
+        delivering, self.delivering = self.delivering, None
+        self.reinject = delivering is not None and self.vcpu.exception is pending
 
     def _operand(self, write: bool) -> list[tuple[int, int, int]]:
         """Translate the memory operand; return pieces of (hpa, size, shift)."""

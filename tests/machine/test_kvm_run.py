@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import pytest
+
 from mmulab import events as ev
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
@@ -60,3 +62,26 @@ def test_a_table_in_a_read_only_slot_faults_for_ever() -> None:
     assert mapped.outcome.kind is OutcomeKind.OK
     assert (result.outcome.kind, result.outcome.error) == (OutcomeKind.HANG, errno.EINTR)
     assert kinds(result).count("kvm_exit") <= MAX_EXITS + 1
+
+
+@pytest.mark.parametrize("slot", ["", "slot 1 1000 1000 2 1000\n"], ids=["mmio", "read-only"])
+@pytest.mark.parametrize("host", ["amd npt=1", "amd npt=0", "intel ept=1", "intel ept=0"])
+def test_what_the_emulator_drops_or_finds_is_not_injected_again(host: str, slot: str) -> None:
+    """The IDT and the stack are device memory, or memory that cannot be pushed to.
+
+    The emulator clears the queue (``x86_emulate_instruction``): the #PF that it
+    finds is a new one. Where it lets the processor retry instead, there is none.
+    An exit that it has no part in leaves the exception to be injected again.
+    """
+    slots = f"slot0 1000\n{slot}slot 2 2000 ffe000 0 2000"
+    (result,) = results(f"host {host}\nmode 64\nroot 10000\n{slots}\nops\nrd u 40000000")
+    delivering = emulated = injections = 0
+    for event in result.events:
+        if isinstance(event, ev.kvm_exit):
+            delivering, emulated = int(event.idt_vectoring is not None), 0
+        elif isinstance(event, ev.kvm_emulate_insn):
+            emulated = 1
+        elif isinstance(event, ev.kvm_inj_exception):
+            injections += 1
+            assert event.reinjected is bool(delivering and not emulated)
+    assert injections
