@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from html import escape
 
+from mmulab.errors import InputError
 from mmulab.kvm.roles.derivation import Derivation, find_derivation
-from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab import paths
 from mmulab.lab.cases.run import FAILURES
-from mmulab.lab.cases.table import Case, read_case
+from mmulab.lab.cases.table import read_case
 from mmulab.lab.designs.compare import Cell, Comparison
 from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
@@ -82,16 +82,18 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
     ------
     ValueError
         The cell is correct.
+    InputError
+        The MMU fails before anything can be looked at.
     """
     if cell.first_wrong is None:
         raise ValueError(f"{cell.case.name} is correct under {cell.design.name}")
     rule = find_derivation(derivation)
     if cell.case.stream:
-        return _record_boot(cell.case, cell.design, rule, cell.first_wrong.op)
+        return _record_boot(cell, rule, cell.first_wrong.op)
     work = read_case(cell.case)
     scenario = work if isinstance(work, Scenario) else work.scenario
     wrong, shared = cell.first_wrong, cell.collision
-    recording, ops = _record_as_far_as_it_goes(scenario, cell.design, rule, wrong.op)
+    recording, ops = _record_as_far_as_it_goes(cell, scenario, rule, wrong.op)
     if wrong.op not in ops:
         number = recording.number(Moment(ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before op {wrong.op} '{wrong.text}', in which the MMU fails")])
@@ -103,28 +105,44 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
 
 
 def _record_as_far_as_it_goes(
-    scenario: Scenario, design: RoleDesign, derivation: Derivation, wrong: int
+    cell: Cell, scenario: Scenario, derivation: Derivation, wrong: int
 ) -> tuple[Recording, dict[int, int]]:
     """Record the whole run; if the MMU fails somewhere, up to the wrong op; if in that, up to the one before.
 
     Inside an op that never ended nothing can be visited.
     """
-    for until in (None, wrong):
+    for until in (None, wrong, wrong - 1):
         try:
-            return record_steps(scenario, design=design, derivation=derivation, until=until)
+            return record_steps(scenario, design=cell.design, derivation=derivation, until=until)
         except FAILURES:
             continue
-    return record_steps(scenario, design=design, derivation=derivation, until=wrong - 1)
+    raise _nothing_to_see(cell)
 
 
-def _record_boot(case: Case, design: RoleDesign, derivation: Derivation, record: int) -> Wrong:
-    stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
-    replay = Replay(stream, limit=record + 1, design=design, derivation=derivation, one_by_one=True)
-    recorder = stream_recorder(replay)
-    replay.run()
-    at = Where(recorder.op_count - 1, f"record {record:,}")
-    recording = recorder.finish()
-    return Wrong(recording, moments(recording, at))
+def _record_boot(cell: Cell, derivation: Derivation, record: int) -> Wrong:
+    """Record a boot up to the wrong access, or if the MMU fails in that, up to the one before."""
+    stream = load_stream(paths.data(f"stream/{cell.case.stream}.npz"))
+    for limit in (record + 1, record) if record else (1,):
+        try:
+            replay = Replay(stream, limit=limit, design=cell.design, derivation=derivation, one_by_one=True)
+            recorder = stream_recorder(replay)
+            replay.run()
+        except FAILURES:
+            continue
+        last = recorder.op_count - 1
+        recording = recorder.finish()
+        if limit > record:
+            return Wrong(recording, moments(recording, Where(last, f"record {record:,}")))
+        number = recording.number(Moment(last, None))
+        return Wrong(recording, [(number, f"before record {record:,}, in which the MMU fails")])
+    raise _nothing_to_see(cell)
+
+
+def _nothing_to_see(cell: Cell) -> InputError:
+    seen = "" if cell.first_wrong is None else f": {cell.first_wrong.seen}"
+    return InputError(
+        f"{cell.case.name} under {cell.design.name}: nothing before the failure can be shown{seen}"
+    )
 
 
 def design_matrix(found: Comparison, *, derivation: str = "parity", name: str = "designs by cases") -> Matrix:
@@ -146,7 +164,10 @@ def design_matrix(found: Comparison, *, derivation: str = "parity", name: str = 
         cell = cells[row][column]
         same = next(other for other in cells[row] if _ends_alike(other, cell))
         shared = "" if same.collision is None else f"<p>{escape(str(same.collision))}</p>"
-        return shared + wrong_steps(same, derivation, name=name).html()
+        try:
+            return shared + wrong_steps(same, derivation, name=name).html()
+        except InputError as nothing:
+            return f"{shared}<p>{escape(str(nothing))}</p>"
 
     def live(row: int, column: int) -> Stepper:
         wrong = record_wrong(cells[row][column], derivation)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from mmulab.errors import InputError
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout
 from mmulab.lab.cases.table import cases
@@ -131,3 +133,43 @@ def test_a_boot_is_shown_at_its_record() -> None:
     assert (op.gva, cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
     (row,) = design_matrix(compare(["D4"], boot, derivation="copied"), derivation="copied").rows
     assert row.verdicts[0].mark == "✗ record 9657"
+
+
+FAILS = """
+from mmulab.kvm.roles.design import Passthrough
+
+class Leaf(Passthrough):
+    name = "leaf"
+
+    def facts(self, role):
+        found = super().facts(role)
+        return None if found.level == 1 else found
+
+class Root(Passthrough):
+    name = "root"
+
+    def pack(self, facts, cpu):
+        return None if facts.level == 3 else super().pack(facts, cpu)
+"""
+
+
+def test_a_boot_in_which_the_mmu_fails_is_shown_up_to_there(tmp_path: Path) -> None:
+    source = tmp_path / "fails.py"
+    source.write_text(FAILS)
+    works = find_works(["stream/boot-686-nonpae"], records=20000)
+    (cell,) = compare([f"{source}:Leaf"], works).cells
+    found = record_wrong(cell)
+    ((number, title),) = found.moments
+    assert title == "before record 9,241, in which the MMU fails"
+    assert number > 9241, "the moments of all that went before are there"
+
+
+def test_a_failure_in_the_beginning_leaves_nothing_to_be_seen(tmp_path: Path) -> None:
+    source = tmp_path / "fails.py"
+    source.write_text(FAILS)
+    found = compare([f"{source}:Root"], find_works(["shadow-32-l0-4", "stream/boot-686-nonpae"], records=100))
+    for cell in found.cells:
+        says = f"{cell.case.name} under root: nothing before the failure can be shown"
+        with pytest.raises(InputError, match=says):
+            record_wrong(cell)
+    assert "nothing before the failure can be shown" in design_matrix(found).html()
