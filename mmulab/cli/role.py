@@ -76,7 +76,7 @@ def _design(name: str) -> Reader:
 
 def _reader(kernel: str | None, design: str | None) -> Reader:
     if design is None:
-        return _kernel(kernel or BASELINE)
+        return _kernel(BASELINE if kernel is None else kernel)
     if kernel is not None:
         raise InputError("--kernel and --design: each says how the word is read; give one of them")
     return _design(design)

@@ -159,6 +159,17 @@ def test_layouts_list_every_change_with_its_commits(capsys: pytest.CaptureFixtur
         (["encode", "level=1", "level=2"], "level is given twice"),
         (["diff", "1"], "give a second word"),
         (["diff", "1", "--to", "2.6.27"], "starts with 2.6.28"),
+        (["decode", "9" * 5000], "9999'...: give a number as 0x20712"),
+        (["decode", "0x" + "f" * 5000], "ffff'...: give a number as 0x20712"),
+        (["decode", "1", "--kernel", "6." + "9" * 4400], "9999': give a version as 6.1"),
+        (["decode", "1", "--kernel", "6.1-rc" + "9" * 4400], "9999': give a version as 6.1"),
+        (["decode", "1", "--kernel", "6.01"], "'6.01': give a version as 6.1"),
+        (["decode", "1", "--kernel", "2.7"], "there is no Linux 2.7"),
+        (["decode", "1", "--kernel", ""], "'': give a version as 6.1"),
+        (["encode", "self=1"], "no field 'self' in this layout"),
+        (["encode", "=1"], "no field '' in this layout"),
+        (["encode", "level=" + "9" * 4400], "give a name and a number as level=2"),
+        (["encode", "level=-1"], "level=-1 does not fit into 4 bits"),
     ],
 )
 def test_bad_input_is_one_line(args: list[str], mend: str, capsys: pytest.CaptureFixture[str]) -> None:
