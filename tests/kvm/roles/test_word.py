@@ -125,3 +125,21 @@ def test_recorded_roles_decode_as_the_recorder_decoded_them(name: str) -> None:
 def test_an_all_zero_cpu_role_is_no_configured_one() -> None:
     """``kvm_mmu_extended_role.valid``: without it the first configuration would be skipped."""
     assert CpuRole().valid == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ((BitField("level", 0),), "field 'level' has a width of 0 bits"),
+        ((BitField("", -1),), "field '' has a width of -1 bits"),
+        ((BitField("a", 1), BitField("", 1), BitField("a", 2)), "field 'a' is there twice"),
+    ],
+)
+def test_a_layout_has_each_field_once_and_each_has_a_bit(fields: tuple[BitField, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RoleLayout(fields)
+
+
+def test_a_field_may_have_any_name() -> None:
+    layout = RoleLayout((BitField("level", 4), BitField("self", 1)))
+    assert layout.pack(**{"self": 1, "level": 2}) == 0x12

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import pytest
 
-from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS, Passthrough
+from mmulab.kvm.roles.word import CpuRole, RoleFacts
+from mmulab.lab.designs import page_bound as counting
 from mmulab.lab.designs.page_bound import WRITE_TRACK_BITS, page_bound
 
 D4 = DESIGNS["passthrough"]
@@ -52,3 +56,36 @@ def test_a_count_beyond_the_counter_is_said() -> None:
 def test_other_roots_do_not_change_the_count() -> None:
     """Portals shadow no table, so they are not counted."""
     assert page_bound(D4.with_root_strategy("shadow")).possible == page_bound(D4).possible
+
+
+class NoLevel5(Passthrough):
+    """Has no word for a page of level 5."""
+
+    def pack(self, facts: RoleFacts, cpu: CpuRole) -> int:
+        if facts.level == 5:
+            raise ValueError("no room for level 5")
+        return super().pack(facts, cpu)
+
+
+class NeverSettles(Passthrough):
+    """A page's child has its level, and a number that no other page had."""
+
+    number = 0
+
+    def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+        self.number += 1
+        return parent & 0xF | self.number << 4
+
+
+def test_a_design_that_fails_in_a_context_has_no_bound_and_the_reason() -> None:
+    bound = page_bound(NoLevel5())
+    assert (bound.possible, bound.raw_bits, bound.fits) == (None, 19, None)
+    assert "no room for level 5" in bound.missing
+    assert isnan(bound.bits)
+
+
+def test_counting_ends_where_words_have_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_TOO_MANY", 1000)
+    bound = page_bound(NeverSettles())
+    assert bound.possible is None
+    assert "more than 1000 words in one context" in bound.missing
