@@ -135,4 +135,4 @@ class Fields:
     def wrong(self, name: str, wanted: str) -> InputError:
         """Return the error of a field that is not what it must be."""
         shown = quoted(json.dumps(self.values.get(name)), 40)
-        return InputError(f"{self.where}: field '{name}' is {shown}; it must be {wanted}")
+        return InputError(f"{self.where}: field '{quoted(name)}' is {shown}; it must be {wanted}")

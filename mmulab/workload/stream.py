@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 from mmulab.workload.columns import COPY_AGAIN, Column, Fields, read_columns
 from mmulab.x86.mode import PagingMode, paging_mode
 from mmulab.x86.regs import X86_CR4_PAE
@@ -179,8 +179,8 @@ def _check_counts(path: Path, about: Fields, kind: npt.NDArray[np.uint8]) -> Non
         found = int(np.count_nonzero(kind == ord(letter))) if len(letter) == 1 else 0
         if told.number(letter) != found:
             raise InputError(
-                f"{path}: {found} records of kind '{letter}', {about.where} says {told.number(letter)}; "
-                f"one of the two belongs to another stream, {COPY_AGAIN}"
+                f"{path}: {found} records of kind '{quoted(letter)}', "
+                f"{about.where} says {told.number(letter)}; one of the two belongs to another stream, {COPY_AGAIN}"
             )
 
 
