@@ -180,7 +180,8 @@ def _check_counts(path: Path, about: Fields, kind: npt.NDArray[np.uint8]) -> Non
         if told.number(letter) != found:
             raise InputError(
                 f"{path}: {found} records of kind '{quoted(letter)}', "
-                f"{about.where} says {told.number(letter)}; one of the two belongs to another stream, {COPY_AGAIN}"
+                f"{about.where} says {told.number(letter)}; "
+                f"one of the two belongs to another stream, {COPY_AGAIN}"
             )
 
 
