@@ -46,15 +46,9 @@ def cases(
 def _show_json(rows: Iterator[Row]) -> None:
     """Print the list of all rows; interrupted, of those that are finished."""
     records: list[dict[str, Any]] = []
-    try:
+    with signals.shown(lambda: click.echo(json.dumps(records, indent=1))):
         for found in rows:
             records.append(found.record())
-    except KeyboardInterrupt:
-        with signals.held():
-            click.echo(json.dumps(records, indent=1))
-        raise
-    with signals.held():
-        click.echo(json.dumps(records, indent=1))
 
 
 def _line(found: Row) -> str:

@@ -52,16 +52,13 @@ def compare(
     works = find_works([name.strip() for name in cases.split(",")], records=limit)
     rule = chosen_derivation(derivation).name
     cells: list[Cell] = []
-    try:
+
+    def show() -> None:
+        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
+
+    with signals.shown(show):
         for row in _rows(chosen, works, rule, jobs):
             cells += row
-    except KeyboardInterrupt:
-        # What is finished is shown; the exit code still says that it was interrupted.
-        with signals.held():
-            _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
-        raise
-    with signals.held():
-        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:

@@ -111,20 +111,14 @@ def conform(
     answers: list[_Answer] = []
 
     def show() -> None:
-        with signals.held():
-            if as_json:
-                _show_json(chosen, other, answers, of=len(work))
-            else:
-                _show(chosen, other, answers, limit, of=len(work))
+        if as_json:
+            _show_json(chosen, other, answers, of=len(work))
+        else:
+            _show(chosen, other, answers, limit, of=len(work))
 
-    try:
+    with signals.shown(show):
         for answer in _run(work, jobs or os.cpu_count() or 1, show=not as_json):
             answers.append(answer)
-    except KeyboardInterrupt:
-        # What is finished is shown; the exit code still says that it was interrupted.
-        show()
-        raise
-    show()
     ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
 
 

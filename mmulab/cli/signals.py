@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Terminated", "held", "ignore", "install"]
+__all__ = ["Terminated", "held", "ignore", "install", "shown"]
 
 SAME = 1.0
 """Seconds within which a signal that comes again is the same one: timeout(1) sends it to the process and to
@@ -111,3 +111,19 @@ def held() -> Iterator[Callable[[], bool]]:
     if _State.waiting is not None and not _State.holders:
         error, _State.waiting = _State.waiting, None
         raise error
+
+
+@contextmanager
+def shown(show: Callable[[], None]) -> Iterator[None]:
+    """Show what the block has finished, whole, at its end and also when it is interrupted.
+
+    The interrupt goes on: the exit code still says that there was one.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        with held():
+            show()
+        raise
+    with held():
+        show()
