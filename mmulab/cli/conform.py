@@ -18,7 +18,6 @@ from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
-from mmulab.errors import InputError
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab import pool
 
@@ -36,12 +35,9 @@ class _Answer(NamedTuple):
     explanation: str
 
 
-def _work(job: _Job) -> _Answer | InputError:
-    """Compare one recording; bad input comes back as a value, since a pool hides where it was raised."""
-    try:
-        recording = read_recording(job.path)
-    except InputError as error:
-        return error
+def _work(job: _Job) -> _Answer:
+    """Compare one recording."""
+    recording = read_recording(job.path)
     comparison = compare(recording, job.level, job.design)
     if comparison.difference is None:
         return _Answer(comparison, comparison.problem or "", "")
@@ -155,8 +151,6 @@ def _run(work: list[_Job], jobs: int, *, show: bool) -> Iterator[_Answer]:
         closing(pool.each(_work, work, jobs)) as answers,
     ):
         for answer in answers:
-            if isinstance(answer, InputError):
-                raise answer
             bar.update()
             yield answer
 
