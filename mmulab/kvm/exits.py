@@ -10,6 +10,7 @@ Source: Linux 6.1 ``arch/x86/kvm/svm/svm.c`` (``emulate_on_interception``,
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from mmulab import events as ev
@@ -20,7 +21,7 @@ from mmulab.kvm.invlpg import kvm_mmu_invlpg
 from mmulab.kvm.invpcid import invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.rsm import handle_rsm
-from mmulab.kvm.state import Vcpu
+from mmulab.kvm.state import KvmRunError, Vcpu
 from mmulab.kvm.svm.nested import nested_svm_vmrun
 from mmulab.kvm.vmx.insn import handle_vmx_instruction, vmwrite_exits
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
@@ -93,12 +94,15 @@ class InternalError(Exception):
         self.suberror = suberror
 
 
-class VmBuggedError(Exception):
+class VmBuggedError(KvmRunError):
     """KVM found its own state impossible and lets the VM run no more (``KVM_BUG_ON``).
 
     L2 that L1 entered was to run before anything else, but could not: its EPT
     pointer leads out of memory.
     """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO)
 
 
 def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -> bool:
