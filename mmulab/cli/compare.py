@@ -12,8 +12,9 @@ import click
 from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, rule_options
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab.cases.table import Case
-from mmulab.lab.designs.compare import WORD_BITS, Cell, Comparison, compare_each
+from mmulab.lab.designs.compare import Cell, Comparison, compare_each
 from mmulab.lab.designs.works import ALL, find_works
 
 _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")

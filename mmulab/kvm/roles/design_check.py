@@ -12,7 +12,7 @@ from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.kvm.roles.word import RoleLayout
 
-__all__ = ["ATTRIBUTES", "WORD_BITS", "attribute_problem"]
+__all__ = ["ATTRIBUTES", "WORD_BITS", "attribute_problem", "is_built_in"]
 
 WORD_BITS = 32
 """``union kvm_mmu_page_role`` is one ``u32``."""

@@ -23,6 +23,7 @@ from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab import paths, pool
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import CaseRun, design_of
@@ -37,8 +38,6 @@ from mmulab.workload.stream import load_stream
 
 __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 
-WORD_BITS = 32
-"""``union kvm_mmu_page_role`` is one ``u32``."""
 DEFAULT = DESIGNS["passthrough"]
 """What runs beside a design."""
 _OTHER_ROOTS = DESIGNS["glevel"]
