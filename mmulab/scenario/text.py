@@ -197,25 +197,20 @@ def _pairs(args: list[str]) -> dict[str, int]:
         if not equals:
             raise Bad(f"'{quoted(arg)}', expected KEY=VALUE")
         pairs[key] = hex_number(value, key, _U64)
+    check_values(pairs)
     return pairs
 
 
 def _host(args: list[str]) -> dict[str, Any]:
     if not args:
         raise Bad("no arguments, expected VENDOR [KEY=VALUE ..]")
-    return {"vendor": args[0], "host": _checked(args[1:])}
-
-
-def _checked(args: list[str]) -> dict[str, int]:
-    values = _pairs(args)
-    check_values(values)
-    return values
+    return {"vendor": args[0], "host": _pairs(args[1:])}
 
 
 _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "mode": lambda args: {"mode": _word(args, "np, 32, pae, 64 or 57")},
     "host": _host,
-    "cpu": lambda args: {"cpu": _checked(args)},
+    "cpu": lambda args: {"cpu": _pairs(args)},
     "mem": lambda args: {"mem": _numbers(args, "BYTES")[0]},
     "thp": lambda args: {"thp": _switch(args)},
     "manualdirty": lambda args: {"manual_dirty": _switch(args)},
