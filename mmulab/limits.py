@@ -13,6 +13,8 @@ RECORDING_BYTES = 256 * MIB
 """A recording of a kernel or a stepper's recording, as the file lies on the disk."""
 UNPACKED_BYTES = 1024 * MIB
 """What a compressed file may unpack to, all parts together."""
+PIECE_BYTES = 64 * MIB
+"""What one piece of a checkpoint may unpack to."""
 ARCHIVE_MEMBERS = 100_000
 """Parts of a zip archive."""
 BACKING_BYTES = 1 << 30

@@ -14,10 +14,8 @@ import numpy.typing as npt
 from mmulab.kvm.memslot import PteList
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE
+from mmulab.limits import PIECE_BYTES
 from mmulab.trace.known import check
-
-LIMIT = 1 << 26
-"""Bytes that one piece may unpack to."""
 
 Frame = npt.NDArray[np.uint64]
 
@@ -42,7 +40,7 @@ class Codec(NamedTuple):
     decode: Callable[[int, bytes], Any]
 
 
-def unpack(data: bytes, limit: int = LIMIT) -> bytes:
+def unpack(data: bytes, limit: int = PIECE_BYTES) -> bytes:
     """Return what was compressed with zlib.
 
     Raises
