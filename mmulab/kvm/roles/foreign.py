@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-from mmulab.errors import DesignError, InputError
+from mmulab.errors import DesignError, InputError, quoted
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.design_check import ATTRIBUTES, attribute_problem, is_built_in
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
@@ -72,11 +72,10 @@ class _Border:
             text = str(error)
         except Exception:  # the border of foreign code: an exception class of the user's
             text = ""
-        text = " ".join(text.split())
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        text = quoted(" ".join(text.split()), _LONGEST)
         lines = [at for frame, at in traceback.walk_tb(error.__traceback__) if self._holds(frame.f_code)]
         where = f" (line {lines[-1]})" if lines else ""
-        return f"{kind}: {text[:_LONGEST]}".removesuffix(": ") + where
+        return f"{kind}: {text}".removesuffix(": ") + where
 
     def _holds(self, code: Any) -> bool:
         return bool(self.file) and code.co_filename == self.file
