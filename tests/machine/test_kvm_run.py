@@ -12,13 +12,8 @@ from mmulab.machine.config import MachineConfig
 from mmulab.machine.kvm_run import MAX_EXITS
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, OutcomeKind
-from mmulab.scenario.runner import Result, run
-from mmulab.scenario.text import parse_scenario
-
-
-def results(text: str) -> list[Result]:
-    """Run the header and ops in `text`; return what each op did, without init and teardown."""
-    return run(parse_scenario(f"mmulab-scenario 1\n{text}\nend\n"))[1:-1]
+from mmulab.scenario.runner import Result
+from tests.scenario.texts import ran
 
 
 def kinds(result: Result) -> list[str]:
@@ -27,7 +22,7 @@ def kinds(result: Result) -> list[str]:
 
 def test_mmio_while_an_event_is_delivered_ends_with_an_internal_error() -> None:
     """Without memory the guest's tables are gone, and the #PF is delivered through them."""
-    done = results("host intel ept=1\nmode 64\nroot 10000\nops\nslotdel 0\nnop\nnop")[1:]
+    done = ran("host intel ept=1\nmode 64\nroot 10000\nops\nslotdel 0\nnop\nnop")[1:]
     for result in done:
         assert (result.outcome.kind, result.outcome.suberror) == (OutcomeKind.INTERNAL_ERROR, 3)
         last = result.events[-1]
@@ -39,7 +34,7 @@ def test_mmio_while_an_event_is_delivered_ends_with_an_internal_error() -> None:
 
 
 def test_amd_has_no_such_check_and_delivers_for_ever() -> None:
-    (_, result) = results("host amd npt=1\nmode 64\nroot 10000\nops\nslotdel 0\nnop")
+    (_, result) = ran("host amd npt=1\nmode 64\nroot 10000\nops\nslotdel 0\nnop")
     assert (result.outcome.kind, result.outcome.error) == (OutcomeKind.HANG, errno.EINTR)
 
 
@@ -58,7 +53,7 @@ def test_a_table_in_a_read_only_slot_faults_for_ever() -> None:
     slots = "slot0 30000\nslot 1 30000 1000 2 30000\nslot 2 31000 fcf000 0 31000"
     tables = "root 10000\nalloc 20000\nm4 10400 20067 30067\nm4 20000 30067\nm4 30000 100067"
     text = f"host intel ept=1\nmode 32\n{slots}\n{tables}\nops"
-    mapped, result = results(f"{text}\nrd s 40000000\nrd s 40400000")
+    mapped, result = ran(f"{text}\nrd s 40000000\nrd s 40400000")
     assert mapped.outcome.kind is OutcomeKind.OK
     assert (result.outcome.kind, result.outcome.error) == (OutcomeKind.HANG, errno.EINTR)
     assert kinds(result).count("kvm_exit") <= MAX_EXITS + 1
@@ -74,7 +69,7 @@ def test_what_the_emulator_drops_or_finds_is_not_injected_again(host: str, slot:
     An exit that it has no part in leaves the exception to be injected again.
     """
     slots = f"slot0 1000\n{slot}slot 2 2000 ffe000 0 2000"
-    (result,) = results(f"host {host}\nmode 64\nroot 10000\n{slots}\nops\nrd u 40000000")
+    (result,) = ran(f"host {host}\nmode 64\nroot 10000\n{slots}\nops\nrd u 40000000")
     delivering = emulated = injections = 0
     for event in result.events:
         if isinstance(event, ev.kvm_exit):

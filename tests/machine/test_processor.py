@@ -19,8 +19,6 @@ from mmulab.machine.processor import (
     load_cr,
     nested_paging,
 )
-from mmulab.scenario.runner import Result, run
-from mmulab.scenario.text import parse_scenario
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_5LEVEL, PAGING_PAE
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
@@ -31,6 +29,7 @@ from mmulab.x86.pferr import (
 )
 from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
 from tests.kvm.guest import DATA, GVA, HOLE, NX, PAGE, A, D, Guest, P, U, W, cr4
+from tests.scenario.texts import ran
 
 R, WRITE, USER, FETCH = 0, PFERR_WRITE_MASK, PFERR_USER_MASK, PFERR_FETCH_MASK
 
@@ -231,11 +230,6 @@ def test_canonical_is_by_the_guests_mode(mode: str, va: int, canonical: bool) ->
 
 
 # A and D without EPT's own; PDPTEs at a MOV to CR0 --------------------------------------------
-
-
-def ran(text: str) -> list[Result]:
-    """Run a scenario's lines and return the result of each op."""
-    return run(parse_scenario(f"mmulab-scenario 1\n{text}\nend\n"))[1:-1]
 
 
 LOGGED = """host intel ept=1 eptad=0

@@ -7,12 +7,8 @@ import errno
 from mmulab import events as ev
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.machine.op import OutcomeKind
-from mmulab.scenario.runner import Result, run
-from mmulab.scenario.text import parse_scenario
-
-
-def ran(text: str) -> list[Result]:
-    return run(parse_scenario(f"mmulab-scenario 1\n{text}\nend\n"))[1:-1]
+from mmulab.scenario.runner import Result
+from tests.scenario.texts import ran
 
 
 def ended(result: Result) -> str:

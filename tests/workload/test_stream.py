@@ -12,7 +12,7 @@ from mmulab.errors import InputError
 from mmulab.workload.replay_plan import new_tables
 from mmulab.workload.stream import Kind, Registers, entry_owners, load_stream
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_32, PAGING_PAE
-from tests.workload.streams import CR0, PAGE, Guest, Records
+from tests.workload.streams import CR0, PAGE, Guest, Records, depth_first
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "stream"
 
@@ -242,31 +242,15 @@ def test_what_a_device_is(tmp_path: Path) -> None:
 # Blocks that go depth first ------------------------------------------------------------------
 
 
-def depth_first(guest: Guest) -> dict[int, int]:
-    """Add the block of a recorded PAE guest whose second PDPTE follows the first one's tables.
-
-    Returns the record of each e, with that of the N that it belongs to.
-    """
-    guest.control(3, 0x200EEA0)
-    root = guest.new_table(0x200EEA0, 3)
-    first = guest.entry(0x200EEA0, 3, 0x200F001)
-    guest.new_table(0x200F000, 2)
-    second = guest.entry(0x200EEA8, 3, 0x2016001)
-    directory = guest.new_table(0x2016000, 2)
-    entry = guest.entry(0x2016540, 2, 0x2018063)
-    guest.new_table(0x2018000, 1)
-    return {first: root, second: root, entry: directory}
-
-
 def test_an_entry_belongs_to_the_last_announced_table_that_contains_it(tmp_path: Path) -> None:
-    guest = Guest("pae")
-    owners = depth_first(guest)
+    guest = depth_first()
+    root = len(guest.rows) - 8
+    owners = {root + 1: root, root + 3: root, root + 5: root + 4, root + 7: root + 6}
     stream = load_stream(guest.save(tmp_path))
     found = entry_owners(stream.kind, stream.aux, stream.gpa, pae=True)
     entries = np.flatnonzero(stream.kind == Kind.ENTRY).tolist()
     assert {e: n for e, n in zip(entries, found.tolist(), strict=True) if e in owners} == owners
-    block = min(owners.values())
-    tables = {table.gpa: table.content for table in new_tables(stream, block)}
+    tables = {table.gpa: table.content for table in new_tables(stream, root)}
     assert list(tables) == [0x200EEA0, 0x200F000, 0x2016000, 0x2018000]
     assert tables[0x200EEA0].tolist() == [0x200F001, 0x2016001, 0, 0]
     assert np.flatnonzero(tables[0x2016000]).tolist() == [0xA8]
@@ -274,8 +258,7 @@ def test_an_entry_belongs_to_the_last_announced_table_that_contains_it(tmp_path:
 
 
 def test_a_table_of_an_earlier_block_is_not_come_back_to(tmp_path: Path) -> None:
-    guest = Guest("pae")
-    depth_first(guest)
+    guest = depth_first()
     guest.control(3, 0x200EEA0)
     guest.new_table(0x9000, 1)
     record = guest.entry(0x200EEA8, 3, 1)
