@@ -139,6 +139,8 @@ def read_unpacked(path: str | Path, limit: int = limits.UNPACKED_BYTES) -> bytes
                 if total > limit:
                     raise InputError(f"{named(path)}: unpacks to more than {limit} bytes, the limit")
                 parts.append(part)
+    except MemoryError as error:  # a damaged size of xz's dictionary asks for up to 4 GiB
+        raise InputError(f"{named(path)}: asks for more memory than there is; copy it again") from error
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise InputError(f"{named(path)}: not a whole {suffix} file ({error}); copy it again") from error
     return b"".join(parts)

@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_unpacking_stops_at_the_limit(tmp_path: Path, suffix: str, pack) -> None
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="not a whole"):
         files.read_unpacked(path)
+
+
+def test_an_xz_that_asks_for_too_much_memory_is_one_line(tmp_path: Path) -> None:
+    """The size of the dictionary stands in the block's header: 40 means 4 GiB."""
+    whole = bytearray(lzma.compress(b"0" * 1000))
+    assert whole[14:16] == b"\x21\x01"  # LZMA2, one byte of properties
+    whole[16] = 40
+    whole[20:24] = zlib.crc32(whole[12:20]).to_bytes(4, "little")
+    path = tmp_path / "x.xz"
+    path.write_bytes(whole)
+    code = f"""
+import resource
+from mmulab import files
+from mmulab.errors import InputError
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    files.read_unpacked({str(path)!r})
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path}: asks for more memory than there is; copy it again\n"
 
 
 @pytest.mark.parametrize(

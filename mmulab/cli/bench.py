@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mmulab.cli.path import PATH
 from mmulab.errors import InputError
 from mmulab.lab.bench.replay import bench_replay
 from mmulab.lab.bench.walk import Rate, bench_walk
@@ -34,7 +35,7 @@ from mmulab.lab.bench.walk import Rate, bench_walk
 @click.option(
     "--replay",
     "stream",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.npz",
     help="Measure the replay of this stream instead.",
 )

@@ -18,6 +18,7 @@ from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
+from mmulab.errors import InputError
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab import pool
 
@@ -35,9 +36,12 @@ class _Answer(NamedTuple):
     explanation: str
 
 
-def _work(job: _Job) -> _Answer:
-    """Compare one recording."""
-    recording = read_recording(job.path)
+def _work(job: _Job) -> _Answer | InputError:
+    """Compare one recording; what is wrong with its file keeps no other from being compared."""
+    try:
+        recording = read_recording(job.path)
+    except InputError as error:
+        return error
     comparison = compare(recording, job.level, job.design)
     if comparison.difference is None:
         return _Answer(comparison, comparison.problem or "", "")
@@ -99,22 +103,31 @@ def conform(
     Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
     recorded kernel's, which is the default one, everything but the role words is compared. Interrupted,
     the scenarios compared so far are shown; in JSON 'interrupted' is true and 'not_run' counts the others.
+    A file that is no recording is said at the end, with exit code 2; the others are compared.
     """
     chosen = Level(level)
     other = None if design is None else chosen_design(design)
     other = None if other is chosen_design(None) else other
     work = [_Job(path, chosen, other, explained) for path in find_recordings(paths)]
     answers: list[_Answer] = []
+    refused: list[InputError] = []
 
     def show() -> None:
-        if as_json:
-            _show_json(chosen, other, answers, of=len(work))
-        else:
-            _show(chosen, other, answers, limit, of=len(work))
+        readable = len(work) - len(refused)
+        if readable and as_json:
+            _show_json(chosen, other, answers, of=readable)
+        elif readable:
+            _show(chosen, other, answers, limit, of=readable)
 
     with signals.shown(show):
         for answer in _run(work, jobs or os.cpu_count() or 1, show=not as_json):
-            answers.append(answer)
+            if isinstance(answer, InputError):
+                refused.append(answer)
+            else:
+                answers.append(answer)
+    if refused:
+        others = f"; {len(refused) - 1} more files are refused" if refused[1:] else ""
+        raise InputError(f"{refused[0]}{others}")
     ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
 
 
@@ -141,7 +154,7 @@ def _design_record(design: RoleDesign | None) -> dict[str, object]:
     return {} if design is None else {"design": design.name, "role_words_compared": False}
 
 
-def _run(work: list[_Job], jobs: int, *, show: bool) -> Iterator[_Answer]:
+def _run(work: list[_Job], jobs: int, *, show: bool) -> Iterator[_Answer | InputError]:
     """Yield the answers as they come, with a progress bar if someone sees it."""
     from tqdm import tqdm
 

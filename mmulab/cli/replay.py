@@ -12,6 +12,7 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.cli.path import PATH
 from mmulab.errors import InputError
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.trace.file import save
@@ -22,7 +23,7 @@ from mmulab.workload.stream import load_stream
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.npz")
+@click.argument("file", type=PATH, metavar="FILE.npz")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Records to replay; all if left out.")
 @design_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mmulab.cli.path import PATH
 from mmulab.lab import paths
 from mmulab.lab.notebook import CELL_TIMEOUT
 from mmulab.lab.report import report as write_report
@@ -14,7 +15,7 @@ from mmulab.lab.report import report as write_report
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("out/report"),
     show_default=True,
     help="Folder to write; an earlier report there is replaced.",

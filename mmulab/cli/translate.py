@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from mmulab.cli.path import PATH
 from mmulab.workload.translate import Translation, translate_files
 
 SHOWN_DIFFERENCES = 10
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE.npz...")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE.npz...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def translate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:

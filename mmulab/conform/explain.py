@@ -28,7 +28,7 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import RecordedOp, Recording
 from mmulab.conform.state import state_lines
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.scenario.grammar import Bad, parse_step
+from mmulab.scenario.grammar import GrammarError, parse_step
 from mmulab.scenario.runner import Result
 
 CONTEXT_OPS = 2
@@ -246,5 +246,5 @@ def _operand(op: RecordedOp) -> int | None:
     """Return the virtual address that an op names."""
     try:
         return getattr(parse_step(op.text).op, "gva", None)
-    except Bad:  # init, teardown and helper instructions name none
+    except GrammarError:  # init, teardown and helper instructions name none
         return None

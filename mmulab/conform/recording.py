@@ -7,6 +7,7 @@ nothing is missing. ``helpers.json`` beside it holds the helper pages.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmulab.conform.outcome import Decoded, decode_outcome
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import InputError, named, quoted
 from mmulab.scenario.builder import ScenarioBuilder
-from mmulab.scenario.grammar import Bad, Step, parse_step
+from mmulab.scenario.grammar import GrammarError, Step, parse_step
 from mmulab.scenario.scenario import HOST_DEFAULTS, Header, Regs, Scenario
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -95,15 +96,15 @@ def find_recordings(paths: Iterable[str]) -> list[Path]:
     for name in paths:
         path = Path(name)
         if not name:
-            raise InputError("the name of a recording is empty; name a file or a folder")
+            raise InputError("the file's name is empty; name a recording or a folder")
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
             inside += sorted(p for p in path.glob("*/*") if p.name.endswith(SUFFIXES))
             if not inside:
                 raise InputError(f"{name}: no recording in this folder, expected *{' *'.join(SUFFIXES)}")
             found += inside
-        elif not path.exists():
-            raise InputError(f"{name}: no such file or folder")
+        elif not os.path.lexists(path):
+            raise InputError(f"{named(name)}: no such file or folder")
         elif not path.name.endswith(SUFFIXES):
             raise InputError(f"{name}: not a recording by its name, expected *{' *'.join(SUFFIXES)}")
         else:
@@ -149,7 +150,7 @@ def read_recording(path: Path) -> Recording:
             op = _recorded_op(record, number, vendor)
             if op.text not in (INIT, TEARDOWN) and not op.text.startswith(HELPER_PREFIX):
                 steps.append(parse_step(op.text, number))
-        except Bad as error:
+        except GrammarError as error:
             raise InputError(f"{path}: line {number}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

@@ -17,7 +17,7 @@ MAXPHYADDR_LIMITS = 32, 52
 
 
 VENDORS = ("amd", "intel")
-MAX_VCPUS = 64
+MAX_VCPUS = 256
 MAX_TABLE_FRAMES = 1 << 20
 """Frames for tables of a machine: 4 GiB, of which only those in use take memory."""
 

@@ -7,6 +7,7 @@ emulates the instruction or gives the fault to the guest.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -95,6 +96,8 @@ class Machine:
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
+        # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
+        weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
             errno = self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
             if errno:

@@ -9,6 +9,8 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c``, ``include/linux/kvm_host.h``.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from mmulab.memory.host import FRAME_BYTES
@@ -84,20 +86,23 @@ class Memslot:
 
 
 S = TypeVar("S", bound=Memslot)
+_BASE_GFN = attrgetter("base_gfn")
 
 
 class Memslots(Generic[S]):
     """An address space: slots in ascending order, and their generation.
 
     The generation counts changes in steps of the number of address spaces, so
-    that no two spaces ever share one (``kvm_swap_active_memslots``).
+    that no two spaces ever share one (``kvm_swap_active_memslots``). Slots of a
+    space never overlap, so at most one starts at or below a gfn and reaches it.
     """
 
-    __slots__ = ("_last", "generation", "slots")
+    __slots__ = ("_by_id", "_last", "generation", "slots")
 
     def __init__(self, as_id: int = 0) -> None:
         self.slots: list[S] = []
         self.generation = as_id
+        self._by_id: dict[int, S] = {}
         self._last: S | None = None
 
     def lookup(self, gfn: int) -> S | None:
@@ -105,36 +110,39 @@ class Memslots(Generic[S]):
         last = self._last
         if last is not None and 0 <= gfn - last.base_gfn < last.npages:
             return last
-        for slot in self.slots:
-            if 0 <= gfn - slot.base_gfn < slot.npages:
-                self._last = slot
-                return slot
-        return None
+        at = bisect_right(self.slots, gfn, key=_BASE_GFN) - 1
+        if at < 0 or gfn not in self.slots[at]:
+            return None
+        self._last = self.slots[at]
+        return self._last
 
     def by_id(self, id: int) -> S | None:
         """Return the slot numbered `id`, or None."""
-        return next((s for s in self.slots if s.id == id), None)
+        return self._by_id.get(id)
 
     def overlaps(self, base_gfn: int, npages: int, id: int) -> bool:
         """Tell whether a slot other than `id` reaches into the range."""
-        end = base_gfn + npages
-        return any(
-            s.id != id and s.base_gfn < end and base_gfn < s.base_gfn + s.npages for s in self.slots
-        )
+        at = bisect_left(self.slots, base_gfn + npages, key=_BASE_GFN)
+        # Slot `id` may be the last one that starts below the range's end; only one other can reach in then.
+        below = (slot for slot in reversed(self.slots[max(at - 2, 0) : at]) if slot.id != id)
+        nearest = next(below, None)
+        return nearest is not None and base_gfn < nearest.base_gfn + nearest.npages
 
     def replace(self, old: S | None, new: S | None) -> None:
         """Take `old` out and put `new` in."""
         self._last = None
         if old is not None:
-            self.slots.remove(old)
+            del self.slots[bisect_left(self.slots, old.base_gfn, key=_BASE_GFN)]
+            del self._by_id[old.id]
         if new is not None:
-            self.slots.append(new)
-            self.slots.sort(key=lambda s: s.base_gfn)
+            self.slots.insert(bisect_left(self.slots, new.base_gfn, key=_BASE_GFN), new)
+            self._by_id[new.id] = new
 
     def replace_all(self, slots: list[S], generation: int) -> None:
         """Put an address space back to these slots, in ascending order, and this generation."""
         self._last = None
         self.slots = list(slots)
+        self._by_id = {slot.id: slot for slot in slots}
         self.generation = generation
 
     def read(self, memory_bytes: memoryview, gpa: int, size: int) -> int | None:

@@ -19,7 +19,7 @@ from mmulab.errors import quoted
 from mmulab.machine.op import Op
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.check import check_values
-from mmulab.scenario.grammar import Bad, Step, parse_step
+from mmulab.scenario.grammar import GrammarError, Step, parse_step
 from mmulab.scenario.helpers import (
     HELPER_PD,
     HELPER_PDPT,
@@ -74,10 +74,10 @@ def within(name: str, value: int, low: int, high: int) -> int:
 
     Raises
     ------
-    Bad
+    GrammarError
     """
     if not low <= value <= high:
-        raise Bad(f"{name} is {value:x}, expected {low:x} to {high:x}")
+        raise GrammarError(f"{name} is {value:x}, expected {low:x} to {high:x}")
     return value
 
 
@@ -86,10 +86,10 @@ def aligned(name: str, value: int, step: int = _PAGE) -> int:
 
     Raises
     ------
-    Bad
+    GrammarError
     """
     if value % step:
-        raise Bad(f"{name} is {value:x}, expected a multiple of {step:x}")
+        raise GrammarError(f"{name} is {value:x}, expected a multiple of {step:x}")
     return value
 
 
@@ -115,7 +115,7 @@ class ScenarioBuilder:
 
     Raises
     ------
-    Bad
+    GrammarError
         Here and in the methods: a value out of range; the message says what was expected.
     """
 
@@ -132,9 +132,9 @@ class ScenarioBuilder:
         source: str = "<built>",
     ) -> None:
         if mode not in MODES:
-            raise Bad(f"mode is '{quoted(mode)}', expected one of {' '.join(MODES)}")
+            raise GrammarError(f"mode is '{quoted(mode)}', expected one of {' '.join(MODES)}")
         if vendor not in _VENDORS:
-            raise Bad(f"host is '{quoted(vendor)}', expected one of {' '.join(_VENDORS)}")
+            raise GrammarError(f"host is '{quoted(vendor)}', expected one of {' '.join(_VENDORS)}")
         self.mode = mode
         self.vendor = vendor
         self.mem = aligned("mem", within("mem", mem, HELPER_PML4 + _PAGE, MAX_MEM))
@@ -170,12 +170,12 @@ class ScenarioBuilder:
         aligned("OFFSET", within("OFFSET", offset, 0, self.mem - size))
         slot = Slot(id, gpa, size, flags, offset)
         if id in self._ids:
-            raise Bad(f"ID is {id:x}, expected one that no slot has yet")
+            raise GrammarError(f"ID is {id:x}, expected one that no slot has yet")
         space = self._spaces[id >> 16]
         at = bisect(space, gpa, key=lambda other: other.gpa)
         below, above = space[at - 1 : at] if at else [], space[at : at + 1]
         if (below and below[0].gpa + below[0].size > gpa) or (above and gpa + size > above[0].gpa):
-            raise Bad(f"GPA {gpa:x} and SIZE {size:x} overlap another slot")
+            raise GrammarError(f"GPA {gpa:x} and SIZE {size:x} overlap another slot")
         space.insert(at, slot)
         self._ids.add(id)
         self._slots.append(slot)
@@ -192,7 +192,7 @@ class ScenarioBuilder:
         The first root becomes CR3 unless :meth:`sregs` says otherwise.
         """
         if self._mode is NONPAGING:
-            raise Bad(f"mode {self.mode} has no root table")
+            raise GrammarError(f"mode {self.mode} has no root table")
         if not self._roots:
             self._helper_tables()
         self.alloc(gpa)
@@ -212,7 +212,7 @@ class ScenarioBuilder:
     def value(self, size: int, gpa: int, value: int) -> ScenarioBuilder:
         """Put `size` bytes (1, 2, 4 or 8) at `gpa`."""
         if size not in (1, 2, 4, 8):
-            raise Bad(f"the size of a value is {size:x}, expected 1, 2, 4 or 8")
+            raise GrammarError(f"the size of a value is {size:x}, expected 1, 2, 4 or 8")
         within("GPA", gpa, 0, self.mem - size)
         aligned("GPA", gpa, size)
         self._values.append(Value(size, gpa, within("VAL", value, 0, (1 << 8 * size) - 1)))
@@ -233,7 +233,7 @@ class ScenarioBuilder:
             2 or 3 for a large page: `flags` then must have bit 7.
         """
         if not self._roots:
-            raise Bad("map needs a root, expected root before it")
+            raise GrammarError("map needs a root, expected root before it")
         table = self._roots[0]
         for at in range(self._mode.root_level, level, -1):
             table = self._next(table + self._mode.index(gva, at) * self._entry_bytes, at)
@@ -248,7 +248,7 @@ class ScenarioBuilder:
     def quirk(self, name: str) -> ScenarioBuilder:
         """Give the processor under the host a known departure from a real one."""
         if name not in QUIRKS:
-            raise Bad(f"quirk is '{quoted(name)}', expected one of {' '.join(QUIRKS)}")
+            raise GrammarError(f"quirk is '{quoted(name)}', expected one of {' '.join(QUIRKS)}")
         self._quirks.append(name)
         return self
 
@@ -344,6 +344,6 @@ class ScenarioBuilder:
 def _merged(what: str, defaults: dict[str, int], changes: dict[str, int]) -> dict[str, int]:
     for name in changes:
         if name not in defaults:
-            raise Bad(f"unknown {what} '{quoted(name)}', expected one of {' '.join(defaults)}")
+            raise GrammarError(f"unknown {what} '{quoted(name)}', expected one of {' '.join(defaults)}")
     check_values(changes)
     return {**defaults, **changes}

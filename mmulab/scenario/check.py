@@ -16,7 +16,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.memory_region import check_memory_region, kvm_mmu_max_gfn
 from mmulab.kvm.sregs import invalid_sregs, unknown_efer
 from mmulab.machine.config import MAXPHYADDR_LIMITS, HostConfig
-from mmulab.scenario.grammar import Bad
+from mmulab.scenario.grammar import GrammarError
 from mmulab.scenario.scenario import CPUID_DEFAULTS, HOST_DEFAULTS, Header, Scenario
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -74,18 +74,19 @@ def check_values(values: Mapping[str, int]) -> None:
 
     Raises
     ------
-    Bad
+    GrammarError
     """
     for name, value in values.items():
         if name in WIDTHS:
             low, high = WIDTHS[name]
             if not low <= value <= high:
-                raise Bad(f"{name} is {value:x}, expected {low:x} to {high:x} (hexadecimal)")
+                raise GrammarError(f"{name} is {value:x}, expected {low:x} to {high:x} (hexadecimal)")
         elif name == "virt_bits":
             if value not in VIRT_BITS:
-                raise Bad(f"{name} is {value:x}, expected {' or '.join(f'{v:x}' for v in VIRT_BITS)}")
+                known = " or ".join(f"{v:x}" for v in VIRT_BITS)
+                raise GrammarError(f"{name} is {value:x}, expected {known}")
         elif name in {**HOST_DEFAULTS, **CPUID_DEFAULTS} and value not in (0, 1):
-            raise Bad(f"{name} is {value:x}, expected 0 or 1")
+            raise GrammarError(f"{name} is {value:x}, expected 0 or 1")
 
 
 def check_header(scenario: Scenario, host: HostConfig, cpu: CpuModel) -> None:

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 from mmulab.errors import quoted
 from mmulab.machine import op as ops
+from mmulab.machine.config import MAX_VCPUS
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM
 
-MAX_VCPUS = 256
 _U64 = 1 << 64
 _GPA = 1 << 52
 _HEX_DIGITS = "0123456789abcdefABCDEF"
 
 
-class Bad(ValueError):
+class GrammarError(ValueError):
     """A line that is no op; the message says what was expected."""
 
 
@@ -52,13 +52,13 @@ def hex_number(text: str, name: str, limit: int) -> int:
 
     Raises
     ------
-    Bad
+    GrammarError
     """
     if not text or text.strip(_HEX_DIGITS):
-        raise Bad(f"{name} is '{quoted(text)}', expected a hexadecimal number without prefix")
+        raise GrammarError(f"{name} is '{quoted(text)}', expected a hexadecimal number without prefix")
     value = int(text, 16)
     if value >= limit:
-        raise Bad(f"{name} is {quoted(text)}, expected at most {limit - 1:x}")
+        raise GrammarError(f"{name} is {quoted(text)}, expected at most {limit - 1:x}")
     return value
 
 
@@ -67,7 +67,7 @@ def _choice(name: str, choices: dict[str, Any]) -> Arg:
 
     def read(text: str) -> Any:
         if text not in choices:
-            raise Bad(f"{name} is '{quoted(text)}', expected one of {' '.join(choices)}")
+            raise GrammarError(f"{name} is '{quoted(text)}', expected one of {' '.join(choices)}")
         return choices[text]
 
     return Arg(name, read, names.__getitem__)
@@ -75,7 +75,7 @@ def _choice(name: str, choices: dict[str, Any]) -> Arg:
 
 def _cpuid_key(text: str) -> str:
     if not (text.isascii() and text.isidentifier()):
-        raise Bad(f"KEY is '{quoted(text)}', expected the name of a CPUID feature")
+        raise GrammarError(f"KEY is '{quoted(text)}', expected the name of a CPUID feature")
     return text
 
 
@@ -205,7 +205,7 @@ def parse_step(text: str, line: int = 0) -> Step:
 
     Raises
     ------
-    Bad
+    GrammarError
         With what was expected.
 
     Examples
@@ -218,12 +218,12 @@ def parse_step(text: str, line: int = 0) -> Step:
     if words and words[0].startswith("@"):
         vcpu = hex_number(words.pop(0)[1:], "vCPU after @", MAX_VCPUS)
     if not words:
-        raise Bad("expected an op")
+        raise GrammarError("expected an op")
     when = words[0][0] if words[0][0] in "!?" else ""
     name, args = words[0][len(when) :], words[1:]
     form = FORMS.get(name)
     if form is None:
-        raise Bad(f"unknown op '{quoted(name)}', expected one of {' '.join(FORMS)}")
+        raise GrammarError(f"unknown op '{quoted(name)}', expected one of {' '.join(FORMS)}")
     return Step(_build(name, form, args, vcpu), when, line)
 
 
@@ -234,11 +234,11 @@ def _build(name: str, form: Form, args: list[str], vcpu: int) -> ops.Op:
         values["size"] = form.size
         fields = [f for f in fields if f[0] != "size"]
     if len(args) != len(fields):
-        raise Bad(f"{name} has {len(args)} arguments, expected {usage(name)}")
+        raise GrammarError(f"{name} has {len(args)} arguments, expected {usage(name)}")
     for (field, arg), text in zip(fields, args, strict=True):
         values[field] = arg.read(text)
     if name == "hw" and values["value"] >> (8 * values["size"]):
-        raise Bad(f"VAL is {values['value']:x}, expected one of {values['size']} bytes")
+        raise GrammarError(f"VAL is {values['value']:x}, expected one of {values['size']} bytes")
     op: ops.Op = form.type(vcpu=vcpu, **values)
     return op
 
@@ -269,7 +269,7 @@ def op_name(op: ops.Op) -> str:
 
     Raises
     ------
-    Bad
+    GrammarError
         The language has no such op (one that only streams or the runner use).
     """
     fixed: tuple[tuple[str, Any], ...] = ()
@@ -277,7 +277,7 @@ def op_name(op: ops.Op) -> str:
         fixed = (("compat", op.compat), ("cr", op.cr))
     name = _NAMES.get((type(op), fixed))
     if name is None:
-        raise Bad(f"the scenario language has no op {type(op).__name__}")
+        raise GrammarError(f"the scenario language has no op {type(op).__name__}")
     return name
 
 

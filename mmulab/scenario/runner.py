@@ -113,6 +113,16 @@ def _why_not_modelled(header: Header, op: Op) -> str:
     return "for a guest with lm=0" if isinstance(op, ops.Smm) and not header.cpuid["lm"] else ""
 
 
+def _both(first: EventSink, second: EventSink) -> EventSink:
+    """Return a sink that gives each event to both. It holds no runner, so that none is cyclic garbage."""
+
+    def sink(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return sink
+
+
 class Runner:
     """A scenario on its machine, op by op.
 
@@ -137,16 +147,11 @@ class Runner:
     ) -> None:
         check_modelled(scenario)
         self.scenario = scenario
-        self._sink = emit
         self._events: list[Event] = []
-        self.machine = Machine(config or machine_config(scenario), self._keep)
+        keep = self._events.append if emit is None else _both(emit, self._events.append)
+        self.machine = Machine(config or machine_config(scenario), keep)
         self._cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
-
-    def _keep(self, event: Event) -> None:
-        if self._sink is not None:
-            self._sink(event)
-        self._events.append(event)
 
     def results(self) -> Iterator[Result]:
         """Execute the scenario and yield the result of each op, in order."""
@@ -178,8 +183,7 @@ class Runner:
         yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
 
     def _execute(self, index: int, text: str, op: Op) -> Result:
-        events: list[Event] = []
-        self._events = events
+        self._events.clear()
         before = dict(self.machine.stats)
         try:
             outcome = self.machine.execute(op)
@@ -191,7 +195,7 @@ class Runner:
         stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
         if outcome.kind is OutcomeKind.EXC:
             self._cpl[op.vcpu] = 0  # handlers run at CPL 0
-        return Result(index, text, op, outcome, events, stats)
+        return Result(index, text, op, outcome, self._events.copy(), stats)
 
     def _place(self, index: int, text: str) -> str:
         steps = self.scenario.steps

@@ -47,7 +47,7 @@ from mmulab import files
 from mmulab.errors import InputError, named, quoted
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_values
-from mmulab.scenario.grammar import Bad, format_step, hex_number
+from mmulab.scenario.grammar import GrammarError, format_step, hex_number
 from mmulab.scenario.scenario import CPUID_DEFAULTS, HOST_DEFAULTS, Scenario
 
 MAGIC = "mmulab-scenario"
@@ -90,7 +90,7 @@ def parse_scenario(text: str, source: str = "<text>") -> Scenario:
     parser = _Parser(text, source)
     try:
         return parser.parse()
-    except Bad as error:
+    except GrammarError as error:
         raise InputError(f"{source}: line {parser.at}: {error}") from error
 
 
@@ -125,15 +125,16 @@ class _Parser:
             builder.op(" ".join(line.words), line=line.number)
         if self.lines:
             self.at = self.lines[0].number
-            raise Bad(f"expected nothing after end, found '{quoted(' '.join(self.lines[0].words), 40)}'")
+            found = quoted(" ".join(self.lines[0].words), 40)
+            raise GrammarError(f"expected nothing after end, found '{found}'")
         return replace(builder.build(), lines=self.lines_of)
 
     def _version(self) -> None:
         words = self.lines.pop(0).words if self.lines else []
         if words[:1] != [MAGIC]:
-            raise Bad(f"expected {MAGIC} {VERSION}, found '{quoted(' '.join(words), 40)}'")
+            raise GrammarError(f"expected {MAGIC} {VERSION}, found '{quoted(' '.join(words), 40)}'")
         if words[1:] != [str(VERSION)]:
-            raise Bad(f"version is '{quoted(' '.join(words[1:]), 40)}', expected {VERSION}")
+            raise GrammarError(f"version is '{quoted(' '.join(words[1:]), 40)}', expected {VERSION}")
 
     def _until(self, word: str) -> list[_Line]:
         """Take the lines before the one that is `word` alone."""
@@ -142,7 +143,7 @@ class _Parser:
                 taken, self.lines = self.lines[:count], self.lines[count + 1 :]
                 return taken
         self.at = self.last
-        raise Bad(f"the text ends here, expected {word}; is the file cut?")
+        raise GrammarError(f"the text ends here, expected {word}; is the file cut?")
 
     def _header(self, lines: list[_Line]) -> ScenarioBuilder:
         """Make the builder from the settings, then add what the other lines add."""
@@ -154,13 +155,13 @@ class _Parser:
             if key in _SETTINGS:
                 for name, value in _SETTINGS[key](args).items():
                     if name in settings:
-                        raise Bad(f"a second {key} line, expected one")
+                        raise GrammarError(f"a second {key} line, expected one")
                     settings[name] = value
             elif key not in _ADDITIONS:
                 known = " ".join((*_SETTINGS, *_ADDITIONS))
-                raise Bad(f"unknown header line '{quoted(key)}', expected one of {known}")
+                raise GrammarError(f"unknown header line '{quoted(key)}', expected one of {known}")
         if "mode" not in settings:
-            raise Bad("the header has no mode line, expected mode np, 32, pae, 64 or 57")
+            raise GrammarError("the header has no mode line, expected mode np, 32, pae, 64 or 57")
         builder = ScenarioBuilder(**settings)
         for line in lines:
             self.at = line.number
@@ -173,20 +174,20 @@ class _Parser:
 def _numbers(args: list[str], *names: str) -> list[int]:
     """Read exactly one number for each of `names`."""
     if len(args) != len(names):
-        raise Bad(f"{len(args)} arguments, expected {' '.join(names)}")
+        raise GrammarError(f"{len(args)} arguments, expected {' '.join(names)}")
     return [hex_number(text, name, _U64) for text, name in zip(args, names, strict=True)]
 
 
 def _word(args: list[str], name: str) -> str:
     if len(args) != 1:
-        raise Bad(f"{len(args)} arguments, expected {name}")
+        raise GrammarError(f"{len(args)} arguments, expected {name}")
     return args[0]
 
 
 def _switch(args: list[str]) -> bool:
     text = _word(args, "0 or 1")
     if text not in ("0", "1"):
-        raise Bad(f"'{quoted(text)}', expected 0 or 1")
+        raise GrammarError(f"'{quoted(text)}', expected 0 or 1")
     return text == "1"
 
 
@@ -195,7 +196,7 @@ def _pairs(args: list[str]) -> dict[str, int]:
     for arg in args:
         key, equals, value = arg.partition("=")
         if not equals:
-            raise Bad(f"'{quoted(arg)}', expected KEY=VALUE")
+            raise GrammarError(f"'{quoted(arg)}', expected KEY=VALUE")
         pairs[key] = hex_number(value, key, _U64)
     check_values(pairs)
     return pairs
@@ -203,7 +204,7 @@ def _pairs(args: list[str]) -> dict[str, int]:
 
 def _host(args: list[str]) -> dict[str, Any]:
     if not args:
-        raise Bad("no arguments, expected VENDOR [KEY=VALUE ..]")
+        raise GrammarError("no arguments, expected VENDOR [KEY=VALUE ..]")
     return {"vendor": args[0], "host": _pairs(args[1:])}
 
 
@@ -220,7 +221,7 @@ _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 def _values(size: int) -> Callable[[ScenarioBuilder, list[str]], None]:
     def add(builder: ScenarioBuilder, args: list[str]) -> None:
         if len(args) < 2:
-            raise Bad(f"{len(args)} arguments, expected GPA VAL ..")
+            raise GrammarError(f"{len(args)} arguments, expected GPA VAL ..")
         gpa, *values = _numbers(args, "GPA", *["VAL"] * (len(args) - 1))
         for number, value in enumerate(values):
             builder.value(size, gpa + number * size, value)
@@ -233,7 +234,7 @@ def _each(method: Callable[[ScenarioBuilder, int], object]) -> Callable[[Scenari
 
     def add(builder: ScenarioBuilder, args: list[str]) -> None:
         if not args:
-            raise Bad("no arguments, expected GPA ..")
+            raise GrammarError("no arguments, expected GPA ..")
         for gpa in _numbers(args, *["GPA"] * len(args)):
             method(builder, gpa)
 
@@ -270,7 +271,7 @@ def format_scenario(scenario: Scenario) -> str:
 
     Raises
     ------
-    Bad
+    GrammarError
         An op that the language has not.
     """
     return "\n".join([f"{MAGIC} {VERSION}", *_header_lines(scenario), "ops", *_op_lines(scenario), "end", ""])

@@ -55,7 +55,6 @@ def save(recording: Recording, path: str | Path) -> None:
     ValueError
         The role design or the derivation has no name that it could be found by again.
     """
-    path = Path(path)
     constants = Constants()
     arrays: dict[str, Array] = {"ends": recording.ends, "checkpoint_ops": recording.checkpoint_ops}
     logs = {name: _put_log(getattr(recording, name), name, arrays, constants) for name in _LOGS}

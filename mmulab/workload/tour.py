@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mmulab.errors import InputError
 from mmulab.scenario.builder import FIRST_TABLE, ScenarioBuilder
-from mmulab.scenario.grammar import Bad
+from mmulab.scenario.grammar import GrammarError
 from mmulab.scenario.scenario import Scenario
 from mmulab.x86.mode import (
     PT_ACCESSED_MASK,
@@ -139,7 +139,7 @@ def tour(mode: str, seed: int = 0, extra: str = "") -> Tour:
     for stop in stops:
         try:
             builder.op(stop.op)
-        except Bad as error:
+        except GrammarError as error:
             raise InputError(f"op {stop.op!r}: {error}") from error
     return Tour(builder.build(), tuple(stops), data, int(places["entry"], 16), first, second, table // PAGE)
 

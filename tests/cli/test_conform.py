@@ -108,6 +108,12 @@ def test_bad_input_exits_with_2_and_one_line(command: CommandLine, good: Path, t
     assert (
         command.error("conform", cut) == f'{cut}: line 5: the file is cut, expected a last line {{"end":..}}'
     )
-    assert command.error("conform", cut, good, "--jobs", "2").startswith(f"{cut}: line 5: ")
+    again = tmp_path / "again.jsonl"
+    again.write_text(cut.read_text())
+    done = command("conform", cut, good, again, "--jobs", "2")  # one bad file costs no other its answer
+    assert (done.returncode, "scenarios 1/1 " in done.stdout) == (2, True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"mmulab: {cut}: line 5: ")
+    assert line.endswith("; 1 more files are refused")
     assert command.error("conform", tmp_path / "none").endswith("no such file or folder")
     assert "Invalid value for '--level'" in command.error("conform", good, "--level", "some")

@@ -80,3 +80,39 @@ def test_reading_crosses_slots_but_no_hole() -> None:
     assert slots.read(view, 0x11FFE, 4) is None
     assert slots.read(view, 0x0FFFE, 4) is None
     assert slots.read(view, 0x12000, 1) is None
+
+
+class Counted(Memslot):
+    """A slot that counts how often anybody asks where it begins."""
+
+    __slots__ = ()
+    asked = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "base_gfn":
+            Counted.asked += 1
+        return super().__getattribute__(name)
+
+
+def test_a_slot_among_thousands_is_found_by_halving() -> None:
+    slots: Memslots[Counted] = Memslots()
+    for number in range(4096):
+        assert not slots.overlaps(2 * number, 1, number)
+        slots.replace(None, Counted(number, 2 * number, 1, 0))
+    for ask in (
+        lambda: slots.lookup(4001 * 2),
+        lambda: slots.by_id(77),
+        lambda: slots.overlaps(10, 1, 4096),
+        lambda: slots.replace(slots.by_id(5), Counted(5, 9000, 1, 0)),
+    ):
+        Counted.asked = 0
+        ask()
+        assert Counted.asked <= 4 * 13
+
+
+def test_put_back_slots_are_found_by_number_too() -> None:
+    slots, kept = build([(10, 5), (20, 5)])
+    slots.replace_all([kept[1]], generation=8)
+    assert (slots.by_id(0), slots.by_id(1), slots.generation) == (None, kept[1], 8)
+    assert slots.lookup(12) is None
+    assert slots.lookup(22) is kept[1]

@@ -12,7 +12,7 @@ from mmulab.machine import op as ops
 from mmulab.machine.op import Mode
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.builder import FIRST_TABLE, ScenarioBuilder
-from mmulab.scenario.grammar import Bad
+from mmulab.scenario.grammar import GrammarError
 from mmulab.scenario.runner import load_memory, run
 from mmulab.scenario.scenario import Header, Regs, Scenario, Slot
 
@@ -122,7 +122,7 @@ def test_slots_default_to_the_whole_backing() -> None:
 )
 def test_what_is_refused_says_what_was_expected(make: object, expected: str) -> None:
     assert callable(make)
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(GrammarError) as caught:
         make()
     assert expected in str(caught.value)
 

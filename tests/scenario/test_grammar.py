@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.machine import op as ops
+from mmulab.machine.config import MAX_VCPUS
 from mmulab.machine.op import Mode
 from mmulab.scenario.grammar import (
     FORMS,
-    MAX_VCPUS,
-    Bad,
+    GrammarError,
     Step,
     format_op,
     format_step,
@@ -115,7 +115,7 @@ def test_conditions_and_vcpu_come_before_the_op() -> None:
     ],
 )
 def test_what_is_refused_says_what_was_expected(text: str, expected: str) -> None:
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(GrammarError) as caught:
         parse_step(text)
     assert expected in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_every_op_of_the_language_has_a_name_of_its_own() -> None:
 
 
 def test_ops_of_streams_and_of_the_runner_are_not_in_the_language() -> None:
-    with pytest.raises(Bad, match="no op Sysexit"):
+    with pytest.raises(GrammarError, match="no op Sysexit"):
         format_op(ops.Sysexit())
-    with pytest.raises(Bad, match="no op WriteCr"):
+    with pytest.raises(GrammarError, match="no op WriteCr"):
         format_op(ops.WriteCr(cr=2, value=0))

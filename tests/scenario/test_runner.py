@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from mmulab.errors import InputError
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, OutcomeKind
+from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import FORMS
 from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUB_BYTES, STUBS, Stub
+from mmulab.scenario.record import record
 from mmulab.scenario.runner import HOST_OPS, Runner, run
 from mmulab.scenario.text import read_scenario
 
@@ -157,3 +160,25 @@ def test_the_machine_knows_what_the_runner_lets_through(name: str) -> None:
     machine.execute(ops.SetSregs(cr0=0x31, cr3=0, cr4=0, efer=0))
     kind = machine.execute(op).kind
     assert (kind is OutcomeKind.HOST) == isinstance(op, HOST_OPS)
+
+
+def alive() -> int:
+    """Return how many machines' memories there are."""
+    return sum(type(thing) is HostMemory for thing in gc.get_objects())
+
+
+def test_a_machine_that_goes_takes_its_memory_with_it() -> None:
+    """No cycle keeps it until the garbage collector comes: hundreds of small runs hold no memory."""
+    scenario = read_scenario(EXAMPLE)
+    seen: list[ev.Event] = []
+    gc.collect()
+    gc.disable()
+    before = alive()
+    try:
+        assert list(Runner(scenario).results())
+        assert list(Runner(scenario, seen.append).results())
+        assert seen
+        assert record(scenario).at(3).machine.kvm.vcpus
+        assert alive() == before
+    finally:
+        gc.enable()

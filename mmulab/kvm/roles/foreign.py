@@ -21,7 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
+from mmulab import limits
 from mmulab.errors import DesignError, InputError, quoted
+from mmulab.files import read_bytes
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.design_check import ATTRIBUTES, attribute_problem, is_built_in
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
@@ -169,10 +171,8 @@ def _module(border: _Border, where: str) -> tuple[ModuleType, str]:
 def _from_file(border: _Border, path: str) -> tuple[ModuleType, str]:
     """Execute a file as a module of its own."""
     try:
-        source = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"role design {border.reference!r}: {path}: {error.strerror}") from error
-    except ValueError as error:
+        source = read_bytes(path, limits.TEXT_BYTES)
+    except InputError as error:
         raise InputError(f"role design {border.reference!r}: {error}") from error
     digest = hashlib.sha256(source).hexdigest()
     module = ModuleType(f"mmulab_design_{digest[:16]}")

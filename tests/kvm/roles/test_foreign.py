@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -186,8 +187,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DesignError, match="cannot be loaded: SyntaxError: "):
         find_design(f"{source}:X")
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(InputError, match="Is a directory"):
-        find_design(f"{tmp_path / 'folder.py'}:X")
+    os.mkfifo(tmp_path / "fifo.py")
+    for name, says in (("folder.py", "a folder"), ("fifo.py", "a FIFO"), ("none.py", "no such file")):
+        with pytest.raises(InputError, match=f"role design .*{name}: {says}"):
+            find_design(f"{tmp_path / name}:X")
     for name in ("\0.py:X", ":X", ".:X", "os:", "a b:X"):
         with pytest.raises(InputError, match="role design "):
             find_design(name)
