@@ -35,6 +35,7 @@ _DAMAGE = (
     RuntimeError,  # an encrypted part
     ValueError,
 )
+_MOST_AXES = 8
 _HEADER_DAMAGE = (
     EOFError,
     MemoryError,
@@ -138,6 +139,8 @@ def _header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if version not in readers:
         raise ValueError(f"version {version} of numpy's format")
     shape, fortran, dtype = readers[version](buffer)
+    if len(shape) > _MOST_AXES or any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"shape {shape}")  # numpy lets True and -1 pass
     if any(length < 0 for length in shape):
         raise ValueError("a negative length")
     return shape, fortran, dtype
