@@ -23,6 +23,8 @@ FILLED_BYTES = 4 << 30
 """What the fills of a scenario or recording may set, all together."""
 JSON_DEPTH = 64
 """Nesting of JSON in a file; recordings need less than ten."""
+FOREIGN_SECONDS = 5
+"""What one call of a user's own code, a role design's say, may take; they need microseconds."""
 QUOTED = 60
 """Characters of the input that a message repeats."""
 PATH = 1024

@@ -3,8 +3,7 @@
 This is where code that is not the laboratory's comes in, and it may do anything.
 So a design is looked at once, when it is found; then each of its methods runs
 behind a border, which lets nothing out but words, facts and one kind of error.
-Only a user's designs pay for that. What a border cannot stop is a method that
-never ends: Ctrl-C does.
+Only a user's designs pay for that.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
-from mmulab import limits
+from mmulab import deadline, limits
 from mmulab.errors import DesignError, InputError, quoted
 from mmulab.files import read_bytes
 from mmulab.kvm.roles.design import RoleDesign
@@ -59,9 +58,11 @@ class _Border:
     def run(self, method: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the user's; whatever it raises is the design's error, but for a Ctrl-C."""
         try:
-            return call(*args, **kwargs)
+            return deadline.call(limits.FOREIGN_SECONDS, call, *args, **kwargs)
         except DesignError:
             raise
+        except deadline.TooLong as error:
+            raise self.error(method, f"runs longer than {limits.FOREIGN_SECONDS} s, the limit") from error
         except BaseException as error:  # the border of foreign code
             if isinstance(error, KeyboardInterrupt) and not _raised_by_a_statement(error):
                 raise

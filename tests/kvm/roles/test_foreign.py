@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mmulab import limits
 from mmulab.errors import DesignError, InputError
 from mmulab.kvm.roles import foreign
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
@@ -179,6 +180,23 @@ def test_a_bad_design_is_one_line_with_its_file_class_and_method(name: str, tmp_
     assert says in line
     assert line.isprintable()
     assert len(line) < 500 + len(reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("while True: pass", "runs longer than 1 s"),
+        (method("def pack(self, f, c):\n        while True: pass"), "X.pack: runs longer than 1 s"),
+    ],
+)
+def test_what_never_ends_is_one_line(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FOREIGN_SECONDS", 1)
+    reference = own(tmp_path, text)
+    with pytest.raises(DesignError) as caught:
+        find_design(reference)
+    assert str(caught.value) == f"role design {reference!r}: {says}, the limit"
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
