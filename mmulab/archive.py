@@ -141,8 +141,6 @@ def _header(buffer: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     shape, fortran, dtype = readers[version](buffer)
     if len(shape) > _MOST_AXES or any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f"shape {shape}")  # numpy lets True and -1 pass
-    if any(length < 0 for length in shape):
-        raise ValueError("a negative length")
     return shape, fortran, dtype
 
 

@@ -57,6 +57,17 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
+def check_named(path: str | Path) -> None:
+    """Refuse an empty name, which as a path would stand for the current folder.
+
+    Raises
+    ------
+    InputError
+    """
+    if not os.fspath(path):
+        raise InputError("the file's name is empty; name a file")
+
+
 def check_file(path: str | Path, limit: int = limits.RECORDING_BYTES) -> int:
     """Return the size of the regular file `path` in bytes, without opening it.
 
@@ -65,8 +76,7 @@ def check_file(path: str | Path, limit: int = limits.RECORDING_BYTES) -> int:
     InputError
         There is none, it is something else, or has more than `limit` bytes.
     """
-    if not os.fspath(path):
-        raise InputError("the file's name is empty; name a file")
+    check_named(path)
     try:
         found = os.stat(path)
     except OSError as error:
@@ -199,8 +209,7 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
         It cannot be written: no such folder, no permission, a full disk. An
         earlier file of this name is as it was.
     """
-    if not os.fspath(path):
-        raise InputError("the file's name is empty; name a file")
+    check_named(path)
     path = Path(path)
     if not path.name:
         raise InputError(f"{named(path)}: a folder, expected the name of a file")

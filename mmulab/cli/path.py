@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mmulab.errors import InputError
+from mmulab.files import check_named
 
 
 class _PathType(click.ParamType[Path]):
@@ -16,8 +16,7 @@ class _PathType(click.ParamType[Path]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if isinstance(value, str) and not value:
-            raise InputError("the file's name is empty; name a file")
+        check_named(value)
         return Path(value)
 
 
