@@ -95,7 +95,7 @@ from pathlib import Path
 from mmulab.lab import pool
 
 def work(number):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # one write: three workers share the pipe
     while True:
         pass
 
@@ -106,7 +106,9 @@ list(pool.each(work, range(3), 3))
 def test_workers_leave_with_a_killed_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        workers = {int(parent.stdout.readline()) for _ in range(3)}
+        try:
+            workers = {int(parent.stdout.readline()) for _ in range(3)}
+        finally:
+            parent.kill()
         assert len(workers) == 3
-        parent.kill()
         assert parent.stdout.read() == ""  # the end of it: no worker has it open any more
