@@ -46,6 +46,16 @@ def test_endless_cell_is_stopped(make_notebook: MakeNotebook, tmp_path: Path) ->
         execute(make_notebook("count: int = 1", "while True: pass"), tmp_path / "out.ipynb", {}, timeout=1)
 
 
+def test_what_a_kernel_complains_of_is_shown_only_if_it_dies(
+    make_notebook: MakeNotebook, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    complain = "import os\nos.write(2, b'one\\ntwo\\n')"
+    execute(make_notebook("count: int = 1", complain), tmp_path / "out.ipynb", {})
+    with pytest.raises(InputError, match=r"^made.ipynb: the kernel died: two$"):
+        execute(make_notebook("count: int = 1", f"{complain}\nos._exit(3)"), tmp_path / "out.ipynb", {})
+    assert capfd.readouterr().err == ""
+
+
 def test_an_interrupt_while_the_kernel_starts_leaves_none(
     make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
