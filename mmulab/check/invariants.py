@@ -220,7 +220,7 @@ def _parents(s: Survey) -> Iterator[str]:
 
 
 def _role(s: Survey) -> Iterator[str]:
-    facts_of = s.kvm.config.design.facts
+    facts_of = s.kvm.config.kernel.design.facts
     for sp in s.kvm.pages.values():
         facts = facts_of(sp.role)
         for name in ("level", "quadrant", "access", "direct", "passthrough", "invalid", "smm"):

@@ -9,21 +9,20 @@ from typing import Any
 import click
 
 from mmulab.cli import signals
-from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.cli.options import KernelChoice, kernel_options
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 
 
 @click.command()
 @click.argument("names", metavar="[CASE]...", nargs=-1)
 @click.option("--details", is_flag=True, help="Also the roles on the way to a page, every role made, events.")
-@design_options
+@kernel_options
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a case.")
 def cases(
     names: tuple[str, ...],
     details: bool,
-    design: str | None,
-    derivation: str | None,
-    roots: str | None,
+    choice: KernelChoice,
     as_json: bool,
 ) -> None:
     """Run the cases; show of each the root, the shadow pages, the number of events, and whether it is right.
@@ -33,8 +32,8 @@ def cases(
     ops. Pages are counted by level: 4d:1 is a direct one of level 4, 5p:1 a passthrough one, 2q1:1 one of
     quadrant 1.
     """
-    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
-    rows = (row(case, chosen, derivation=rule.name) for case in find_cases(names))
+    chosen = choice.over(LINUX_6_1)
+    rows = (row(case, chosen.design, kernel=chosen if choice.given else None) for case in find_cases(names))
     if as_json:
         _show_json(rows)
         return

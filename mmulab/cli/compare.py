@@ -10,7 +10,8 @@ from contextlib import closing
 import click
 
 from mmulab.cli import signals
-from mmulab.cli.options import chosen_derivation, chosen_design, rule_options
+from mmulab.cli.options import KernelChoice, chosen_design, rule_options
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab.cases.table import Case
@@ -33,8 +34,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 def compare(
     designs: str | None,
     cases: str,
-    derivation: str | None,
-    roots: str | None,
+    choice: KernelChoice,
     limit: int | None,
     jobs: int,
     details: bool,
@@ -49,16 +49,16 @@ def compare(
     name by which it was asked for; design_name and design_id are its own.
     """
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
-    chosen = [chosen_design(name, roots) for name in names]
+    chosen = [chosen_design(name, choice.roots) for name in names]
     works = find_works([name.strip() for name in cases.split(",")], records=limit)
-    rule = chosen_derivation(derivation).name
+    kernel = choice.over(LINUX_6_1) if choice.kernel or choice.derivation else None
     cells: list[Cell] = []
 
     def show() -> None:
         _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
     with signals.shown(show):
-        for row in _rows(chosen, works, rule, jobs):
+        for row in _rows(chosen, works, kernel, jobs):
             cells += row
 
 
@@ -68,7 +68,7 @@ def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Seq
 
 
 def _rows(
-    designs: Sequence[RoleDesign], works: Sequence[Case], derivation: str, jobs: int
+    designs: Sequence[RoleDesign], works: Sequence[Case], kernel: Kernel | None, jobs: int
 ) -> Iterator[list[Cell]]:
     """Yield the cells of each case as they come, with a progress bar if someone sees it."""
     from tqdm import tqdm
@@ -76,7 +76,7 @@ def _rows(
     hidden = not sys.stderr.isatty()
     with (
         tqdm(total=len(works), unit="case", leave=False, disable=hidden) as bar,
-        closing(compare_each(designs, works, derivation=derivation, jobs=jobs)) as rows,
+        closing(compare_each(designs, works, kernel=kernel, jobs=jobs)) as rows,
     ):
         for row in rows:
             bar.update()

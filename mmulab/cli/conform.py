@@ -13,12 +13,13 @@ from typing import NamedTuple
 import click
 
 from mmulab.cli import signals
-from mmulab.cli.options import chosen_design, design_option
+from mmulab.cli.options import KernelChoice, chosen_design, kernel_design_options
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab import pool
 
@@ -27,6 +28,7 @@ class _Job(NamedTuple):
     path: Path
     level: Level
     design: RoleDesign | None
+    kernel: Kernel | None
     explain: bool
 
 
@@ -42,7 +44,7 @@ def _work(job: _Job) -> _Answer | InputError:
         recording = read_recording(job.path)
     except InputError as error:
         return error
-    comparison = compare(recording, job.level, job.design)
+    comparison = compare(recording, job.level, job.design, job.kernel)
     if comparison.difference is None:
         return _Answer(comparison, comparison.problem or "", "")
     text = explain(recording, job.level, comparison) if job.explain else ""
@@ -84,7 +86,7 @@ def _side(difference: Difference, side: object, vendor: str) -> str:
 @click.option("--jobs", type=click.IntRange(1), default=None, help="Processes; all processors if left out.")
 @click.option("--explain", "explained", is_flag=True, help="Show first differences with the model's state.")
 @click.option("--limit", type=click.IntRange(1), default=1, show_default=True, help="Scenarios to explain.")
-@design_option
+@kernel_design_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def conform(
@@ -94,7 +96,7 @@ def conform(
     jobs: int | None,
     explained: bool,
     limit: int,
-    design: str | None,
+    choice: KernelChoice,
     as_json: bool,
 ) -> None:
     """Run recorded scenarios in the model and compare op for op.
@@ -106,9 +108,10 @@ def conform(
     A file that is no recording is said at the end, with exit code 2; the others are compared.
     """
     chosen = Level(level)
-    other = None if design is None else chosen_design(design)
+    other = None if choice.design is None else chosen_design(choice.design)
     other = None if other is chosen_design(None) else other
-    work = [_Job(path, chosen, other, explained) for path in find_recordings(paths)]
+    kernel = None if choice.kernel is None else find_kernel(choice.kernel)
+    work = [_Job(path, chosen, other, kernel, explained) for path in find_recordings(paths)]
     answers: list[_Answer] = []
     refused: list[InputError] = []
 

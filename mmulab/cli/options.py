@@ -1,18 +1,26 @@
-"""Options that several commands share: which role design a machine has, and what goes with it."""
+"""Options that several commands share: which kernel a machine has."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-from mmulab.kvm.roles.derivation import Derivation, find_derivation, parity
+from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.roles.derivation import find_derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULT = DESIGNS["passthrough"]
 
+_KERNEL = click.option(
+    "--kernel",
+    metavar="NAME",
+    show_default=f"{LINUX_6_1}, or the recording's",
+    help="Kernel ('mmulab kernels'): 6.12, 6.12-dummy_root, or file.py:KERNEL.",
+)
 _DESIGN = click.option(
     "--design",
     metavar="NAME",
@@ -30,19 +38,65 @@ _ROOTS = click.option(
 )
 
 
-def design_options(command: Command) -> Command:
-    """Add ``--design``, ``--derivation`` and ``--roots``, which are None if left out."""
-    return _DESIGN(rule_options(command))
+class KernelChoice(NamedTuple):
+    """What the command line says of the kernel; what was left out is None."""
+
+    kernel: str | None = None
+    design: str | None = None
+    derivation: str | None = None
+    roots: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was said."""
+        return any(value is not None for value in self)
+
+    @property
+    def changes_design(self) -> bool:
+        """Whether words or roots may differ from the kernel's own."""
+        return any(value is not None for value in (self.design, self.derivation, self.roots))
+
+    def over(self, base: Kernel) -> Kernel:
+        """Return the kernel that was asked for, and `base` in what was not.
+
+        Raises
+        ------
+        InputError
+            A kernel, behaviour, design, derivation or root strategy is unknown.
+        """
+        kernel = base if self.kernel is None else find_kernel(self.kernel)
+        design = kernel.design if self.design is None else find_design(self.design)
+        if self.roots is not None:
+            design = design.with_root_strategy(self.roots)
+        if self.derivation is not None:
+            kernel = kernel.with_(derivation=find_derivation(self.derivation))
+        return kernel if design is kernel.design else kernel.with_(design=design)
+
+
+def kernel_options(command: Command) -> Command:
+    """Add ``--kernel``, ``--design``, ``--derivation`` and ``--roots``: the argument `choice`."""
+    return _KERNEL(_DESIGN(_DERIVATION(_ROOTS(_chooses(command)))))
 
 
 def rule_options(command: Command) -> Command:
-    """Add ``--derivation`` and ``--roots`` alone, for a command that takes several designs."""
-    return _DERIVATION(_ROOTS(command))
+    """Add them without ``--design``, for a command that takes several designs."""
+    return _KERNEL(_DERIVATION(_ROOTS(_chooses(command))))
 
 
-def design_option(command: Command) -> Command:
-    """Add ``--design`` alone."""
-    return _DESIGN(command)
+def kernel_design_options(command: Command) -> Command:
+    """Add ``--kernel`` and ``--design`` alone."""
+    return _KERNEL(_DESIGN(_chooses(command)))
+
+
+def _chooses(command: Command) -> Command:
+    """Give the command one argument `choice` in place of the options' own."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        told = {name: kwargs.pop(name, None) for name in KernelChoice._fields}
+        return command(*args, choice=KernelChoice(**told), **kwargs)
+
+    return cast("Command", wrapped)
 
 
 def chosen_design(design: str | None, roots: str | None = None) -> RoleDesign:
@@ -55,14 +109,3 @@ def chosen_design(design: str | None, roots: str | None = None) -> RoleDesign:
     """
     found = _DEFAULT if design is None else find_design(design)
     return found if roots is None else found.with_root_strategy(roots)
-
-
-def chosen_derivation(derivation: str | None) -> Derivation:
-    """Return the derivation that was asked for, ``parity`` if none was.
-
-    Raises
-    ------
-    InputError
-        No derivation is called so.
-    """
-    return parity if derivation is None else find_derivation(derivation)

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from mmulab.cli import signals
-from mmulab.cli.options import chosen_derivation, chosen_design, design_options
+from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.path import PATH
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
@@ -25,7 +26,7 @@ from mmulab.workload.stream import load_stream
 @click.command()
 @click.argument("file", type=PATH, metavar="FILE.npz")
 @click.option("--limit", type=click.IntRange(1), default=None, help="Records to replay; all if left out.")
-@design_options
+@kernel_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.option("--record", "out", metavar="OUT.mmr", help="Keep the run as a recording, for 'step' (slower).")
 @click.pass_context
@@ -33,9 +34,7 @@ def replay(
     ctx: click.Context,
     file: Path,
     limit: int | None,
-    design: str | None,
-    derivation: str | None,
-    roots: str | None,
+    choice: KernelChoice,
     as_json: bool,
     out: str | None,
 ) -> None:
@@ -46,9 +45,10 @@ def replay(
     code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
     Interrupted, it counts, and with --record keeps, what was replayed; in JSON 'interrupted' is true.
     """
-    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
+    kernel = choice.over(LINUX_6_1)
+    chosen, rule = kernel.design, kernel.derivation
     stream = load_stream(file)
-    replayed = Replay(stream, limit=limit, design=chosen, derivation=rule, one_by_one=out is not None)
+    replayed = Replay(stream, limit=limit, kernel=kernel, one_by_one=out is not None)
     recorder = None if out is None else stream_recorder(replayed)
     # Held off: an op is replayed whole, and what was replayed is kept and shown.
     with signals.held() as interrupted:
@@ -56,18 +56,18 @@ def replay(
             result = _run(replayed, as_json, interrupted)
         except FAILURES as error:
             # Under the kernel's own rules a failure is a bug, and keeps its traceback.
-            if isinstance(error, InputError | NotImplementedError) or not (design or derivation or roots):
+            if isinstance(error, InputError | NotImplementedError) or not choice.changes_design:
                 raise
             at = f"{file}: record {replayed.record}"
             raise InputError(f"{at}: under {chosen.name} and {rule.name}, {failure_str(error)}") from error
         if recorder is not None and out is not None:
             save(recorder.finish(), out)
         if as_json:
-            click.echo(json.dumps(_as_json(result, stream.name, chosen.name, rule.name), indent=1))
+            click.echo(json.dumps(_as_json(result, stream.name, kernel), indent=1))
         else:
             click.echo(
                 f"{stream.name}: {result.records} of {len(stream)} records, {stream.mode.name} paging, "
-                f"design {chosen.id} {chosen.name}, derivation {rule.name}"
+                f"kernel {kernel}, design {chosen.id} {chosen.name}, derivation {rule.name}"
             )
             for line in _lines(result):
                 click.echo(line)
@@ -117,7 +117,7 @@ def _mismatch_lines(mismatch: Mismatch) -> Iterator[str]:
         yield f"  {line}"
 
 
-def _as_json(result: ReplayResult, name: str, design: str, derivation: str) -> dict[str, Any]:
+def _as_json(result: ReplayResult, name: str, kernel: Kernel) -> dict[str, Any]:
     record = result._asdict()
     if not result.interrupted:
         del record["interrupted"]
@@ -125,7 +125,8 @@ def _as_json(result: ReplayResult, name: str, design: str, derivation: str) -> d
     if mismatch is not None:
         hexadecimal = {key: _hex(getattr(mismatch, key)) for key in ("gva", "gpa", "reached")}
         record["mismatch"] = {**mismatch._asdict(), **hexadecimal}
-    return {"stream": name, "design": design, "derivation": derivation, **record}
+    rules = {"design": kernel.design.name, "derivation": kernel.derivation.name}
+    return {"stream": name, "kernel": kernel.name, **rules, **record}
 
 
 def _hex(value: int | None) -> str | None:

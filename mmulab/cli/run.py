@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from mmulab.cli.options import chosen_derivation, chosen_design, design_options
-from mmulab.cli.work import read_work
+from mmulab.cli.options import KernelChoice, kernel_options
+from mmulab.cli.work import on_kernel, read_work
 from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.scenario.runner import Result
 from mmulab.trace.ftrace import event_text
@@ -26,7 +27,7 @@ from mmulab.trace.ftrace import event_text
 @click.option(
     "--record", metavar="OUT", help="Also write the run as a recording (.jsonl, .jsonl.gz, .jsonl.xz)."
 )
-@design_options
+@kernel_options
 @click.pass_context
 def run_scenario(
     ctx: click.Context,
@@ -34,9 +35,7 @@ def run_scenario(
     events: bool,
     as_json: bool,
     record: str | None,
-    design: str | None,
-    derivation: str | None,
-    roots: str | None,
+    choice: KernelChoice,
 ) -> None:
     """Run the scenario in FILE and print each op with its outcome.
 
@@ -44,11 +43,10 @@ def run_scenario(
     or the name of a case ('mmulab cases').
     A design that brings the model to a stop ends the run there, with exit code 1.
     """
-    if record is not None and (design or derivation or roots):
-        raise InputError(f"{record}: a recording has the default design's words; leave out the design")
-    scenario = read_work(file)
-    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
-    runner = runner_of(scenario, chosen, derivation=rule.name)
+    if record is not None and choice.changes_design:
+        raise InputError(f"{record}: a recording has the kernel's own words; leave out the design")
+    scenario = on_kernel(read_work(file), choice)
+    runner = runner_of(scenario, kernel=choice.over(find_kernel(scenario.header.kernel)))
     results, failure = results_of(runner)
     if record is not None:
         write_recording(record, recording_lines(scenario, results, frame_map(runner.machine.memory)))

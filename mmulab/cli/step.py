@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from mmulab.cli.options import chosen_derivation, chosen_design, design_options
-from mmulab.cli.work import read_work
+from mmulab.cli.options import KernelChoice, chosen_design, kernel_options
+from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import find_kernel
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
@@ -42,7 +43,7 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 @click.argument("file", metavar="FILE")
 @click.option("--at", type=int, metavar="N", help="Begin, or open the page, at moment N.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
-@design_options
+@kernel_options
 @click.option("--page", metavar="OUT", help="Write a page that steps with no kernel, and end.")
 @click.option(
     "--part", type=(int, int), metavar="FIRST LAST", help="Moments that the page has; all if left out."
@@ -53,9 +54,7 @@ def step(
     file: str,
     at: int | None,
     follow: str | None,
-    design: str | None,
-    derivation: str | None,
-    roots: str | None,
+    choice: KernelChoice,
     page: str | None,
     part: tuple[int, int] | None,
     save_as: str | None,
@@ -72,7 +71,7 @@ def step(
     """
     if part is not None and page is None:
         raise InputError(f"--part {part[0]} {part[1]} belongs to a page; name one with --page")
-    recording = _recording(file, design, derivation, roots)
+    recording = _recording(file, choice)
     if save_as is not None:
         save(recording, save_as)
     if page is not None:
@@ -89,22 +88,22 @@ def step(
         _Terminal(session).run(_keys() if sys.stdin.isatty() else _lines())
 
 
-def _recording(
-    file: str, design: str | None, derivation: str | None, roots: str | None
-) -> Recording:
-    chosen, rule = chosen_design(design, roots), chosen_derivation(derivation)
+def _recording(file: str, choice: KernelChoice) -> Recording:
     if file.endswith(SUFFIX):
-        own = design is not None and is_own(chosen)
-        if (design and not own) or derivation or roots:
-            raise InputError(f"{file}: a recording has its design; give --design with a scenario")
+        chosen = chosen_design(choice.design)
+        own = choice.design is not None and is_own(chosen)
+        if (choice.design and not own) or choice.kernel or choice.derivation or choice.roots:
+            raise InputError(f"{file}: a recording has its kernel; give --kernel or --design with a scenario")
         return open_recording(file, designs={chosen.name: chosen} if own else None)
-    scenario = read_work(file)
+    scenario = on_kernel(read_work(file), choice)
+    kernel = choice.over(find_kernel(scenario.header.kernel))
     try:
-        return record(scenario, design=chosen, derivation=rule)
+        return record(scenario, kernel=kernel)
     except FAILURES as error:
         if isinstance(error, InputError | NotImplementedError):
             raise
-        raise InputError(f"{file}: under {chosen.name}, {failure_str(error)}; see 'mmulab run'") from error
+        under = f"under {kernel.design.name}"
+        raise InputError(f"{file}: {under}, {failure_str(error)}; see 'mmulab run'") from error
 
 
 def _hexadecimal(text: str) -> int:

@@ -19,6 +19,7 @@ from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
@@ -197,14 +198,24 @@ def _item(items: list[ev.Event], at: int) -> ev.Event | None:
 
 
 def make_runner(
-    recording: Recording, design: RoleDesign | None, emit: ev.EventSink | None = None
+    recording: Recording,
+    design: RoleDesign | None,
+    emit: ev.EventSink | None = None,
+    kernel: Kernel | None = None,
 ) -> Runner:
     """Return a runner of a recording's scenario, with the recorded kernel's role words or a design's."""
-    config = machine_config(recording.scenario)
-    return Runner(recording.scenario, emit, config if design is None else replace(config, design=design))
+    config = machine_config(recording.scenario, kernel)
+    if design is not None:
+        config = replace(config, kernel=config.kernel.with_(design=design))
+    return Runner(recording.scenario, emit, config)
 
 
-def compare(recording: Recording, level: Level, design: RoleDesign | None = None) -> Comparison:
+def compare(
+    recording: Recording,
+    level: Level,
+    design: RoleDesign | None = None,
+    kernel: Kernel | None = None,
+) -> Comparison:
     """Run a recording's scenario in the model and compare op for op.
 
     Parameters
@@ -213,6 +224,8 @@ def compare(recording: Recording, level: Level, design: RoleDesign | None = None
     level : Level
     design : RoleDesign, optional
         Another than the recorded kernel's: role words are not compared then.
+    kernel : Kernel, optional
+        Another than the recorded one.
     """
     ops = recording.ops
     not_recorded = NOT_RECORDED[recording.scenario.header.vendor]
@@ -221,7 +234,7 @@ def compare(recording: Recording, level: Level, design: RoleDesign | None = None
     count = 0
     end: Difference | None = None
     try:
-        runner = make_runner(recording, design)
+        runner = make_runner(recording, design, kernel=kernel)
         frames = frame_map(runner.machine.memory)
         for result in runner.results():
             if count >= len(ops):

@@ -124,7 +124,7 @@ def _header(scenario: Scenario) -> dict[str, Any]:
         "background": hex(BACKGROUND),
         "cpuid": h.cpuid,
         "host": {
-            "kernel": f"mmulab {__version__}",
+            "kernel": f"{h.kernel} (mmulab {__version__})",
             "host_phys_bits": h.host["phys_bits"],
             "host_virt_bits": h.host["virt_bits"],
             "params": {

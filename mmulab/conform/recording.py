@@ -19,6 +19,7 @@ from mmulab.conform.codec import decode_event
 from mmulab.conform.outcome import Decoded, decode_outcome
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import InputError, named, quoted
+from mmulab.kvm.kernel import recorded_kernel
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import GrammarError, Step, parse_step
 from mmulab.scenario.scenario import HOST_DEFAULTS, Header, Regs, Scenario
@@ -241,6 +242,7 @@ class _Header:
             builder.value(size, gpa, number)
         for gpa in list_value(self.record.get("pdptfix", [])):
             builder.pdptfix(hex_value(gpa))
+        builder.kernel(recorded_kernel(text_value(object_value(self._get("host"))["kernel"])).name)
         for quirk in quirks:
             builder.quirk(text_value(quirk))
         return builder.build().header

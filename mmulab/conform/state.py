@@ -55,7 +55,7 @@ def _hpa(hpa: int) -> str:
 
 
 def _role(kvm: Kvm, mmu: Mmu) -> str:
-    return f"{mmu.root_role:x} [{kvm.config.design.facts(mmu.root_role).full_str()}]"
+    return f"{mmu.root_role:x} [{kvm.config.kernel.design.facts(mmu.root_role).full_str()}]"
 
 
 def _guest_walk(walk: GuestWalk) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _page(kvm: Kvm, frame: int) -> str:
     sp = kvm.pages.get(frame)
     if sp is None:
         return f"special root {frame:x}"
-    role = kvm.config.design.facts(sp.role).full_str()
+    role = kvm.config.kernel.design.facts(sp.role).full_str()
     sync = "unsync" if sp.unsync else "sync"
     if sp.unsync_children:
         sync += f", {sp.unsync_children} unsync children"

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmulab.kvm.roles.derivation import Derivation, parity
-from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.spte import SpteFormat
-from mmulab.kvm.validity import VALIDITIES, Validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +36,15 @@ class KvmConfig:
         Exits tell the operands of the instruction, and where the next one lies.
     nested : bool
         The guest may have guests of its own.
-    design : RoleDesign
-    derivation : Derivation
-        How the roles of child pages come about.
-    validity : Validity
-        How contexts are marked as not valid when CPUID changes.
-    cpuid_after_run : {"refuse", "allow", "bug"}
-        What becomes of a changed CPUID once the vCPU has run
-        (:data:`mmulab.kvm.cpuid.CPUID_AFTER_RUN`).
-    free_roots_lock : {"write", "by_root_role"}
-        How the MMU lock is held while roots are freed
-        (:data:`mmulab.kvm.mmu_lock.FREE_ROOTS_LOCK`).
+    kernel : Kernel
+        Which KVM this is.
+    spte_format : SpteFormat
+        Of this kernel on this host.
     """
 
     vendor: str
     host_phys_bits: int
-    design: RoleDesign
+    kernel: Kernel
     spte_format: SpteFormat
     tdp: bool = False
     tdp_mmu: bool = False
@@ -69,10 +60,6 @@ class KvmConfig:
     decode_assists: bool = False
     nrips: bool = False
     nested: bool = True
-    derivation: Derivation = parity
-    validity: Validity = VALIDITIES["valid"]
-    cpuid_after_run: str = "refuse"
-    free_roots_lock: str = "write"
 
     @property
     def uses_tdp_mmu(self) -> bool:

@@ -103,7 +103,7 @@ def mmu_is_nested(vcpu: Vcpu) -> bool:
 
 def _cpu_role(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> CpuRole:
     role = kvm_calc_cpu_role(cr0, cr4, efer, smm=vcpu.smm, guest_mode=vcpu.guest_mode)
-    return vcpu.kvm.config.validity.cpu_role(role, vcpu.cpu)
+    return vcpu.kvm.config.kernel.validity.cpu_role(role, vcpu.cpu)
 
 
 def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
@@ -137,7 +137,7 @@ def _passes_through(vcpu: Vcpu, level: int, cpu_role: CpuRole) -> bool:
 
     A special root is no shadow page, so above tables of a 32-bit guest it is the strategy's to say.
     """
-    shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.design.root_strategy.shadow_pages
+    shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.kernel.design.root_strategy.shadow_pages
     return shadow_pages and not cpu_role.direct and level > top_table_level(cpu_role)
 
 
@@ -198,14 +198,14 @@ def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, exe
     cpu_role = CpuRole(
         level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly)
     )
-    cpu_role = config.validity.cpu_role(cpu_role, vcpu.cpu)
+    cpu_role = config.kernel.validity.cpu_role(cpu_role, vcpu.cpu)
     paging = make_ept_paging(
         level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly
     )
     if _is_unchanged(vcpu, mmu, cpu_role, None, paging, False):
         return
     facts = base_facts(cpu_role)
-    _set_roles(mmu, cpu_role, config.design.pack(facts, cpu_role), facts, paging)
+    _set_roles(mmu, cpu_role, config.kernel.design.pack(facts, cpu_role), facts, paging)
     mmu.kind = "ept"
 
 
@@ -234,7 +234,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = 
         efer_nx=True,
         ad_disabled=not kvm.fmt.ad_enabled,
     )
-    root_role = kvm.config.design.pack(facts, cpu_role)
+    root_role = kvm.config.kernel.design.pack(facts, cpu_role)
     paging = _guest_paging(vcpu)
     if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
@@ -271,7 +271,7 @@ def shadow_mmu_init_context(
     force_role_reset: bool = False,
 ) -> None:
     """Give a context its roles and its view of the guest's paging."""
-    root_role = vcpu.kvm.config.design.pack(facts, cpu_role)
+    root_role = vcpu.kvm.config.kernel.design.pack(facts, cpu_role)
     if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)

@@ -11,17 +11,6 @@ from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.regs import CpuModel
 
 EINVAL = 22
-CPUID_AFTER_RUN = {
-    "refuse": "-EINVAL unless nothing differs: Linux 5.16 on (feb627e8d6f6, c6617c61e8fc)",
-    "allow": "done, with a warning that the guest may misbehave: Linux 5.14 and 5.15 (63f5a1909f9e)",
-    "bug": "done, and the VM is ended (KVM_BUG_ON): Linux 6.1 without the check in kvm_set_cpuid",
-}
-"""What becomes of a changed CPUID once the vCPU has run.
-
-The pages and entries that KVM made for the old CPUID are found again by their
-roles, in which CPUID is not. Linux 6.1 therefore refuses the change, and behind
-that ``kvm_mmu_after_set_cpuid`` has an assertion that no VM survives.
-"""
 
 
 def kvm_set_cpuid(vcpu: Vcpu, cpu: CpuModel) -> int:
@@ -33,7 +22,7 @@ def kvm_set_cpuid(vcpu: Vcpu, cpu: CpuModel) -> int:
         0 or a negative errno.
     """
     has_run = vcpu.last_vmentry_cpu != -1
-    rule = vcpu.kvm.config.cpuid_after_run
+    rule = vcpu.kvm.config.kernel.cpuid_after_run
     if has_run and rule == "refuse":
         return 0 if cpu == vcpu.cpu else -EINVAL
     vcpu.cpu = cpu
@@ -51,5 +40,5 @@ def kvm_mmu_after_set_cpuid(vcpu: Vcpu) -> None:
     """
     config = vcpu.kvm.config
     for mmu in (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu):
-        config.validity.mark(mmu, config.design)
-    kvm_mmu_reset_context(vcpu, force_role_reset=config.validity.force_role_reset)
+        config.kernel.validity.mark(mmu, config.kernel.design)
+    kvm_mmu_reset_context(vcpu, force_role_reset=config.kernel.validity.force_role_reset)

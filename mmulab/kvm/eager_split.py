@@ -97,7 +97,7 @@ def _first_to_split(kvm: Kvm, head: PteList | None) -> int | None:
         # warns. A derivation that needs the faulting address has none for 4-byte entries.
         if not sp.guest_mode or sp.invalid:
             continue
-        if sp.has_4_byte_gpte and not kvm.config.derivation.splits_4_byte:
+        if sp.has_4_byte_gpte and not kvm.config.kernel.derivation.splits_4_byte:
             continue
         return sptep
     return None

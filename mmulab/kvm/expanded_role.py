@@ -34,4 +34,4 @@ def expanded_role(vcpu: Vcpu, level: int, index: int, access: int) -> int:
         access=access,
         passthrough=level > top,
     )
-    return vcpu.kvm.config.design.pack(facts, mmu.cpu_role)
+    return vcpu.kvm.config.kernel.design.pack(facts, mmu.cpu_role)

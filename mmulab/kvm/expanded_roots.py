@@ -24,7 +24,7 @@ def mmu_alloc_expanded_root(vcpu: Vcpu, gfn: int, pdptrs: list[int]) -> int:
     in one page: what was linked for other PDPTEs is zapped.
     """
     mmu, kvm = vcpu.mmu, vcpu.kvm
-    strategy = kvm.config.design.root_strategy
+    strategy = kvm.config.kernel.design.root_strategy
     if strategy.one_off:
         return _one_off_roots(vcpu, gfn)
     if pdptrs:
@@ -38,7 +38,7 @@ def _expanded_root_role(vcpu: Vcpu, level: int) -> int:
     mmu = vcpu.mmu
     if mmu.direct:
         assert mmu.root_facts is not None
-        return vcpu.kvm.config.design.pack(mmu.root_facts._replace(level=level), mmu.cpu_role)
+        return vcpu.kvm.config.kernel.design.pack(mmu.root_facts._replace(level=level), mmu.cpu_role)
     return expanded_role(vcpu, level, 0, ACC_ALL)
 
 

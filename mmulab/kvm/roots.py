@@ -64,7 +64,7 @@ def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
     mmu, kvm = vcpu.mmu, vcpu.kvm
     assert mmu.root_facts is not None
     facts = mmu.root_facts._replace(level=level, quadrant=quadrant)
-    role = kvm.config.design.pack(facts, mmu.cpu_role)
+    role = kvm.config.kernel.design.pack(facts, mmu.cpu_role)
     sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
     sp.root_count += 1
     return sp.frame << 12
@@ -87,7 +87,7 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> None:
         mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role)
     elif mmu.root_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, 0, 0, mmu.root_level)
-    elif vcpu.kvm.config.design.root_strategy.shadow_pages:
+    elif vcpu.kvm.config.kernel.design.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, 0, [])
     else:
         for i in range(4):
@@ -114,7 +114,7 @@ def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
     make_mmu_pages_available(vcpu)
     if guest_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, _gfn(pgd), 0, mmu.root_level)
-    elif kvm.config.design.root_strategy.shadow_pages:
+    elif kvm.config.kernel.design.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, _gfn(pgd), pdptrs)
     else:
         _alloc_quadrant_roots(vcpu, _gfn(pgd), pdptrs)
@@ -155,7 +155,7 @@ def mmu_alloc_special_roots(vcpu: Vcpu) -> None:
     Only nested paging does that: NPT12 in a 32-bit L1's format.
     """
     mmu = vcpu.mmu
-    if vcpu.kvm.config.design.root_strategy.shadow_pages:
+    if vcpu.kvm.config.kernel.design.root_strategy.shadow_pages:
         return
     if mmu.direct or mmu.cpu_role.level >= PT64_ROOT_4LEVEL or mmu.root_level < PT64_ROOT_4LEVEL:
         return
@@ -284,9 +284,9 @@ def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     if kvm.watch is None or not pages:
         return
     tdp = sum(sp is not None and sp.tdp_mmu_page for sp in pages)
-    rule = kvm.config.free_roots_lock
+    rule = kvm.config.kernel.free_roots_lock
     shared = rule == "by_root_role" and kvm.config.uses_tdp_mmu
-    shared = shared and kvm.config.design.facts(mmu.root_role).direct
+    shared = shared and kvm.config.kernel.design.facts(mmu.root_role).direct
     vcpu = next(v for v in kvm.vcpus if mmu is v.root_mmu or mmu is v.guest_mmu)
     kvm.watch(MmuLockHeld(rule, context_name(vcpu, mmu), mmu.root_role, shared, tdp, len(pages) - tdp))
 

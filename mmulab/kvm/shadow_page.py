@@ -45,7 +45,7 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
     """
     invalid: InvalidList = []
     found: ShadowPage | None = None
-    upper = kvm.config.design.facts(role).level > 1
+    upper = kvm.config.kernel.design.facts(role).level > 1
     for frame in list(kvm.page_hash.get(gfn, ())):
         sp = kvm.pages[frame]
         if is_obsolete_sp(kvm, sp):
@@ -71,7 +71,7 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
 def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Create an empty page that is in no hash and on no list."""
     frame = kvm.memory.alloc_frame()
-    sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), kvm.mmu_valid_gen)
+    sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), kvm.mmu_valid_gen)
     kvm.pages[frame] = sp
     return sp
 
@@ -123,14 +123,14 @@ def kvm_mmu_child_role(
     parent = sptep_to_sp(kvm, sptep)
     if vcpu is not None and not direct and is_expanded_level(vcpu.mmu, parent.level):
         return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
-    facts = config.design.facts(parent.role)
-    quadrant = config.derivation.quadrant(facts, spte_index(sptep), addr)
-    if config.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        return config.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+    facts = config.kernel.design.facts(parent.role)
+    quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
+    if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
+        return config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
-    return config.design.pack(known, vcpu.mmu.cpu_role)
+    return config.kernel.design.pack(known, vcpu.mmu.cpu_role)
 
 
 def kvm_mmu_get_child_sp(

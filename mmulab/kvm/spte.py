@@ -38,6 +38,8 @@ SHADOW_ACC_TRACK_SAVED_BITS_MASK = 5
 SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
 SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
 MMIO_SPTE_GEN_MASK = (1 << 19) - 1
+SHADOW_NONPRESENT_BIT = 1 << 63
+VMX_EPT_SUPPRESS_VE_BIT = 1 << 63
 REMOVED_SPTE = 0x5A0
 """What the TDP MMU leaves in an entry that it is taking apart."""
 MTRR_TYPE_WRBACK = 6
@@ -61,6 +63,8 @@ class SpteFormat:
         format has no A bit.
     memtype : int
         Memory-type bits put into every leaf (EPT).
+    nonpresent : int
+        An empty entry (``SHADOW_NONPRESENT_VALUE``): bit 63, which suppresses #VE, from 6.10 on.
     mmio_value, mmio_mask, mmio_access : int
         How an MMIO entry is recognised, and the rights it keeps.
     nonpresent_or_rsvd : int
@@ -79,6 +83,7 @@ class SpteFormat:
     mmu_writable: int
     acc_track: int
     memtype: int
+    nonpresent: int
     mmio_value: int
     mmio_mask: int
     mmio_access: int
@@ -91,7 +96,7 @@ class SpteFormat:
         return self.accessed != 0
 
 
-def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
+def shadow_format(phys_bits: int, *, cache_bits: int = 0, nonpresent: bool = False) -> SpteFormat:
     """Return the format of shadow paging and NPT (``kvm_mmu_reset_all_pte_masks``).
 
     Parameters
@@ -102,6 +107,8 @@ def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
         Not 0: the processor has the L1 terminal fault and its L1 cache uses so
         many address bits. MMIO entries set the five highest of them and keep
         the gfn bits they take the place of five bits up.
+    nonpresent : bool
+        Empty entries have bit 63.
     """
     low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
     mmio = 1 << 51 | PT_PRESENT_MASK if phys_bits < 52 else 0
@@ -116,6 +123,7 @@ def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
         mmu_writable=1 << 10,
         acc_track=0,
         memtype=0,
+        nonpresent=SHADOW_NONPRESENT_BIT if nonpresent else 0,
         mmio_value=mmio,
         mmio_mask=mmio,
         mmio_access=ACC_WRITE_MASK | ACC_USER_MASK,
@@ -124,7 +132,15 @@ def shadow_format(phys_bits: int, *, cache_bits: int = 0) -> SpteFormat:
     )
 
 
-def ept_format(phys_bits: int, *, has_ad: bool, exec_only: bool = True, cache_bits: int = 0) -> SpteFormat:
+def ept_format(
+    phys_bits: int,
+    *,
+    has_ad: bool,
+    exec_only: bool = True,
+    cache_bits: int = 0,
+    nonpresent: bool = False,
+    suppress_ve: bool = False,
+) -> SpteFormat:
     """Return the format of EPT (``kvm_mmu_set_ept_masks``).
 
     Leaves map write-back memory whatever the guest's PAT says. An MMIO entry is
@@ -137,10 +153,14 @@ def ept_format(phys_bits: int, *, has_ad: bool, exec_only: bool = True, cache_bi
         first access with no rights at all.
     exec_only : bool
         The processor has execute-only translations, so R is a right of its own.
+    nonpresent : bool
+        Empty entries have bit 63.
+    suppress_ve : bool
+        Present entries have it too: no #VE (SDM 3, 26.5.7).
     """
     low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
     return SpteFormat(
-        present=0 if exec_only else VMX_EPT_READABLE_MASK,
+        present=(0 if exec_only else VMX_EPT_READABLE_MASK) | (VMX_EPT_SUPPRESS_VE_BIT if suppress_ve else 0),
         user=VMX_EPT_READABLE_MASK,
         accessed=VMX_EPT_ACCESS_BIT if has_ad else 0,
         dirty=VMX_EPT_DIRTY_BIT if has_ad else 0,
@@ -150,6 +170,7 @@ def ept_format(phys_bits: int, *, has_ad: bool, exec_only: bool = True, cache_bi
         mmu_writable=1 << 58,
         acc_track=VMX_EPT_RWX_MASK,
         memtype=MTRR_TYPE_WRBACK << 3 | 1 << 6,
+        nonpresent=SHADOW_NONPRESENT_BIT if nonpresent else 0,
         mmio_value=PT_WRITABLE_MASK | VMX_EPT_EXECUTABLE_MASK,
         mmio_mask=VMX_EPT_RWX_MASK,
         mmio_access=0,

@@ -330,6 +330,7 @@ class Kvm:
 
     __slots__ = (
         "active_mmu_pages",
+        "behaviours",
         "config",
         "emit",
         "fmt",
@@ -357,6 +358,7 @@ class Kvm:
 
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
         self.config = config
+        self.behaviours = config.kernel.behaviours
         self.fmt = config.spte_format
         self.memory = memory
         self.emit = emit

@@ -45,7 +45,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     mmu = vcpu.mmu
     paging = mmu.paging
     shadows = mmu.kind in SHADOWING
-    mismatch = (sp.role ^ mmu.root_role) & vcpu.kvm.config.design.sync_mask
+    mismatch = (sp.role ^ mmu.root_role) & vcpu.kvm.config.kernel.design.sync_mask
     if not shadows or paging is None or sp.direct or mismatch:
         return -1
     width = paging.mode.entry_bytes

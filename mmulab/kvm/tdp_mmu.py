@@ -56,7 +56,7 @@ def _max_gfn(kvm: Kvm) -> int:
 def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Make an empty page."""
     frame = kvm.memory.alloc_frame()
-    sp = ShadowPage(frame, gfn, role, kvm.config.design.facts(role), 0)
+    sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), 0)
     sp.tdp_mmu_page = True
     kvm.pages[frame] = sp
     emit = kvm.emit
@@ -68,7 +68,7 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
 def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     """Make the table below an entry."""
     parent = sptep_to_sp(kvm, entry.sptep)
-    role = kvm.config.design.child(parent.role, direct=True, access=parent.access, quadrant=0)
+    role = kvm.config.kernel.design.child(parent.role, direct=True, access=parent.access, quadrant=0)
     return tdp_mmu_alloc_sp(kvm, entry.gfn, role)
 
 
@@ -204,7 +204,7 @@ def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm) -> None:
     for root in roots(kvm, only_valid=True):
         root.tdp_mmu_scheduled_root_to_zap = True
         root.invalid = True
-        root.role = kvm.config.design.invalidated(root.role)
+        root.role = kvm.config.kernel.design.invalidated(root.role)
 
 
 def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm) -> None:

@@ -128,7 +128,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
         kvm.stat["nx_lpage_splits"] -= 1
         sp.lpage_disallowed = False
     sp.invalid = True
-    sp.role = kvm.config.design.invalidated(sp.role)
+    sp.role = kvm.config.kernel.design.invalidated(sp.role)
     if zapped_root:
         kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
     return list_unstable, nr_zapped

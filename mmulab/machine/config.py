@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.roles.derivation import Derivation, parity
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign
-from mmulab.kvm.validity import VALIDITIES, Validity
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.limits import BACKING_BYTES
 from mmulab.memory.host import FRAME_BYTES
 from mmulab.x86.regs import CpuModel
@@ -157,10 +155,7 @@ class MachineConfig:
     stubs : Stubs or None
         None: guest ops are bare accesses with no instruction around them.
     vcpus : int
-    design : RoleDesign
-    derivation : Derivation
-    validity, cpuid_after_run, free_roots_lock
-        As :class:`~mmulab.kvm.config.KvmConfig` has them.
+    kernel : Kernel
     table_frames : int
         Host frames for shadow tables.
     """
@@ -173,11 +168,7 @@ class MachineConfig:
     slots: tuple[SlotConfig, ...] = ()
     stubs: Stubs | None = None
     vcpus: int = 1
-    design: RoleDesign = DESIGNS["passthrough"]
-    derivation: Derivation = parity
-    validity: Validity = VALIDITIES["valid"]
-    cpuid_after_run: str = "refuse"
-    free_roots_lock: str = "write"
+    kernel: Kernel = LINUX_6_1
     table_frames: int = 1 << 15
 
 

@@ -16,7 +16,7 @@ from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
-from mmulab.kvm.cpuid import CPUID_AFTER_RUN, kvm_set_cpuid
+from mmulab.kvm.cpuid import kvm_set_cpuid
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
@@ -26,11 +26,9 @@ from mmulab.kvm.memory_region import (
     kvm_unmap_hva_range,
 )
 from mmulab.kvm.memslot import KvmMemslot
-from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
-from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.vmx.nested import vmx_leave_nested
@@ -310,22 +308,18 @@ class Machine:
         )
 
 
-def _spte_format(host: HostConfig) -> SpteFormat:
-    cache_bits = host.cache_bits if host.l1tf else 0
-    if host.tdp and host.vendor == "intel":
-        return ept_format(host.phys_bits, has_ad=host.eptad, cache_bits=cache_bits)
-    return shadow_format(host.phys_bits, cache_bits=cache_bits)
-
-
 def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
-    for name, known in (("cpuid_after_run", CPUID_AFTER_RUN), ("free_roots_lock", FREE_ROOTS_LOCK)):
-        if getattr(config, name) not in known:
-            raise InputError(f"{name} is {getattr(config, name)!r}, expected one of {', '.join(known)}")
+    spte_format = config.kernel.spte_format(
+        ept=host.tdp and host.vendor == "intel",
+        phys_bits=host.phys_bits,
+        has_ad=host.eptad,
+        cache_bits=host.cache_bits if host.l1tf else 0,
+    )
     return KvmConfig(
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
-        design=config.design,
-        spte_format=_spte_format(host),
+        kernel=config.kernel,
+        spte_format=spte_format,
         tdp=host.tdp,
         tdp_mmu=host.tdp_mmu,
         eager_page_split=host.eager_page_split,
@@ -339,8 +333,4 @@ def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
         decode_assists=host.decode_assists or host.vendor == "intel",
         nrips=host.nrips or host.vendor == "intel",
         nested=host.nested,
-        derivation=config.derivation,
-        validity=config.validity,
-        cpuid_after_run=config.cpuid_after_run,
-        free_roots_lock=config.free_roots_lock,
     )

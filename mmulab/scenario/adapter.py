@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.scenario.check import check_header
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
@@ -29,8 +30,14 @@ _TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
 _LA57_VIRT_BITS = 57
 
 
-def machine_config(scenario: Scenario) -> MachineConfig:
+def machine_config(scenario: Scenario, kernel: Kernel | None = None) -> MachineConfig:
     """Return the configuration of the machine that a scenario begins with.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    kernel : Kernel, optional
+        Instead of the scenario's own.
 
     Raises
     ------
@@ -49,6 +56,7 @@ def machine_config(scenario: Scenario) -> MachineConfig:
         manual_dirty=header.manual_dirty,
         slots=tuple(SlotConfig(*slot) for slot in header.slots),
         stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),
+        kernel=kernel or find_kernel(header.kernel),
         vcpus=1 + max((step.op.vcpu for step in scenario.steps), default=0),
     )
 

@@ -15,7 +15,8 @@ from bisect import bisect
 from itertools import pairwise
 
 from mmulab import limits
-from mmulab.errors import quoted
+from mmulab.errors import InputError, quoted
+from mmulab.kvm.kernel import LINUX_6_1, find_kernel
 from mmulab.machine.op import Op
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.check import check_values
@@ -152,9 +153,20 @@ class ScenarioBuilder:
         self._values: list[Value] = []
         self._pdptfix: list[int] = []
         self._quirks: list[str] = []
+        self._kernel = LINUX_6_1.name
         self._steps: list[Step] = []
         self._roots: list[int] = []
         self._next_table = FIRST_TABLE
+
+    def kernel(self, name: str) -> ScenarioBuilder:
+        """Run on another kernel than the default: ``6.12``, ``6.12-dummy_root``."""
+        if ":" in name:  # a scenario is data, and runs no code of its own
+            raise GrammarError(f"kernel is '{quoted(name)}', expected a release; give --kernel for a file's")
+        try:
+            self._kernel = find_kernel(name).name
+        except InputError as error:
+            raise GrammarError(str(error)) from error
+        return self
 
     def sregs(self, cr0: int, cr3: int, cr4: int, efer: int) -> ScenarioBuilder:
         """Begin with these registers instead of the mode's own."""
@@ -278,6 +290,7 @@ class ScenarioBuilder:
         builder._values = list(header.values)
         builder._pdptfix = list(header.pdptfix)
         builder._quirks = list(header.quirks)
+        builder._kernel = header.kernel
         builder._steps = list(scenario.steps)
         if header.regs.cr0 & X86_CR0_PG:
             builder._roots = [header.regs.cr3 & PT_BASE_ADDR_MASK]
@@ -300,6 +313,7 @@ class ScenarioBuilder:
             cpuid=self.cpuid,
             host=self.host,
             quirks=tuple(self._quirks),
+            kernel=self._kernel,
         )
         return Scenario(header, tuple(self._steps), self.source)
 

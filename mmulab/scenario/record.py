@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from mmulab.kvm.roles.derivation import Derivation
-from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.kernel import Kernel
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Scenario
@@ -19,8 +17,7 @@ from mmulab.trace.recording import Info, Judge, Recording
 def record(
     scenario: Scenario,
     *,
-    design: RoleDesign | None = None,
-    derivation: Derivation | None = None,
+    kernel: Kernel | None = None,
     seed: int | None = None,
     options: dict[str, Any] | None = None,
     judge: Judge | None = against_tables,
@@ -31,8 +28,8 @@ def record(
     Parameters
     ----------
     scenario : Scenario
-    design, derivation : optional
-        Instead of the machine's own.
+    kernel : Kernel, optional
+        Instead of the scenario's own.
     seed : int, optional
         Of whoever made the scenario.
     options : dict, optional
@@ -48,7 +45,7 @@ def record(
         The scenario has an op, or a host, that is not modelled.
     """
     info = Info(scenario.source, format_scenario(scenario), seed, options or {})
-    runner = _runner(scenario, design, derivation)
+    runner = Runner(scenario, config=machine_config(scenario, kernel))
     recorder = Recorder(runner.machine, info=info, judge=judge, interval=interval)
     for _ in runner.results():
         pass
@@ -58,8 +55,7 @@ def record(
 def record_steps(
     scenario: Scenario,
     *,
-    design: RoleDesign | None = None,
-    derivation: Derivation | None = None,
+    kernel: Kernel | None = None,
     until: int | None = None,
 ) -> tuple[Recording, dict[int, int]]:
     """Run a scenario, record it, and say which of the recording's ops is which step.
@@ -70,8 +66,8 @@ def record_steps(
     Parameters
     ----------
     scenario : Scenario
-    design, derivation : optional
-        Instead of the machine's own.
+    kernel : Kernel, optional
+        Instead of the scenario's own.
     until : int, optional
         Stop after this step; without it the machine is taken down in the end.
 
@@ -86,7 +82,7 @@ def record_steps(
     InputError
         The scenario has an op, or a host, that is not modelled.
     """
-    runner = _runner(scenario, design, derivation)
+    runner = Runner(scenario, config=machine_config(scenario, kernel))
     info = Info(scenario.source, format_scenario(scenario))
     recorder = Recorder(runner.machine, info=info, judge=against_tables)
     ops: dict[int, int] = {}
@@ -95,9 +91,3 @@ def record_steps(
         if result.index == until:
             break
     return recorder.finish(), ops
-
-
-def _runner(scenario: Scenario, design: RoleDesign | None, derivation: Derivation | None) -> Runner:
-    config = machine_config(scenario)
-    config = replace(config, design=design or config.design, derivation=derivation or config.derivation)
-    return Runner(scenario, config=config)

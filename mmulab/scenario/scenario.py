@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.scenario.grammar import Step
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -173,6 +174,8 @@ class Header:
         As :data:`CPUID_DEFAULTS` and :data:`HOST_DEFAULTS`.
     quirks : tuple of str
         Keys of :data:`QUIRKS` that the processor under the host has.
+    kernel : str
+        The host's kernel, as :func:`mmulab.kvm.kernel.find_kernel` takes it.
     """
 
     vendor: str
@@ -188,6 +191,7 @@ class Header:
     cpuid: dict[str, int] = field(default_factory=lambda: dict(CPUID_DEFAULTS))
     host: dict[str, int] = field(default_factory=lambda: dict(HOST_DEFAULTS))
     quirks: tuple[str, ...] = ()
+    kernel: str = LINUX_6_1.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ without prefix; addresses of memory are offsets into the backing.
 ``mode M``                          paging mode at the beginning
 ``host VENDOR [KEY=VALUE ..]``      ``amd`` or ``intel``; kernel parameters, widths
 ``cpu KEY=VALUE ..``                the guest's CPUID
+``kernel NAME``                     the host's kernel, 6.1.192 if left out: ``6.12-dummy_root``
 ``quirk NAME``                      departure of the processor under the host
 ``sregs CR0 CR3 CR4 EFER``          instead of the mode's own registers
 ``mem BYTES``                       size of the backing
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 
 from mmulab import files
 from mmulab.errors import InputError, named, quoted
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import GrammarError, format_step, hex_number
@@ -251,6 +253,7 @@ def _plain(method: Callable[..., object], *names: str) -> Callable[[ScenarioBuil
 
 
 _ADDITIONS: dict[str, Callable[[ScenarioBuilder, list[str]], object]] = {
+    "kernel": lambda builder, args: builder.kernel(_word(args, "NAME")),
     "quirk": lambda builder, args: builder.quirk(_word(args, "NAME")),
     "sregs": _plain(ScenarioBuilder.sregs, "CR0", "CR3", "CR4", "EFER"),
     "slot0": lambda builder, args: builder.slot(0, 0, _numbers(args, "SIZE")[0]),
@@ -290,6 +293,8 @@ def _header_lines(scenario: Scenario) -> Iterator[str]:
         yield "thp 1"
     if header.manual_dirty:
         yield "manualdirty 1"
+    if header.kernel != LINUX_6_1.name:
+        yield f"kernel {header.kernel}"
     for quirk in header.quirks:
         yield f"quirk {quirk}"
     for slot in header.slots:

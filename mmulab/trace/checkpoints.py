@@ -30,7 +30,18 @@ from mmulab.trace.tracked import Tracked
 from mmulab.trace.versions import Versions
 
 SMALL, FRAMES = "small", "frames"
-_KVM_APART = ("config", "emit", "fmt", "memory", "page_hash", "pages", "slots", "vcpus", "watch")
+_KVM_APART = (
+    "behaviours",
+    "config",
+    "emit",
+    "fmt",
+    "memory",
+    "page_hash",
+    "pages",
+    "slots",
+    "vcpus",
+    "watch",
+)
 _VCPU_APART = ("id", "kvm")
 _SLOT_APART = ("disallow_lpage", "gfn_track", "rmap")
 _MACHINE_APART = ("config", "kvm", "memory", "op_sink", "processor")

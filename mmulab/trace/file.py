@@ -21,6 +21,8 @@ import numpy.typing as npt
 from mmulab.archive import Archive, open_archive
 from mmulab.errors import InputError, named, quoted
 from mmulab.files import parse_json, writing
+from mmulab.kvm.behaviours import CHANGES, Behaviours, find_behaviour
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.machine.config import MachineConfig, check_bounds
@@ -33,12 +35,14 @@ from mmulab.trace.known import check, find, name_of, record_fields
 from mmulab.trace.recording import DAMAGE, Info, Recording
 from mmulab.trace.versions import Versions
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".mmr"
 HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
-_APART = ("design", "derivation")
+_APART = ("kernel",)
+_KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock")
+"""What is kept of a kernel as it is; its design and derivation are found again by name."""
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
@@ -96,11 +100,19 @@ def _npy(array: Array) -> bytes:
 
 def _put_config(config: MachineConfig, constants: Constants) -> Json:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _APART}
-    design, derivation = config.design, config.derivation
+    return {
+        **{name: encode(value, constants) for name, value in values.items()},
+        "kernel": _put_kernel(config.kernel, constants),
+    }
+
+
+def _put_kernel(kernel: Kernel, constants: Constants) -> Json:
+    design, derivation = kernel.design, kernel.derivation
     if not design.name or not derivation.name:
         raise ValueError("a recording keeps design and derivation by name: give them one")
     return {
-        **{name: encode(value, constants) for name, value in values.items()},
+        **{name: encode(getattr(kernel, name), constants) for name in _KERNEL},
+        "behaviours": kernel.behaviours.names(),
         "design": {
             "name": design.name,
             "own": is_own(design),
@@ -273,13 +285,26 @@ class _Reader:
         values = {name: decode(value, constants) for name, value in item.items() if name not in _APART}
         for name, value in values.items():
             check(value, hints[name], f"{name} of the machine")
-        config = MachineConfig(
+        config = MachineConfig(**values, kernel=self._kernel(item["kernel"], constants))
+        check_bounds(config)
+        return config
+
+    def _kernel(self, item: dict[str, Json], constants: Constants) -> Kernel:
+        hints = record_fields(Kernel)
+        if sorted(item) != sorted(hints):
+            raise InputError(f"its kernel has other fields now; {AGAIN}")
+        values = {name: decode(item[name], constants) for name in _KERNEL}
+        for name, value in values.items():
+            check(value, hints[name], f"{name} of the kernel")
+        check(item["behaviours"], list[str], "behaviours of the kernel")
+        for name in item["behaviours"]:
+            find_behaviour(name)
+        return Kernel(
             **values,
             design=self._design(item["design"]),
             derivation=self._derivation(item["derivation"]),
+            behaviours=Behaviours(**{name: name in item["behaviours"] for name in CHANGES}),
         )
-        check_bounds(config)
-        return config
 
     def _derivation(self, name: Json) -> Derivation:
         check(name, str, "derivation")

@@ -279,7 +279,7 @@ _VENDOR_EXITS: dict[str, Callable[[Any], str]] = {"amd": _svm_exit, "intel": _vm
 
 def format_recording(recording: Recording) -> Iterator[str]:
     """Yield a recording's events as lines of ``trace_pipe``; the time counts events, in microseconds."""
-    design, vendor = recording.config.design, recording.config.host.vendor
+    design, vendor = recording.config.kernel.design, recording.config.host.vendor
     for op in range(len(recording.ops)):
         vcpu = recording.op(op).vcpu
         for number in range(recording.first_event(op), int(recording.ends[op])):

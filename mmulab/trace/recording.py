@@ -346,7 +346,7 @@ class Recording:
             "ops": len(self.ops),
             "events": len(self.events),
             "checkpoints": self.checkpoints.count,
-            "design, derivation": f"{self.config.design.name}, {self.config.derivation.name}",
+            "design, derivation": f"{self.config.kernel.design.name}, {self.config.kernel.derivation.name}",
             "seed": self.info.seed,
             "options": ", ".join(f"{name} {value}" for name, value in self.info.options.items()),
             "outcomes found wrong": len(self.verdicts),

@@ -123,7 +123,7 @@ def _where(recording: Recording, kinds: tuple[type, ...], field: str, value: int
 def _passthrough(recording: Recording, argument: str) -> Numbers:
     """Find the shadow pages that are made with a role that says passthrough."""
     column = recording.events.column(ev.kvm_mmu_get_page, "role")
-    mask = recording.config.design.layout.mask.get("passthrough", 0)
+    mask = recording.config.kernel.design.layout.mask.get("passthrough", 0)
     if column is None or not mask:
         return np.zeros(0, np.int64)
     roles = column.numbers().astype(np.uint64) - np.uint64(SHIFT)

@@ -81,7 +81,7 @@ def _grow(kvm: Kvm, rows: list[TreeRow], frame: int, above: int, depth: int, whe
 
 
 def _label(kvm: Kvm, page: ShadowPage) -> str:
-    facts = kvm.config.design.facts(page.role)
+    facts = kvm.config.kernel.design.facts(page.role)
     children = f", {page.unsync_children} unsync below" if page.unsync_children else ""
     return f"gfn {page.gfn:#x}, {facts.full_str()}{children}"
 

@@ -80,7 +80,8 @@ def page_graph(scenario: Scenario, design: RoleDesign) -> PageGraph:
     InputError
         The scenario has an op, or a host, that is not modelled.
     """
-    runner = Runner(scenario, config=replace(machine_config(scenario), design=design))
+    config = machine_config(scenario)
+    runner = Runner(scenario, config=replace(config, kernel=config.kernel.with_(design=design)))
     made: Counter[Key] = Counter()
     found: Counter[Key] = Counter()
     roots: dict[Key, None] = {}

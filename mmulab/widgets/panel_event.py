@@ -74,6 +74,6 @@ def event_steps(events: Sequence[ev.Event], machine: Machine, *, name: str, vcpu
     kvm = machine.kvm
     paging = kvm.vcpus[vcpu].walk_mmu.paging
     width = 8 if paging is None else paging.mode.entry_bytes
-    design = kvm.config.design
+    design = kvm.config.kernel.design
     steps = [Step(type(event).__name__, event_html(event, design, kvm.fmt, width)) for event in events]
     return Steps(steps, name=name)

@@ -20,5 +20,6 @@ def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
     """
     if not replay.one_by_one:
         raise ValueError("a replay is recorded with one_by_one=True")
-    options = {"records": replay.records, "derivation": replay.machine.config.derivation.name}
+    kernel = replay.machine.config.kernel
+    options = {"records": replay.records, "derivation": kernel.derivation.name, "kernel": kernel.name}
     return Recorder(replay.machine, info=Info(replay.stream.name, options=options), interval=interval)

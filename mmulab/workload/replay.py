@@ -20,9 +20,8 @@ import numpy.typing as npt
 from mmulab.conform.state import state_lines
 from mmulab.errors import InputError
 from mmulab.events import EventSink
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.roles.derivation import Derivation, parity
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
@@ -87,9 +86,7 @@ class Replay:
     stream : Stream
     limit : int, optional
         Records to replay; all of them by default.
-    design : RoleDesign, optional
-    derivation : Derivation, optional
-        Quadrant rule for child pages.
+    kernel : Kernel, optional
     emit : callable, optional
         Event sink; None records nothing.
     sampler : Sampler, optional
@@ -115,8 +112,7 @@ class Replay:
         stream: Stream,
         *,
         limit: int | None = None,
-        design: RoleDesign = DESIGNS["passthrough"],
-        derivation: Derivation = parity,
+        kernel: Kernel = LINUX_6_1,
         emit: EventSink | None = None,
         sampler: Sampler | None = None,
         one_by_one: bool = False,
@@ -131,8 +127,7 @@ class Replay:
             host=HostConfig(la57=stream.mode is PAGING_5LEVEL),
             backing_bytes=stream.ram_bytes,
             slots=memslots(stream),
-            design=design,
-            derivation=derivation,
+            kernel=kernel,
         )
         self.machine = Machine(config, emit)
         self._vcpu = self.machine.kvm.vcpus[0]

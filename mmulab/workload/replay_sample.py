@@ -85,7 +85,7 @@ class Sampler:
             return
         kvm, stats = machine.kvm, machine.stats
         if not self._names:
-            self._design = kvm.config.design
+            self._design = kvm.config.kernel.design
             self._names = [*FAULT_CLASSES, *stats, "guest_tables", "shadow_pages", "unsync_pages"]
         roles: dict[int, int] = {}
         unsync = 0

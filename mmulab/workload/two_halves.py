@@ -10,8 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from mmulab.kvm.roles.derivation import Derivation
-from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.kernel import Kernel
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.machine import Machine
@@ -130,7 +129,7 @@ class TwoHalves:
         return Run(machine, recorder.finish(), tuple(accesses))
 
 
-def two_halves(design: RoleDesign, derivation: Derivation, seed: int) -> TwoHalves:
+def two_halves(kernel: Kernel, seed: int) -> TwoHalves:
     """Return the guest; `seed` chooses the region, the index and the two pages."""
     choose = random.Random(seed)
     lower = choose.randrange(1, 1 << 10) * REGION + (choose.randrange(512) << 12)
@@ -141,6 +140,6 @@ def two_halves(design: RoleDesign, derivation: Derivation, seed: int) -> TwoHalv
         builder.map(gva, gfn << 12)
     scenario = builder.build()
     # Bare accesses instead of instructions, so that the first fault is that of the first page.
-    config = replace(machine_config(scenario), stubs=None, design=design, derivation=derivation)
+    config = replace(machine_config(scenario, kernel), stubs=None)
     reads = (Touch(mode=Mode.USER, gva=gva) for gva in (*pages, *pages))
     return TwoHalves(config, scenario, (ops.SetSregs(**registers._asdict()), *reads), pages, seed)

@@ -42,18 +42,19 @@ class _Border:
     ----------
     reference : str
         How the design was asked for.
-    file : str
-        Where its text is; lines of that are named.
+    what : str
+        What it is, in messages.
     """
 
-    def __init__(self, reference: str, file: str = "") -> None:
-        self.reference, self.file = reference, file
+    def __init__(self, reference: str, what: str = "role design") -> None:
+        self.reference, self.what = reference, what
+        self.file = ""  # where its text is; lines of that are named
         self.called = reference.rpartition(":")[2]
 
     def error(self, method: str, how: str) -> DesignError:
         """Return the error of a method, ``.pack``, that did what it must not; without one, of the class."""
         where = f"{self.called}{method}: " if method else ""
-        return DesignError(f"role design {self.reference!r}: {where}{how}")
+        return DesignError(f"{self.what} {self.reference!r}: {where}{how}")
 
     def run(self, method: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the user's; whatever it raises is the design's error, but for a Ctrl-C."""
@@ -156,6 +157,25 @@ def load_design(reference: str) -> RoleDesign:
     return design
 
 
+def load_value(reference: str, kind: type[T], what: str) -> T:
+    """Return the value of a kind, a kernel say, that ``file.py:NAME`` or ``module:NAME`` names.
+
+    Raises
+    ------
+    DesignError
+        There is none, or it is of another kind.
+    """
+    where, _, wanted = reference.rpartition(":")
+    border = _Border(reference, what)
+    with contextlib.redirect_stdout(sys.stderr):
+        module, _digest = _module(border, where)
+        found = border.run("", lambda: getattr(module, wanted, None))
+    if not isinstance(found, kind):
+        why = f"{where} has no {wanted}" if found is None else f"{wanted} is no {kind.__name__}"
+        raise border.error("", why)
+    return found
+
+
 def _module(border: _Border, where: str) -> tuple[ModuleType, str]:
     """Return the module that a design is in, and the digest of its file."""
     if where.endswith(".py"):
@@ -174,7 +194,7 @@ def _from_file(border: _Border, path: str) -> tuple[ModuleType, str]:
     try:
         source = read_bytes(path, limits.TEXT_BYTES)
     except InputError as error:
-        raise InputError(f"role design {border.reference!r}: {error}") from error
+        raise InputError(f"{border.what} {border.reference!r}: {error}") from error
     digest = hashlib.sha256(source).hexdigest()
     module = ModuleType(f"mmulab_design_{digest[:16]}")
     module.__file__ = path

@@ -48,7 +48,7 @@ class Contrast:
 
 def contrast(base: CaseRun, other: CaseRun) -> Contrast:
     """Compare two runs of one scenario under different designs."""
-    facts = base.machine.kvm.config.design.facts
+    facts = base.machine.kvm.config.kernel.design.facts
     words = [event.role for event in base.events if hasattr(event, "role")]
     ours, theirs = base.counts, other.counts
     more = {name: theirs.get(name, 0) - ours.get(name, 0) for name in sorted({*ours, *theirs})}

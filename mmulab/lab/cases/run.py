@@ -14,8 +14,8 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import HELPER_PREFIX, INIT, Recording
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
-from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import RoleDesign, find_design
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.kvm.state import context_name, to_shadow_page
@@ -148,7 +148,7 @@ class CaseRun:
     @property
     def _made(self) -> list[RoleFacts]:
         """What the word of each shadow page that was created says, in order."""
-        facts = self.machine.kvm.config.design.facts
+        facts = self.machine.kvm.config.kernel.design.facts
         return [facts(e.role) for e in self.events if isinstance(e, kvm_mmu_get_page) and e.created]
 
 
@@ -168,26 +168,28 @@ def design_of(design: RoleDesign | str) -> RoleDesign:
     return design if isinstance(design, RoleDesign) else find_design(design)
 
 
-def runner_of(scenario: Scenario, design: RoleDesign | str, *, derivation: str = "parity") -> Runner:
-    """Return the runner of a scenario whose machine's role words follow `design`.
+def runner_of(
+    scenario: Scenario, design: RoleDesign | str | None = None, *, kernel: Kernel | None = None
+) -> Runner:
+    """Return the runner of a scenario on a kernel, whose role words follow `design` if one is given.
 
     Parameters
     ----------
     scenario : Scenario
     design : RoleDesign or str
         A design, or the name or id of one.
-    derivation : str
-        How the roles of child pages come about.
+    kernel : Kernel, optional
+        Instead of the scenario's own; the design takes the place of its role design.
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design or derivation is unknown.
+        An op is not modelled yet, or the design is unknown.
     """
-    config = machine_config(scenario)
-    return Runner(
-        scenario, config=replace(config, design=design_of(design), derivation=find_derivation(derivation))
-    )
+    config = machine_config(scenario, kernel)
+    if design is not None:
+        config = replace(config, kernel=config.kernel.with_(design=design_of(design)))
+    return Runner(scenario, config=config)
 
 
 @dataclass
@@ -270,7 +272,7 @@ def results_of(runner: Runner) -> tuple[list[Result], str | None]:
 
 
 def run_case(
-    scenario: Scenario, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+    scenario: Scenario, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run a scenario op by op, judge its accesses and keep what is asked of a case.
 
@@ -280,15 +282,15 @@ def run_case(
         Without conditional steps.
     design : RoleDesign or str
         A design, or the name or id of one.
-    derivation : str
-        How the roles of child pages come about.
+    kernel : Kernel, optional
+        Instead of the scenario's own; the design takes the place of its role design.
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design or derivation is unknown.
+        An op is not modelled yet, or the design is unknown.
     """
-    runner = runner_of(scenario, design, derivation=derivation)
+    runner = runner_of(scenario, design, kernel=kernel)
 
     def execute(found: _Found) -> None:
         running = runner.results()
@@ -332,7 +334,7 @@ def _keep_chain(found: _Found, access: Access, walks: TwoWalks) -> None:
 
 
 def _links(machine: Machine, address: int) -> Iterator[Link]:
-    mmu, design = machine.kvm.vcpus[0].mmu, machine.kvm.config.design
+    mmu, design = machine.kvm.vcpus[0].mmu, machine.kvm.config.kernel.design
     for step in shadow_steps(machine, address):
         if step.page is None:
             name = _special(mmu, step.frame)
@@ -374,11 +376,11 @@ def _root(machine: Machine) -> str:
     page = to_shadow_page(machine.kvm, mmu.root_hpa)
     if page is None:
         return _special(mmu, mmu.root_hpa >> 12)
-    return machine.kvm.config.design.facts(page.role).full_str()
+    return machine.kvm.config.kernel.design.facts(page.role).full_str()
 
 
 def run_recorded(
-    recording: Recording, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+    recording: Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run a recording's scenario; the judge is what the real guest saw of each op.
 
@@ -386,14 +388,14 @@ def run_recorded(
     ----------
     recording : Recording
     design : RoleDesign or str
-    derivation : str
+    kernel : Kernel, optional
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design or derivation is unknown.
+        An op is not modelled yet, or the design is unknown.
     """
-    runner = runner_of(recording.scenario, design, derivation=derivation)
+    runner = runner_of(recording.scenario, design, kernel=kernel)
 
     def execute(found: _Found) -> None:
         running, steps = runner.results(), iter(recording.scenario.steps)

@@ -18,6 +18,7 @@ from typing import Any
 
 from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab import paths
 from mmulab.lab.cases.build import (
@@ -375,28 +376,28 @@ def read_case(case: Case) -> Scenario | Recording:
 
 
 def run_work(
-    work: Scenario | Recording, design: RoleDesign | str = "passthrough", *, derivation: str = "parity"
+    work: Scenario | Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run what :func:`read_case` returned: a scenario is judged by its tables, a recording by what it saw.
 
     Raises
     ------
     InputError
-        An op is not modelled yet, or the design or derivation is unknown.
+        An op is not modelled yet, or the design is unknown.
     """
     if isinstance(work, Scenario):
-        return run_case(work, design, derivation=derivation)
-    return run_recorded(work, design, derivation=derivation)
+        return run_case(work, design, kernel=kernel)
+    return run_recorded(work, design, kernel=kernel)
 
 
-def row(case: Case, design: RoleDesign | str = "passthrough", *, derivation: str = "parity") -> Row:
+def row(case: Case, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None) -> Row:
     """Run a case under a design, the default one if none is given, and under the old one.
 
     Raises
     ------
     InputError
-        A recording cannot be read, or the design or derivation is unknown.
+        A recording cannot be read, or the design is unknown.
     """
     work, chosen = read_case(case), design_of(design)
-    run = run_work(work, chosen, derivation=derivation)
-    return Row(case, chosen, run, contrast(run, run_work(work, OLD_DESIGN, derivation=derivation)))
+    run = run_work(work, chosen, kernel=kernel)
+    return Row(case, chosen, run, contrast(run, run_work(work, OLD_DESIGN, kernel=kernel)))

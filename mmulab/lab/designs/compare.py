@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page
-from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab import paths, pool
@@ -232,7 +233,7 @@ def compare(
     designs: Sequence[RoleDesign | str],
     works: Sequence[Case],
     *,
-    derivation: str = "parity",
+    kernel: Kernel | None = None,
     jobs: int = 1,
     progress: Callable[[Sequence[Cell]], object] | None = None,
 ) -> Comparison:
@@ -244,9 +245,9 @@ def compare(
         Designs, or names or ids of some. Their names must differ.
     works : sequence of Case
         See :func:`mmulab.lab.designs.works.find_works`.
-    derivation : str
-        How the roles of child pages come about; the default design that runs
-        beside has the kernel's own, ``parity``.
+    kernel : Kernel, optional
+        Instead of each work's own; the default design that runs beside has the
+        derivation of every kernel so far, ``parity``.
     jobs : int
         Processes. A design that no other process could import, from a notebook's
         cell, keeps all in this one.
@@ -261,7 +262,7 @@ def compare(
     """
     chosen = [design_of(design) for design in designs]
     cells: list[Cell] = []
-    for row in compare_each(chosen, works, derivation=derivation, jobs=jobs):
+    for row in compare_each(chosen, works, kernel=kernel, jobs=jobs):
         cells += row
         if progress is not None:
             progress(row)
@@ -272,18 +273,17 @@ def compare_each(
     designs: Sequence[RoleDesign],
     works: Sequence[Case],
     *,
-    derivation: str = "parity",
+    kernel: Kernel | None = None,
     jobs: int = 1,
 ) -> Generator[list[Cell], None, None]:
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
-    find_derivation(derivation)
     here = any(type(design).__module__ == "__main__" for design in designs)
     if jobs == 1 or here:
         for case in works:
-            yield _cells(case, designs, derivation)
+            yield _cells(case, designs, kernel)
         return
-    work = [_Work(case, designs, derivation) for case in works]
+    work = [_Work(case, designs, kernel) for case in works]
     with closing(pool.each(_work, work, jobs)) as rows:
         for row in rows:
             yield _with_own_designs(row, designs)
@@ -294,7 +294,7 @@ class _Work(NamedTuple):
 
     case: Case
     designs: Sequence[RoleDesign]
-    derivation: str
+    kernel: Kernel | None
 
 
 def _work(work: _Work) -> list[Cell]:
@@ -314,17 +314,18 @@ def _check_names(designs: Sequence[RoleDesign]) -> None:
             raise InputError(f"role design {name!r} is there {number} times; give each a name of its own")
 
 
-def _cells(case: Case, designs: Sequence[RoleDesign], derivation: str) -> list[Cell]:
+def _cells(case: Case, designs: Sequence[RoleDesign], kernel: Kernel | None) -> list[Cell]:
     """Run all designs, and the default one beside, on a piece of work."""
     run, needs = _runner(case)
-    default = run(DEFAULT, "parity")
-    same = derivation == "parity"
-    runs = [default if same and design is DEFAULT else run(design, derivation) for design in designs]
+    plain = None if kernel is None else kernel.with_(derivation=parity)
+    default = run(DEFAULT, plain)
+    same = plain == kernel
+    runs = [default if same and design is DEFAULT else run(design, kernel) for design in designs]
     references = {DEFAULT.root_strategy.name: default}
 
     def reference(roots: str) -> _Run:
         if roots not in references:
-            references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), "parity")
+            references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), plain)
         return references[roots]
 
     return [_cell(case, found, default, needs, reference) for found in runs]
@@ -348,21 +349,21 @@ def _cell(
     return Cell(run.design, case, wrong, measures, shared, era, as_default, run.observed, base)
 
 
-def _runner(case: Case) -> tuple[Callable[[RoleDesign, str], _Run], frozenset[str]]:
+def _runner(case: Case) -> tuple[Callable[[RoleDesign, Kernel | None], _Run], frozenset[str]]:
     """Return a function that runs a design on a piece of work, which is read once, and what it needs."""
     if case.stream:
         stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
 
-        def replay(design: RoleDesign, derivation: str) -> _Run:
-            found = run_stream(stream, design, derivation=derivation, records=case.records)
+        def replay(design: RoleDesign, kernel: Kernel | None) -> _Run:
+            found = run_stream(stream, design, kernel=kernel, records=case.records)
             return _Run(design, found.wrong, found.observed)
 
         return replay, modes_of_stream(stream)
     work = read_case(case)
     scenario = work if isinstance(work, Scenario) else work.scenario
 
-    def run(design: RoleDesign, derivation: str) -> _Run:
-        found = run_work(work, design, derivation=derivation)
+    def run(design: RoleDesign, kernel: Kernel | None) -> _Run:
+        found = run_work(work, design, kernel=kernel)
         return _Run(design, found.wrong, observe(found))
 
     return run, modes_needed(scenario)

@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from html import escape
 
 from mmulab.errors import InputError
-from mmulab.kvm.roles.derivation import Derivation, find_derivation
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.lab import paths
 from mmulab.lab.cases.run import FAILURES
 from mmulab.lab.cases.table import read_case
 from mmulab.lab.designs.compare import Cell, Comparison
+from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.recording import Moment, Recording
@@ -68,14 +69,14 @@ class Wrong:
     moments: list[tuple[int, str]]
 
 
-def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
+def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
     """Run a wrong cell once more, recorded.
 
     Parameters
     ----------
     cell : Cell
         Whose design is wrong on its case.
-    derivation : str
+    kernel : Kernel, optional
         The one that the comparison ran with.
 
     Raises
@@ -87,13 +88,12 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
     """
     if cell.first_wrong is None:
         raise ValueError(f"{cell.case.name} is correct under {cell.design.name}")
-    rule = find_derivation(derivation)
     if cell.case.stream:
-        return _record_boot(cell, rule, cell.first_wrong.op)
+        return _record_boot(cell, kernel, cell.first_wrong.op)
     work = read_case(cell.case)
     scenario = work if isinstance(work, Scenario) else work.scenario
     wrong, shared = cell.first_wrong, cell.collision
-    recording, ops = _record_as_far_as_it_goes(cell, scenario, rule, wrong.op)
+    recording, ops = _record_as_far_as_it_goes(cell, scenario, kernel, wrong.op)
     if wrong.op not in ops:
         number = recording.number(Moment(ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before op {wrong.op} '{wrong.text}', in which the MMU fails")])
@@ -105,26 +105,28 @@ def record_wrong(cell: Cell, derivation: str = "parity") -> Wrong:
 
 
 def _record_as_far_as_it_goes(
-    cell: Cell, scenario: Scenario, derivation: Derivation, wrong: int
+    cell: Cell, scenario: Scenario, kernel: Kernel | None, wrong: int
 ) -> tuple[Recording, dict[int, int]]:
     """Record the whole run; if the MMU fails somewhere, up to the wrong op; if in that, up to the one before.
 
     Inside an op that never ended nothing can be visited.
     """
+    chosen = machine_config(scenario, kernel).kernel.with_(design=cell.design)
     for until in (None, wrong, wrong - 1):
         try:
-            return record_steps(scenario, design=cell.design, derivation=derivation, until=until)
+            return record_steps(scenario, kernel=chosen, until=until)
         except FAILURES:
             continue
     raise _nothing_to_see(cell)
 
 
-def _record_boot(cell: Cell, derivation: Derivation, record: int) -> Wrong:
+def _record_boot(cell: Cell, kernel: Kernel | None, record: int) -> Wrong:
     """Record a boot up to the wrong access, or if the MMU fails in that, up to the one before."""
     stream = load_stream(paths.data(f"stream/{cell.case.stream}.npz"))
+    chosen = (kernel or LINUX_6_1).with_(design=cell.design)
     for limit in (record + 1, record) if record else (1,):
         try:
-            replay = Replay(stream, limit=limit, design=cell.design, derivation=derivation, one_by_one=True)
+            replay = Replay(stream, limit=limit, kernel=chosen, one_by_one=True)
             recorder = stream_recorder(replay)
             replay.run()
         except FAILURES:
@@ -145,13 +147,15 @@ def _nothing_to_see(cell: Cell) -> InputError:
     )
 
 
-def design_matrix(found: Comparison, *, derivation: str = "parity", name: str = "designs by cases") -> Matrix:
+def design_matrix(
+    found: Comparison, *, kernel: Kernel | None = None, name: str = "designs by cases"
+) -> Matrix:
     """Return a comparison as a matrix; its wrong cells open at the wrong access.
 
     Parameters
     ----------
     found : Comparison
-    derivation : str
+    kernel : Kernel, optional
         The one that it ran with.
     name : str
         Says what the matrix is of.
@@ -165,12 +169,12 @@ def design_matrix(found: Comparison, *, derivation: str = "parity", name: str = 
         same = next(other for other in cells[row] if _ends_alike(other, cell))
         shared = "" if same.collision is None else f"<p>{escape(str(same.collision))}</p>"
         try:
-            return shared + wrong_steps(same, derivation, name=name).html()
+            return shared + wrong_steps(same, kernel, name=name).html()
         except InputError as nothing:
             return f"{shared}<p>{escape(str(nothing))}</p>"
 
     def live(row: int, column: int) -> Stepper:
-        wrong = record_wrong(cells[row][column], derivation)
+        wrong = record_wrong(cells[row][column], kernel)
         return Stepper(wrong.recording, at=wrong.moments[0][0])
 
     columns = [Column(design.id, design.name, design.summary) for design in found.designs]
@@ -194,16 +198,16 @@ def _verdict(cell: Cell) -> Verdict:
     return Verdict(True, f"{what} {wrong.op}", str(wrong), cell.as_default, not cell.in_its_time)
 
 
-def wrong_steps(cell: Cell, derivation: str = "parity", *, name: str = "") -> Steps:
+def wrong_steps(cell: Cell, kernel: Kernel | None = None, *, name: str = "") -> Steps:
     """Return the moments that tell how a wrong cell went wrong, to step through without a kernel.
 
     Parameters
     ----------
-    cell, derivation
+    cell, kernel
         As :func:`record_wrong` takes them.
     name : str
         Where the steps stand: on a page with the same steps twice it must tell the two apart.
     """
-    wrong = record_wrong(cell, derivation)
+    wrong = record_wrong(cell, kernel)
     name = f"{cell.case.name} under {cell.design.name}" + (f", {name}" if name else "")
     return wrong_access(wrong.recording, wrong.moments, name=name, verdict=str(cell.first_wrong))

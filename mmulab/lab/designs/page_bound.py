@@ -27,6 +27,7 @@ from math import log2, nan
 from typing import NamedTuple
 
 from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_ept_mmu, kvm_init_shadow_npt_mmu
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.root_strategy import top_table_level
@@ -116,7 +117,8 @@ def page_bound(design: RoleDesign) -> PageBound:
 
 def _words(design: RoleDesign, host: HostConfig) -> dict[int, None]:
     """Return the words that are accounted on a host."""
-    machine = Machine(MachineConfig(host=host, backing_bytes=1 << 21, table_frames=64, design=design))
+    kernel = LINUX_6_1.with_(design=design)
+    machine = Machine(MachineConfig(host=host, backing_bytes=1 << 21, table_frames=64, kernel=kernel))
     words: dict[int, None] = {}
     for mmu, rights in _contexts(machine.kvm.vcpus[0], host):
         below = dict.fromkeys(_portals(design, mmu))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page
-from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import FAILURES, failure_str
@@ -35,7 +35,7 @@ class StreamRun:
 
 
 def run_stream(
-    stream: Stream, design: RoleDesign, *, derivation: str = "parity", records: int | None = None
+    stream: Stream, design: RoleDesign, *, kernel: Kernel | None = None, records: int | None = None
 ) -> StreamRun:
     """Replay a boot.
 
@@ -43,7 +43,7 @@ def run_stream(
     ----------
     stream : Stream
     design : RoleDesign
-    derivation : str
+    kernel : Kernel, optional
     records : int, optional
         How many; all by default.
 
@@ -60,7 +60,8 @@ def run_stream(
         if isinstance(event, kvm_mmu_get_page):
             lookups.append(Lookup(replay.record, event.gfn, event.role, event.created))
 
-    replay = Replay(stream, limit=records, design=design, derivation=find_derivation(derivation), emit=keep)
+    base = kernel or LINUX_6_1
+    replay = Replay(stream, limit=records, kernel=base.with_(design=design), emit=keep)
     wrong = _replay(replay)
     return StreamRun(Observed.of(lookups, counts, replay.machine.stats), wrong)
 

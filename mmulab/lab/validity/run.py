@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.roles.design import RoleDesign
@@ -142,13 +142,12 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
         One of :data:`mmulab.kvm.validity.VALIDITIES`, or one's own.
     """
     scenario = witness.build()
-    config = replace(
-        machine_config(scenario),
+    kernel = LINUX_6_1.with_(
         validity=marker,
         cpuid_after_run=witness.cpuid_after_run,
         free_roots_lock=witness.free_roots_lock,
     )
-    runner = Runner(scenario, config=config)
+    runner = Runner(scenario, config=machine_config(scenario, kernel))
     machine, running = runner.machine, runner.results()
     vcpu = machine.kvm.vcpus[0]
     watched: list[RoleDecision | MmuLockHeld] = []
