@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu import INVALID_PAE_ROOT, INVALID_PAGE, Mmu
-from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.page_track import init_lpage_info
-from mmulab.kvm.rmap import PTE_LIST_EXT, kvm_mmu_page_get_gfn
+from mmulab.kvm.rmap import PTE_LIST_EXT
 from mmulab.kvm.spte import (
     SPTE_ENT_PER_PAGE,
     SPTE_TDP_AD_MASK,

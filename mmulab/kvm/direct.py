@@ -58,7 +58,7 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     fault.gfn = fault.addr >> 12
     fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
     if page_fault_handle_page_track(vcpu, fault):
-        return RetPf.EMULATE
+        return RetPf.WRITE_PROTECTED
     ret = fast_page_fault(vcpu, fault)
     if ret != RetPf.INVALID:
         return ret

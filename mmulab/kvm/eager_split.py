@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.memslot import KvmMemslot, PteList
-from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     PTE_LIST_EXT,
     gfn_to_rmap,
     kvm_mmu_page_get_access,
-    kvm_mmu_page_get_gfn,
     pte_list_iter,
     rmap_add,
     slot_handle_level_range,

@@ -153,6 +153,11 @@ def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
     """Whether the processor should try what could not be emulated, the page unprotected."""
     if not kind.allow_retry:
         return False
+    if vcpu.kvm.behaviours.retry_only_if_write_protected:
+        if kind.write_pf_to_sp:
+            return False
+        kvm_mmu_unprotect_gfn_and_retry(vcpu, cr2, always=True)
+        return True
     gpa: int | None = cr2
     if not vcpu.mmu.direct:
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, cr2, _user(vcpu) | PFERR_WRITE_MASK)
@@ -170,8 +175,27 @@ def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
     return not kind.write_pf_to_sp
 
 
+def kvm_mmu_unprotect_gfn_and_retry(vcpu: Vcpu, cr2: int, *, always: bool = False) -> bool:
+    """Zap what write-protects the gfn at an address, and note where; return whether to try again (6.12).
+
+    `always`: also if there was nothing.
+    """
+    kvm, gpa, found = vcpu.kvm, cr2, False
+    if kvm.indirect_shadow_pages:
+        where: int | None = gpa
+        if not vcpu.mmu.direct:
+            where, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, cr2, _user(vcpu) | PFERR_WRITE_MASK)
+        found = where is not None and kvm_mmu_unprotect_page(kvm, where >> 12)
+    if found or always:
+        vcpu.last_retry_eip, vcpu.last_retry_addr = vcpu.rip, cr2
+    return found
+
+
 def _retry_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
     """Whether to unprotect and retry, because this instruction is not one that writes tables."""
+    if vcpu.kvm.behaviours.retry_only_if_write_protected:
+        retry = kind.allow_retry and insn.mnemonic not in WRITES_TABLES
+        return retry and kvm_mmu_unprotect_gfn_and_retry(vcpu, cr2)
     last_eip, last_addr = vcpu.last_retry_eip, vcpu.last_retry_addr
     vcpu.last_retry_eip = vcpu.last_retry_addr = 0
     if not kind.allow_retry or insn.mnemonic in WRITES_TABLES:

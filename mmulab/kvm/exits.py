@@ -79,11 +79,11 @@ def kvm_handle_page_fault(
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_page_fault(vcpu.rip, addr, error_code))
-    if reinjection and not vcpu.mmu.direct:
+    if reinjection and not vcpu.mmu.direct and vcpu.kvm.behaviours.unprotect_on_reinjection:
         access = PFERR_USER_MASK if vcpu.cpl == 3 else 0
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, access)
         kvm_mmu_unprotect_page(vcpu.kvm, ((1 << 64) - 1 if gpa is None else gpa) >> 12)
-    return kvm_mmu_page_fault(vcpu, addr, error_code, insn)
+    return kvm_mmu_page_fault(vcpu, addr, error_code, insn, reinjection=reinjection)
 
 
 class InternalError(Exception):
@@ -288,7 +288,7 @@ def handle_nested_page_fault(
         trace_exit(vcpu, event, code, fault.gpa)
         if emit is not None:
             emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
-        return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn)
+        return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn, reinjection=idt_vectoring is not None)
     if vcpu.guest_mode:
         # Undefined if the access was for no linear address (SDM 3, table 28-7); processors leave 0.
         vcpu.vmx.gla = fault.va or 0
@@ -306,7 +306,8 @@ def handle_nested_page_fault(
     if emit is not None:
         emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
     vcpu.exit_qualification = qualification
-    return kvm_mmu_page_fault(vcpu, fault.gpa, _ept_error_code(qualification), insn)
+    code = _ept_error_code(qualification)
+    return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn, reinjection=idt_vectoring is not None)
 
 
 @dataclass(frozen=True, slots=True)

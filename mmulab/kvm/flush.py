@@ -1,12 +1,14 @@
 """Flushes of the hardware's translations.
 
-Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``kvm_flush_remote_tlbs``).
+Source: Linux 6.1 and 6.12 ``virt/kvm/kvm_main.c`` (``kvm_flush_remote_tlbs``),
+``arch/x86/kvm/mmu/mmu_internal.h`` (``kvm_flush_remote_tlbs_gfn``).
 """
 
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.state import Kvm, Request
+from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
+from mmulab.kvm.state import Kvm, Request, spte_index, sptep_to_sp
 
 
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
@@ -18,13 +20,27 @@ def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     kvm.make_all_cpus_request(Request.TLB_FLUSH)
 
 
-def kvm_flush_remote_tlbs_with_address(kvm: Kvm, start_gfn: int, pages: int) -> None:
-    """Ask for a flush of a range; without a paravirtual host that is a flush of all.
-
-    Only calls from outside ``mmu.c`` are reported: those inside are inlined, so
-    that a probe on the function does not see them.
-    """
+def kvm_flush_remote_tlbs_range(kvm: Kvm, start_gfn: int, pages: int) -> None:
+    """Ask for a flush of a range; without a paravirtual host that is a flush of all."""
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_flush_remote_tlbs_with_address(start_gfn, pages))
     kvm_flush_remote_tlbs(kvm)
+
+
+def kvm_flush_remote_tlbs_gfn(kvm: Kvm, gfn: int, level: int) -> None:
+    """Ask for a flush of the page of `level` that holds `gfn`, from inside ``mmu.c``.
+
+    6.1 inlines the call there, so that a probe sees nothing but the flush of all.
+    """
+    if kvm.behaviours.ranged_flushes_are_calls:
+        pages = 1 << 9 * (level - 1)
+        kvm_flush_remote_tlbs_range(kvm, gfn & -pages, pages)
+    else:
+        kvm_flush_remote_tlbs(kvm)
+
+
+def kvm_flush_remote_tlbs_sptep(kvm: Kvm, sptep: int) -> None:
+    """Ask for a flush of what the spte maps."""
+    sp = sptep_to_sp(kvm, sptep)
+    kvm_flush_remote_tlbs_gfn(kvm, kvm_mmu_page_get_gfn(sp, spte_index(sptep)), sp.level)

@@ -7,7 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(invlpg)``), ``mmu.
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
@@ -15,6 +15,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.sync import kvm_sync_spte
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 
@@ -23,6 +24,9 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
     """Refresh what `root_hpa` says about `gva`, if its page is out of sync."""
     kvm = vcpu.kvm
     vcpu_clear_mmio_info(vcpu, gva)
+    if kvm.behaviours.invalidate_syncs_in_place:
+        _invalidate_in_place(vcpu, gva, root_hpa)
+        return
     it = ShadowWalk(vcpu, root_hpa, gva)
     while it.okay():
         sp = sptep_to_sp(kvm, it.sptep)
@@ -31,6 +35,23 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
             if not sp.unsync:
                 return
             _invlpg_leaf(vcpu, it.sptep, old)
+        if not sp.unsync_children:
+            return
+        it.next()
+
+
+def _invalidate_in_place(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
+    """Sync the sptes of unsync pages on the way to `gva` (``__kvm_mmu_invalidate_addr``, 6.12)."""
+    kvm = vcpu.kvm
+    it = ShadowWalk(vcpu, root_hpa, gva)
+    while it.okay():
+        sp = sptep_to_sp(kvm, it.sptep)
+        if sp.unsync:
+            ret = kvm_sync_spte(vcpu, sp, spte_index(it.sptep))
+            if ret < 0:
+                mmu_page_zap_pte(kvm, sp, it.sptep, None)
+            if ret:
+                kvm_flush_remote_tlbs_sptep(kvm, it.sptep)
         if not sp.unsync_children:
             return
         it.next()
@@ -45,7 +66,7 @@ def _invlpg_leaf(vcpu: Vcpu, sptep: int, old: int) -> None:
     gpa = get_level1_sp_gpa(sp, width) + spte_index(sptep) * width
     mmu_page_zap_pte(kvm, sp, sptep, None)
     if is_shadow_present_pte(old):
-        kvm_flush_remote_tlbs(kvm)
+        kvm_flush_remote_tlbs_sptep(kvm, sptep)
     gpte = kvm_read_guest(vcpu, gpa, width)
     if gpte is not None:
         prefetch_gpte(vcpu, sp, sptep, gpte, no_dirty_log=False)

@@ -79,7 +79,7 @@ def sync_mmio_spte(vcpu: Vcpu, sptep: int, gfn: int, access: int) -> bool:
     if not is_mmio_spte(kvm.fmt, spte):
         return False
     if gfn != get_mmio_spte_gfn(kvm.fmt, spte):
-        kvm.memory.store64(sptep, 0)
+        kvm.memory.store64(sptep, kvm.fmt.nonpresent)
     else:
         mark_mmio_spte(vcpu, sptep, gfn, access)
     return True

@@ -18,6 +18,8 @@ INVALID_PAE_ROOT = 0
 KVM_MMU_NUM_PREV_ROOTS = 3
 KVM_MMU_ROOT_CURRENT = 1
 KVM_MMU_ROOTS_ALL = (1 << 64) - 1
+KVM_MMU_ROOTS_ALL_4_BITS = 0xF
+"""The same from 6.4 on: the current root and the three previous ones."""
 SHADOWING = ("paging32", "paging64", "ept")
 """Kinds of contexts that shadow tables of the guest."""
 

@@ -124,3 +124,12 @@ class ShadowPage:
             "unsync children": self.unsync_children,
         }
         return facts_html(facts, f"shadow page in frame {self.frame:#x}")
+
+
+def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
+    """Return the gfn that the entry at `index` of `sp` maps."""
+    if sp.passthrough:
+        return sp.gfn
+    if not sp.direct:
+        return sp.shadowed_translation.get(index, 0) >> 12  # zeros from the start, as an upper page keeps
+    return sp.gfn + (index << 9 * (sp.level - 1))

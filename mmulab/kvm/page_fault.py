@@ -10,7 +10,12 @@ from collections.abc import Callable
 
 from mmulab import events as ev
 from mmulab.kvm.direct import kvm_tdp_page_fault, nonpaging_page_fault
-from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
+from mmulab.kvm.emulate import (
+    EmulationType,
+    Verdict,
+    kvm_mmu_unprotect_gfn_and_retry,
+    x86_emulate_instruction,
+)
 from mmulab.kvm.mmio import check_mmio_spte, mmio_info_in_cache, vcpu_cache_mmio_info
 from mmulab.kvm.paging_tmpl import page_fault
 from mmulab.kvm.set_spte import PageFault, RetPf
@@ -31,6 +36,7 @@ from mmulab.x86.pferr import (
 PFERR_NESTED_GUEST_PAGE = PFERR_GUEST_PAGE_MASK | PFERR_WRITE_MASK | PFERR_PRESENT_MASK
 """A guest table that the processor wanted to write is write-protected."""
 
+_COUNTED = {RetPf.FIXED: "pf_fixed", RetPf.EMULATE: "pf_emulate", RetPf.SPURIOUS: "pf_spurious"}
 HANDLERS: dict[str, Callable[[Vcpu, PageFault], RetPf]] = {
     "nonpaging": nonpaging_page_fault,
     "tdp": kvm_tdp_page_fault,
@@ -40,7 +46,9 @@ HANDLERS: dict[str, Callable[[Vcpu, PageFault], RetPf]] = {
 }
 
 
-def kvm_mmu_page_fault(vcpu: Vcpu, addr: int, error_code: int, insn: Instruction) -> Verdict:
+def kvm_mmu_page_fault(
+    vcpu: Vcpu, addr: int, error_code: int, insn: Instruction, *, reinjection: bool = False
+) -> Verdict:
     """Handle a page fault that the processor took on the tables in use.
 
     Parameters
@@ -51,6 +59,8 @@ def kvm_mmu_page_fault(vcpu: Vcpu, addr: int, error_code: int, insn: Instruction
         The processor's.
     insn : Instruction
         What the vCPU was executing, in case it must be emulated.
+    reinjection : bool
+        It came while an event was being delivered.
     """
     direct = vcpu.mmu.direct
     emulation_type = EmulationType(page_fault=True)
@@ -60,20 +70,75 @@ def kvm_mmu_page_fault(vcpu: Vcpu, addr: int, error_code: int, insn: Instruction
         if ret == RetPf.EMULATE:
             return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
     if ret == RetPf.INVALID:
-        ret = kvm_mmu_do_page_fault(vcpu, addr, error_code & 0xFFFFFFFF, emulation_type)
+        known = error_code if vcpu.kvm.behaviours.error_code_has_64_bits else error_code & 0xFFFFFFFF
+        ret = kvm_mmu_do_page_fault(vcpu, addr, known, emulation_type)
+    handle = (
+        kvm_mmu_write_protect_fault
+        if vcpu.kvm.behaviours.retry_only_if_write_protected
+        else _unprotect_or_allow_retry
+    )
+    ret = handle(vcpu, addr, error_code, ret, emulation_type, reinjection)
     if ret != RetPf.EMULATE:
         return Verdict.RESUME
+    return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
+
+
+def _unprotect_or_allow_retry(
+    vcpu: Vcpu, addr: int, error_code: int, ret: RetPf, kind: EmulationType, reinjection: bool
+) -> RetPf:
+    """Let the guest write its table, or allow the emulator to, whatever made it necessary (6.1)."""
+    direct = vcpu.mmu.direct
+    unprotects = not vcpu.kvm.behaviours.unprotect_on_reinjection
+    reinjects = unprotects and reinjection and not direct and ret == RetPf.WRITE_PROTECTED
+    if reinjects and kvm_mmu_unprotect_gfn_and_retry(vcpu, addr):
+        return RetPf.RETRY
+    if ret == RetPf.WRITE_PROTECTED:
+        ret = RetPf.EMULATE
+    _count(vcpu, ret)
+    if ret != RetPf.EMULATE:
+        return ret
     if direct and error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE:
         kvm_mmu_unprotect_page(vcpu.kvm, addr >> 12)
-        return Verdict.RESUME
-    emulation_type.allow_retry = not mmio_info_in_cache(vcpu, addr, direct) and not vcpu.guest_mode
-    return x86_emulate_instruction(vcpu, addr, emulation_type, insn)
+        return RetPf.RETRY
+    kind.allow_retry = not mmio_info_in_cache(vcpu, addr, direct) and not vcpu.guest_mode
+    return ret
+
+
+def kvm_mmu_write_protect_fault(
+    vcpu: Vcpu, addr: int, error_code: int, ret: RetPf, kind: EmulationType, reinjection: bool
+) -> RetPf:
+    """Let the guest write its table, or allow the emulator to, if the fault hit one (6.12)."""
+    if ret == RetPf.WRITE_PROTECTED:
+        ret = _write_protected(vcpu, addr, error_code, kind, reinjection)
+    _count(vcpu, ret)
+    return ret
+
+
+def _write_protected(
+    vcpu: Vcpu, addr: int, error_code: int, kind: EmulationType, reinjection: bool
+) -> RetPf:
+    if (vcpu.last_retry_eip, vcpu.last_retry_addr) == (vcpu.rip, addr):
+        return RetPf.EMULATE
+    vcpu.last_retry_eip = vcpu.last_retry_addr = 0
+    direct = vcpu.mmu.direct
+    table = error_code & PFERR_NESTED_GUEST_PAGE == PFERR_NESTED_GUEST_PAGE
+    reinjects = reinjection and not vcpu.kvm.behaviours.unprotect_on_reinjection
+    if (table if direct else reinjects) and kvm_mmu_unprotect_gfn_and_retry(vcpu, addr):
+        return RetPf.RETRY
+    kind.allow_retry = not vcpu.guest_mode
+    return RetPf.EMULATE
+
+
+def _count(vcpu: Vcpu, ret: RetPf) -> None:
+    name = _COUNTED.get(ret)
+    if name is not None:
+        vcpu.stat[name] += 1
 
 
 def kvm_mmu_do_page_fault(
     vcpu: Vcpu, addr: int, error_code: int, emulation_type: EmulationType
 ) -> RetPf:
-    """Call the context's handler, and count."""
+    """Call the context's handler."""
     fault = PageFault(
         addr=addr,
         error_code=error_code,
@@ -85,16 +150,9 @@ def kvm_mmu_do_page_fault(
         is_tdp=vcpu.mmu.kind == "tdp",
         nx_huge_page_workaround_enabled=vcpu.kvm.config.nx_huge_pages,
     )
-    stat = vcpu.stat
-    stat["pf_taken"] += 1
+    vcpu.stat["pf_taken"] += 1
     ret = HANDLERS[vcpu.mmu.kind](vcpu, fault)
     emulation_type.write_pf_to_sp = fault.write_fault_to_shadow_pgtable
-    if ret == RetPf.FIXED:
-        stat["pf_fixed"] += 1
-    elif ret == RetPf.EMULATE:
-        stat["pf_emulate"] += 1
-    elif ret == RetPf.SPURIOUS:
-        stat["pf_spurious"] += 1
     return ret
 
 

@@ -6,7 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/page_track.c``; ``mmu.c`` (``account_shadow
 
 from __future__ import annotations
 
-from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import (
@@ -68,7 +68,10 @@ def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
         slot.gfn_track[sp.gfn] = slot.gfn_track.get(sp.gfn, 0) + 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, 1)
     if kvm_mmu_slot_gfn_write_protect(kvm, slot, sp.gfn, 1):
-        kvm_flush_remote_tlbs(kvm)
+        if sp.level == 1:
+            kvm_flush_remote_tlbs_gfn(kvm, sp.gfn, 1)
+        else:
+            kvm_flush_remote_tlbs(kvm)
 
 
 def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:

@@ -56,8 +56,10 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
     if page_fault_handle_page_track(vcpu, fault):
         shadow_page_table_clear_flood(vcpu, fault.addr)
-        return RetPf.EMULATE
-    fault.max_level = 1 if _is_self_change_mapping(vcpu, gw, fault) else gw.level
+        return RetPf.WRITE_PROTECTED
+    fault.max_level = gw.level
+    if vcpu.kvm.behaviours.is_self_change_mapping and _is_self_change_mapping(vcpu, gw, fault):
+        fault.max_level = 1
     ret = kvm_faultin_pfn(vcpu, fault)
     if ret != RetPf.CONTINUE:
         return ret
@@ -121,9 +123,14 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
     words = kvm.memory.words
     if _gpte_changed(vcpu, gw, top_table_level(vcpu.mmu.cpu_role)):
         return RetPf.RETRY
+    checks_here = not kvm.behaviours.is_self_change_mapping
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
-    while it.okay() and it.level > gw.level:
+    while it.okay():
+        if it.level == gw.level and not checks_here:
+            break
         sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
+        if it.level == gw.level:
+            break
         child_level = it.level - 1
         # Above the guest's highest table the page below is still its portal.
         above = child_level > gw.max_level
@@ -136,12 +143,15 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
             return RetPf.RETRY
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
+        if checks_here and fault.write and gfn == fault.gfn:
+            fault.write_fault_to_shadow_pgtable = True
         it.next()
     kvm_mmu_hugepage_adjust(kvm, fault)
     trace_spte_requested(kvm, fault)
     direct_access = gw.pte_access
     while it.okay():
-        sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
+        if not checks_here:
+            sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
         if fault.nx_huge_page_workaround_enabled:
             disallowed_hugepage_adjust(fault, words[it.sptep >> 3], it.level)
         if it.level == fault.goal_level:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM
-from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.rmap import kvm_mmu_page_get_gfn
+from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp

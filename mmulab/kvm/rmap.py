@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
-from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot, PteList
-from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.spte import (
     is_accessed_spte,
     is_dirty_spte,
@@ -72,15 +72,6 @@ def gfn_to_rmap(slot: KvmMemslot, gfn: int, level: int) -> PteList | None:
     return slot.rmap[level].get(gfn >> 9 * (level - 1))
 
 
-def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
-    """Return the gfn that the entry at `index` of `sp` maps."""
-    if sp.passthrough:
-        return sp.gfn
-    if not sp.direct:
-        return sp.shadowed_translation[index] >> 12
-    return sp.gfn + (index << 9 * (sp.level - 1))
-
-
 def kvm_mmu_page_get_access(sp: ShadowPage, index: int) -> int:
     """Return the guest rights that the entry at `index` of `sp` shadows."""
     if sp.has_gptes:
@@ -104,7 +95,7 @@ def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> N
     kvm.stat["max_mmu_rmap_size"] = max(kvm.stat["max_mmu_rmap_size"], count)
     if count > RMAP_RECYCLE_THRESHOLD:
         kvm_zap_all_rmap_sptes(kvm, slot, gfn, sp.level)
-        kvm_flush_remote_tlbs(kvm)
+        kvm_flush_remote_tlbs_gfn(kvm, gfn, sp.level)
 
 
 def rmap_remove(kvm: Kvm, sptep: int) -> None:
@@ -142,7 +133,7 @@ def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
     """Clear a leaf entry and return what it was."""
     memory = kvm.memory
     old = memory.words[sptep >> 3]
-    memory.store64(sptep, 0)
+    memory.store64(sptep, kvm.fmt.nonpresent)
     if is_shadow_present_pte(old):
         kvm.stat[PAGES_STAT[sptep_to_sp(kvm, sptep).level]] -= 1
     return old
@@ -153,7 +144,7 @@ def drop_spte(kvm: Kvm, sptep: int) -> None:
     emit = kvm.emit
     if emit is not None:
         old = kvm.memory.words[sptep >> 3]
-        if old:
+        if old != kvm.fmt.nonpresent:
             emit(ev.drop_spte(sptep, old))
     if is_shadow_present_pte(mmu_spte_clear_track_bits(kvm, sptep)):
         rmap_remove(kvm, sptep)

@@ -18,6 +18,7 @@ from mmulab.kvm.mmu import (
     KVM_MMU_NUM_PREV_ROOTS,
     KVM_MMU_ROOT_CURRENT,
     KVM_MMU_ROOTS_ALL,
+    KVM_MMU_ROOTS_ALL_4_BITS,
     PT32E_ROOT_LEVEL,
     Mmu,
     root_previous,
@@ -249,6 +250,11 @@ def _free_root_page(kvm: Kvm, root_hpa: int, invalid: InvalidList) -> None:
         kvm_mmu_prepare_zap_page(kvm, sp, invalid)
 
 
+def kvm_mmu_roots_all(kvm: Kvm) -> int:
+    """Return the mask that stands for all roots of a context."""
+    return KVM_MMU_ROOTS_ALL_4_BITS if kvm.behaviours.roots_all_is_four_bits else KVM_MMU_ROOTS_ALL
+
+
 def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     """Drop the context's hold on the roots of the mask; invalid ones nobody holds are freed."""
     emit = kvm.emit
@@ -293,8 +299,8 @@ def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
 
 def kvm_mmu_unload(vcpu: Vcpu) -> None:
     """Free all roots of the vCPU."""
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.root_mmu, KVM_MMU_ROOTS_ALL)
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.root_mmu, kvm_mmu_roots_all(vcpu.kvm))
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, kvm_mmu_roots_all(vcpu.kvm))
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
 
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from mmulab import events as ev
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
-from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmio import mark_mmio_spte
 from mmulab.kvm.mmu_page import ShadowPage
@@ -46,7 +46,7 @@ KVM_PFN_ERR_RO_FAULT = -2
 
 
 class RetPf(IntEnum):
-    """What became of a fault (``RET_PF_*``)."""
+    """What became of a fault (``RET_PF_*``); the numbers are 6.1's, which has no WRITE_PROTECTED."""
 
     CONTINUE = 0
     RETRY = 1
@@ -54,6 +54,7 @@ class RetPf(IntEnum):
     INVALID = 3
     FIXED = 4
     SPURIOUS = 5
+    WRITE_PROTECTED = 6
 
 
 @dataclass(slots=True)
@@ -191,7 +192,7 @@ def mmu_set_spte(
         vcpu.stat["pf_mmio_spte_created"] += 1
         mark_mmio_spte(vcpu, sptep, gfn, pte_access)
         if flush:
-            kvm_flush_remote_tlbs(kvm)
+            kvm_flush_remote_tlbs_gfn(kvm, gfn, level)
         return RetPf.EMULATE
     assert slot is not None
     spte, wrprot = make_spte(
@@ -213,9 +214,9 @@ def mmu_set_spte(
         flush |= mmu_spte_update(kvm, sptep, spte)
         trace_set_spte(kvm, level, gfn, sptep, spte)
     if wrprot and fault is not None and fault.write:
-        ret = RetPf.EMULATE
+        ret = RetPf.WRITE_PROTECTED
     if flush:
-        kvm_flush_remote_tlbs(kvm)
+        kvm_flush_remote_tlbs_gfn(kvm, gfn, level)
     if was_rmapped:
         kvm_mmu_page_set_translation(sp, spte_index(sptep), _recorded_gfn(sp, sptep), pte_access)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
-from mmulab.kvm.flush import kvm_flush_remote_tlbs
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import (
@@ -70,7 +70,7 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
 
 def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Create an empty page that is in no hash and on no list."""
-    frame = kvm.memory.alloc_frame()
+    frame = kvm.memory.alloc_frame(kvm.fmt.nonpresent)
     sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), kvm.mmu_valid_gen)
     kvm.pages[frame] = sp
     return sp
@@ -174,7 +174,7 @@ def validate_direct_spte(kvm: Kvm, sptep: int, direct_access: int) -> None:
         child = kvm.pages[spte_to_pfn(spte)]
         if child.access != direct_access:
             drop_parent_pte(kvm, child, sptep)
-            kvm_flush_remote_tlbs(kvm)
+            kvm_flush_remote_tlbs_sptep(kvm, sptep)
 
 
 class ShadowWalk:

@@ -17,10 +17,10 @@ from mmulab.kvm.gpte import (
 from mmulab.kvm.guest_walk import kvm_read_guest
 from mmulab.kvm.mmio import sync_mmio_spte
 from mmulab.kvm.mmu import SHADOWING
-from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.rmap import (
     drop_spte,
-    kvm_mmu_page_get_gfn,
+    kvm_mmu_page_get_access,
     kvm_mmu_page_set_translation,
     kvm_mmu_slot_gfn_write_protect,
     mmu_spte_update,
@@ -50,16 +50,27 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
         return -1
     width = paging.mode.entry_bytes
     first = get_level1_sp_gpa(sp, width)
-    base = sp.frame * SPTE_ENT_PER_PAGE
+    base, empty = sp.frame * SPTE_ENT_PER_PAGE, vcpu.kvm.fmt.nonpresent
     flush = False
     for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
-        if not spte:
+        if spte == empty:
             continue
         gpte = kvm_read_guest(vcpu, first + index * width, width)
         if gpte is None:
             return -1
         flush |= _sync_spte(vcpu, sp, index, gpte, paging)
     return int(flush)
+
+
+def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
+    """Mend one spte; returns as :func:`sync_page` does. One that is empty stays so."""
+    paging = vcpu.mmu.paging
+    if vcpu.kvm.memory.words[sp.frame * SPTE_ENT_PER_PAGE + index] == vcpu.kvm.fmt.nonpresent:
+        return 0
+    assert paging is not None
+    width = paging.mode.entry_bytes
+    gpte = kvm_read_guest(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
+    return -1 if gpte is None else int(_sync_spte(vcpu, sp, index, gpte, paging))
 
 
 def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging) -> bool:
@@ -72,9 +83,12 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     access = protect_clean_gpte(paging, sp.access & gpte_access(paging, gpte), gpte)
     if sync_mmio_spte(vcpu, sptep, gfn, access):
         return False
-    if (not access and not kvm.fmt.present) or gfn != kvm_mmu_page_get_gfn(sp, index):
+    invisible = access | kvm.fmt.present == kvm.fmt.nonpresent
+    if invisible or gfn != kvm_mmu_page_get_gfn(sp, index):
         drop_spte(kvm, sptep)
         return True
+    if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
+        return False
     kvm_mmu_page_set_translation(sp, index, gfn, access)
     spte = kvm.memory.words[sptep >> 3]
     slot = vcpu_memslots(vcpu).lookup(gfn)

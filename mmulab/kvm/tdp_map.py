@@ -7,7 +7,8 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/tdp_mmu.c`` (``kvm_tdp_mmu_map``,
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.flush import kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.set_spte import (
     PageFault,
     RetPf,
@@ -24,12 +25,13 @@ from mmulab.kvm.spte import (
     is_shadow_present_pte,
     make_mmio_spte,
 )
-from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import Kvm, Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
 from mmulab.kvm.tdp_mmu import (
     tdp_mmu_alloc_child,
     tdp_mmu_link_sp,
     tdp_mmu_set_spte_atomic,
+    tdp_mmu_split_huge_page,
     tdp_mmu_zap_spte_atomic,
 )
 from mmulab.x86.pferr import ACC_ALL
@@ -46,16 +48,28 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
             disallowed_hugepage_adjust(fault, entry.old_spte, entry.level)
         if entry.level == fault.goal_level:
             return _set_leaf(vcpu, fault, entry)
-        if is_shadow_present_pte(entry.old_spte) and is_large_pte(entry.old_spte):
-            tdp_mmu_zap_spte_atomic(kvm, entry)
-            entry.old_spte = kvm.memory.words[entry.sptep >> 3]
-        if not is_shadow_present_pte(entry.old_spte):
+        if is_shadow_present_pte(entry.old_spte) and not is_large_pte(entry.old_spte):
+            continue
+        if is_shadow_present_pte(entry.old_spte) and kvm.behaviours.tdp_fault_splits_huge_page:
+            sp = tdp_mmu_split_huge_page(kvm, entry, shared=True)
+        else:
+            if is_shadow_present_pte(entry.old_spte):
+                tdp_mmu_zap_spte_atomic(kvm, entry)
+                entry.old_spte = kvm.memory.words[entry.sptep >> 3]
             sp = tdp_mmu_alloc_child(kvm, entry)
             tdp_mmu_link_sp(kvm, entry, sp, shared=True)
-            if fault.huge_page_disallowed and fault.req_level >= entry.level:
-                sp.lpage_disallowed = True
-                kvm.stat["nx_lpage_splits"] += 1
+        if fault.huge_page_disallowed and fault.req_level >= entry.level:
+            sp.lpage_disallowed = True
+            kvm.stat["nx_lpage_splits"] += 1
     return RetPf.RETRY
+
+
+def _flush_of_table(kvm: Kvm, sp: ShadowPage, entry: TdpEntry) -> None:
+    """Flush what a table mapped whose place a page took; 6.1 gives the table's own gfn and range."""
+    if kvm.behaviours.ranged_flushes_are_calls:
+        kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+    else:
+        kvm_flush_remote_tlbs_range(kvm, sp.gfn, 1 << 9 * entry.level)
 
 
 def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
@@ -83,9 +97,9 @@ def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
     else:
         tdp_mmu_set_spte_atomic(kvm, entry, new)
         if is_shadow_present_pte(old) and not is_last_spte(old, entry.level):
-            kvm_flush_remote_tlbs_with_address(kvm, sp.gfn, 1 << 9 * entry.level)
+            _flush_of_table(kvm, sp, entry)
     if wrprot and fault.write:
-        ret = RetPf.EMULATE
+        ret = RetPf.WRITE_PROTECTED
     emit = kvm.emit
     if slot is None:
         vcpu.stat["pf_mmio_spte_created"] += 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
-from mmulab.kvm.flush import kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
@@ -55,7 +55,7 @@ def _max_gfn(kvm: Kvm) -> int:
 
 def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Make an empty page."""
-    frame = kvm.memory.alloc_frame()
+    frame = kvm.memory.alloc_frame(kvm.fmt.nonpresent)
     sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), 0)
     sp.tdp_mmu_page = True
     kvm.pages[frame] = sp
@@ -132,14 +132,14 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
     if sp.lpage_disallowed:
         kvm.stat["nx_lpage_splits"] -= 1
     base = sp.frame * SPTE_ENT_PER_PAGE
-    shared = kvm.mmu_lock_shared
+    shared, frozen = kvm.mmu_lock_shared, REMOVED_SPTE | kvm.fmt.nonpresent
     for index in range(SPTE_ENT_PER_PAGE):
         old = kvm.memory.words[base + index]
         if not shared and not is_shadow_present_pte(old):
             continue
-        kvm.memory.store64((base + index) << 3, REMOVED_SPTE)
+        kvm.memory.store64((base + index) << 3, frozen)
         gfn = sp.gfn + (index << 9 * (sp.level - 1))
-        handle_changed_spte(kvm, sp.smm, gfn, old, REMOVED_SPTE, sp.level)
+        handle_changed_spte(kvm, sp.smm, gfn, old, frozen, sp.level)
     _free_sp(kvm, sp)
 
 
@@ -164,9 +164,14 @@ def tdp_mmu_set_spte_atomic(kvm: Kvm, entry: TdpEntry, new: int) -> None:
 
 def tdp_mmu_zap_spte_atomic(kvm: Kvm, entry: TdpEntry) -> None:
     """Remove what the entry maps, flush, and only then leave it empty."""
-    tdp_mmu_set_spte_atomic(kvm, entry, REMOVED_SPTE)
-    kvm_flush_remote_tlbs_with_address(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
-    kvm.memory.store64(entry.sptep, 0)
+    empty = kvm.fmt.nonpresent
+    if not kvm.behaviours.zap_flushes_before_children:
+        tdp_mmu_set_spte_atomic(kvm, entry, REMOVED_SPTE | empty)
+        kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+        kvm.memory.store64(entry.sptep, empty)
+        return
+    kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+    tdp_mmu_set_spte_atomic(kvm, entry, empty)
 
 
 def tdp_mmu_link_sp(kvm: Kvm, entry: TdpEntry, sp: ShadowPage, *, shared: bool) -> None:
@@ -179,17 +184,20 @@ def tdp_mmu_link_sp(kvm: Kvm, entry: TdpEntry, sp: ShadowPage, *, shared: bool) 
 
 
 def _zap_root(kvm: Kvm, root: ShadowPage, zap_level: int, *, shared: bool) -> None:
+    empty = kvm.fmt.nonpresent
     for entry in for_each_tdp_pte(kvm, root, 0, _max_gfn(kvm), zap_level):
         if is_shadow_present_pte(entry.old_spte) and entry.level <= zap_level:
             if shared:
-                tdp_mmu_set_spte_atomic(kvm, entry, 0)
+                tdp_mmu_set_spte_atomic(kvm, entry, empty)
             else:
-                tdp_mmu_set_spte(kvm, entry, 0)
+                tdp_mmu_set_spte(kvm, entry, empty)
 
 
 def tdp_mmu_zap_root(kvm: Kvm, root: ShadowPage, *, shared: bool) -> None:
-    """Empty a root: 1 GiB at a time first, so that no step takes long, then from the top."""
-    _zap_root(kvm, root, PG_LEVEL_1G, shared=shared)
+    """Empty a root: parts of it first, so that no step takes long, then from the top."""
+    first = 1 if kvm.behaviours.zap_root_level_by_level else PG_LEVEL_1G
+    for level in range(first, PG_LEVEL_1G + 1):
+        _zap_root(kvm, root, level, shared=shared)
     _zap_root(kvm, root, root.level, shared=shared)
 
 
@@ -219,10 +227,11 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm) -> None:
 def kvm_tdp_mmu_zap_leafs(kvm: Kvm, as_id: int | None, start: int, end: int) -> bool:
     """Drop the leaf entries of gfns from `start` to below `end`; return whether there was one."""
     flush = False
-    for root in list(roots(kvm, as_id)):
+    only_valid = kvm.behaviours.zap_leafs_skips_invalid_roots
+    for root in list(roots(kvm, as_id, only_valid=only_valid)):
         for entry in for_each_tdp_pte(kvm, root, start, min(end, _max_gfn(kvm))):
             if is_shadow_present_pte(entry.old_spte) and is_last_spte(entry.old_spte, entry.level):
-                tdp_mmu_set_spte(kvm, entry, 0)
+                tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
                 flush = True
     return flush
 
@@ -281,7 +290,8 @@ def kvm_tdp_mmu_clear_dirty_pt_masked(kvm: Kvm, as_id: int, gfns: list[int], *, 
                     tdp_mmu_set_spte(kvm, entry, new, dirty_log=False)
 
 
-def _split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> None:
+def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> ShadowPage:
+    """Put a table in the place of a huge page, which maps the same; return it."""
     huge = entry.old_spte
     sp = tdp_mmu_alloc_child(kvm, entry)
     executable = bool(sp.access & ACC_EXEC_MASK) and kvm.config.nx_huge_pages
@@ -293,6 +303,7 @@ def _split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> None:
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_split_huge_page(entry.gfn, huge, entry.level, 0))
+    return sp
 
 
 def kvm_tdp_mmu_try_split_huge_pages(
@@ -302,7 +313,7 @@ def kvm_tdp_mmu_try_split_huge_pages(
     for root in roots(kvm, as_id, only_valid=True):
         for entry in for_each_tdp_pte(kvm, root, start, end, target_level + 1):
             if is_shadow_present_pte(entry.old_spte) and is_large_pte(entry.old_spte):
-                _split_huge_page(kvm, entry, shared=shared)
+                tdp_mmu_split_huge_page(kvm, entry, shared=shared)
 
 
 def kvm_tdp_mmu_zap_collapsible_sptes(

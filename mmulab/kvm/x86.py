@@ -121,7 +121,10 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     vcpu.cr0 = cr0
     if vcpu.efer & EFER_LME:
         vcpu.efer = vcpu.efer | EFER_LMA if cr0 & X86_CR0_PG else vcpu.efer & ~EFER_LMA
-    if vcpu.kvm.config.tdp and cr0 ^ old == X86_CR0_WP:
+    only_wp = cr0 ^ old == X86_CR0_WP
+    if only_wp and not cr0 & X86_CR0_PG and vcpu.kvm.behaviours.cr0_wp_needs_paging:
+        return
+    if vcpu.kvm.config.tdp and only_wp:
         kvm_init_mmu(vcpu)
         return
     if (cr0 ^ old) & X86_CR0_PG and not cr0 & X86_CR0_PG:
@@ -287,6 +290,8 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
         changed = True
     if changed:
         kvm_mmu_reset_context(vcpu)
+        if vcpu.kvm.behaviours.sregs_flush_guest:
+            vcpu.requests |= Request.TLB_FLUSH_GUEST
     return None
 
 

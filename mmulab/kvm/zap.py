@@ -46,7 +46,7 @@ InvalidList = list[int]
 def drop_parent_pte(kvm: Kvm, sp: ShadowPage, parent_pte: int) -> None:
     """Unlink `sp` from the entry at `parent_pte`."""
     pte_list_remove(sp.parent_ptes, parent_pte)
-    kvm.memory.store64(parent_pte, 0)
+    kvm.memory.store64(parent_pte, kvm.fmt.nonpresent)
 
 
 def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList | None) -> int:
@@ -66,7 +66,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
         if kvm.config.tdp and invalid is not None and child.guest_mode and orphan:
             return int(kvm_mmu_prepare_zap_page(kvm, child, invalid))
     elif is_mmio_spte(kvm.fmt, spte):
-        kvm.memory.store64(sptep, 0)
+        kvm.memory.store64(sptep, kvm.fmt.nonpresent)
     return 0
 
 
@@ -83,10 +83,10 @@ def _zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) -> 
 
 
 def _unlink_children(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
-    zapped = 0
+    zapped, empty = 0, kvm.fmt.nonpresent
     base = sp.frame * SPTE_ENT_PER_PAGE
     for index, spte in enumerate(kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
-        if spte:
+        if spte != empty:
             zapped += mmu_page_zap_pte(kvm, sp, (base + index) << 3, invalid)
     return zapped
 

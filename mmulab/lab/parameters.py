@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmulab.errors import InputError, quoted
+from mmulab.kvm.kernel import KERNELS, find_kernel
 from mmulab.kvm.roles.design import DESIGNS
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "declared",
     "flag",
     "integer",
+    "kernel_name",
     "number",
     "resolve",
     "role_design",
@@ -199,6 +201,20 @@ def choice(options: Iterable[str]) -> Kind:
 def text() -> Kind:
     """Return the kind of any string."""
     return Kind("a string", lambda value: type(value) is str)
+
+
+def kernel_name() -> Kind:
+    """Return the kind of a kernel: a release, with behaviours turned on or off, or ``file.py:KERNEL``."""
+
+    def known(value: object) -> bool:
+        if type(value) is not str:
+            return False
+        try:
+            return ":" in value or bool(find_kernel(value))
+        except InputError:
+            return False
+
+    return Kind(f"one of {', '.join(KERNELS)}, with +NAME or -NAME, or file.py:KERNEL", known)
 
 
 def role_design() -> Kind:

@@ -89,8 +89,8 @@ class HostMemory:
         self._next = 1
         self._free: list[int] = []
 
-    def alloc_frame(self) -> int:
-        """Take a zeroed frame from the pool and return its number.
+    def alloc_frame(self, fill: int = 0) -> int:
+        """Take a frame from the pool, each word of it `fill`, and return its number.
 
         The frame freed last is given out first, so a run's frame numbers depend
         only on what it did.
@@ -101,12 +101,14 @@ class HostMemory:
         """
         if self._free:
             frame = self._free.pop()
-            self.frames[frame] = 0
+            self.frames[frame] = fill
         else:
             if self._next > self._table_frames:
                 raise OutOfFramesError(f"all {self._table_frames} table frames are in use")
             frame = self._next
             self._next += 1
+            if fill:
+                self.frames[frame] = fill
         self.stamp[frame] = self.epoch
         return frame
 

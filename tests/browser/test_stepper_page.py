@@ -49,7 +49,7 @@ class Stands:
         page, look = self.opened.page, Session(self.recording, at=number).look()
         assert f"moment {number} of" in page.locator("#place").inner_text()
         body = page.locator("#body").inner_text()
-        design = self.recording.config.design
+        design = self.recording.config.kernel.design
         if look.event is not None:
             assert event_text(look.event, design) in body
         assert all(f"{change.new:x}" in body for change in look.changes[:16])
@@ -124,7 +124,7 @@ def test_page_opens_at_a_moment(
     opened = offline_page(tmp_path / "at.html", scripts=scripts)
     event = Session(recording, at=unsync).look().event
     assert event is not None
-    assert event_text(event, recording.config.design) in opened.page.locator("#body").inner_text()
+    assert event_text(event, recording.config.kernel.design) in opened.page.locator("#body").inner_text()
     if scripts:
         stands = Stands(opened, recording)
         stands.on(unsync)

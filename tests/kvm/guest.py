@@ -78,6 +78,8 @@ REGS = {
 E = TypeVar("E")
 
 
+KERNEL_FIELDS = ("design", "validity", "cpuid_after_run", "free_roots_lock", "behaviours")
+
 class Guest:
     """One VM with a guest in `mode`, its root table, and a log of what happened.
 
@@ -90,7 +92,7 @@ class Guest:
         Bits of CR0, CR4 (from bit 32) and EFER (from bit 64) to take away or to add; see :func:`cr4`.
     host : HostConfig
     config : Any
-        Further fields of :class:`~mmulab.machine.config.MachineConfig`.
+        Further fields of :class:`~mmulab.machine.config.MachineConfig`, or of its kernel.
     """
 
     def __init__(
@@ -111,7 +113,8 @@ class Guest:
             slots=(SlotConfig(0, 0, mib * MIB, 0, 0),),
             table_frames=1 << 10,
         )
-        self.machine = Machine(replace(base, **config))
+        rules = {name: config.pop(name) for name in KERNEL_FIELDS if name in config}
+        self.machine = Machine(replace(base, kernel=base.kernel.with_(**rules), **config))
         self.events: list[ev.Event] = []
         self.machine.emit = self.events.append
         self._next_table = FIRST_TABLE

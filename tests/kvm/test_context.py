@@ -86,7 +86,7 @@ def test_a_shadow_root_has_at_least_three_levels_and_always_nx(
     guest = Guest(mode, off=EFER_NX << 64)
     mmu = guest.vcpu.mmu
     assert (mmu.kind, mmu.root_level, mmu.direct) == (kind, root, mode == "np")
-    assert guest.kvm.config.design.facts(mmu.root_role).full_str() == full
+    assert guest.kvm.config.kernel.design.facts(mmu.root_role).full_str() == full
     assert mmu.paging is not None
     assert not mmu.paging.nx
     assert mmu.paging.mode is MODES[mode]

@@ -19,6 +19,7 @@ from mmulab.kvm.eager_split import (
     kvm_mmu_slot_try_split_huge_pages,
     kvm_mmu_try_split_huge_pages,
 )
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
@@ -117,7 +118,7 @@ def test_any_order_of_accesses_and_logging(
     steps: list[tuple[str, int, bool]], l1: str, derivation: Any
 ) -> None:
     """The oracle is a dict of what was written, and a set of what was written since logging began."""
-    vm = started(l1=l1, derivation=derivation)
+    vm = started(l1=l1, kernel=LINUX_6_1.with_(derivation=derivation))
     memory = {FIRST: FIRST >> 12, SECOND: SECOND >> 12}
     written: set[int] | None = None
     for what, page, write in steps:
@@ -287,7 +288,7 @@ def test_too_few_pages_are_left() -> None:
 @pytest.mark.parametrize("rule", [parity, copied, get_page, scratch], ids=lambda rule: rule.name)
 def test_4_byte_tables_under_each_derivation(rule: Any) -> None:
     """A 4 MiB page of a 32-bit L1: its halves differ in their gfn, so the copied quadrant does no harm."""
-    vm = started(2, l1="32", derivation=rule)
+    vm = started(2, l1="32", kernel=LINUX_6_1.with_(derivation=rule))
     (huge_sptep,) = vm.sptes(SECOND, 2)
     parent = vm.kvm.pages[huge_sptep >> 12]
     assert parent.has_4_byte_gpte
@@ -305,7 +306,7 @@ def test_4_byte_tables_under_each_derivation(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", [get_page, scratch], ids=lambda rule: rule.name)
 def test_8_byte_tables_are_split_under_derivations_that_skip_the_others(rule: Any) -> None:
-    vm = started(1, derivation=rule)
+    vm = started(1, kernel=LINUX_6_1.with_(derivation=rule))
     vm.log()
     assert vm.faults(FIRST + PAGE, write=True) == WRITE_PROTECT
 
@@ -423,7 +424,7 @@ class Gib:
     def huge(self, page_gfn: int, **role: int) -> tuple[ShadowPage, int]:
         """Map the slot by entry 1 of a page at `page_gfn`; return the page and the entry's address."""
         known = {"level": 3, "access": 7, "direct": 1, "guest_mode": 1, **role}
-        word = self.kvm.config.design.layout.pack(**known)
+        word = self.kvm.config.kernel.design.layout.pack(**known)
         sp = kvm_mmu_get_shadow_page(self.kvm, None, page_gfn, word)
         sptep = sp.frame << 12 | 8
         self.kvm.memory.store64(sptep, GIB_GFN << 12 | PS | SPTE_MMU_PRESENT_MASK | W | D | 1)

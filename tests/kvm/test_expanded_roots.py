@@ -62,7 +62,7 @@ def test_the_root_is_a_portal_with_pdptes(strategy: str, mode: str) -> None:
 def test_a_directory_has_the_quadrant_of_its_index(index: int) -> None:
     guest = guest_with("shadow", "32")
     guest.read(GVA)
-    facts = guest.kvm.config.design.facts
+    facts = guest.kvm.config.kernel.design.facts
     below = facts(expanded_role(guest.vcpu, 2, index, ACC_ALL))
     assert (below.level, below.quadrant, below.passthrough) == (2, index, False)
     above = facts(expanded_role(guest.vcpu, 3, index, ACC_ALL))

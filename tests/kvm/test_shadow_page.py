@@ -29,7 +29,7 @@ GIB = 1 << 30
 
 
 def facts(guest: Guest, sp: ShadowPage) -> str:
-    return guest.kvm.config.design.facts(sp.role).full_str()
+    return guest.kvm.config.kernel.design.facts(sp.role).full_str()
 
 
 # Finding ------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_the_role_of_a_child_comes_from_its_parent() -> None:
     """``kvm_mmu_child_role``: one level down, the quadrant by the parity of the entry's index."""
     guest = Guest("32").map(GVA, DATA)
     guest.read(GVA)
-    design = guest.kvm.config.design
+    design = guest.kvm.config.kernel.design
     parent = guest.sptep(GVA, 2)
     roles = [
         design.facts(kvm_mmu_child_role(guest.kvm, parent + 8 * i, direct=False, access=5)) for i in range(3)
@@ -89,9 +89,9 @@ def test_the_role_of_a_child_comes_from_its_parent() -> None:
 def test_an_invalid_parent_does_not_pass_that_on(guest: Guest) -> None:
     guest.read(GVA)
     sp = guest.page(GVA, 2)
-    sp.role = guest.kvm.config.design.invalidated(sp.role)
+    sp.role = guest.kvm.config.kernel.design.invalidated(sp.role)
     role = kvm_mmu_child_role(guest.kvm, guest.sptep(GVA, 2), direct=False, access=7)
-    assert not guest.kvm.config.design.facts(role).invalid
+    assert not guest.kvm.config.kernel.design.facts(role).invalid
 
 
 def test_an_obsolete_page_is_not_found(guest: Guest) -> None:

@@ -32,7 +32,7 @@ def test_tables_are_made_from_the_top_down_and_then_the_leaf(host: HostConfig) -
     assert [(e.level, e.gfn) for e in changed] == [(4, 0), (3, 0), (2, 0), (1, DATA >> 12)]
     assert all(e.old_spte == 0 for e in changed)
     made = [e for e in seen if isinstance(e, ev.kvm_mmu_get_page)]
-    design = guest.kvm.config.design
+    design = guest.kvm.config.kernel.design
     assert [(design.facts(e.role).level, e.gfn, e.created) for e in made] == [
         (3, 0, True),
         (2, 0, True),

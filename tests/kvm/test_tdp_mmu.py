@@ -116,7 +116,7 @@ def test_an_invalid_root_is_zapped_once_and_freed_with_its_last_hold() -> None:
     (root,) = roots(guest.kvm)
     kvm_tdp_mmu_invalidate_all_roots(guest.kvm)
     assert root.invalid
-    assert guest.kvm.config.design.facts(root.role).invalid
+    assert guest.kvm.config.kernel.design.facts(root.role).invalid
     assert list(roots(guest.kvm, only_valid=True)) == []
     kvm_tdp_mmu_zap_invalidated_roots(guest.kvm)
     assert leaves(guest) == {}

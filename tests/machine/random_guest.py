@@ -12,6 +12,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
@@ -153,7 +154,7 @@ def random_machine(
         slots=(SLOT0, slot1),
         vcpus=vcpus,
         table_frames=1 << 10,
-        design=design,
+        kernel=LINUX_6_1.with_(design=design),
     )
     machine = Machine(config)
     fill_tables(machine, rng, layout)

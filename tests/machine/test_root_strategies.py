@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmulab.check.invariants import violations
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER, Tables
@@ -39,7 +39,7 @@ def design_with(strategy: str, name: str = "passthrough") -> RoleDesign:
 
 def results_of(path: str, strategy: str, name: str = "passthrough") -> list[Result]:
     scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
-    config = replace(machine_config(scenario), design=design_with(strategy, name))
+    config = machine_config(scenario, LINUX_6_1.with_(design=design_with(strategy, name)))
     return list(Runner(scenario, config=config).results())
 
 
@@ -178,6 +178,6 @@ def test_a_root_of_other_pdptes_is_not_taken_up_again(strategy: str) -> None:
 @pytest.mark.parametrize("path", ["nested57/nested-basic-32", "nested57/nested-pae-l2-32", "sh/basic-32"])
 def test_no_page_outlives_the_vm(path: str, strategy: str) -> None:
     scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
-    runner = Runner(scenario, config=replace(machine_config(scenario), design=design_with(strategy)))
+    runner = Runner(scenario, config=machine_config(scenario, LINUX_6_1.with_(design=design_with(strategy))))
     assert list(runner.results())[-1].text == "teardown"
     assert runner.machine.kvm.pages == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmulab.conform.recording import read_recording
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested
@@ -13,8 +14,8 @@ from mmulab.scenario.record import record, record_steps
 def test_steps_are_found_among_the_ops_of_a_nested_guest() -> None:
     """VMRUN puts a HostWrite before itself, so steps and ops do not count alike."""
     scenario = la57_switch_nested("64", 5)
-    recording, numbers = record_steps(scenario, design=DESIGNS["pre_fix"])
-    assert recording.config.design.name == "pre_fix"
+    recording, numbers = record_steps(scenario, kernel=LINUX_6_1.with_(design=DESIGNS["pre_fix"]))
+    assert recording.config.kernel.design.name == "pre_fix"
     assert [recording.op(numbers[index]) for index in range(len(scenario.steps))] == [
         step.op for step in scenario.steps
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import Passthrough
 from mmulab.kvm.validity import Validity
@@ -51,7 +52,7 @@ def test_a_change_of_cpuid_and_the_marker_come_back(tmp_path: Path) -> None:
     """The guest's CPUID is state: it has its old value before the op and its new one after it."""
     marker = Validity("own", "a marker of a notebook's", "", (("root_role.invalid", 1),))
     built = ScenarioBuilder("np").op("cpuid maxphyaddr 24").op("nop").build()
-    runner = Runner(built, config=replace(machine_config(built), validity=marker))
+    runner = Runner(built, config=machine_config(built, LINUX_6_1.with_(validity=marker)))
     recorder = Recorder(runner.machine, info=Info("", "", None, {}), interval=1)
     assert [result.outcome.result for result in runner.results()][1] == 0
     save(recorder.finish(), tmp_path / "a.mmr")
@@ -155,7 +156,7 @@ last = parity._replace(name="last")
 
 
 def test_design_of_the_readers_own(path: Path) -> None:
-    recording = record(scenario("sh/basic-32"), design=Mine(), derivation=last)
+    recording = record(scenario("sh/basic-32"), kernel=LINUX_6_1.with_(design=Mine(), derivation=last))
     save(recording, path)
     assert "derivation 'last' is not one of mmulab's" in refused(path, designs={"mine": Mine()})
     with_design = refused(path, derivations={"last": last})
@@ -171,7 +172,7 @@ def test_nameless_design_is_refused(unsync: Recording, tmp_path: Path) -> None:
     nameless = Mine()
     nameless.name = ""
     unsync_mine = Recording(
-        replace(unsync.config, design=nameless),
+        replace(unsync.config, kernel=LINUX_6_1.with_(design=nameless)),
         *(getattr(unsync, name) for name in ("ops", "outcomes", "events", "ends", "checkpoints")),
         unsync.checkpoint_ops,
         unsync.info,

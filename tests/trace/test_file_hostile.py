@@ -17,6 +17,7 @@ import pytest
 from mmulab import limits
 from mmulab.cli.main import run
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import Passthrough
 from mmulab.scenario.record import record
 from mmulab.scenario.text import parse_scenario
@@ -351,14 +352,14 @@ def test_a_design_that_takes_the_name_of_a_built_in_one_does_not_pass_for_it(tmp
     class Impostor(Passthrough):
         """Has the name of 6.1's design."""
 
-    recording = record(parse_scenario(SCENARIO), design=Impostor())
+    recording = record(parse_scenario(SCENARIO), kernel=LINUX_6_1.with_(design=Impostor()))
     save(recording, tmp_path / "a.mmr")
     assert "design 'passthrough' is not one of mmulab's" in refused(tmp_path / "a.mmr")
     opened = open_recording(tmp_path / "a.mmr", designs={"passthrough": Impostor()})
-    assert type(opened.config.design) is Impostor
+    assert type(opened.config.kernel.design) is Impostor
 
 
 def test_roots_come_back_with_the_design(tmp_path: Path) -> None:
     design = Passthrough().with_root_strategy("shadow")
-    save(record(parse_scenario(SCENARIO), design=design), tmp_path / "a.mmr")
-    assert open_recording(tmp_path / "a.mmr").config.design.root_strategy.name == "shadow"
+    save(record(parse_scenario(SCENARIO), kernel=LINUX_6_1.with_(design=design)), tmp_path / "a.mmr")
+    assert open_recording(tmp_path / "a.mmr").config.kernel.design.root_strategy.name == "shadow"

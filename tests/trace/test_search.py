@@ -41,7 +41,7 @@ def test_found_as_by_hand(
 
 def test_passthrough_roles() -> None:
     recording = record(scenario("nested57/nested-64-l2-64"))
-    facts = recording.config.design.facts
+    facts = recording.config.kernel.design.facts
     wanted = by_hand(recording, lambda e: isinstance(e, ev.kvm_mmu_get_page) and facts(e.role).passthrough)
     assert find(recording, "passthrough").tolist() == wanted
     assert wanted

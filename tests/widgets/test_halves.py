@@ -6,22 +6,22 @@ import re
 
 import pytest
 
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
-from mmulab.kvm.roles.design import find_design
 from mmulab.widgets.halves import halves_picture
 from mmulab.workload.two_halves import two_halves
 
 
 def texts(derivation: str, seed: int = 1) -> tuple[list[str], str]:
     """Return the words of the picture, and its markup."""
-    guest = two_halves(find_design("D4"), find_derivation(derivation), seed)
+    guest = two_halves(LINUX_6_1.with_(derivation=find_derivation(derivation)), seed)
     picture = halves_picture(guest.run().machine, guest.table_gfn, guest.pages, title="both halves")
     return re.findall(r"<text[^>]*>([^<]*)</text>", picture.markup), picture.markup
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_half_has_its_own_shadow_page(seed: int) -> None:
-    guest = two_halves(find_design("D4"), find_derivation("parity"), seed)
+    guest = two_halves(LINUX_6_1.with_(derivation=find_derivation("parity")), seed)
     words, markup = texts("parity", seed)
     headings = [word for word in words if word.startswith("frame ")]
     assert sorted(word.rsplit(" ", 1)[1] for word in headings) == ["0", "1"]
@@ -33,7 +33,7 @@ def test_each_half_has_its_own_shadow_page(seed: int) -> None:
 
 
 def test_a_copied_quadrant_leads_the_second_half_into_the_first_page() -> None:
-    guest = two_halves(find_design("D4"), find_derivation("copied"), 1)
+    guest = two_halves(LINUX_6_1.with_(derivation=find_derivation("copied")), 1)
     lower, upper = guest.pages.values()
     words, markup = texts("copied")
     assert len([word for word in words if word.startswith("frame ")]) == 1
@@ -45,7 +45,7 @@ def test_a_copied_quadrant_leads_the_second_half_into_the_first_page() -> None:
 
 
 def test_a_page_that_was_not_reached_has_no_way() -> None:
-    guest = two_halves(find_design("D4"), find_derivation("parity"), 1)
+    guest = two_halves(LINUX_6_1.with_(derivation=find_derivation("parity")), 1)
     run = guest.run()
     elsewhere = next(iter(guest.pages)) ^ 0x1000
     picture = halves_picture(run.machine, guest.table_gfn, {elsewhere: 0x123}, title="none")

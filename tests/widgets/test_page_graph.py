@@ -8,6 +8,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested
@@ -33,7 +34,7 @@ def test_every_lookup_is_counted(mode_switch: Scenario) -> None:
     (graph,) = graphs(mode_switch, "cpu_mode")
     lookups = [
         e
-        for e in record(mode_switch, design=DESIGNS["cpu_mode"]).events
+        for e in record(mode_switch, kernel=LINUX_6_1.with_(design=DESIGNS["cpu_mode"])).events
         if isinstance(e, ev.kvm_mmu_get_page)
     ]
     assert sum(graph.pages.values()) == sum(e.created for e in lookups)

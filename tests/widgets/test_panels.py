@@ -74,7 +74,7 @@ def test_page_shows_its_role_and_what_its_parent_has(unsync: Recording) -> None:
 
 def test_sibling_roles_are_compared() -> None:
     recording = record(read_recording(UNSYNC.with_name("multi-role-64.jsonl.xz")).scenario)
-    facts = recording.config.design.facts
+    facts = recording.config.kernel.design.facts
     session = Session(recording)
     seen = 0
     while session.find("event", "kvm_mmu_get_page"):

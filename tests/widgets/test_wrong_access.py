@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.build import NPT_ROOT, la57_switch_nested
 from mmulab.lab.page import remote_references
@@ -18,7 +19,7 @@ GFN = NPT_ROOT >> 12
 
 @pytest.fixture(scope="module")
 def switch() -> tuple[Recording, dict[int, int]]:
-    return record_steps(la57_switch_nested("64", 5), design=DESIGNS["pre_fix"])
+    return record_steps(la57_switch_nested("64", 5), kernel=LINUX_6_1.with_(design=DESIGNS["pre_fix"]))
 
 
 def told(switch: tuple[Recording, dict[int, int]]) -> list[tuple[int, str]]:

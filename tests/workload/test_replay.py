@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots
@@ -25,6 +26,8 @@ DATA = Path(__file__).resolve().parents[2] / "data" / "stream"
 ALL_MODES = pytest.mark.parametrize("paging", PAGING_NAMES)
 PART = 60_000
 """Records of a real boot that a test replays."""
+
+COPIED = LINUX_6_1.with_(derivation=find_derivation("copied"))
 
 
 @cache
@@ -70,7 +73,7 @@ def test_a_wrong_address_anywhere_is_found(kind: str) -> None:
 
 
 def test_the_copied_quadrant_fails_where_both_halves_of_a_table_are_in_use() -> None:
-    result = Replay(boot("boot-686-nonpae"), limit=PART, derivation=find_derivation("copied")).run()
+    result = Replay(boot("boot-686-nonpae"), limit=PART, kernel=COPIED).run()
     mismatch = result.mismatch
     assert mismatch is not None
     assert (mismatch.record, mismatch.kind, mismatch.gva) == (9657, "r", 0xC1E3D000)
@@ -84,11 +87,11 @@ def test_the_copied_quadrant_fails_where_both_halves_of_a_table_are_in_use() -> 
 
 
 def test_the_copied_quadrant_is_right_for_8_byte_entries() -> None:
-    assert ends_well(Replay(boot("boot-amd64-4l"), limit=PART, derivation=find_derivation("copied")).run())
+    assert ends_well(Replay(boot("boot-amd64-4l"), limit=PART, kernel=COPIED).run())
 
 
 def test_the_older_word_is_right_for_these_guests() -> None:
-    result = Replay(boot("boot-amd64-4l"), limit=PART, design=find_design("D0")).run()
+    result = Replay(boot("boot-amd64-4l"), limit=PART, kernel=LINUX_6_1.with_(design=find_design("D0"))).run()
     assert ends_well(result)
     assert result.shadow_pages == Replay(boot("boot-amd64-4l"), limit=PART).run().shadow_pages
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import DESIGNS, find_design
 from mmulab.workload.two_halves import REGION, Run, TwoHalves, two_halves
@@ -15,12 +16,13 @@ SEEDS = st.integers(0, 2**32)
 
 
 def guest(derivation: str, seed: int = 0, design: str = "passthrough") -> TwoHalves:
-    return two_halves(find_design(design), find_derivation(derivation), seed)
+    kernel = LINUX_6_1.with_(design=find_design(design), derivation=find_derivation(derivation))
+    return two_halves(kernel, seed)
 
 
 def leaf_pages(run: Run) -> list[tuple[int, bool]]:
     """Return (quadrant, created) of every level-1 page that the reads asked for."""
-    facts = run.machine.config.design.facts
+    facts = run.machine.config.kernel.design.facts
     asked = [e for e in run.recording.events if isinstance(e, ev.kvm_mmu_get_page)]
     return [(facts(e.role).quadrant, e.created) for e in asked if facts(e.role).level == 1]
 

@@ -13,6 +13,7 @@ from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import Event
 from mmulab.kvm.context import base_facts
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import (
     DERIVATIONS,
     Derivation,
@@ -71,7 +72,7 @@ def test_the_older_rules_give_the_same_events(path: str, rule: Derivation) -> No
     config = machine_config(scenario)
 
     def events(derivation: Derivation) -> list[Event]:
-        runner = Runner(scenario, config=replace(config, derivation=derivation))
+        runner = Runner(scenario, config=replace(config, kernel=LINUX_6_1.with_(derivation=derivation)))
         return [event for result in runner.results() for event in result.events]
 
     assert events(rule) == events(parity)

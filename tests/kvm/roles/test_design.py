@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import Event
 from mmulab.kvm.context import base_facts
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import copied, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.roles.root_strategy import top_table_level
@@ -113,7 +113,7 @@ def _without_roles(events: list[Event]) -> list[tuple[object, ...]]:
 
 def _run(scenario: Scenario, design: RoleDesign, monkeypatch: pytest.MonkeyPatch) -> list[runner.Result]:
     def with_design(config_of: Scenario) -> object:
-        return dataclasses.replace(machine_config(config_of), design=design)
+        return machine_config(config_of, LINUX_6_1.with_(design=design))
 
     monkeypatch.setattr(runner, "machine_config", with_design)
     return runner.run(scenario)
@@ -181,5 +181,5 @@ def test_quadrants_of_both_halves_of_a_4_byte_table() -> None:
 
 def test_a_machine_takes_its_design() -> None:
     scenario = read_recording(CONFORMANCE / "sh" / "basic-pae.jsonl.xz").scenario
-    machine = Machine(dataclasses.replace(machine_config(scenario), design=DESIGNS["glevel"]))
-    assert machine.kvm.config.design is DESIGNS["glevel"]
+    machine = Machine(machine_config(scenario, LINUX_6_1.with_(design=DESIGNS["glevel"])))
+    assert machine.kvm.config.kernel.design is DESIGNS["glevel"]

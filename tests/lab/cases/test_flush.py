@@ -69,7 +69,7 @@ def test_each_ept_pointer_leads_to_its_own_pages(l0: int, levels: int, ad: bool)
 def test_roots_are_kept_until_invept_names_them() -> None:
     """Going back finds the old root; the one that INVEPT named is looked up again, and synced."""
     run = run_case(ept_roots(4, 4, ad=True))
-    facts = run.machine.kvm.config.design.facts
+    facts = run.machine.kvm.config.kernel.design.facts
     looked = [
         (e.gfn << 12, e.created)
         for e in run.events

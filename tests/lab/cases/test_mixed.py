@@ -55,7 +55,7 @@ def test_both_halves_are_looked_at_again() -> None:
 def test_the_directory_at_0_is_direct_and_not() -> None:
     run = right(mixed_direct())
     assert run.results[1].outcome.rax == 0xC0DE0000 | LOWER >> 12
-    facts = run.machine.kvm.config.design.facts
+    facts = run.machine.kvm.config.kernel.design.facts
     at_0 = {(facts(s.role).direct, facts(s.role).level) for s in run.machine.kvm.pages.values() if s.gfn == 0}
     assert {(False, 2), (True, 2)} <= at_0
 

@@ -196,7 +196,7 @@ def test_switch_shares_the_portal_by_the_old_word() -> None:
     merged, old = run_case(scenario), run_case(scenario, "D0")
     assert contrast(merged, old).pages == old.shadow_pages - merged.shadow_pages < 0
     again = [e for e in old.events if isinstance(e, kvm_mmu_get_page) and not e.created and e.gfn == 0x14]
-    facts = [old.machine.kvm.config.design.facts(event.role) for event in again]
+    facts = [old.machine.kvm.config.kernel.design.facts(event.role) for event in again]
     assert [(f.level, f.direct) for f in facts if f.level == 5] == [(5, False)]
 
 

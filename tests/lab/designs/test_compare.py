@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, Passthrough, RoleDesign
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.lab.cases.build import LOWER, UPPER, plain_guest
@@ -202,7 +204,7 @@ def test_the_matrix_marks_wrong_cells(switches: Comparison) -> None:
 
 def test_a_copied_quadrant_is_found_on_a_case_and_on_a_boot() -> None:
     works = find_works(["mixed-halves-32", "stream/boot-686-nonpae"], records=12_000)
-    found = compare(["D4"], works, derivation="copied")
+    found = compare(["D4"], works, kernel=LINUX_6_1.with_(derivation=copied))
     case, boot = found.cells
     assert case.first_wrong is not None
     assert (case.first_wrong.expected, case.first_wrong.reached) == (LOWER, UPPER)
@@ -301,7 +303,7 @@ class Tenth(Passthrough):
 
 def test_a_design_object_goes_wherever_a_name_does() -> None:
     scenario = plain_guest("64", 4)
-    assert run_case(scenario, Tenth()).machine.kvm.config.design.name == "tenth"
+    assert run_case(scenario, Tenth()).machine.kvm.config.kernel.design.name == "tenth"
     found = compare([Tenth(), "D4"], find_works(["mixed-wp-64", "mixed-access-64"]))
     assert wrong_cells(found, "tenth") == {"mixed-wp-64"}
 
@@ -343,8 +345,6 @@ def test_names_must_be_there_and_differ() -> None:
     nameless = type("Nameless", (Passthrough,), {"name": ""})()
     with pytest.raises(InputError, match="has no name"):
         compare([nameless], find_works([CASE]))
-    with pytest.raises(InputError, match="derivation 'guessed'"):
-        compare(["D4"], find_works([CASE]), derivation="guessed")
     with pytest.raises(InputError, match="the comparison has none"):
         compare(["D4"], find_works([CASE])).cell("D4", "elsewhere")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout
 from mmulab.lab.cases.table import cases
@@ -39,6 +41,9 @@ class NoQuadrant(RoleDesign):
 def switches() -> Comparison:
     works = find_works(["la57-switch-*", "nonpt-shadow-32-l2-np-l0-4", "tdp-64-l0-4"])
     return compare(["D0", "D4", "D7"], works)
+
+
+COPIED = LINUX_6_1.with_(derivation=copied)
 
 
 def test_every_case_has_a_kind() -> None:
@@ -95,7 +100,7 @@ def test_moments_end_with_the_wrong_op(switches: Comparison) -> None:
     assert moment.event is None
     assert isinstance(op, ops.Read)
     assert op.gva == 0x3000
-    assert wrong.recording.config.design is DESIGNS["pre_fix"]
+    assert wrong.recording.config.kernel.design is DESIGNS["pre_fix"]
     with pytest.raises(ValueError, match=f"{SWITCH} is correct under passthrough"):
         record_wrong(switches.cell("passthrough", SWITCH))
 
@@ -126,12 +131,12 @@ def test_a_run_that_ends_badly_after_its_wrong_op_is_shown_with_it() -> None:
 
 def test_a_boot_is_shown_at_its_record() -> None:
     boot = find_works(["stream/boot-686-nonpae"], records=10_000)
-    (cell,) = compare(["D4"], boot, derivation="copied").cells
+    (cell,) = compare(["D4"], boot, kernel=COPIED).cells
     assert cell.first_wrong is not None
     wrong = record_wrong(cell, "copied")
     op = wrong.recording.op(wrong.recording.moment(wrong.moments[-1][0]).op)
     assert (op.gva, cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
-    (row,) = design_matrix(compare(["D4"], boot, derivation="copied"), derivation="copied").rows
+    (row,) = design_matrix(compare(["D4"], boot, kernel=COPIED), kernel=COPIED).rows
     assert row.verdicts[0].mark == "✗ record 9657"
 
 
