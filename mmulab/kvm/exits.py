@@ -307,6 +307,9 @@ def handle_nested_page_fault(
         emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
     vcpu.exit_qualification = qualification
     code = _ept_error_code(qualification)
+    without_gva = not qualification & EPT_VIOLATION_GVA_IS_VALID
+    if without_gva and vcpu.kvm.behaviours.pdpte_violation_is_no_guest_page:
+        code &= ~PFERR_GUEST_PAGE_MASK
     return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn, reinjection=idt_vectoring is not None)
 
 

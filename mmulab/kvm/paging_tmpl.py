@@ -34,7 +34,7 @@ from mmulab.kvm.shadow_page import (
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import Request, Vcpu, is_dummy_root, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
@@ -46,7 +46,8 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
 
     A fault of the guest's own goes back to the guest.
     """
-    found = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, fault.error_code & ~PFERR_RSVD_MASK)
+    access = fault.error_code & 0xFFFFFFFF & ~PFERR_RSVD_MASK
+    found = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, access)
     if found.fault is not None:
         if not fault.prefetch:
             kvm_inject_emulated_page_fault(vcpu, found.fault)
@@ -122,6 +123,9 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
     kvm = vcpu.kvm
     words = kvm.memory.words
     if _gpte_changed(vcpu, gw, top_table_level(vcpu.mmu.cpu_role)):
+        return RetPf.RETRY
+    if is_dummy_root(kvm, vcpu.mmu.root_hpa):  # a memslot came since: take a real root
+        vcpu.requests |= Request.MMU_FREE_OBSOLETE_ROOTS
         return RetPf.RETRY
     checks_here = not kvm.behaviours.is_self_change_mapping
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)

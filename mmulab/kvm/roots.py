@@ -32,6 +32,7 @@ from mmulab.kvm.state import (
     Request,
     Vcpu,
     context_name,
+    is_dummy_root,
     is_obsolete_sp,
     to_shadow_page,
     vcpu_memslots,
@@ -53,11 +54,22 @@ PT64_ROOT_5LEVEL = 5
 
 def mmu_check_root(vcpu: Vcpu, root_gfn: int) -> bool:
     """Whether the guest's root lies in memory; if not, the guest gets a triple fault."""
-    slot = vcpu_memslots(vcpu).lookup(root_gfn)
-    if slot is None or slot.invalid:
-        vcpu.requests |= Request.TRIPLE_FAULT
-        return False
-    return True
+    if _is_visible_gfn(vcpu, root_gfn):
+        return True
+    vcpu.requests |= Request.TRIPLE_FAULT
+    return False
+
+
+def _is_visible_gfn(vcpu: Vcpu, gfn: int) -> bool:
+    slot = vcpu_memslots(vcpu).lookup(gfn)
+    return slot is not None and not slot.invalid
+
+
+def kvm_mmu_get_dummy_root(kvm: Kvm) -> int:
+    """Return the host-physical address of the page of zeros."""
+    if not kvm.dummy_root:
+        kvm.dummy_root = kvm.memory.alloc_frame()
+    return kvm.dummy_root << 12
 
 
 def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
@@ -106,10 +118,16 @@ def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
     kvm, mmu = vcpu.kvm, vcpu.mmu
     pgd = kvm_mmu_get_guest_pgd(vcpu, mmu)
     guest_level = mmu.cpu_role.level
-    if not mmu_check_root(vcpu, _gfn(pgd)):
+    dummy = kvm.behaviours.dummy_root
+    if dummy and not _is_visible_gfn(vcpu, _gfn(pgd)):
+        mmu.root_hpa = kvm_mmu_get_dummy_root(kvm)
+        return True
+    if not dummy and not mmu_check_root(vcpu, _gfn(pgd)):
         return False
     pdptrs = kvm_mmu_get_pdptrs(vcpu, mmu) if guest_level == PT32E_ROOT_LEVEL else []
-    if not all(mmu_check_root(vcpu, _gfn(p)) for p in pdptrs if p & PT_PRESENT_MASK):
+    if dummy:
+        pdptrs = [p if p & PT_PRESENT_MASK and _is_visible_gfn(vcpu, _gfn(p)) else 0 for p in pdptrs]
+    elif not all(mmu_check_root(vcpu, _gfn(p)) for p in pdptrs if p & PT_PRESENT_MASK):
         return False
     kvm.shadow_root_allocated = True
     make_mmu_pages_available(vcpu)
@@ -210,6 +228,8 @@ def kvm_mmu_sync_roots(vcpu: Vcpu) -> None:
         if is_unsync_root(kvm, mmu.root_hpa):
             mmu_sync_children(vcpu, kvm.pages[mmu.root_hpa >> 12])
         return
+    if is_dummy_root(kvm, mmu.root_hpa):
+        return
     for i in range(4):
         root = pae_root_entry(kvm, mmu, i)
         sp = to_shadow_page(kvm, root)
@@ -271,7 +291,7 @@ def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     if roots_to_free & KVM_MMU_ROOT_CURRENT and mmu.root_hpa != INVALID_PAGE:
         if to_shadow_page(kvm, mmu.root_hpa) is not None:
             _free_root_page(kvm, mmu.root_hpa, invalid)
-        else:
+        elif not is_dummy_root(kvm, mmu.root_hpa):
             for i in range(4):
                 entry = pae_root_entry(kvm, mmu, i)
                 if entry != INVALID_PAE_ROOT:

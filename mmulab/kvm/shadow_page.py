@@ -23,7 +23,7 @@ from mmulab.kvm.spte import (
     make_pdpte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Vcpu, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, is_dummy_root, is_obsolete_sp, spte_index, sptep_to_sp
 from mmulab.kvm.sync import sync_transiently
 from mmulab.kvm.unsync import mark_unsync
 from mmulab.kvm.zap import (
@@ -198,6 +198,9 @@ class ShadowWalk:
         self.level = mmu.root_level
         self.sptep = 0
         if root_hpa >> 12 in vcpu.kvm.pages:
+            return
+        if is_dummy_root(vcpu.kvm, root_hpa):
+            self.level = 0
             return
         # A special root has no pages of its own above the page directories.
         if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:

@@ -312,6 +312,9 @@ class Kvm:
         0 or 1; a page of the other generation is obsolete.
     n_used_mmu_pages, n_max_mmu_pages, n_requested_mmu_pages : int
     indirect_shadow_pages : int
+    dummy_root : int
+        Frame of a page of zeros, the root of a guest whose own lies outside all memslots;
+        0 as long as there was none (:attr:`Behaviours.dummy_root`).
     tdp_mmu_roots : dict of int to None
         Frames of the TDP MMU's roots, oldest first.
     mmu_lock_shared : bool
@@ -332,6 +335,7 @@ class Kvm:
         "active_mmu_pages",
         "behaviours",
         "config",
+        "dummy_root",
         "emit",
         "fmt",
         "indirect_shadow_pages",
@@ -374,6 +378,7 @@ class Kvm:
         self.n_requested_mmu_pages = 0
         self.nr_memslot_pages = 0
         self.indirect_shadow_pages = 0
+        self.dummy_root = 0
         self.shadow_root_allocated = False
         self.manual_dirty_log_protect = 0
         self.mmu_invalidate_in_progress = False
@@ -413,6 +418,11 @@ def to_shadow_page(kvm: Kvm, hpa: int) -> ShadowPage | None:
 def vcpu_memslots(vcpu: Vcpu) -> Memslots[KvmMemslot]:
     """Return the slots of the address space the vCPU is in (``kvm_vcpu_memslots``)."""
     return vcpu.kvm.slots[vcpu.smm]
+
+
+def is_dummy_root(kvm: Kvm, hpa: int) -> bool:
+    """Whether a root is the page of zeros that stands for one outside all memslots (6.7)."""
+    return hpa == kvm.dummy_root << 12 and kvm.dummy_root != 0
 
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:

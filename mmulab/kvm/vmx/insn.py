@@ -13,9 +13,9 @@ from mmulab.errors import InputError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
-from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, root_previous
+from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, root_previous
 from mmulab.kvm.operand import NoOperandError, read_operand
-from mmulab.kvm.roots import kvm_mmu_free_guest_mode_roots, kvm_mmu_free_roots
+from mmulab.kvm.roots import kvm_mmu_free_guest_mode_roots, kvm_mmu_free_roots, kvm_mmu_roots_all
 from mmulab.kvm.sregs import nested_cr4_valid, nested_host_cr0_valid
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
 from mmulab.kvm.vmx.checks import (
@@ -184,7 +184,7 @@ def _release_vmcs12(vcpu: Vcpu) -> None:
     for at in range(0, VMCS12_SIZE, 8):
         word = int.from_bytes(vmx.image[at : at + 8], "little")
         kvm_write_guest(vcpu, vmx.current_vmptr + at, 8, word)
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, kvm_mmu_roots_all(vcpu.kvm))
     vmx.current_vmptr = INVALID_GPA
 
 
@@ -235,7 +235,7 @@ def _invept(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if insn.register not in (EXTENT_CONTEXT, EXTENT_GLOBAL):
         return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)
     eptp, _ = read_operand(vcpu, insn.gva, 2)
-    mmu, roots = vcpu.guest_mmu, KVM_MMU_ROOTS_ALL
+    mmu, roots = vcpu.guest_mmu, kvm_mmu_roots_all(vcpu.kvm)
     if insn.register == EXTENT_CONTEXT:
         if not nested_vmx_check_eptp(vcpu, eptp):
             return _fail(vcpu, VMXERR_INVALID_OPERAND_TO_INVEPT_INVVPID)

@@ -16,8 +16,8 @@ from mmulab.kvm.context import kvm_init_shadow_ept_mmu
 from mmulab.kvm.guest_walk import kvm_write_guest
 from mmulab.kvm.inject import DB_VECTOR, UD_VECTOR
 from mmulab.kvm.invlpg import invlpg
-from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOTS_ALL, X86Exception
-from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd
+from mmulab.kvm.mmu import INVALID_PAGE, X86Exception
+from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd, kvm_mmu_roots_all
 from mmulab.kvm.state import NestedGuest, Request, Vcpu
 from mmulab.kvm.vmx.checks import (
     ENTRY_FAIL_DEFAULT,
@@ -46,6 +46,7 @@ from mmulab.kvm.x86 import (
     nested_load_cr3,
 )
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
+from mmulab.x86.mode import VMX_EPT_READABLE_MASK
 from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_LMA, EFER_LME
 
@@ -206,7 +207,7 @@ def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
         vcpu,
         level=5 if eptp & VMX_EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4,
         accessed_dirty=bool(eptp & VMX_EPTP_AD_ENABLE_BIT),
-        execonly=not vcpu.kvm.fmt.present,
+        execonly=not vcpu.kvm.fmt.present & VMX_EPT_READABLE_MASK,
     )
     kvm_mmu_new_pgd(vcpu, eptp)
 
@@ -301,7 +302,10 @@ def nested_ept_inject_page_fault(vcpu: Vcpu, fault: X86Exception) -> None:
         reason = "pml_full"
         qualification &= INTR_INFO_UNBLOCK_NMI
     else:
-        reason = "ept_misconfig" if fault.error_code & PFERR_RSVD_MASK else "ept_violation"
+        misconfig = bool(fault.error_code & PFERR_RSVD_MASK)
+        reason = "ept_misconfig" if misconfig else "ept_violation"
+        if misconfig and vcpu.kvm.behaviours.misconfig_has_no_qualification:
+            qualification = 0
         for pgd, hpa in vcpu.mmu.prev_roots:
             if nested_ept_root_matches(hpa, pgd, nested.nested_pgd):
                 invlpg(vcpu, fault.address, hpa)
@@ -317,7 +321,7 @@ def vmx_leave_nested(vcpu: Vcpu) -> None:
         _load_vmcs12_host_state(vcpu)
     if vmx.vmxon_ptr == INVALID_GPA:
         return
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, kvm_mmu_roots_all(vcpu.kvm))
     vmx.vmxon_ptr = vmx.current_vmptr = INVALID_GPA
 
 
