@@ -86,7 +86,7 @@ class Recording:
 
 
 def find_recordings(paths: Iterable[str]) -> list[Path]:
-    """Return the recordings that `paths` name, folders searched one level deep, in order.
+    """Return the recordings that `paths` name, folders searched two levels deep, in order.
 
     Raises
     ------
@@ -100,7 +100,8 @@ def find_recordings(paths: Iterable[str]) -> list[Path]:
             raise InputError("the file's name is empty; name a recording or a folder")
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
-            inside += sorted(p for p in path.glob("*/*") if p.name.endswith(SUFFIXES))
+            for below in ("*/*", "*/*/*"):  # a host's folder in a kernel's
+                inside += sorted(p for p in path.glob(below) if p.name.endswith(SUFFIXES))
             if not inside:
                 raise InputError(f"{name}: no recording in this folder, expected *{' *'.join(SUFFIXES)}")
             found += inside

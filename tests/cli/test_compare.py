@@ -43,7 +43,7 @@ def test_a_wrong_cell_shows_access_page_and_missing_bit(capsys: Out) -> None:
 
 
 def test_costs_are_sums_over_the_cases(capsys: Out) -> None:
-    run(["compare", "--designs", "D4,D5", "--cases", "conformance/sh/mode-switch"])
+    run(["compare", "--designs", "D4,D5", "--cases", "conformance/6.1.192/sh/mode-switch"])
     lines = capsys.readouterr().out.splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("design "))
     d4, d5 = (line.split()[2:] for line in lines[head + 1 : head + 3])

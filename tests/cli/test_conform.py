@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import CommandLine
 
-GOOD = "data/conformance/sh/basic-32.jsonl.xz"
+GOOD = "data/conformance/6.1.192/sh/basic-32.jsonl.xz"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_agreement_is_one_line_and_exit_code_0(command: CommandLine, good: Path)
 
 
 def test_each_level_and_several_paths(command: CommandLine, root: Path, good: Path) -> None:
-    other = root / "data/conformance/intel-sh/nonpaging-thp.jsonl.xz"
+    other = root / "data/conformance/6.1.192/intel-sh/nonpaging-thp.jsonl.xz"
     lasts = [
         command("conform", good, other, "--level", level, "--jobs", "2")
         for level in ("outcome", "mmu", "full")
@@ -91,7 +91,7 @@ def test_json_has_the_same_numbers(command: CommandLine, good: Path, bad: Path) 
 
 
 def test_a_scenario_beyond_the_model_is_named(command: CommandLine, root: Path, tmp_path: Path) -> None:
-    text = lzma.decompress((root / "data/conformance/intel-sh/basic-64.jsonl.xz").read_bytes()).decode()
+    text = lzma.decompress((root / "data/conformance/6.1.192/intel-sh/basic-64.jsonl.xz").read_bytes()).decode()
     path = tmp_path / "beyond.jsonl"
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))
     done = command("conform", path)

@@ -147,7 +147,7 @@ def check_compare_output(text: str, finished: bool) -> None:
     assert {cell["design"] for cell in cells} <= {"D0", "D5"}
 
 
-_FUZZ = sorted((ROOT / "data/conformance/sh").glob("fuzz-32-*"))
+_FUZZ = sorted((ROOT / "data/conformance/6.1.192/sh").glob("fuzz-32-*"))
 RECORDINGS = len(_FUZZ)
 COMMANDS = {
     "report": Command(

@@ -146,8 +146,8 @@ COMMANDS_THAT_PRINT = [
     "run la57-switch-tdp-4to5-l0-5 --json",
     "compare --designs D0 --cases la57-switch-tdp-4to5-l0-5",
     "compare --designs D0 --cases la57-switch-tdp-4to5-l0-5 --json",
-    "conform {data}/conformance/sh/mode-switch.jsonl.xz",
-    "conform {data}/conformance/sh/mode-switch.jsonl.xz --json",
+    "conform {data}/conformance/6.1.192/sh/mode-switch.jsonl.xz",
+    "conform {data}/conformance/6.1.192/sh/mode-switch.jsonl.xz --json",
     "replay {data}/stream/boot-686-nonpae.npz --limit 1100",
     "replay {data}/stream/boot-686-nonpae.npz --limit 1100 --json",
 ]

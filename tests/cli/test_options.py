@@ -11,7 +11,7 @@ from mmulab.cli.main import run
 
 Out = pytest.CaptureFixture[str]
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
-RECORDED = "data/conformance/sh/mode-switch.jsonl.xz"
+RECORDED = "data/conformance/6.1.192/sh/mode-switch.jsonl.xz"
 STOPS = """
 from mmulab.kvm.roles.design import Passthrough
 

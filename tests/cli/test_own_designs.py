@@ -14,7 +14,7 @@ from mmulab.cli.main import run
 Out = pytest.CaptureFixture[str]
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
 BOOT = "data/stream/boot-686-nonpae.npz"
-RECORDED = ["data/conformance/sh/cr-toggles-64.jsonl.xz", "data/conformance/sh/basic-64.jsonl.xz"]
+RECORDED = ["data/conformance/6.1.192/sh/cr-toggles-64.jsonl.xz", "data/conformance/6.1.192/sh/basic-64.jsonl.xz"]
 HEAD = "from mmulab.kvm.roles.design import Passthrough\n\nclass X(Passthrough):\n    id, name = 'X', 'own'\n"
 NO_WP = "    def pack(self, f, c): return super().pack(f._replace(cr0_wp=True), c)\n"
 NO_LEVEL_5 = "    def pack(self, f, c): return None if f.level == 5 else super().pack(f, c)\n"
@@ -109,7 +109,7 @@ def test_replay_says_under_which_rules_the_model_failed(root: Path, tmp_path: Pa
 
 def test_a_failure_is_a_verdict_where_designs_are_compared(tmp_path: Path, capsys: Out) -> None:
     """A built case, a recording and a boot, each with the access that the design failed in."""
-    works = "shadow-32-l0-4,conformance/sh/basic-64,stream/boot-686-nonpae"
+    works = "shadow-32-l0-4,conformance/6.1.192/sh/basic-64,stream/boot-686-nonpae"
     reference = own(tmp_path, NO_LEAF)
     args = ["compare", "--designs", f"D4,{reference}", "--cases", works, "--limit", "20000", "--json"]
     assert run(args) == 0

@@ -17,7 +17,7 @@ from tests.conftest import CommandLine
 from tests.widgets.test_stepper_page import steps_of
 
 ROOT = Path(__file__).parents[2]
-UNSYNC = ROOT / "data/conformance/sh/pt-write-unsync-64.jsonl.xz"
+UNSYNC = ROOT / "data/conformance/6.1.192/sh/pt-write-unsync-64.jsonl.xz"
 FIRST_FAULT = ROOT / "tests/scenario/examples/first_fault.mmu"
 
 
@@ -83,7 +83,7 @@ def test_page_and_ftrace(command: CommandLine, tmp_path: Path) -> None:
 
 def test_other_derivation_ends_wrong() -> None:
     text = "\n".join(
-        drive("/ wrong\nq\n", ROOT / "data/conformance/sh/quadrants-32.jsonl.xz", "--derivation", "copied")
+        drive("/ wrong\nq\n", ROOT / "data/conformance/6.1.192/sh/quadrants-32.jsonl.xz", "--derivation", "copied")
     )
     assert "Not where the guest's tables lead" in text
 
@@ -111,7 +111,7 @@ def test_bad_input(command: CommandLine, args: tuple[str | Path, ...], says: str
 def test_design_belongs_to_a_scenario(command: CommandLine) -> None:
     command("step", FIRST_FAULT, "--save", "a.mmr")
     assert command.error("step", "a.mmr", "--derivation", "copied").startswith(
-        "a.mmr: a recording has its design"
+        "a.mmr: a recording has its kernel"
     )
 
 

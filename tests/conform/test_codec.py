@@ -49,7 +49,7 @@ SAMPLE = [
 
 def records(root: Path, name: str) -> list[dict[str, object]]:
     """All recorded events of one file, as JSON."""
-    lines = read_lines(root / f"data/conformance/{name}.jsonl.xz")
+    lines = read_lines(root / f"data/conformance/6.1.192/{name}.jsonl.xz")
     return [event for line in lines[1:-1] for event in json.loads(line)["ev"]]
 
 

@@ -23,7 +23,7 @@ OP = 3
 @pytest.fixture(scope="module")
 def recording(root: Path) -> Recording:
     """A recording with which the model agrees."""
-    return read_recording(root / "data/conformance/sh/basic-64.jsonl.xz")
+    return read_recording(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
 
 
 def changed(recording: Recording, change: Callable[[RecordedOp], RecordedOp], number: int = OP) -> Recording:
@@ -158,7 +158,7 @@ def test_a_failure_of_the_model_is_a_difference_where_it_happened(
 
 
 def test_what_the_model_does_not_know_is_a_problem_not_a_difference(root: Path, tmp_path: Path) -> None:
-    text = lzma.decompress((root / "data/conformance/intel-sh/basic-64.jsonl.xz").read_bytes()).decode()
+    text = lzma.decompress((root / "data/conformance/6.1.192/intel-sh/basic-64.jsonl.xz").read_bytes()).decode()
     path = tmp_path / "beyond.jsonl"
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))
     recording = read_recording(path)

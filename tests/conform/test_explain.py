@@ -21,7 +21,7 @@ from mmulab.scenario.runner import Runner
 @pytest.fixture(scope="module")
 def recording(root: Path) -> Recording:
     """A recording with which the model agrees."""
-    return read_recording(root / "data/conformance/sh/basic-64.jsonl.xz")
+    return read_recording(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
 
 
 def _without(op: RecordedOp, at: int) -> RecordedOp:

@@ -26,7 +26,7 @@ NAME = "sh/accessed-dirty-pae"
 @pytest.fixture
 def lines(root: Path) -> list[str]:
     """The lines of a small recording."""
-    return read_lines(root / f"data/conformance/{NAME}.jsonl.xz")
+    return read_lines(root / f"data/conformance/6.1.192/{NAME}.jsonl.xz")
 
 
 def write(path: Path, lines: list[str]) -> Path:
@@ -36,7 +36,7 @@ def write(path: Path, lines: list[str]) -> Path:
 
 
 def test_a_recording_has_its_header_ops_and_steps(root: Path) -> None:
-    recording = read_recording(root / f"data/conformance/{NAME}.jsonl.xz")
+    recording = read_recording(root / f"data/conformance/6.1.192/{NAME}.jsonl.xz")
     header = recording.scenario.header
     assert (header.vendor, header.mode, header.regs.cr3, header.backing_bytes) == (
         "amd",
@@ -57,7 +57,7 @@ def test_a_recording_has_its_header_ops_and_steps(root: Path) -> None:
 
 def test_the_intel_processors_are_told_apart(root: Path) -> None:
     hosts = {
-        folder: read_recording(root / f"data/conformance/{folder}/mmio-64.jsonl.xz").scenario.header
+        folder: read_recording(root / f"data/conformance/6.1.192/{folder}/mmio-64.jsonl.xz").scenario.header
         for folder in ("intel-sh", "ept0", "ept0-pml")
     }
     assert {name: h.host["cache_bits"] for name, h in hosts.items()} == {

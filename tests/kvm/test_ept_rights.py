@@ -21,7 +21,7 @@ from mmulab.scenario.grammar import Step, parse_step
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Scenario, Value
 
-NESTED_EPT = Path(__file__).parents[2] / "data" / "conformance" / "nested-ept"
+NESTED_EPT = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192" / "nested-ept"
 DIRECTORY, FIRST_TABLE = 0x23000, 0x24000
 """Of the recording: the EPT page directory of 40000000, and its first table."""
 WRITE_BACK = 6 << 3

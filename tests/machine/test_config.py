@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.machine.config import MachineConfig, changed_cpu
-from mmulab.machine.machine import Machine
+from mmulab.machine.config import changed_cpu
 from mmulab.x86.regs import CpuModel
 
 CPU = CpuModel(maxphyaddr=40)
@@ -35,16 +34,3 @@ def test_one_feature_changes() -> None:
 def test_what_cannot_be_is_refused(feature: str, value: int, says: str) -> None:
     with pytest.raises(InputError, match=says):
         changed_cpu(CPU, feature, value)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("cpuid_after_run", "cpuid_after_run is 'maybe', expected one of refuse, allow, bug"),
-        ("free_roots_lock", "free_roots_lock is 'maybe', expected one of write, by_root_role"),
-    ],
-)
-def test_a_rule_that_kvm_has_not_is_refused(name: str, says: str) -> None:
-    config = replace(MachineConfig(backing_bytes=1 << 20, table_frames=16), **{name: "maybe"})
-    with pytest.raises(InputError, match=says):
-        Machine(config)

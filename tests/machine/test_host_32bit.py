@@ -15,7 +15,7 @@ from mmulab.kvm.roles.design import DESIGNS
 from mmulab.scenario.runner import Result, run
 from mmulab.scenario.scenario import Scenario
 
-CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192"
 FACTS = DESIGNS["passthrough"].facts
 
 

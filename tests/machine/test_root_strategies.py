@@ -29,7 +29,7 @@ from mmulab.x86.mode import PAGING_PAE, PT_PRESENT_MASK
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 from tests.machine.test_architecture import Access, compare, guest_ops
 
-CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192"
 OWN = [name for name, found in ROOT_STRATEGIES.items() if found.shadow_pages]
 
 

@@ -43,7 +43,7 @@ def _basic(mode: str) -> ScenarioBuilder:
 
 @pytest.mark.parametrize("mode", ["32", "64"])
 def test_tables_by_hand_are_those_of_a_recording(root: Path, mode: str) -> None:
-    recorded = read_recording(root / f"data/conformance/sh/basic-{mode}.jsonl.xz").scenario.header
+    recorded = read_recording(root / f"data/conformance/6.1.192/sh/basic-{mode}.jsonl.xz").scenario.header
     built = _basic(mode).build().header
     assert built.regs.cr3 == recorded.regs.cr3
     assert np.array_equal(_memory(built), _memory(recorded))
@@ -51,7 +51,7 @@ def test_tables_by_hand_are_those_of_a_recording(root: Path, mode: str) -> None:
 
 def test_helper_tables_of_a_mode_are_those_of_its_recordings(root: Path) -> None:
     for mode, name in (("pae", "basic-pae"), ("57", "fuzz-57-mix-00")):
-        recorded = read_recording(root / f"data/conformance/sh/{name}.jsonl.xz").scenario.header
+        recorded = read_recording(root / f"data/conformance/6.1.192/sh/{name}.jsonl.xz").scenario.header
         ours, theirs = _memory(ScenarioBuilder(mode).root(0x10000).build().header), _memory(recorded)
         last = {"pae": 5, "57": 7}[mode]
         assert np.array_equal(ours[4:last], theirs[4:last])
@@ -129,7 +129,7 @@ def test_what_is_refused_says_what_was_expected(make: object, expected: str) -> 
 
 @pytest.mark.parametrize("name", ["sh/fuzz-pae-mix-02", "intel-sh/memslot-32"])
 def test_a_builder_continues_a_scenario(root: Path, name: str) -> None:
-    scenario = read_recording(root / f"data/conformance/{name}.jsonl.xz").scenario
+    scenario = read_recording(root / f"data/conformance/6.1.192/{name}.jsonl.xz").scenario
     b = ScenarioBuilder.of(scenario)
     assert b.build() == scenario
     more = b.map(0x7FC00000, 0x123000).op("rd s 7fc00000").build()

@@ -25,7 +25,7 @@ def test_steps_are_found_among_the_ops_of_a_nested_guest() -> None:
 
 def test_steps_behind_helper_instructions() -> None:
     """In PAE paging a sysexit goes before a user's access, under the same index."""
-    scenario = read_recording(paths.data("conformance/sh/mode-switch.jsonl.xz")).scenario
+    scenario = read_recording(paths.data("conformance/6.1.192/sh/mode-switch.jsonl.xz")).scenario
     recording, numbers = record_steps(scenario)
     shown = {index: recording.op(number) for index, number in numbers.items()}
     steps = {index: step.op for index, step in enumerate(scenario.steps) if index in shown}

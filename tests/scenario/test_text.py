@@ -96,7 +96,7 @@ def test_reading_and_writing_the_text_gives_it_back(scenario: Scenario) -> None:
     "name", ["sh/os-pae-00", "intel-sh/fuzz-64-thp-04", "nested48/nested-roots-64", "tdp0/mode-switch"]
 )
 def test_a_recordings_scenario_survives_as_text(root: Path, name: str, tmp_path: Path) -> None:
-    scenario = read_recording(root / f"data/conformance/{name}.jsonl.xz").scenario
+    scenario = read_recording(root / f"data/conformance/6.1.192/{name}.jsonl.xz").scenario
     write_scenario(scenario, tmp_path / "s.mmu")
     assert without_lines(read_scenario(tmp_path / "s.mmu")) == without_lines(scenario)
     assert [p.name for p in tmp_path.iterdir()] == ["s.mmu"]

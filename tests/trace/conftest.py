@@ -11,7 +11,7 @@ from mmulab.scenario.record import record
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.recording import Recording
 
-CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192"
 
 
 def scenario(name: str) -> Scenario:

@@ -57,7 +57,7 @@ def test_a_change_of_cpuid_and_the_marker_come_back(tmp_path: Path) -> None:
     assert [result.outcome.result for result in runner.results()][1] == 0
     save(recorder.finish(), tmp_path / "a.mmr")
     opened = open_recording(tmp_path / "a.mmr")
-    assert opened.config.validity == marker
+    assert opened.config.kernel.validity == marker
     widths = [opened.visit(opened.moment(n)).machine.kvm.vcpus[0].cpu.maxphyaddr for n in range(len(opened))]
     assert widths[0] == 40
     assert widths[-1] == 36
@@ -112,7 +112,7 @@ def with_header(path: Path, **values: Any) -> None:
 def test_another_version(path: Path) -> None:
     with_header(path, format=9, version="9.1")
     assert refused(path) == (
-        "format 9 of mmulab 9.1, this mmulab reads format 2; record it again, or open it with that version"
+        "format 9 of mmulab 9.1, this mmulab reads format 3; record it again, or open it with that version"
     )
 
 

@@ -10,7 +10,7 @@ from mmulab.conform.recording import read_recording
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
 
-UNSYNC = Path(__file__).parents[2] / "data" / "conformance" / "sh" / "pt-write-unsync-64.jsonl.xz"
+UNSYNC = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192" / "sh" / "pt-write-unsync-64.jsonl.xz"
 
 
 @pytest.fixture(scope="session")

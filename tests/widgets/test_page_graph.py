@@ -23,7 +23,7 @@ NS = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def mode_switch() -> Scenario:
     """Tables that PAE paging and then 64-bit paging use."""
-    return read_recording(paths.data("conformance/sh/mode-switch.jsonl.xz")).scenario
+    return read_recording(paths.data("conformance/6.1.192/sh/mode-switch.jsonl.xz")).scenario
 
 
 def graphs(scenario: Scenario, *names: str) -> list[PageGraph]:

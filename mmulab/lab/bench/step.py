@@ -28,7 +28,7 @@ from mmulab.widgets.stepper import Stepper
 
 T = TypeVar("T")
 
-GUEST = "conformance/sh/os-64-00.jsonl.xz"
+GUEST = "conformance/6.1.192/sh/os-64-00.jsonl.xz"
 
 
 class Measure(NamedTuple):

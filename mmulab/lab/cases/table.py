@@ -253,7 +253,7 @@ def _smm() -> Iterator[Case]:
 def _ept_5() -> Iterator[Case]:
     """5-level EPT, which no recording has."""
     for name, words in (("ad", "A/D"), ("noad", "no A/D")):
-        recording = f"nested-ept/ept-basic-{name}"
+        recording = f"6.1.192/nested-ept/ept-basic-{name}"
         judge = "a level-5 entry that grants everything, so each outcome must be as there"
         yield Case(
             f"ept-5-level-{name}",
@@ -272,7 +272,7 @@ def cases() -> list[Case]:
     for l0 in (4, 5):
         built += [*_plain(l0), *_nested(l0), *_nested_events(l0), *_flushes(l0)]
     recorded = [
-        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=recording)
+        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=f"6.1.192/{recording}")
         for name, guest, l2, recording in _EPT
     ]
     return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed(), *_smm()]

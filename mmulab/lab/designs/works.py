@@ -23,7 +23,7 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     Parameters
     ----------
     patterns : iterable of str
-        ``all``; a case's name; ``conformance/sh/basic-32``, a recording, which is
+        ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording, which is
         judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
         is judged by the recorded addresses. ``*`` stands for anything.
     records : int, optional
@@ -56,8 +56,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _recordings() -> list[Case]:
     top = paths.data("conformance")
-    found = top.glob(f"*/*{_SUFFIX}")
-    names = sorted(f"{path.parent.name}/{path.name.removesuffix(_SUFFIX)}" for path in found)
+    found = top.glob(f"*/*/*{_SUFFIX}")
+    names = sorted(str(path.relative_to(top)).removesuffix(_SUFFIX) for path in found)
     return [Case(_RECORDED + name, "recorded", "", recording=name) for name in names]
 
 

@@ -27,7 +27,7 @@ from mmulab.kvm.roles.word import CpuRole
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
 
-CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance" / "6.1.192"
 
 TWO_LEVEL = base_facts(CpuRole(level=2, has_4_byte_gpte=1, valid=1))
 

@@ -23,7 +23,7 @@ from mmulab.scenario import runner
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.scenario import Scenario
 
-CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance" / "6.1.192"
 CORRECT = ("glevel", "passthrough_levels", "target_level", "passthrough", "cpu_mode", "cpu_mode_passthrough")
 
 

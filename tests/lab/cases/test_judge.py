@@ -38,7 +38,7 @@ def nested_accesses(scenario: Scenario) -> Iterator[Judged]:
 
 
 def scenario_of(root: Path, name: str) -> Scenario:
-    return read_recording(root / f"data/conformance/{name}.jsonl.xz").scenario
+    return read_recording(root / f"data/conformance/6.1.192/{name}.jsonl.xz").scenario
 
 
 @pytest.mark.parametrize(

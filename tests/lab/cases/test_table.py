@@ -150,7 +150,7 @@ def test_roots(table: dict[str, Row], name: str, roots: str) -> None:
 def test_roots_are_those_of_real_kernels(root: Path, table: dict[str, Row]) -> None:
     """The shadow pages at the top of L1's NPT have the role words that a real 5-level host traced."""
     for form in ("32", "64", "57"):
-        path = root / f"data/conformance/nested57/nested-basic-{form}.jsonl.xz"
+        path = root / f"data/conformance/6.1.192/nested57/nested-basic-{form}.jsonl.xz"
         traced = {
             e.role for op in read_recording(path).ops for e in op.events if isinstance(e, kvm_mmu_get_page)
         }
@@ -201,7 +201,7 @@ def test_switch_shares_the_portal_by_the_old_word() -> None:
 
 
 def test_a_recording_is_judged_by_what_the_real_guest_saw(root: Path) -> None:
-    recording = read_recording(root / "data/conformance/nested57/nested-roots-64.jsonl.xz")
+    recording = read_recording(root / "data/conformance/6.1.192/nested57/nested-roots-64.jsonl.xz")
     run = run_recorded(recording)
     assert run.wrong is None
     assert run.chain[0].name == "l5 g8 q0 uwx nx guest_mode passthrough"
@@ -231,7 +231,7 @@ def test_a_level_above_that_grants_everything_changes_no_outcome(root: Path, nam
 
 
 def test_a_level_5_entry_that_grants_less_is_found(root: Path) -> None:
-    recording = read_recording(root / "data/conformance/nested-ept/ept-basic-ad.jsonl.xz")
+    recording = read_recording(root / "data/conformance/6.1.192/nested-ept/ept-basic-ad.jsonl.xz")
     scenario = below_level_5(recording.scenario)
     *values, entry = scenario.header.values
     rights = VMX_EPT_READABLE_MASK | VMX_EPT_EXECUTABLE_MASK
@@ -243,7 +243,7 @@ def test_a_level_5_entry_that_grants_less_is_found(root: Path) -> None:
 
 
 def test_a_host_of_4_levels_offers_l1_none_of_5(root: Path) -> None:
-    recording = read_recording(root / "data/conformance/nested-ept/ept-basic-ad.jsonl.xz")
+    recording = read_recording(root / "data/conformance/6.1.192/nested-ept/ept-basic-ad.jsonl.xz")
     scenario = below_level_5(recording.scenario)
     header = replace(scenario.header, host=recording.scenario.header.host)
     wrong = run_recorded(replace(recording, scenario=replace(scenario, header=header))).wrong

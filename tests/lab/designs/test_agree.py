@@ -26,7 +26,7 @@ from mmulab.machine.op import Op
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import Scenario
 
-CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance"
+CONFORMANCE = Path(__file__).parents[3] / "data" / "conformance" / "6.1.192"
 FOLDERS = sorted(path.name for path in CONFORMANCE.iterdir() if path.is_dir())
 BY_TABLE = ("glevel", "passthrough_levels", "target_level")
 """Designs that know the level of the table and no paging mode, so they share what D4 shares."""

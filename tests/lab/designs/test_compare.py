@@ -132,7 +132,7 @@ def test_none_of_these_cases_reveals_them(forgetful: Comparison, field: str) -> 
 
 
 def test_a_recording_reveals_that_ad_disabled_is_forgotten() -> None:
-    works = find_works(["conformance/nested-ept-host-noad/ept-accessed-dirty-noad"])
+    works = find_works(["conformance/6.1.192/nested-ept-host-noad/ept-accessed-dirty-noad"])
     found = compare([forgetting("ad_disabled"), "passthrough"], works)
     (name,) = (case.name for case in works)
     wrong = found.cell("no_ad_disabled", name).first_wrong
@@ -142,7 +142,7 @@ def test_a_recording_reveals_that_ad_disabled_is_forgotten() -> None:
 
 
 def test_modes_in_the_key_lose_sharing_where_pages_serve_two_modes() -> None:
-    (work,) = works = find_works(["conformance/sh/mode-switch"])
+    (work,) = works = find_works(["conformance/6.1.192/sh/mode-switch"])
     found = compare(["D4", "D5", "D6"], works)
     costs = {
         c.design.id: (c.measures.duplicated, c.measures.sharing_lost, c.measures.coarsest)
@@ -286,7 +286,7 @@ def test_a_bad_scenario_is_bad_input_under_any_design() -> None:
 
 
 def test_a_design_that_stops_a_recording_is_wrong_there() -> None:
-    (cell,) = compare([stopping(AssertionError())], find_works(["conformance/sh/basic-64"])).cells
+    (cell,) = compare([stopping(AssertionError())], find_works(["conformance/6.1.192/sh/basic-64"])).cells
     assert cell.first_wrong is not None
     assert (cell.first_wrong.op, cell.first_wrong.text) == (0, "rd s 4 8000000000")
 
@@ -351,11 +351,11 @@ def test_names_must_be_there_and_differ() -> None:
 
 def test_works_by_name() -> None:
     assert [work.name for work in find_works(["all"])] == [case.name for case in find_cases([])]
-    names = [work.name for work in find_works(["conformance/sh/mode-*", "shadow-57-*", "shadow-57-l0-5"])]
-    assert names == ["conformance/sh/mode-switch", "shadow-57-l0-5"]
+    names = [work.name for work in find_works(["conformance/6.1.192/sh/mode-*", "shadow-57-*", "shadow-57-l0-5"])]
+    assert names == ["conformance/6.1.192/sh/mode-switch", "shadow-57-l0-5"]
     assert "stream/boot-686-nonpae" in [work.name for work in find_works(["stream/*"])]
-    with pytest.raises(InputError, match="case 'conformance/sh/none'"):
-        find_works(["conformance/sh/none"])
+    with pytest.raises(InputError, match="case 'conformance/6.1.192/sh/none'"):
+        find_works(["conformance/6.1.192/sh/none"])
 
 
 def test_a_recording_is_judged_by_its_outcomes() -> None:

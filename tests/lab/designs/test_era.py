@@ -38,9 +38,9 @@ def test_needs_are_read_from_registers_host_and_control_blocks(name: str, needs:
 
 
 def test_nested_ept_is_read_from_the_vmcs() -> None:
-    recording = read_recording(paths.data("conformance/nested-ept/ept-basic-ad.jsonl.xz"))
+    recording = read_recording(paths.data("conformance/6.1.192/nested-ept/ept-basic-ad.jsonl.xz"))
     assert "nested EPT" in modes_needed(recording.scenario)
-    recording = read_recording(paths.data("conformance/nested-noept-tdp/noept-64-l2-64.jsonl.xz"))
+    recording = read_recording(paths.data("conformance/6.1.192/nested-noept-tdp/noept-64-l2-64.jsonl.xz"))
     assert "nested EPT" not in modes_needed(recording.scenario)
 
 

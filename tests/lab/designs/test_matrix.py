@@ -49,7 +49,7 @@ COPIED = LINUX_6_1.with_(derivation=copied)
 def test_every_case_has_a_kind() -> None:
     assert [case.name for case in cases() if group_of(case.name) == "others"] == []
     assert group_of("tdp-mmu-64-l0-4") != group_of("tdp-64-l0-4")
-    assert group_of("conformance/sh/basic-32") == "recordings of a real kernel"
+    assert group_of("conformance/6.1.192/sh/basic-32") == "recordings of a real kernel"
 
 
 def test_verdicts_are_those_of_the_comparison(switches: Comparison) -> None:
