@@ -55,6 +55,7 @@ COMMANDS: dict[str, Entry] = {
     "cases": Entry("mmulab.cli.cases:cases", "Run the table of shadow, direct and nested cases."),
     "compare": Entry("mmulab.cli.compare:compare", "Compare role designs on cases, recordings and boots."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
+    "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels, and in which behaviours they differ."),
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmulab.cli.options import KernelChoice
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError, named
+from mmulab.kvm.kernel import find_kernel
 from mmulab.lab.cases.table import cases, read_case
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.scenario import Scenario
@@ -18,7 +19,7 @@ def on_kernel(scenario: Scenario, choice: KernelChoice) -> Scenario:
     """Return a scenario whose header names the kernel that was asked for, so that what is kept says so."""
     if choice.kernel is None or ":" in choice.kernel:
         return scenario
-    return ScenarioBuilder.of(scenario).kernel(choice.kernel).build()
+    return ScenarioBuilder.of(scenario).kernel(find_kernel(choice.kernel).name).build()
 
 
 def read_work(file: str) -> Scenario:

@@ -93,7 +93,7 @@ class Behaviours:
         "9a967700496f",
         "A huge page that maps the guest's own tables of the walk is mapped as a small one",
         "paging_tmpl.h:FNAME(is_self_change_mapping) -> FNAME(fetch)",
-        shows="nested48/nested-large-thp-64 op 13",
+        shows="nested48/nested-large-thp-64 op 12",
     )
     roots_all_is_four_bits: bool = _since(
         "6.4",
@@ -142,7 +142,7 @@ class Behaviours:
         "aca48556c592",
         "An entry that the TDP MMU zaps under the shared lock is flushed before what is below it goes",
         "tdp_mmu.c:tdp_mmu_zap_spte_atomic",
-        shows="tdp1/nonpaging-thp op 23",
+        shows="ept1-host-noad/dirtylog-manual-thp-64 op 46",
     )
     zap_leafs_skips_invalid_roots: bool = _since(
         "6.9",
@@ -182,28 +182,28 @@ class Behaviours:
         "7fa5e2929198",
         "Every EPT spte has SUPPRESS_VE, bit 63, as part of the present mask",
         "spte.c:kvm_mmu_set_ept_masks",
-        shows="nested-ept/ept-basic-64 op 0",
+        shows="nested-ept/ept-basic-ad-l132 op 0",
     )
     misconfig_has_no_qualification: bool = _since(
         "6.12",
         "96b067b59ad9",
-        "An EPT misconfiguration that KVM gives to L1 has exit qualification 0",
+        "An EPT misconfiguration that KVM gives to L1 has exit qualification 0 (a backport: 6.12.117 has it)",
         "vmx/nested.c:nested_ept_inject_page_fault",
-        shows="nested-ept/ept-misconfig-64 op 0",
+        shows="nested-ept/ept-misconfig-ad op 3",
     )
     dummy_root: bool = _since(
         "6.7",
         "0e3223d8d00a",
         "A root outside all memslots is a page of zeros, not a triple fault",
         "mmu.c:mmu_check_root -> kvm_mmu_get_dummy_root",
-        shows="nested-ept/ept-misconfig-eptp-64 op 41",
+        shows="nested-ept/ept-misconfig-eptp-ad op 41",
     )
     pdpte_violation_is_no_guest_page: bool = _since(
         "6.12",
         "f3009482512e",
         "An EPT violation without a linear address is neither GUEST_FINAL nor GUEST_PAGE",
         "vmx/vmx.c:handle_ept_violation -> vmx/common.h:__vmx_handle_ept_violation",
-        shows="ept1-host-noad/basic-pae op 0",
+        shows="ept0-host-noad/roots3-pae op 0",
     )
 
     def names(self) -> tuple[str, ...]:

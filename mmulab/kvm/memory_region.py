@@ -232,7 +232,7 @@ def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
         head = gfn_to_rmap(slot, gfn, level)
         while head and (sptep := _first_collapsible(kvm, slot, list(pte_list_iter(head)))) is not None:
             mmu_spte_clear_track_bits(kvm, sptep)
-            pte_list_remove(head, sptep)
+            pte_list_remove(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
             zapped = True
         if head is not None and not head:
             del slot.rmap[level][gfn >> 9 * (level - 1)]

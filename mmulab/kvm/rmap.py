@@ -30,9 +30,19 @@ RMAP_RECYCLE_THRESHOLD = 1000
 KVM_MAX_HUGEPAGE_LEVEL = 3
 
 
-def pte_list_add(head: PteList, sptep: int) -> int:
-    """Add `sptep` to the first block with room; return how many there were."""
+def pte_list_add(head: PteList, sptep: int, *, keeps_tail_full: bool = False) -> int:
+    """Add `sptep` to the first block with room; return how many there were.
+
+    `keeps_tail_full`: only the first block has room, and a new one comes before it (6.4).
+    """
     count = 0
+    if keeps_tail_full:
+        count = sum(map(len, head))
+        if head and len(head[0]) < PTE_LIST_EXT:
+            head[0].append(sptep)
+        else:
+            head.insert(0, [sptep])
+        return count
     for block in head:
         if len(block) < PTE_LIST_EXT:
             count += len(block)
@@ -43,8 +53,10 @@ def pte_list_add(head: PteList, sptep: int) -> int:
     return count
 
 
-def pte_list_remove(head: PteList, sptep: int) -> None:
+def pte_list_remove(head: PteList, sptep: int, *, keeps_tail_full: bool = False) -> None:
     """Take `sptep` out; the last of its block takes its place.
+
+    `keeps_tail_full`: the last of the first block does (6.4).
 
     Raises
     ------
@@ -53,10 +65,11 @@ def pte_list_remove(head: PteList, sptep: int) -> None:
     """
     for number, block in enumerate(head):
         if sptep in block:
-            block[block.index(sptep)] = block[-1]
-            block.pop()
-            if not block:
-                del head[number]
+            giver = 0 if keeps_tail_full else number
+            block[block.index(sptep)] = head[giver][-1]
+            head[giver].pop()
+            if not head[giver]:
+                del head[giver]
             return
     raise KeyError(f"spte at {sptep:#x} is not in its reverse map")
 
@@ -91,7 +104,7 @@ def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> N
     kvm_mmu_page_set_translation(sp, spte_index(sptep), gfn, access)
     kvm.stat[PAGES_STAT[sp.level]] += 1
     head = slot.rmap[sp.level].setdefault(gfn >> 9 * (sp.level - 1), [])
-    count = pte_list_add(head, sptep)
+    count = pte_list_add(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
     kvm.stat["max_mmu_rmap_size"] = max(kvm.stat["max_mmu_rmap_size"], count)
     if count > RMAP_RECYCLE_THRESHOLD:
         kvm_zap_all_rmap_sptes(kvm, slot, gfn, sp.level)
@@ -107,7 +120,7 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
     if slot is None or key not in slot.rmap[sp.level]:
         raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} has no reverse map")
     head = slot.rmap[sp.level][key]
-    pte_list_remove(head, sptep)
+    pte_list_remove(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
     if not head:
         del slot.rmap[sp.level][key]
 

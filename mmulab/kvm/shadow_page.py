@@ -162,7 +162,7 @@ def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
     else:
         entry = make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled)
     kvm.memory.store64(sptep, entry)
-    pte_list_add(sp.parent_ptes, sptep)
+    pte_list_add(sp.parent_ptes, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
     if sp.unsync_children or sp.unsync:
         mark_unsync(kvm, sptep)
 

@@ -45,7 +45,8 @@ InvalidList = list[int]
 
 def drop_parent_pte(kvm: Kvm, sp: ShadowPage, parent_pte: int) -> None:
     """Unlink `sp` from the entry at `parent_pte`."""
-    pte_list_remove(sp.parent_ptes, parent_pte)
+    keeps_tail_full = kvm.behaviours.pte_list_keeps_tail_full
+    pte_list_remove(sp.parent_ptes, parent_pte, keeps_tail_full=keeps_tail_full)
     kvm.memory.store64(parent_pte, kvm.fmt.nonpresent)
 
 

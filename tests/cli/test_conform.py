@@ -91,7 +91,9 @@ def test_json_has_the_same_numbers(command: CommandLine, good: Path, bad: Path) 
 
 
 def test_a_scenario_beyond_the_model_is_named(command: CommandLine, root: Path, tmp_path: Path) -> None:
-    text = lzma.decompress((root / "data/conformance/6.1.192/intel-sh/basic-64.jsonl.xz").read_bytes()).decode()
+    text = lzma.decompress(
+        (root / "data/conformance/6.1.192/intel-sh/basic-64.jsonl.xz").read_bytes()
+    ).decode()
     path = tmp_path / "beyond.jsonl"
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))
     done = command("conform", path)

@@ -14,7 +14,10 @@ from mmulab.cli.main import run
 Out = pytest.CaptureFixture[str]
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
 BOOT = "data/stream/boot-686-nonpae.npz"
-RECORDED = ["data/conformance/6.1.192/sh/cr-toggles-64.jsonl.xz", "data/conformance/6.1.192/sh/basic-64.jsonl.xz"]
+RECORDED = [
+    "data/conformance/6.1.192/sh/cr-toggles-64.jsonl.xz",
+    "data/conformance/6.1.192/sh/basic-64.jsonl.xz",
+]
 HEAD = "from mmulab.kvm.roles.design import Passthrough\n\nclass X(Passthrough):\n    id, name = 'X', 'own'\n"
 NO_WP = "    def pack(self, f, c): return super().pack(f._replace(cr0_wp=True), c)\n"
 NO_LEVEL_5 = "    def pack(self, f, c): return None if f.level == 5 else super().pack(f, c)\n"

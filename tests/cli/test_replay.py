@@ -30,7 +30,10 @@ def small(tmp_path: Path) -> Path:
 def test_agreement(command: CommandLine, small: Path) -> None:
     done = command("replay", small)
     lines = done.stdout.splitlines()
-    assert lines[0] == "small: 1035 of 1035 records, 32 paging, kernel 6.1.192, design D4 passthrough, derivation parity"
+    assert (
+        lines[0]
+        == "small: 1035 of 1035 records, 32 paging, kernel 6.1.192, design D4 passthrough, derivation parity"
+    )
     assert lines[-1] == "replay: accesses 3/3 agree, faults 3, shadow pages 5"
     assert "the guest's own page faults 1, not executed" in done.stdout
     assert (done.returncode, done.stderr) == (0, "")

@@ -83,7 +83,12 @@ def test_page_and_ftrace(command: CommandLine, tmp_path: Path) -> None:
 
 def test_other_derivation_ends_wrong() -> None:
     text = "\n".join(
-        drive("/ wrong\nq\n", ROOT / "data/conformance/6.1.192/sh/quadrants-32.jsonl.xz", "--derivation", "copied")
+        drive(
+            "/ wrong\nq\n",
+            ROOT / "data/conformance/6.1.192/sh/quadrants-32.jsonl.xz",
+            "--derivation",
+            "copied",
+        )
     )
     assert "Not where the guest's tables lead" in text
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.cpuid import CPUID_AFTER_RUN, EINVAL, kvm_set_cpuid
+from mmulab.kvm.cpuid import EINVAL, kvm_set_cpuid
+from mmulab.kvm.kernel import CPUID_AFTER_RUN
 from mmulab.kvm.mmu import KVM_MMU_ROOTS_ALL, Mmu
 from mmulab.kvm.roots import EFAULT, EIO
 from mmulab.kvm.validity import VALIDITIES

@@ -49,5 +49,5 @@ def test_command_keeps_the_run(command: CommandLine, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     recording = open_recording(tmp_path / "boot.mmr")
     assert recording.info.source == "boot-686-nonpae"
-    assert recording.info.options == {"records": 5000, "derivation": "parity"}
+    assert recording.info.options == {"records": 5000, "derivation": "parity", "kernel": "6.1.192"}
     assert len(recording.events) > 100

@@ -272,8 +272,8 @@ def cases() -> list[Case]:
     for l0 in (4, 5):
         built += [*_plain(l0), *_nested(l0), *_nested_events(l0), *_flushes(l0)]
     recorded = [
-        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=f"6.1.192/{recording}")
-        for name, guest, l2, recording in _EPT
+        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=f"6.1.192/{found}")
+        for name, guest, l2, found in _EPT
     ]
     return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed(), *_smm()]
 

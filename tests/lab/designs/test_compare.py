@@ -351,7 +351,9 @@ def test_names_must_be_there_and_differ() -> None:
 
 def test_works_by_name() -> None:
     assert [work.name for work in find_works(["all"])] == [case.name for case in find_cases([])]
-    names = [work.name for work in find_works(["conformance/6.1.192/sh/mode-*", "shadow-57-*", "shadow-57-l0-5"])]
+    names = [
+        work.name for work in find_works(["conformance/6.1.192/sh/mode-*", "shadow-57-*", "shadow-57-l0-5"])
+    ]
     assert names == ["conformance/6.1.192/sh/mode-switch", "shadow-57-l0-5"]
     assert "stream/boot-686-nonpae" in [work.name for work in find_works(["stream/*"])]
     with pytest.raises(InputError, match="case 'conformance/6.1.192/sh/none'"):

@@ -1,0 +1,80 @@
+"""``mmulab kernels``: which kernels the model can be, and in what they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from mmulab.kvm.behaviours import CHANGES
+from mmulab.kvm.kernel import KERNELS, LINUX_6_1, Kernel, find_kernel
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@click.pass_context
+def kernels(ctx: click.Context, as_json: bool) -> None:
+    """Show the kernels with their behaviours.
+
+    A name, '6.12' say, takes behaviours behind it: '6.12+unprotect_on_reinjection' turns one on,
+    '6.12-dummy_root' turns one off. 'file.py:KERNEL' names a kernel of your own, a value as
+    mmulab.kvm.kernel.LINUX_6_12.with_(design=..).
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if as_json:
+        click.echo(json.dumps({"kernels": [_record(k) for k in KERNELS.values()], "behaviours": _table()}))
+        return
+    for kernel in KERNELS.values():
+        click.echo(f"{kernel.name:12} {kernel.source}")
+        click.echo(f"{'':12} design {kernel.design.id} {kernel.design.name}, {kernel.derivation.name}")
+        for name in kernel.behaviours.names():
+            click.echo(f"{'':12} + {name}")
+    click.echo("\nbehaviours")
+    for change in CHANGES.values():
+        for line in _lines(change.name):
+            click.echo(line)
+
+
+@kernels.command()
+@click.argument("one")
+@click.argument("other")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object instead of lines.")
+def diff(one: str, other: str, as_json: bool) -> None:
+    """Show what kernel OTHER does in another way than kernel ONE, with the commits.
+
+    With '+' OTHER has a behaviour that ONE has not, with '-' the other way round.
+    """
+    found = find_kernel(other).changes_from(find_kernel(one))
+    if as_json:
+        click.echo(json.dumps({name: {"on": on, **CHANGES[name]._asdict()} for name, on in found.items()}))
+        return
+    for name, on in found.items():
+        first, *rest = _lines(name)
+        for line in [f"{'+' if on else '-'} {first}", *(f"  {line}" for line in rest)]:
+            click.echo(line)
+    click.echo(f"kernels: {len(found)} behaviours differ")
+
+
+def _lines(name: str) -> Iterator[str]:
+    change = CHANGES[name]
+    word = "until" if change.removed else "since"
+    yield f"{name}: {word} {change.release}, {change.commit}"
+    yield f"    {change.summary}"
+    yield f"    {change.source}" + (f"; first in {change.shows}" if change.shows else "")
+
+
+def _record(kernel: Kernel) -> dict[str, object]:
+    return {
+        "name": kernel.name,
+        "source": kernel.source,
+        "default": kernel is LINUX_6_1,
+        "design": kernel.design.name,
+        "derivation": kernel.derivation.name,
+        "behaviours": list(kernel.behaviours.names()),
+    }
+
+
+def _table() -> list[dict[str, object]]:
+    return [change._asdict() for change in CHANGES.values()]
