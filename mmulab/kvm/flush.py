@@ -42,5 +42,8 @@ def kvm_flush_remote_tlbs_gfn(kvm: Kvm, gfn: int, level: int) -> None:
 
 def kvm_flush_remote_tlbs_sptep(kvm: Kvm, sptep: int) -> None:
     """Ask for a flush of what the spte maps."""
-    sp = sptep_to_sp(kvm, sptep)
-    kvm_flush_remote_tlbs_gfn(kvm, kvm_mmu_page_get_gfn(sp, spte_index(sptep)), sp.level)
+    sp, index = sptep_to_sp(kvm, sptep), spte_index(sptep)
+    # Only leaves have their gfn kept; for another entry Linux reads what the allocator left: zeros,
+    # with init_on_alloc.
+    kept = not sp.has_gptes or index in sp.shadowed_translation
+    kvm_flush_remote_tlbs_gfn(kvm, kvm_mmu_page_get_gfn(sp, index) if kept else 0, sp.level)

@@ -131,5 +131,5 @@ def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
     if sp.passthrough:
         return sp.gfn
     if not sp.direct:
-        return sp.shadowed_translation.get(index, 0) >> 12  # zeros from the start, as an upper page keeps
+        return sp.shadowed_translation[index] >> 12
     return sp.gfn + (index << 9 * (sp.level - 1))

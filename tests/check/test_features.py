@@ -22,7 +22,7 @@ from mmulab.events import EVENT_TYPES
 from mmulab.kvm.roles.design import DESIGNS
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "data/conformance"
+DATA = ROOT / "data/conformance/6.1.192"
 ROWS = {
     "W": 14,
     "R": 20,

@@ -45,7 +45,7 @@ def test_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert (old["verdict"], old["first_wrong"]["op"]) == ("wrong", 8)
     assert old["first_wrong"]["expected"] != old["first_wrong"]["reached"]
     assert (five["verdict"], five["pages"]["l5 g8 q0 uwx guest_mode"]) == ("correct", 1)
-    assert five["note"].startswith("nested-ept/ept-basic-ad below a level-5 entry")
+    assert five["note"].startswith("6.1.192/nested-ept/ept-basic-ad below a level-5 entry")
 
 
 def test_unknown_case_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

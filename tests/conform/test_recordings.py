@@ -11,6 +11,7 @@ from mmulab.conform.explain import explain
 from mmulab.conform.recording import find_recordings, read_recording, scenario_name
 
 DATA = Path(__file__).resolve().parents[2] / "data/conformance"
+KERNELS = ("6.1.192", "6.12.117")
 FOLDERS = {
     "sh": 143,
     "intel-sh": 86,
@@ -31,23 +32,33 @@ FOLDERS = {
     "nested-noept-shadow": 4,
     "nested-noept-tdp": 4,
 }
-"""Folders with whose recordings the model agrees, and how many each has."""
+"""Folders of each kernel with whose recordings the model agrees, and how many each has."""
 
 
 def _paths() -> list[Path]:
-    return find_recordings([str(DATA / folder) for folder in FOLDERS])
+    return find_recordings([str(DATA / kernel / folder) for kernel in KERNELS for folder in FOLDERS])
 
 
-@pytest.mark.parametrize("path", _paths(), ids=lambda path: f"{path.parent.name}/{scenario_name(path)}")
+def _name(path: Path) -> str:
+    return f"{path.parent.relative_to(DATA)}/{scenario_name(path)}"
+
+
+@pytest.mark.parametrize("path", _paths(), ids=_name)
 def test_the_model_reports_what_the_kernel_reported(path: Path) -> None:
     recording = read_recording(path)
     comparison = compare(recording, Level.FULL)
     if not comparison.agrees:
         pytest.fail(comparison.problem or explain(recording, Level.FULL, comparison), pytrace=False)
+    assert recording.scenario.kernel == path.parts[-3]
     assert comparison.ops_agree == comparison.ops > 2
     assert comparison.events_agree == comparison.events > 0
 
 
-def test_the_folders_are_whole() -> None:
-    assert {f: len(find_recordings([str(DATA / f)])) for f in FOLDERS} == FOLDERS
-    assert len(find_recordings([str(DATA)])) == 542
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_folders_are_whole(kernel: str) -> None:
+    assert {f: len(find_recordings([str(DATA / kernel / f)])) for f in FOLDERS} == FOLDERS
+    assert len(find_recordings([str(DATA / kernel)])) == 542
+
+
+def test_no_other_recordings_are_there() -> None:
+    assert sorted(path.name for path in DATA.iterdir() if path.is_dir()) == list(KERNELS)

@@ -37,7 +37,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from tests.kvm.guest import NX, PS, D, Guest, W
 from tests.kvm.nested import Nested, started
 
-RECORDINGS = Path(__file__).resolve().parents[2] / "data/conformance"
+RECORDINGS = Path(__file__).resolve().parents[2] / "data/conformance/6.1.192"
 EAGAIN, ENOSPC = -11, -28
 PAGE = 0x1000
 FIRST, SECOND = MEMORY, MEMORY + HUGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_with_address
+from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 from mmulab.kvm.state import Request
 from tests.kvm.guest import Guest
 
@@ -25,7 +25,7 @@ def test_a_range_is_reported_and_everything_flushed() -> None:
     guest = Guest("64")
     count = guest.kvm.stat["remote_tlb_flush_requests"]
     with guest.watch() as seen:
-        kvm_flush_remote_tlbs_with_address(guest.kvm, 0x10, 2)
+        kvm_flush_remote_tlbs_range(guest.kvm, 0x10, 2)
     assert seen == [ev.kvm_flush_remote_tlbs_with_address(0x10, 2), ev.kvm_flush_remote_tlbs()]
     assert guest.kvm.stat["remote_tlb_flush_requests"] == count + 1
     assert guest.vcpu.requests & Request.TLB_FLUSH

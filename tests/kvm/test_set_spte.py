@@ -164,7 +164,7 @@ def test_no_slot_makes_an_mmio_entry(guest: Guest) -> None:
 def test_a_write_to_a_protected_page_must_be_emulated(guest: Guest) -> None:
     guest.read(GVA)
     upper = guest.table(GVA, 2) >> 12
-    assert put(guest, GVA + 0x3000, upper, write=True) is RetPf.EMULATE
+    assert put(guest, GVA + 0x3000, upper, write=True) is RetPf.WRITE_PROTECTED
     assert put(guest, GVA + 0x4000, upper) is RetPf.FIXED
     assert not guest.spte(GVA + 0x3000) & W
 

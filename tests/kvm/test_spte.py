@@ -42,7 +42,7 @@ from mmulab.kvm.spte import (
 )
 from mmulab.x86.pferr import ACC_ALL
 
-DATA = Path(__file__).parents[2] / "data/conformance"
+DATA = Path(__file__).parents[2] / "data/conformance/6.1.192"
 FORMATS = {
     "shadow40": shadow_format(40),
     "shadow46-l1tf": shadow_format(46, cache_bits=46),

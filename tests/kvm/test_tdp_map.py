@@ -90,7 +90,7 @@ def test_a_fault_that_finds_its_entry_is_spurious() -> None:
 
 def test_a_write_to_a_protected_page_is_emulated() -> None:
     guest = tracked_guest()
-    assert map_again(guest, PFERR_WRITE_MASK | PFERR_PRESENT_MASK) is RetPf.EMULATE
+    assert map_again(guest, PFERR_WRITE_MASK | PFERR_PRESENT_MASK) is RetPf.WRITE_PROTECTED
     assert guest.maps(DATA, DATA)
     assert not guest.spte(DATA) & W
 

@@ -20,7 +20,7 @@ from mmulab.kvm.roles.decoders import (
 )
 from mmulab.kvm.roles.history import BACKPORTS, HISTORY, RoleVersion, find_role_version
 
-DATA = Path(__file__).parents[3] / "data/conformance"
+DATA = Path(__file__).parents[3] / "data/conformance/6.1.192"
 TRACED = [version for version in (*HISTORY, *(b.version for b in BACKPORTS.values())) if version.wording]
 WORDS = st.integers(0, 2**32 - 1)
 

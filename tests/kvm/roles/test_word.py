@@ -13,7 +13,7 @@ from mmulab.conform.recording import read_lines
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
 
-DATA = Path(__file__).parents[3] / "data/conformance"
+DATA = Path(__file__).parents[3] / "data/conformance/6.1.192"
 DESIGN = DESIGNS["passthrough"]
 LAYOUTS = st.lists(
     st.tuples(st.sampled_from(("", "a", "b", "c", "d")), st.integers(1, 9)), min_size=1, max_size=6

@@ -14,7 +14,7 @@ from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.history import HISTORY, find_role_version
 from mmulab.kvm.roles.wording import ACCESS_STRINGS_7_2, Part, meaning, word_role
 
-DATA = Path(__file__).parents[3] / "data/conformance"
+DATA = Path(__file__).parents[3] / "data/conformance/6.1.192"
 DESIGN = DESIGNS["passthrough"]
 RECORDED = (
     "sh/perms-32",

@@ -133,7 +133,7 @@ def test_a_boot_is_shown_at_its_record() -> None:
     boot = find_works(["stream/boot-686-nonpae"], records=10_000)
     (cell,) = compare(["D4"], boot, kernel=COPIED).cells
     assert cell.first_wrong is not None
-    wrong = record_wrong(cell, "copied")
+    wrong = record_wrong(cell, COPIED)
     op = wrong.recording.op(wrong.recording.moment(wrong.moments[-1][0]).op)
     assert (op.gva, cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
     (row,) = design_matrix(compare(["D4"], boot, kernel=COPIED), kernel=COPIED).rows
