@@ -4,7 +4,8 @@ A design decides which shadow pages of one gfn are the same page. It packs what
 the MMU knows of a page (:class:`~mmulab.kvm.roles.word.RoleFacts`) and of the guest's
 CPU (:class:`~mmulab.kvm.roles.word.CpuRole`) into one word, the key beside the gfn,
 and gives the facts back out of the word: what a design cannot say, the MMU
-cannot know.
+cannot know. A design that is the word of a released kernel has that kernel's own
+layout (:mod:`mmulab.kvm.roles.history`).
 """
 
 from __future__ import annotations
@@ -13,35 +14,12 @@ import copy
 from typing import Self
 
 from mmulab.errors import InputError
+from mmulab.kvm.roles.history import find_role_version
 from mmulab.kvm.roles.root_strategy import RootStrategy, find_root_strategy, special, top_table_level
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
 
-LAYOUT_6_1 = RoleLayout(
-    (
-        BitField("level", 4),
-        BitField("has_4_byte_gpte", 1),
-        BitField("quadrant", 2),
-        BitField("direct", 1),
-        BitField("access", 3),
-        BitField("invalid", 1),
-        BitField("efer_nx", 1),
-        BitField("cr0_wp", 1),
-        BitField("smep_andnot_wp", 1),
-        BitField("smap_andnot_wp", 1),
-        BitField("ad_disabled", 1),
-        BitField("guest_mode", 1),
-        BitField("passthrough", 1),
-        BitField("", 5),
-        BitField("smm", 8),
-    )
-)
-LAYOUT_PRE_FIX = RoleLayout(
-    (
-        *(f for f in LAYOUT_6_1.fields if f.name not in ("passthrough", "", "smm")),
-        BitField("", 6),
-        BitField("smm", 8),
-    )
-)
+LAYOUT_6_1 = find_role_version("6.1").layout
+"""The merged word, from which each rival differs in a few fields; it is that of 5.19 to 6.13."""
 
 
 class RoleDesign:
@@ -164,7 +142,7 @@ class PreFix(RoleDesign):
     name = "pre_fix"
     summary = "5.18's word: a level-5 page that is only a portal looks like a real one"
     source = "before 84e5ffd045f3"
-    layout = LAYOUT_PRE_FIX
+    layout = find_role_version("5.18").layout
 
 
 def _layout(*mode: BitField, fixed: tuple[str, ...] = ()) -> RoleLayout:
@@ -328,7 +306,7 @@ class CpuMode(CpuModeWithPassthrough):
 
 
 class GuestLevels(RoleDesign):
-    """The word before 2.6.35: ``glevels``, and neither CR0.WP nor SMEP nor anything nested.
+    """The word of 2.6.34: ``glevels``, and neither CR0.WP nor SMEP nor anything nested.
 
     It was right for the modes of its time: shadow paging of a guest with
     CR0.WP=1 on hosts with four levels.
@@ -336,25 +314,13 @@ class GuestLevels(RoleDesign):
 
     id = "D7"
     name = "glevels"
-    summary = "before 2.6.35: the guest's levels, no CR0.WP, no SMEP, no nesting"
+    summary = "2.6.34's word: the guest's levels, no CR0.WP, no SMEP, no nesting"
     source = "before 5b7e0102ae74 (2.6.35)"
-    layout = RoleLayout(
-        (
-            BitField("glevels", 4),
-            BitField("level", 4),
-            BitField("quadrant", 2),
-            BitField("", 6),
-            BitField("direct", 1),
-            BitField("access", 3),
-            BitField("invalid", 1),
-            BitField("cr4_pge", 1),
-            BitField("efer_nx", 1),
-        )
-    )
+    layout = find_role_version("2.6.34").layout
 
     def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
-        """Return ``glevels``; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
-        return {"glevels": 0 if facts.direct else cpu.level, "cr4_pge": 0}
+        """Return ``glevels`` and ``nxe``; KVM sets CR4.PGE for every guest, so that bit stays clear here."""
+        return {"glevels": 0 if facts.direct else cpu.level, "cr4_pge": 0, "nxe": facts.efer_nx}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below; a direct page has no guest levels."""
@@ -363,7 +329,9 @@ class GuestLevels(RoleDesign):
 
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says."""
-        return super().facts(role)._replace(has_4_byte_gpte=self.layout.get(role, "glevels") == 2)
+        get = self.layout.get
+        said = {"has_4_byte_gpte": get(role, "glevels") == 2, "efer_nx": bool(get(role, "nxe"))}
+        return super().facts(role)._replace(**said)
 
 
 class Cr4Pae(RoleDesign):
@@ -378,11 +346,11 @@ class Cr4Pae(RoleDesign):
     name = "cr4_pae"
     summary = "5.0's word: 8-byte entries by CR4.PAE, direct pages of all modes shared, no portal"
     source = "before 47c42e6b4192 (5.1)"
-    layout = _layout(BitField("cr4_pae", 1), fixed=("has_4_byte_gpte",))
+    layout = find_role_version("5.0").layout
 
     def own_fields(self, facts: RoleFacts, cpu: CpuRole) -> dict[str, int]:
-        """Return ``cr4_pae``."""
-        return {"cr4_pae": not facts.direct and not facts.has_4_byte_gpte}
+        """Return ``cr4_pae`` and ``nxe``."""
+        return {"cr4_pae": not facts.direct and not facts.has_4_byte_gpte, "nxe": facts.efer_nx}
 
     def child(self, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
         """Return the word one level below; a direct page has no CR4.PAE."""
@@ -391,8 +359,9 @@ class Cr4Pae(RoleDesign):
 
     def facts(self, role: int) -> RoleFacts:
         """Return what the word says."""
-        facts = super().facts(role)
-        return facts._replace(has_4_byte_gpte=not facts.direct and not self.layout.get(role, "cr4_pae"))
+        facts, get = super().facts(role), self.layout.get
+        has_4_byte_gpte = not facts.direct and not get(role, "cr4_pae")
+        return facts._replace(has_4_byte_gpte=has_4_byte_gpte, efer_nx=bool(get(role, "nxe")))
 
 
 _ALL: tuple[RoleDesign, ...] = (

@@ -1,6 +1,8 @@
 """``union kvm_mmu_page_role`` of every Linux since 2.6.28.
 
 Each record is a kernel version that changed the word, its layout, and the commits.
+A role design that is a kernel's word has its layout from here
+(:mod:`mmulab.kvm.roles.design`).
 Positions are those of the unions in the sources of the versions named by
 :data:`SOURCES_READ`: ``arch/x86/include/asm/kvm_host.h``. A stable release may
 have a change that its ``x.y.0`` has not: :data:`BACKPORTS`. Where a release lies between
@@ -14,7 +16,6 @@ import re
 from typing import NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.kvm.roles.design import LAYOUT_6_1, LAYOUT_PRE_FIX
 from mmulab.kvm.roles.word import BitField, RoleLayout
 from mmulab.kvm.roles.wording import (
     WORDING_2_6_32,
@@ -101,6 +102,10 @@ _2_6_32_16 = _bits("glevels:4 level:4 quadrant:2 :6 direct:1 access:3 invalid:1 
 _4_1 = _bits(
     "level:4 cr4_pae:1 quadrant:2 :6 direct:1 access:3 invalid:1 nxe:1 cr0_wp:1 smep_andnot_wp:1 "
     "smap_andnot_wp:1"
+)
+_5_17 = _bits(
+    "level:4 has_4_byte_gpte:1 quadrant:2 direct:1 access:3 invalid:1 efer_nx:1 cr0_wp:1 smep_andnot_wp:1 "
+    "smap_andnot_wp:1 ad_disabled:1 guest_mode:1 :6 smm:8"
 )
 _CR0_WP = Commit("3dbe141595fa", "KVM: MMU: Segregate shadow pages with different cr0.wp")
 _SMAP = Commit("0be0226f07d1", "KVM: MMU: fix SMAP virtualization")
@@ -219,14 +224,17 @@ HISTORY: tuple[RoleVersion, ...] = (
     ),
     RoleVersion(
         "5.17",
-        LAYOUT_PRE_FIX,
+        _5_17,
         WORDING_5_17,
         (Commit("bb3b394d35e8", _HAS_4_BYTE),),
         "the bit is inverted, so that a direct page needs nothing set",
     ),
     RoleVersion(
         "5.19",
-        LAYOUT_6_1,
+        _bits(
+            "level:4 has_4_byte_gpte:1 quadrant:2 direct:1 access:3 invalid:1 efer_nx:1 cr0_wp:1 "
+            "smep_andnot_wp:1 smap_andnot_wp:1 ad_disabled:1 guest_mode:1 passthrough:1 :5 smm:8"
+        ),
         WORDING_5_17,
         (Commit("84e5ffd045f3", "KVM: X86/MMU: Fix shadowing 5-level NPT for 4-level NPT L1 guest"),),
         "a level-5 page that only points at the level-4 root was found as a real level-5 root",
@@ -278,7 +286,7 @@ BACKPORTS: dict[str, Backport] = {
         221,
         RoleVersion(
             "5.15.222",
-            LAYOUT_PRE_FIX,
+            _5_17,
             WORDING_5_17,
             (Commit("5d45b1dea187", _HAS_4_BYTE),),
             "5.17's inverted bit, taken with the fix of a use-after-free in shadow paging (CVE-2026-53359)",
@@ -333,6 +341,15 @@ def find_role_version(name: str) -> RoleVersion:
     if candidate is not None:
         return _of_candidate(index, series, int(candidate))
     return _of_release(HISTORY[index], series, None if release is None else int(release))
+
+
+def version_of(layout: RoleLayout) -> RoleVersion | None:
+    """Return the newest kernel version that has this layout, the object itself; None if none has.
+
+    >>> version_of(find_role_version("5.0").layout).since
+    '4.18'
+    """
+    return next((version for version in reversed(HISTORY) if version.layout is layout), None)
 
 
 def _of_candidate(index: int, series: str, candidate: int) -> RoleVersion:

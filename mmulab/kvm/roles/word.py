@@ -2,8 +2,8 @@
 
 ``union kvm_mmu_page_role`` and ``union kvm_cpu_role`` of Linux 6.1
 (``arch/x86/include/asm/kvm_host.h``). A layout is an ordered list of named bit
-fields, so that another kernel's word, or a design that was only proposed, is
-another list (:mod:`mmulab.kvm.roles.design`).
+fields, so that another kernel's word (:mod:`mmulab.kvm.roles.history`), or a design
+that was only proposed (:mod:`mmulab.kvm.roles.design`), is another list.
 """
 
 from __future__ import annotations

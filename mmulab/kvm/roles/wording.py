@@ -107,8 +107,8 @@ def meaning(layout: RoleLayout, word: int) -> dict[str, int | str]:
     where those are the layout's. Rights are letters of ``wux``: read, which a
     role tells since 7.2, is left out. ``cr4_smep`` is told as ``smep_andnot_wp``.
 
-    >>> from mmulab.kvm.roles.design import LAYOUT_6_1
-    >>> meaning(LAYOUT_6_1, 0x20712)["has_4_byte_gpte"]
+    >>> from mmulab.kvm.roles.history import find_role_version
+    >>> meaning(find_role_version("6.1").layout, 0x20712)["has_4_byte_gpte"]
     1
     """
     said: dict[str, int | str] = {}

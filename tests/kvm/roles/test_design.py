@@ -49,6 +49,16 @@ def test_a_word_says_what_was_put_into_it(name: str, context: tuple[RoleFacts, C
     assert design.facts(design.pack(facts, cpu)) == facts
 
 
+@pytest.mark.parametrize("name", ["glevels", "cr4_pae"])
+@given(context=contexts())
+def test_the_old_words_keep_efer_nx_in_nxe(name: str, context: tuple[RoleFacts, CpuRole]) -> None:
+    """Its name before 5.14 (167f8a5cae99)."""
+    facts, cpu = context
+    design = DESIGNS[name]
+    word = design.pack(facts, cpu)
+    assert design.layout.get(word, "nxe") == design.facts(word).efer_nx == facts.efer_nx
+
+
 @pytest.mark.parametrize("name", CORRECT)
 @given(context=contexts(), direct=st.booleans(), access=st.integers(0, 7))
 def test_children_are_those_of_the_kernel(

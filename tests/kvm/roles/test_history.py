@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.errors import InputError
-from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, LAYOUT_PRE_FIX
-from mmulab.kvm.roles.history import BACKPORTS, HISTORY, SOURCES_READ, RoleVersion, find_role_version
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.history import (
+    BACKPORTS,
+    HISTORY,
+    SOURCES_READ,
+    RoleVersion,
+    find_role_version,
+    version_of,
+)
 from mmulab.kvm.roles.word import RoleLayout
 
 VERSIONS = (*HISTORY, *(found.version for found in BACKPORTS.values()))
@@ -104,14 +111,42 @@ def test_fields_that_a_kernel_has_not(kernel: str, field: str) -> None:
     assert field not in find_role_version(kernel).layout.shift
 
 
-def test_the_designs_share_the_kernels_layouts() -> None:
-    assert find_role_version("6.1").layout is LAYOUT_6_1 is DESIGNS["passthrough"].layout
-    assert find_role_version("5.18").layout is LAYOUT_PRE_FIX is DESIGNS["pre_fix"].layout
+@pytest.mark.parametrize(
+    ("design", "kernel"),
+    [
+        ("pre_fix", "5.17"),
+        ("pre_fix", "5.18.12"),
+        ("pre_fix", "5.15.222"),
+        ("passthrough", "5.19"),
+        ("passthrough", "6.1.192"),
+        ("passthrough", "6.12.117"),
+        ("passthrough", "6.13.7"),
+        ("glevels", "2.6.31"),
+        ("glevels", "2.6.34"),
+        ("cr4_pae", "4.18"),
+        ("cr4_pae", "5.0.4"),
+    ],
+)
+def test_a_design_that_is_a_kernels_word_has_its_layout(design: str, kernel: str) -> None:
+    assert DESIGNS[design].layout is find_role_version(kernel).layout
 
 
-def test_the_historic_design_has_the_bits_of_its_time() -> None:
-    ours, kernels = DESIGNS["glevels"].layout.mask, find_role_version("2.6.34").layout.mask
-    assert ours | {"nxe": ours["efer_nx"]} == kernels | {"efer_nx": kernels["nxe"]}
+@pytest.mark.parametrize("design", DESIGNS.values(), ids=lambda design: design.name)
+def test_no_design_declares_a_kernels_word_again(design: RoleDesign) -> None:
+    same = [version.layout for version in VERSIONS if version.layout.fields == design.layout.fields]
+    assert all(layout is design.layout for layout in same)
+
+
+def test_a_layout_names_the_newest_version_that_has_it() -> None:
+    found = {name: version_of(design.layout) for name, design in DESIGNS.items()}
+    assert {name: version.since for name, version in found.items() if version} == {
+        "pre_fix": "5.17",
+        "passthrough": "5.19",
+        "glevels": "2.6.32",
+        "cr4_pae": "4.18",
+    }
+    assert all(version_of(version.layout) for version in HISTORY)
+    assert version_of(RoleLayout(HISTORY[-1].layout.fields)) is None
 
 
 @pytest.mark.parametrize(
