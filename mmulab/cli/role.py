@@ -19,6 +19,7 @@ from mmulab.kvm.roles.history import (
     Backport,
     RoleVersion,
     find_role_version,
+    version_of,
 )
 from mmulab.kvm.roles.word import RoleLayout
 
@@ -31,7 +32,7 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Reader(NamedTuple):
-    """Who reads a word: a kernel, or a role design in 6.1's place."""
+    """Who reads a word: a kernel, or a role design; `version` is the kernel's word, None if it is none's."""
 
     title: str
     layout: RoleLayout
@@ -70,8 +71,9 @@ def _kernel(name: str) -> Reader:
 
 def _design(name: str) -> Reader:
     design = find_design(name)
-    title = f"design {design.name}"
-    return Reader(title, design.layout, lambda word: design.facts(word).trace_str(), None)
+    version = version_of(design.layout)
+    trace = version.trace_str if version else lambda word: design.facts(word).trace_str()
+    return Reader(f"design {design.name}", design.layout, trace, version)
 
 
 def _reader(kernel: str | None, design: str | None) -> Reader:
