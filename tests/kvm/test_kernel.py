@@ -9,8 +9,9 @@ import pytest
 
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import KERNELS, LINUX_6_1, LINUX_6_12, find_kernel, recorded_kernel
+from mmulab.kvm.kernel import KERNELS, LINUX_6_1, LINUX_6_12, Kernel, find_kernel, recorded_kernel
 from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.history import find_role_version
 
 KVM = Path(__file__).parents[2] / "mmulab" / "kvm"
 
@@ -24,6 +25,13 @@ def test_a_release_and_its_series_name_the_same() -> None:
 def test_the_two_differ_in_every_behaviour() -> None:
     assert LINUX_6_12.changes_from(LINUX_6_1) == {name: not c.removed for name, c in CHANGES.items()}
     assert LINUX_6_1.changes_from(LINUX_6_1) == {}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=str)
+def test_a_kernels_role_word_is_the_historys(kernel: Kernel) -> None:
+    version = find_role_version(kernel.name)
+    assert version.layout is kernel.design.layout
+    assert version.settled
 
 
 def test_behaviours_follow_the_name() -> None:

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.conform.recording import read_lines
-from mmulab.kvm.roles.design import DESIGNS
-from mmulab.kvm.roles.history import HISTORY, find_role_version
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.history import HISTORY, find_role_version, version_of
 from mmulab.kvm.roles.wording import ACCESS_STRINGS_7_2, Part, meaning, word_role
+from mmulab.x86.pferr import ACC_STRINGS
 
-DATA = Path(__file__).parents[3] / "data/conformance/6.1.192"
+DATA = Path(__file__).parents[3] / "data/conformance"
 DESIGN = DESIGNS["passthrough"]
+KERNELS_WORDS = [design for design in DESIGNS.values() if version_of(design.layout)]
 RECORDED = (
     "sh/perms-32",
     "intel-sh/smep-smap-64",
@@ -40,14 +42,26 @@ def expected(recorded: str) -> str:
     )
 
 
+@given(st.sampled_from(KERNELS_WORDS), st.integers(0, 2**32 - 1))
+def test_a_design_takes_a_kernels_word_for_what_it_means(design: RoleDesign, word: int) -> None:
+    facts, said = design.facts(word), meaning(design.layout, word)
+    if facts.direct:
+        said.pop("has_4_byte_gpte")  # a direct page has no gptes
+    known = facts._asdict() | {"access": ACC_STRINGS[facts.access]}
+    told = said.keys() & known.keys()
+    assert {"level", "quadrant", "direct", "access", "invalid", "efer_nx"} <= told
+    assert {name: known[name] for name in told} == {name: said[name] for name in told}
+
+
+@pytest.mark.parametrize("kernel", ["6.1.192", "6.12.117"])
 @pytest.mark.parametrize("name", RECORDED)
-def test_recorded_words_are_worded_as_the_recorder_decoded_them(name: str) -> None:
-    (path,) = DATA.glob(f"{name}.jsonl*")
+def test_recorded_words_are_worded_as_the_recorder_decoded_them(name: str, kernel: str) -> None:
+    (path,) = (DATA / kernel).glob(f"{name}.jsonl*")
     records = [json.loads(line) for line in read_lines(path)[1:-1]]
     pages = {(int(e["role"], 16), e["r"]) for record in records for e in record["ev"] if "role" in e}
     assert len(pages) >= 5
     for word, recorded in pages:
-        assert find_role_version("6.1.192").trace_str(word) == expected(recorded)
+        assert find_role_version(kernel).trace_str(word) == expected(recorded)
 
 
 @pytest.mark.parametrize(
