@@ -5,19 +5,19 @@ Its columns:
 
 ``id``
     A letter for the section (:data:`SECTIONS`) and a number.
-``state``
-    One of :data:`STATES`. *conformant*: recordings of a real kernel exercise it, and
+a column for each kernel (:data:`mmulab.kvm.kernel.KERNELS`)
+    One of :data:`STATES`. *conformant*: recordings of that kernel exercise it, and
     the model agrees with them at level ``full``. *modelled*: a test shows it, but no
     recording. *not modelled*: neither, or the model refuses it.
 ``evidence``
-    Recordings (``folder/name`` in ``data/conformance``) and tests
-    (``path::function`` in ``tests``), separated by spaces.
+    Recordings (``folder/name`` in each kernel's folder of ``data/conformance``) and
+    tests (``path::function`` in ``tests``), separated by spaces.
 ``shows``
     What is in every recording of ``evidence``, claims separated by ``;``: a type of
     :mod:`mmulab.events` with fields (``pferr=9``, ``pferr&8``, ``pte&7=4``,
     ``role.quadrant=1``), ``op VERB``, or ``stat NAME``. Terms joined by ``+`` are
     met in one op; ``no`` before a term says that it is nowhere, and ``*8`` behind it
-    that one op has eight.
+    that one op has eight. ``6.1.192:`` before a claim: it is that kernel's alone.
 ``feature``
     The feature in Linux 6.1, or the release that has it.
 ``remark``
@@ -30,6 +30,8 @@ import csv
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
+
+from mmulab.kvm.kernel import KERNELS
 
 SECTIONS = {
     "W": "Guest walkers",
@@ -53,10 +55,10 @@ STATES = (CONFORMANT, MODELLED, NOT_MODELLED)
 
 
 class Feature(NamedTuple):
-    """A row of the table; the fields are its columns."""
+    """A row of the table; the fields are its columns, `states` those of the kernels."""
 
     id: str
-    state: str
+    states: dict[str, str]
     evidence: tuple[str, ...]
     shows: tuple[str, ...]
     feature: str
@@ -67,6 +69,11 @@ class Feature(NamedTuple):
         """Title of its section."""
         return SECTIONS[self.id[0]]
 
+    def claims(self, kernel: str) -> list[str]:
+        """Return what the recordings of a kernel show."""
+        known = [claim.rpartition(": ") for claim in self.shows]
+        return [claim for only, _, claim in known if only in ("", kernel)]
+
 
 @cache
 def features() -> tuple[Feature, ...]:
@@ -75,7 +82,7 @@ def features() -> tuple[Feature, ...]:
     return tuple(
         Feature(
             row["id"],
-            row["state"],
+            {kernel: row[kernel] for kernel in KERNELS},
             tuple(row["evidence"].split()),
             tuple(claim.strip() for claim in row["shows"].split(";") if claim.strip()),
             row["feature"],

@@ -11,31 +11,35 @@ import click
 
 from mmulab.check.features import STATES, Feature
 from mmulab.check.features import features as table
+from mmulab.kvm.kernel import KERNELS
 
 WIDTH = 110
-INDENT = " " * 20
+COLUMN = 14
+INDENT = " " * (7 + COLUMN * len(KERNELS))
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of lines.")
-@click.option("--state", type=click.Choice(STATES), help="Only the features in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only the features in this state for some kernel.")
 def features(as_json: bool, state: str | None) -> None:
-    """Show each feature of KVM's x86 MMU, its state in the model, and what shows it.
+    """Show each feature of KVM's x86 MMU, its state in the model of each kernel, and what shows it.
 
-    conformant: recordings of a real kernel exercise it, and the model agrees with them. modelled: a test
+    conformant: recordings of the kernel exercise it, and the model agrees with them. modelled: a test
     shows it, but no recording. not modelled: neither; the row says why.
     """
-    rows = [row for row in table() if state in (None, row.state)]
+    rows = [row for row in table() if state is None or state in row.states.values()]
     known = [{"section": row.section, **row._asdict()} for row in rows]
     for line in [json.dumps(known)] if as_json else _lines(rows):
         click.echo(line)
 
 
 def _lines(rows: list[Feature]) -> Iterator[str]:
+    yield " " * 7 + "".join(f"{kernel:{COLUMN}}" for kernel in KERNELS).rstrip()
     for section, inside in groupby(rows, key=lambda row: row.section):
         yield section
         for row in inside:
-            yield from _wrapped(f"  {row.id:4} {row.state:13}", row.feature)
+            states = "".join(f"{state:{COLUMN}}" for state in row.states.values())
+            yield from _wrapped(f"  {row.id:4} {states}", row.feature)
             if row.evidence:
                 yield from _wrapped(INDENT, "shown by " + ", ".join(row.evidence))
             if row.shows:
@@ -43,7 +47,8 @@ def _lines(rows: list[Feature]) -> Iterator[str]:
             if row.remark:
                 yield from _wrapped(INDENT, ("but: " if row.evidence else "because: ") + row.remark)
         yield ""
-    yield _counts(rows)
+    for kernel in KERNELS:
+        yield _counts(rows, kernel)
 
 
 def _wrapped(lead: str, text: str) -> Iterable[str]:
@@ -58,6 +63,6 @@ def _wrapped(lead: str, text: str) -> Iterable[str]:
     )
 
 
-def _counts(rows: list[Feature]) -> str:
-    counts = " ".join(f"{state} {sum(row.state == state for row in rows)}," for state in STATES)
-    return f"features: {counts} rows {len(rows)}"
+def _counts(rows: list[Feature], kernel: str) -> str:
+    counts = " ".join(f"{state} {sum(row.states[kernel] == state for row in rows)}," for state in STATES)
+    return f"{kernel}: {counts} rows {len(rows)}"
