@@ -79,6 +79,11 @@ class Kernel:
                 shown = f"{name} is {quoted(repr(value), 40)}"
                 raise InputError(f"kernel {quoted(self.name)}: {shown}, expected {' or '.join(known)}")
 
+    @property
+    def recorded(self) -> str:
+        """The kernel whose recordings show best what this one does, by its name."""
+        return next((name for name in KERNELS if self.name.startswith(name)), LINUX_6_1.name)
+
     def with_(self, **changes: Any) -> Self:
         """Return this kernel with other fields: ``with_(design=..)``; behaviours are turned on and off
         with :meth:`toggled`."""

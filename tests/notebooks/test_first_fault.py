@@ -52,7 +52,7 @@ def test_copied_names_the_wrong_access(papermill: Papermill) -> None:
         ({"derivation": "x"}, "parameter 'derivation' is 'x'; it must be one of parity, copied"),
         ({"design": "D99"}, "parameter 'design' is 'D99'; it must be one of"),
         ({"seed": -1}, "parameter 'seed' is -1; it must be an integer of at least 0"),
-        ({"quadrant": 0}, "unknown parameter 'quadrant'; the notebook has design, derivation, seed"),
+        ({"quadrant": 0}, "unknown parameter 'quadrant'; the notebook has kernel, design, derivation, seed"),
     ],
     ids=["derivation", "design", "seed", "unknown"],
 )

@@ -114,7 +114,7 @@ def test_snapshot_as_source(root: Path, tmp_path: Path) -> None:
         ("source", "boot-vax", "parameter 'source' is 'boot-vax'; it must be one of boot-686-nonpae, "),
         ("limit", "0", "parameter 'limit' is 0; it must be an integer of at least 1"),
         ("limit", "3000001", "limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"),
-        ("speed", "9", "unknown parameter 'speed'; it has source, limit, design, derivation, seed"),
+        ("speed", "9", "unknown parameter 'speed'; it has source, limit, kernel, design, derivation, seed"),
     ],
 )
 def test_report_refuses(command: CommandLine, name: str, value: str, says: str) -> None:

@@ -108,7 +108,7 @@ def test_seed_draws_recordings_and_nothing_else_changes(papermill: Papermill) ->
         ({"derivation": "guessed"}, "parameter 'derivation' is 'guessed'; it must be one of parity, copied"),
         ({"root_strategy": "none"}, "parameter 'root_strategy' is 'none'; it must be one of special, shadow"),
         ({"seed": -1}, "parameter 'seed' is -1; it must be an integer of at least 0"),
-        ({"design": "D0"}, "unknown parameter 'design'; the notebook has designs, cases, derivation"),
+        ({"design": "D0"}, "unknown parameter 'design'; the notebook has designs, cases, kernel, derivation"),
     ],
     ids=["designs", "cases", "derivation", "roots", "seed", "unknown"],
 )
