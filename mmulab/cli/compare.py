@@ -1,4 +1,4 @@
-"""``mmulab compare``: role designs on the same work, who is wrong where, and what each costs."""
+"""``mmulab compare``: designs on the same work, who is wrong where, what each costs; or kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from contextlib import closing
 import click
 
 from mmulab.cli import signals
+from mmulab.cli.drift import compare_kernels
 from mmulab.cli.options import KernelChoice, chosen_design, rule_options
+from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
@@ -25,6 +27,9 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option(
     "--designs", metavar="NAME,..", help="Designs by name or id, or module:Class; D0 to D8 if left out."
 )
+@click.option(
+    "--kernels", metavar="NAME,..", help="Compare kernels instead: the first with each other one."
+)
 @click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
@@ -33,6 +38,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a cell.")
 def compare(
     designs: str | None,
+    kernels: str | None,
     cases: str,
     choice: KernelChoice,
     limit: int | None,
@@ -47,7 +53,16 @@ def compare(
     '*' in a name stands for anything. Of a wrong cell the page is shown that was shared, and the bit that
     would have told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the
     name by which it was asked for; design_name and design_id are its own.
+
+    With --kernels 6.1,6.12 each case runs on both, with each change between them alone and with all
+    but it: page faults, flushes, syncs, zaps and emulations more or fewer, and where it first shows.
     """
+    if kernels is not None:
+        if designs is not None or choice.given:
+            raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
+        works = find_works([name.strip() for name in cases.split(",")], records=limit)
+        compare_kernels(kernels, works, jobs=jobs, details=details, as_json=as_json)
+        return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
     chosen = [chosen_design(name, choice.roots) for name in names]
     works = find_works([name.strip() for name in cases.split(",")], records=limit)

@@ -49,7 +49,7 @@ def test_the_model_reports_what_the_kernel_reported(path: Path) -> None:
     comparison = compare(recording, Level.FULL)
     if not comparison.agrees:
         pytest.fail(comparison.problem or explain(recording, Level.FULL, comparison), pytrace=False)
-    assert recording.scenario.kernel == path.parts[-3]
+    assert recording.scenario.header.kernel == path.parts[-3]
     assert comparison.ops_agree == comparison.ops > 2
     assert comparison.events_agree == comparison.events > 0
 
