@@ -79,7 +79,8 @@ def _show(found: Sequence[Drift], *, details: bool, as_json: bool) -> None:
 def _table(drift: Drift) -> Iterator[str]:
     width = max(map(len, [*drift.changes, ALL]))
     yield f"{drift.other} beside {drift.base}, {len(drift.works)} pieces of work"
-    yield f"{'':{width}}  {'works':>5}  {'alone in ' + str(drift.base):<55}  only without it, in {drift.other}"
+    alone, left_out = f"alone, on {drift.base}", f"left out, on {drift.other}"
+    yield f"{'':{width}}  {'works':>5}  {alone:<54}  {left_out}"
     heads = " ".join(f"{name:>10}" for name in _COLUMNS)
     yield f"{'change':{width}}  {'':>5}  {heads}  {heads}"
     for change in drift.shown:

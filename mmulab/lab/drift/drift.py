@@ -14,7 +14,6 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.kvm.behaviours import with_behaviours
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab import pool
 from mmulab.lab.cases.table import Case
@@ -49,11 +48,7 @@ class Part(NamedTuple):
 def parts(base: Kernel, other: Kernel) -> list[Part]:
     """Return the changes from one kernel to another; raises InputError if there are none."""
     found = [
-        Part(
-            name,
-            replace(base, behaviours=with_behaviours(base.behaviours, {name: on})),
-            replace(other, behaviours=with_behaviours(other.behaviours, {name: not on})),
-        )
+        Part(name, base.toggled(**{name: on}), other.toggled(**{name: not on}))
         for name, on in other.changes_from(base).items()
     ]
     for name in _FIELDS:
@@ -176,6 +171,10 @@ class Drift:
     def of(cls, base: Kernel, other: Kernel, rows: Sequence[Sequence[Effect]]) -> Drift:
         """Return what :func:`drift_each` gave, together."""
         return cls(base, other, tuple(row[0].work for row in rows), tuple(e for row in rows for e in row))
+
+    def of_work(self, work: str) -> Drift:
+        """Return the effects on one piece of work."""
+        return replace(self, works=(work,), effects=tuple(e for e in self.effects if e.work == work))
 
     @property
     def changes(self) -> list[str]:

@@ -80,7 +80,7 @@ class Track:
     """
 
     kernel: Kernel
-    effects: Effects = Effects()
+    effects: Effects = field(default_factory=Effects)
     asked: frozenset[str] = frozenset(CHANGES)
     end: str = ""
     marks: array[int] = field(default_factory=lambda: array("q"))
