@@ -102,7 +102,7 @@ class Kernel:
         return replace(self, name=f"{self.name}{suffix}", behaviours=behaviours)
 
     def spte_format(
-        self, *, ept: bool, phys_bits: int, has_ad: bool = True, cache_bits: int = 0
+        self, *, ept: bool, phys_bits: int, has_ad: bool = True, cache_bits: int = 0, x86_64: bool = True
     ) -> SpteFormat:
         """Return the format of a host's tables: of EPT, or of shadow paging and NPT.
 
@@ -112,8 +112,10 @@ class Kernel:
             Of the host's processor; `cache_bits` 0: it has no L1 terminal fault.
         has_ad : bool
             EPT's A and D bits are used.
+        x86_64 : bool
+            The host's kernel is a 64-bit one; a 32-bit one's empty entries are 0.
         """
-        nonpresent = self.behaviours.nonpresent_is_bit_63
+        nonpresent = self.behaviours.nonpresent_is_bit_63 and x86_64
         if not ept:
             return shadow_format(phys_bits, cache_bits=cache_bits, nonpresent=nonpresent)
         return ept_format(

@@ -1,50 +1,50 @@
-"""Shadow entries: their bits in Linux 6.1.
+"""Shadow entries: their bits in Linux 6.1 and 6.12.
 
 The processor reads the low bits; bits that it ignores are KVM's own. An
 :class:`SpteFormat` is what ``kvm_mmu_reset_all_pte_masks`` and
 ``kvm_mmu_set_ept_masks`` set up: one for shadow paging and NPT, one for EPT.
+Which bits those are is declared in :mod:`mmulab.kvm.spte_layout`.
 
-Source: Linux 6.1 ``arch/x86/kvm/mmu/spte.h``, ``spte.c``.
+Source: Linux 6.1.192 and 6.12.117 ``arch/x86/kvm/mmu/spte.h``, ``spte.c``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mmulab.kvm.spte_layout import (
+    ACC_TRACK_SAVED,
+    AD_TYPE,
+    EPT,
+    MMIO_SPTE_GEN_HIGH_MASK,
+    MMIO_SPTE_GEN_LOW_MASK,
+    MMU_PRESENT,
+    REMOVED,
+    SHADOW,
+    SHADOW_NONPRESENT_OR_RSVD_MASK_LEN,
+    EntryLayouts,
+    SpteKind,
+    entry_layouts,
+)
 from mmulab.x86.mode import (
-    PT64_NX_MASK,
-    PT_ACCESSED_MASK,
     PT_BASE_ADDR_MASK,
-    PT_DIRTY_MASK,
     PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
-    PT_USER_MASK,
     PT_WRITABLE_MASK,
-    VMX_EPT_ACCESS_BIT,
-    VMX_EPT_DIRTY_BIT,
     VMX_EPT_EXECUTABLE_MASK,
-    VMX_EPT_READABLE_MASK,
-    VMX_EPT_RWX_MASK,
 )
-from mmulab.x86.pferr import ACC_USER_MASK, ACC_WRITE_MASK
-from mmulab.x86.regs import rsvd_bits
 
-SPTE_MMU_PRESENT_MASK = 1 << 11
-SPTE_TDP_AD_MASK = 3 << 52
+SPTE_MMU_PRESENT_MASK = MMU_PRESENT.mask
+SPTE_TDP_AD_MASK = AD_TYPE.mask
 SPTE_TDP_AD_DISABLED_MASK = 1 << 52
 SPTE_TDP_AD_WRPROT_ONLY_MASK = 2 << 52
 SPTE_ENT_PER_PAGE = 512
-SHADOW_ACC_TRACK_SAVED_BITS_MASK = 5
-SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
-SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
+SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = ACC_TRACK_SAVED.runs()[-1][1]
+SHADOW_ACC_TRACK_SAVED_BITS_MASK = ACC_TRACK_SAVED.mask >> SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
 MMIO_SPTE_GEN_MASK = (1 << 19) - 1
-SHADOW_NONPRESENT_BIT = 1 << 63
-VMX_EPT_SUPPRESS_VE_BIT = 1 << 63
-REMOVED_SPTE = 0x5A0
+REMOVED_SPTE = REMOVED.mask
 """What the TDP MMU leaves in an entry that it is taking apart."""
 MTRR_TYPE_WRBACK = 6
-_GEN_LOW = rsvd_bits(3, 10)
-_GEN_HIGH = rsvd_bits(52, 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ class SpteFormat:
         High address bits set in MMIO entries against L1TF.
     nonpresent_or_rsvd_lower_gfn : int
         Address bits of an MMIO entry that hold the gfn in place.
+    entries : EntryLayouts
+        The declared bits of each kind of entry, which the masks come from.
     """
 
     present: int
@@ -89,6 +91,7 @@ class SpteFormat:
     mmio_access: int
     nonpresent_or_rsvd: int
     nonpresent_or_rsvd_lower_gfn: int
+    entries: EntryLayouts = field(compare=False, repr=False)
 
     @property
     def ad_enabled(self) -> bool:
@@ -110,26 +113,38 @@ def shadow_format(phys_bits: int, *, cache_bits: int = 0, nonpresent: bool = Fal
     nonpresent : bool
         Empty entries have bit 63.
     """
-    low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
-    mmio = 1 << 51 | PT_PRESENT_MASK if phys_bits < 52 else 0
+    conditions = {"bit 63": nonpresent, "mmio": phys_bits < 52}
+    has = {name for name, on in conditions.items() if on}
+    entries = entry_layouts(SHADOW, has, phys_bits=phys_bits, cache_bits=cache_bits)
+    leaf, mmio = entries[SpteKind.LEAF].mask, entries[SpteKind.MMIO].mask
+    mark = mmio.get("shadow_mmio_value", 0)
+    rsvd, lower_gfn = _mmio_address_masks(entries)
     return SpteFormat(
-        present=PT_PRESENT_MASK,
-        user=PT_USER_MASK,
-        accessed=PT_ACCESSED_MASK,
-        dirty=PT_DIRTY_MASK,
-        nx=PT64_NX_MASK,
+        present=leaf["PT_PRESENT_MASK"],
+        user=leaf["PT_USER_MASK"],
+        accessed=leaf["PT_ACCESSED_MASK"],
+        dirty=leaf["PT_DIRTY_MASK"],
+        nx=leaf["PT64_NX_MASK"],
         x=0,
-        host_writable=1 << 9,
-        mmu_writable=1 << 10,
+        host_writable=leaf["DEFAULT_SPTE_HOST_WRITABLE"],
+        mmu_writable=leaf["DEFAULT_SPTE_MMU_WRITABLE"],
         acc_track=0,
         memtype=0,
-        nonpresent=SHADOW_NONPRESENT_BIT if nonpresent else 0,
-        mmio_value=mmio,
-        mmio_mask=mmio,
-        mmio_access=ACC_WRITE_MASK | ACC_USER_MASK,
-        nonpresent_or_rsvd=rsvd_bits(low, cache_bits - 1) if cache_bits else 0,
-        nonpresent_or_rsvd_lower_gfn=rsvd_bits(12, low - 1),
+        nonpresent=entries[SpteKind.EMPTY].mask.get("SHADOW_NONPRESENT_VALUE", 0),
+        mmio_value=mark,
+        mmio_mask=mark,
+        mmio_access=mmio["shadow_mmio_access_mask"],
+        nonpresent_or_rsvd=rsvd,
+        nonpresent_or_rsvd_lower_gfn=lower_gfn,
+        entries=entries,
     )
+
+
+def _mmio_address_masks(entries: EntryLayouts) -> tuple[int, int]:
+    """Return the address bits of an MMIO entry that are set against L1TF, and those of the gfn below."""
+    mmio = entries[SpteKind.MMIO].mask
+    rsvd = mmio.get("shadow_nonpresent_or_rsvd_mask", 0)
+    return rsvd, mmio["gfn"] & ~(rsvd << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN)
 
 
 def ept_format(
@@ -158,24 +173,31 @@ def ept_format(
     suppress_ve : bool
         Present entries have it too: no #VE (SDM 3, 26.5.7).
     """
-    low = cache_bits - SHADOW_NONPRESENT_OR_RSVD_MASK_LEN if cache_bits else phys_bits
+    conditions = {"A and D": has_ad, "bit 63": nonpresent, "suppress #VE": suppress_ve}
+    has = {name for name, on in conditions.items() if on}
+    entries = entry_layouts(EPT, has, phys_bits=phys_bits, cache_bits=cache_bits)
+    leaf, mmio = entries[SpteKind.LEAF].mask, entries[SpteKind.MMIO].mask
+    sve = leaf.get("VMX_EPT_SUPPRESS_VE_BIT", 0)
+    readable, executable = leaf["VMX_EPT_READABLE_MASK"], leaf["VMX_EPT_EXECUTABLE_MASK"]
+    rsvd, lower_gfn = _mmio_address_masks(entries)
     return SpteFormat(
-        present=(0 if exec_only else VMX_EPT_READABLE_MASK) | (VMX_EPT_SUPPRESS_VE_BIT if suppress_ve else 0),
-        user=VMX_EPT_READABLE_MASK,
-        accessed=VMX_EPT_ACCESS_BIT if has_ad else 0,
-        dirty=VMX_EPT_DIRTY_BIT if has_ad else 0,
+        present=(0 if exec_only else readable) | sve,
+        user=readable,
+        accessed=leaf.get("VMX_EPT_ACCESS_BIT", 0),
+        dirty=leaf.get("VMX_EPT_DIRTY_BIT", 0),
         nx=0,
-        x=VMX_EPT_EXECUTABLE_MASK,
-        host_writable=1 << 57,
-        mmu_writable=1 << 58,
-        acc_track=VMX_EPT_RWX_MASK,
-        memtype=MTRR_TYPE_WRBACK << 3 | 1 << 6,
-        nonpresent=SHADOW_NONPRESENT_BIT if nonpresent else 0,
+        x=executable,
+        host_writable=leaf["EPT_SPTE_HOST_WRITABLE"],
+        mmu_writable=leaf["EPT_SPTE_MMU_WRITABLE"],
+        acc_track=readable | PT_WRITABLE_MASK | executable,
+        memtype=MTRR_TYPE_WRBACK << 3 | leaf["VMX_EPT_IPAT_BIT"],
+        nonpresent=entries[SpteKind.EMPTY].mask.get("SHADOW_NONPRESENT_VALUE", 0),
         mmio_value=PT_WRITABLE_MASK | VMX_EPT_EXECUTABLE_MASK,
-        mmio_mask=VMX_EPT_RWX_MASK,
+        mmio_mask=mmio["shadow_mmio_value"] | sve,
         mmio_access=0,
-        nonpresent_or_rsvd=rsvd_bits(low, cache_bits - 1) if cache_bits else 0,
-        nonpresent_or_rsvd_lower_gfn=rsvd_bits(12, low - 1),
+        nonpresent_or_rsvd=rsvd,
+        nonpresent_or_rsvd_lower_gfn=lower_gfn,
+        entries=entries,
     )
 
 
@@ -272,14 +294,14 @@ def make_mmio_spte(fmt: SpteFormat, gfn: int, access: int, generation: int) -> i
     """
     gen = generation & MMIO_SPTE_GEN_MASK
     gpa = gfn << 12
-    spte = (gen << 3) & _GEN_LOW | (gen << 44) & _GEN_HIGH
+    spte = (gen << 3) & MMIO_SPTE_GEN_LOW_MASK | (gen << 44) & MMIO_SPTE_GEN_HIGH_MASK
     spte |= fmt.mmio_value | access & fmt.mmio_access | gpa | fmt.nonpresent_or_rsvd
     return spte | (gpa & fmt.nonpresent_or_rsvd) << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN
 
 
 def get_mmio_spte_generation(spte: int) -> int:
     """Return the memslot generation an MMIO entry was made in."""
-    return (spte & _GEN_LOW) >> 3 | (spte & _GEN_HIGH) >> 44
+    return (spte & MMIO_SPTE_GEN_LOW_MASK) >> 3 | (spte & MMIO_SPTE_GEN_HIGH_MASK) >> 44
 
 
 def get_mmio_spte_gfn(fmt: SpteFormat, spte: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.spte import SpteFormat
 from mmulab.limits import BACKING_BYTES
 from mmulab.memory.host import FRAME_BYTES
 from mmulab.x86.regs import CpuModel
@@ -115,6 +116,16 @@ class HostConfig:
     marks_pdptes: bool = False
     ad_ignores_ept_w: bool = False
     cr0_reloads_pdptes: bool = False
+
+    def spte_format(self, kernel: Kernel) -> SpteFormat:
+        """Return the format of the host's tables under a kernel."""
+        return kernel.spte_format(
+            ept=self.tdp and self.vendor == "intel",
+            phys_bits=self.phys_bits,
+            has_ad=self.eptad,
+            cache_bits=self.cache_bits if self.l1tf else 0,
+            x86_64=self.x86_64,
+        )
 
 
 @dataclass(frozen=True, slots=True)

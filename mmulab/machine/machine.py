@@ -309,17 +309,11 @@ class Machine:
 
 
 def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
-    spte_format = config.kernel.spte_format(
-        ept=host.tdp and host.vendor == "intel",
-        phys_bits=host.phys_bits,
-        has_ad=host.eptad,
-        cache_bits=host.cache_bits if host.l1tf else 0,
-    )
     return KvmConfig(
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
         kernel=config.kernel,
-        spte_format=spte_format,
+        spte_format=host.spte_format(config.kernel),
         tdp=host.tdp,
         tdp_mmu=host.tdp_mmu,
         eager_page_split=host.eager_page_split,
