@@ -187,10 +187,10 @@ class TableCopy:
         self._freed = dict.fromkeys(freed)
         self._frames: npt.NDArray[np.uint64] = machine.memory.frames[: self._top].copy()
 
-    def _was(self, frame: int, index: int) -> int:
-        """Return an entry as it was; 0 in a frame that was no table."""
+    def _was(self, frame: int, index: int, empty: int) -> int:
+        """Return an entry as it was; `empty` in a frame that was no table."""
         if frame >= self._top or frame in self._freed:
-            return 0
+            return empty
         return int(self._frames[frame, index])
 
     def changes(self, machine: Machine) -> tuple[SpteChange, ...]:
@@ -200,7 +200,7 @@ class TableCopy:
         common = min(top, self._top)
         frames = machine.memory.frames
         touched = np.flatnonzero((frames[:common] != self._frames[:common]).any(axis=1)).tolist()
-        # A frame that was freed and handed out again holds zeros, whatever it held before.
+        # A frame that was freed and handed out again holds empty entries, whatever it held before.
         touched += [frame for frame in range(common, top) if frames[frame].any()]
         changes = []
         for frame in touched:
@@ -208,8 +208,9 @@ class TableCopy:
                 continue
             page = machine.kvm.pages.get(frame)
             header = None if page is None else page_header(page)
+            empty = 0 if page is None else machine.kvm.fmt.nonpresent
             for index, new in enumerate(frames[frame].tolist()):
-                old = self._was(frame, index)
+                old = self._was(frame, index, empty)
                 if new != old:
                     changes.append(SpteChange(frame << 12 | index << 3, old, new, header))
         return tuple(changes)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
 from mmulab.kvm.spte import spte_to_pfn
 from mmulab.machine import op as ops
+from mmulab.machine.config import HostConfig
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.record import record
 from mmulab.trace.look import PAGE_EVENTS, TableCopy, take
 from mmulab.trace.recording import Recording
+from tests.kvm.guest import DATA, GVA, Guest
 from tests.trace.conftest import scenario
 
 
@@ -111,6 +114,21 @@ def test_every_moment_can_be_looked_at(name: str) -> None:
         look = take(recording, recording.moment(number))
         assert look.number == number
         assert TableCopy(recording.visit(look.moment).machine) is not None
+
+
+@pytest.mark.parametrize("tdp", [False, True])
+def test_empty_entries_of_a_new_table_are_no_change(tdp: bool) -> None:
+    """Linux 6.12 fills a table with bit 63, and leaves special roots 0."""
+    changed, host = {}, HostConfig(tdp=tdp, tdp_mmu=tdp)
+    for kernel in (LINUX_6_1, LINUX_6_12):
+        guest = Guest("32", behaviours=kernel.behaviours, host=host).map(GVA, DATA)
+        copy = TableCopy(guest.machine)
+        guest.read(GVA)
+        changed[kernel.name] = copy.changes(guest.machine)
+    old, new = changed.values()
+    assert [change.new for change in new] == [change.new for change in old]
+    assert {change.old for change in new if change.page is not None} == {1 << 63}
+    assert {change.old for change in old} == {0}
 
 
 def test_in_smm_the_reverse_map_is_that_of_its_address_space() -> None:
