@@ -19,8 +19,8 @@ from typing import Any
 from mmulab import events as ev
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.set_spte import RetPf
+from mmulab.kvm.spte import is_writable_pte
 from mmulab.trace.recording import Recording
-from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import pferr_str
 
 Wording = Callable[[Any, RoleDesign], str]
@@ -86,7 +86,7 @@ def _walker_error(e: Any, design: RoleDesign) -> str:
 
 
 def _set_spte(e: ev.kvm_mmu_set_spte, design: RoleDesign) -> str:
-    rights = f"{'r' if e.r else '-'}{'w' if e.spte & PT_WRITABLE_MASK else '-'}{'x' if e.x else '-'}"
+    rights = f"{'r' if e.r else '-'}{'w' if is_writable_pte(e.spte) else '-'}{'x' if e.x else '-'}"
     user = "" if e.u == -1 else "u" if e.u else "-"
     return f"gfn {e.gfn:x} spte {e.spte:x} ({rights}{user}) level {e.level} at {e.sptep:x}"
 

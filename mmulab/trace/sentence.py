@@ -13,10 +13,10 @@ from typing import Any
 from mmulab import events as ev
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.set_spte import RetPf
+from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
-from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_PK_MASK,
@@ -205,7 +205,7 @@ def _get_page(e: ev.kvm_mmu_get_page, design: RoleDesign) -> str:
 
 
 def _set_spte(e: ev.kvm_mmu_set_spte, design: RoleDesign) -> str:
-    rights = "writable" if e.spte & PT_WRITABLE_MASK else "read-only"
+    rights = "writable" if is_writable_pte(e.spte) else "read-only"
     size = {1: "4 KiB", 2: "2 MiB", 3: "1 GiB"}[e.level]
     where = f"the spte at {e.sptep:#x} is now {e.spte:#x}"
     return f"KVM maps gfn {e.gfn:#x} with a {size} page, {rights}: {where}."

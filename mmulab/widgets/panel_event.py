@@ -50,7 +50,7 @@ def event_picture(event: ev.Event, design: RoleDesign, fmt: SpteFormat, entry_by
     if isinstance(event, WITH_ROLE):
         return strip(role_cells(design.layout, event.role), title=f"the role {event.role:#x}")
     if isinstance(event, ev.kvm_mmu_set_spte):
-        return strip(spte_cells(fmt, event.spte), title=f"the spte {event.spte:#x}")
+        return strip(spte_cells(fmt, event.spte, level=event.level), title=f"the spte {event.spte:#x}")
     if isinstance(event, ev.kvm_mmu_paging_element):
         title = f"the guest's entry {event.pte:#x}, level {event.level}"
         return strip(gpte_cells(event.pte, entry_bytes), title=title)

@@ -15,7 +15,7 @@ from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
 from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
-from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_names
+from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_flags
 from mmulab.x86.pferr import ACC_STRINGS, pferr_str
 
 MAX_CHANGES = 16
@@ -125,28 +125,23 @@ def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     title = f"the host's tables for {look.path_address:#x}: root {_hpa(look.registers.root_hpa)}"
     if not look.path:
         return Panel(title, [Line("→ there is no root yet")])
-    names = _shown_names(fmt)
     changed = {change.sptep for change in look.changes}
-    rows = [_path_row(step, design, names) for step in look.path]
+    rows = [_path_row(step, design, fmt) for step in look.path]
     marked = [number for number, step in enumerate(look.path) if step.sptep in changed]
     columns = ("level", "table", "index", "spte", "bits")
     return Panel(title, [Table(columns, rows, marked), Line(_path_end(look.path[-1]))])
-
-
-def _shown_names(fmt: SpteFormat) -> dict[int, str]:
-    """Return the bits that lists name; KVM's present bit follows from the rest."""
-    return {bit: name for bit, name in spte_names(fmt).items() if name != "mmu_present"}
 
 
 def _hpa(hpa: int) -> str:
     return "none" if hpa == -1 else f"{hpa:#x}"
 
 
-def _path_row(step: ShadowStep, design: RoleDesign, names: dict[int, str]) -> list[str]:
+def _path_row(step: ShadowStep, design: RoleDesign, fmt: SpteFormat) -> list[str]:
     page = f"frame {step.frame:#x}, " + (
         "special root" if step.page is None else page_text(step.page, design)
     )
-    return [str(step.level), page, f"{step.entry_index:#x}", f"{step.spte:x}", flags_text(step.spte, names)]
+    flags = spte_flags(fmt, step.spte, step.level)
+    return [str(step.level), page, f"{step.entry_index:#x}", f"{step.spte:x}", flags]
 
 
 def page_text(page: PageHeader, design: RoleDesign) -> str:
@@ -252,7 +247,8 @@ def changes_panel(look: Look, fmt: SpteFormat) -> Panel:
         blocks.append(Line(f"… and {len(changes) - MAX_CHANGES} more"))
     for change in changes[:STRIPS]:
         title = f"{change.old:x} → {change.new:x}"
-        blocks.append(Strip(title, spte_cells(fmt, change.new, change.old)))
+        level = None if change.page is None else change.page.level
+        blocks.append(Strip(title, spte_cells(fmt, change.new, change.old, level)))
     return Panel(f"shadow entries changed in this step: {len(changes)}", blocks)
 
 
@@ -266,14 +262,13 @@ def rmap_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     rmap = look.rmap
     if rmap is None:
         return None
-    names = _shown_names(fmt)
     changed = {change.sptep for change in look.changes}
     rows = [
         [
             f"{sptep:#x}",
             "special root" if page is None else page_text(page, design),
             f"{spte:x}",
-            flags_text(spte, names),
+            spte_flags(fmt, spte, rmap.level),
         ]
         for sptep, spte, page in rmap.sptes[:MAX_CHANGES]
     ]

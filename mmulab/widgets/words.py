@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from mmulab.kvm.roles.word import RoleLayout
-from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK, SpteFormat
+from mmulab.kvm.spte import SpteFormat
+from mmulab.kvm.spte_decode import decode_spte, spte_kind
+from mmulab.kvm.spte_layout import MMU_PRESENT, SpteKind
 from mmulab.widgets.bitfield import Cell
 from mmulab.x86.mode import PT_BASE_ADDR_MASK
 from mmulab.x86.pferr import ACC_STRINGS
 
 GPTE_FLAGS = {0: "P", 1: "W", 2: "U", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 7: "PS", 8: "G", 63: "NX"}
 """Bits of a guest entry by their manuals' names (SDM 3, 4.3 to 4.5)."""
+_SAY_NOTHING = (SpteKind.EMPTY, SpteKind.ZERO, SpteKind.UNKNOWN)
+"""Kinds of entries that are cut as another one."""
 
 
 def span(shift: int, width: int) -> str:
@@ -61,24 +65,44 @@ def gpte_cells(entry: int, entry_bytes: int, other: int | None = None) -> list[C
     return [*(high if entry_bytes == 8 else []), _address_cell(entry, other, mask, "gfn"), *low]
 
 
-def spte_names(fmt: SpteFormat) -> dict[int, str]:
-    """Return the names of a shadow entry's bits in this format, under the kernel's names."""
-    ept = fmt.x != 0
-    named = (
-        (fmt.nx, "NX"),
-        (fmt.host_writable, "host_writable"),
-        (fmt.mmu_writable, "mmu_writable"),
-        (SPTE_MMU_PRESENT_MASK, "mmu_present"),
-        (fmt.dirty, "D"),
-        (fmt.accessed, "A"),
-    )
-    low = {0: "R", 1: "W", 2: "X", 6: "IPAT", 7: "PS"} if ept else {0: "P", 1: "W", 2: "U", 7: "PS"}
-    return {**low, **{mask.bit_length() - 1: name for mask, name in named if mask}}
+def spte_flags(fmt: SpteFormat, spte: int, level: int) -> str:
+    """Name the bits of a shadow entry that are set; KVM's present bit follows from the rest.
+
+    >>> from mmulab.kvm.spte import shadow_format
+    >>> spte_flags(shadow_format(40), 0x8300e67, 1)
+    'P W U A D host_writable mmu_writable'
+    """
+    return " ".join(name for name in decode_spte(fmt, spte, level).flags if name != MMU_PRESENT.label)
 
 
-def spte_cells(fmt: SpteFormat, spte: int, other: int | None = None) -> list[Cell]:
-    """Cut a shadow entry into its bits and the pfn."""
-    names = spte_names(fmt)
-    high = _flag_cells(spte, other, names, range(52, 64), tuple(range(52, 64)))
-    low = _flag_cells(spte, other, names, range(12), (3, 4, 8, 9, 10))
-    return [*high, _address_cell(spte, other, PT_BASE_ADDR_MASK, "pfn"), *low]
+def spte_cells(fmt: SpteFormat, spte: int, other: int | None = None, level: int | None = None) -> list[Cell]:
+    """Cut a shadow entry into its declared fields, the highest first.
+
+    An entry that is empty, or of no kind, is cut as the one that it is compared
+    with. Bits of no field are shown where one of the two has them.
+
+    Parameters
+    ----------
+    fmt : SpteFormat
+    spte : int
+    other : int, optional
+        What differs from it is marked.
+    level : int, optional
+        Of the table; if it is not known, an entry is taken for one that maps a page.
+    """
+    kinds = [spte_kind(fmt, word, level or 1) for word in (spte, spte if other is None else other)]
+    kind = next((kind for kind in kinds if kind not in _SAY_NOTHING), SpteKind.LEAF)
+    layout = fmt.entries[kind]
+    fields = layout.fields if level is None else layout.at(level)
+    known = sum(field.mask for field in fields)
+    runs = [(*run, field.label or field.name) for field in fields for run in field.runs()]
+    rest = (spte | (other or 0)) & ~known
+    runs += [(bit, bit, "") for bit in range(64) if rest >> bit & 1]
+    return [_run_cell(spte, other, *run) for run in sorted(runs, reverse=True)]
+
+
+def _run_cell(word: int, other: int | None, high: int, low: int, name: str) -> Cell:
+    width = high - low + 1
+    value = word >> low & (1 << width) - 1
+    before = value if other is None else other >> low & (1 << width) - 1
+    return Cell(name, f"{value:x}", span(low, width), bool(value), None if before == value else f"{before:x}")

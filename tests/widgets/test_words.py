@@ -9,11 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1
-from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
+from mmulab.kvm.spte import SpteFormat, ept_format, make_mmio_spte, make_nonleaf_spte, shadow_format
 from mmulab.widgets.bitfield import Cell, strip
-from mmulab.widgets.words import gpte_cells, role_cells, span, spte_cells
+from mmulab.widgets.words import gpte_cells, role_cells, span, spte_cells, spte_flags
 
-FORMATS = [shadow_format(40), ept_format(40, has_ad=True), ept_format(40, has_ad=False)]
+FORMATS = [
+    shadow_format(40),
+    ept_format(40, has_ad=True),
+    ept_format(40, has_ad=False),
+    shadow_format(40, cache_bits=44, nonpresent=True),
+    ept_format(40, has_ad=True, nonpresent=True, suppress_ve=True),
+]
 
 
 def value(cells: list[Cell]) -> int:
@@ -69,6 +75,32 @@ def test_kernel_names_of_bits() -> None:
     assert {"NX", "U", "P", "mmu_present", "host_writable", "mmu_writable"} < shadow
     assert {"R", "W", "X", "A", "D", "IPAT", "mmu_present"} < ept
     assert not {"NX", "U", "P"} & ept
+
+
+def test_bits_are_named_after_the_kind_of_the_entry() -> None:
+    """Bit 9 is of the generation in an MMIO entry, and bit 63 is no NX in an empty one."""
+    shadow = FORMATS[3]
+    mmio = make_mmio_spte(shadow, 0xFEE00, 6, 0x7F)
+    assert spte_flags(shadow, mmio, 1) == ""
+    names = {cell.name: cell.text for cell in spte_cells(shadow, mmio) if cell.set}
+    assert (names["gfn"], names["access"]) == ("fee00", "3")
+    assert ("generation", "10-3", "7f") in {(c.name, c.bits, c.text) for c in spte_cells(shadow, mmio)}
+    assert not {"P", "W", "host_writable"} & set(names)
+    assert spte_flags(shadow, 1 << 63, 1) == "nonpresent"
+    assert spte_flags(FORMATS[0], 1 << 63 | 0x8300801, 1) == "P NX"
+
+
+def test_a_link_has_no_bits_of_a_page() -> None:
+    link = make_nonleaf_spte(FORMATS[0], 5, ad_disabled=False)
+    assert spte_flags(FORMATS[0], link, 2) == "P W U A"
+    names = {cell.name for cell in spte_cells(FORMATS[0], link, level=2)}
+    assert names == {"ad_type", "pfn", "mmu_present", "A", "U", "W", "P"}
+
+
+def test_a_cleared_entry_is_cut_as_what_it_was() -> None:
+    cells = spte_cells(FORMATS[3], 1 << 63, 0x8300E67)
+    was = {cell.name: cell.was for cell in cells}
+    assert (was["pfn"], was["host_writable"], was["D"]) == ("8300", "1", "1")
 
 
 def test_span() -> None:
