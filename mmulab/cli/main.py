@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
     "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels, and in which behaviours they differ."),
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
+    "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""

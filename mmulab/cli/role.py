@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from mmulab.cli.number import LONGEST, read_number, short
 from mmulab.errors import InputError
 from mmulab.kvm.roles.decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
 from mmulab.kvm.roles.design import find_design
@@ -25,8 +26,6 @@ from mmulab.kvm.roles.word import RoleLayout
 
 BASELINE = "6.1"
 """The kernel of the model, and of a word of which nothing else is said."""
-_LONGEST = 80
-"""Characters of a number: 64 bits in binary, and some to spare."""
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -41,27 +40,14 @@ class Reader(NamedTuple):
 
     def read(self, text: str) -> int:
         """Return the word that `text` says, if it fits the layout."""
-        word = _number(text)
+        word = read_number(text)
         if word is None:
-            raise InputError(f"role word {_short(text)}: give a number as 0x20712 or 132882")
+            raise InputError(f"role word {short(text)}: give a number as 0x20712 or 132882")
         if not 0 <= word < 1 << self.layout.width:
             raise InputError(
-                f"role word {_short(text)}: {self.title} has {self.layout.width} bits in its word"
+                f"role word {short(text)}: {self.title} has {self.layout.width} bits in its word"
             )
         return word
-
-
-def _number(text: str) -> int | None:
-    """Return the number that `text` says, None if it says none that a word could hold."""
-    try:
-        return int(text, 0) if len(text) <= _LONGEST else None
-    except ValueError:
-        return None
-
-
-def _short(text: str) -> str:
-    """Return what the user wrote, quoted; of a very long text the beginning."""
-    return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 
 def _kernel(name: str) -> Reader:
@@ -130,10 +116,10 @@ def encode(fields: tuple[str, ...], kernel: str | None, design: str | None) -> N
     for field in fields:
         name, _, text = field.partition("=")
         if name in values:
-            raise InputError(f"role field {_short(field)}: {name[:_LONGEST]} is given twice")
-        value = _number(text)
+            raise InputError(f"role field {short(field)}: {name[:LONGEST]} is given twice")
+        value = read_number(text)
         if value is None:
-            raise InputError(f"role field {_short(field)}: give a name and a number as level=2")
+            raise InputError(f"role field {short(field)}: give a name and a number as level=2")
         values[name] = value
     try:
         word = reader.layout.pack(**values)

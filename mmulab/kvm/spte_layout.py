@@ -275,6 +275,9 @@ EPT: Declared = {
 """Entries of EPT (``kvm_mmu_set_ept_masks``)."""
 
 
+_AGAINST_L1TF = ("not all set",) * 31 + ("all set, against L1TF",)
+
+
 def _mmio_address(phys_bits: int, cache_bits: int) -> tuple[SpteField, ...]:
     """Return the fields of an MMIO entry that hold its gfn, or take its place.
 
@@ -289,7 +292,7 @@ def _mmio_address(phys_bits: int, cache_bits: int) -> tuple[SpteField, ...]:
     mask = rsvd_bits(12, low - 1) | rsvd << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN
     return (
         SpteField("gfn", mask, "gfn", ("in no memslot",)),
-        SpteField("shadow_nonpresent_or_rsvd_mask", rsvd, "", ("all set, against L1TF",)),
+        SpteField("shadow_nonpresent_or_rsvd_mask", rsvd, "", _AGAINST_L1TF),
     )
 
 

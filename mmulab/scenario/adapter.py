@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
+from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_header
+from mmulab.scenario.grammar import GrammarError
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import CPUID_DEFAULTS, Header, Scenario
+from mmulab.scenario.text import host_settings
 from mmulab.x86.regs import EFER_LMA, CpuModel
 
 _CPU_FEATURES = tuple(name for name in CPUID_DEFAULTS if name != "maxphyaddr")
@@ -83,3 +86,21 @@ def host_config(header: Header) -> HostConfig:
         **{name: bool(host[name]) for name in _KVM_PARAMETERS},
         **dict.fromkeys(header.quirks, True),
     )
+
+
+def parse_host(text: str) -> HostConfig:
+    """Return the host that the words of a ``host`` line say: ``intel ept=1 eptad=0``.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong and the mend.
+    """
+    source = f"host '{quoted(text)}'"
+    try:
+        scenario = ScenarioBuilder("np", **host_settings(text.split()), source=source).build()
+    except GrammarError as error:
+        raise InputError(f"{source}: {error}") from error
+    header = scenario.header
+    check_header(scenario, host_config(header), cpu_model(header))
+    return host_config(header)

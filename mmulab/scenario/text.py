@@ -204,7 +204,8 @@ def _pairs(args: list[str]) -> dict[str, int]:
     return pairs
 
 
-def _host(args: list[str]) -> dict[str, Any]:
+def host_settings(args: list[str]) -> dict[str, Any]:
+    """Read the words of a ``host`` line as arguments of a ScenarioBuilder; raises GrammarError."""
     if not args:
         raise GrammarError("no arguments, expected VENDOR [KEY=VALUE ..]")
     return {"vendor": args[0], "host": _pairs(args[1:])}
@@ -212,7 +213,7 @@ def _host(args: list[str]) -> dict[str, Any]:
 
 _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "mode": lambda args: {"mode": _word(args, "np, 32, pae, 64 or 57")},
-    "host": _host,
+    "host": host_settings,
     "cpu": lambda args: {"cpu": _pairs(args)},
     "mem": lambda args: {"mem": _numbers(args, "BYTES")[0]},
     "thp": lambda args: {"thp": _switch(args)},

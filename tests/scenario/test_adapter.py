@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.scenario.adapter import machine_config
+from mmulab.machine.config import MachineConfig
+from mmulab.scenario.adapter import machine_config, parse_host
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import NEEDED, OF_VENDOR, VIRTUALIZATION
 from mmulab.scenario.scenario import CPUID_DEFAULTS, HOST_DEFAULTS, MODES, QUIRKS
@@ -22,7 +23,7 @@ WITHOUT_EFFECT = {
 }
 
 
-def configured(vendor: str = "amd", mode: str = "32", **changes: dict[str, int]) -> object:
+def configured(vendor: str = "amd", mode: str = "32", **changes: dict[str, int]) -> MachineConfig:
     return machine_config(ScenarioBuilder(mode, vendor=vendor, **changes).build())
 
 
@@ -75,3 +76,13 @@ def test_a_32_bit_host_runs_no_64_bit_guest(mode: str) -> None:
             machine_config(scenario)
     else:
         assert not machine_config(scenario).host.x86_64
+
+
+def test_a_host_by_itself_is_that_of_a_scenario() -> None:
+    assert parse_host("amd") == configured().host
+    found = parse_host("  intel ept=1\teptad=0 phys_bits=27 ")
+    assert found == configured("intel", host={"ept": 1, "eptad": 0, "phys_bits": 39}).host
+    assert (found.vendor, found.tdp, found.eptad, found.phys_bits) == ("intel", True, False, 39)
+    for text, why in (("amd pml=1", "a matter of intel"), ("intel pml=1", "pml needs ept=1"), ("", "VENDOR")):
+        with pytest.raises(InputError, match=f"^host '{text}': .*{why}"):
+            parse_host(text)
