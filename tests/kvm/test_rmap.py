@@ -249,3 +249,39 @@ def test_the_notifier_empties_the_reverse_map(guest: Guest) -> None:
     guest.machine.execute(ops.InvalidateHva(DATA, 0x1000))
     assert guest.rmap(DATA >> 12) == []
     assert guest.spte(GVA) == 0
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=120))
+def test_with_a_full_tail_only_the_head_has_room(chosen: list[int]) -> None:
+    """6.4 and later: 141705b78381; what is added or removed touches the first block alone."""
+    head: PteList = []
+    known: list[int] = []
+    for number, pick in enumerate(chosen):
+        sptep = 8 * (number + 1)
+        if known and pick % 3 == 0:
+            gone = known.pop(pick % len(known))
+            tail = [block[:] for block in head[1:]]
+            at = next(i for i, block in enumerate(head) if gone in block)
+            giver = head[0][-1]
+            pte_list_remove(head, gone, keeps_tail_full=True)
+            if at and len(tail) == len(head[1:]):
+                tail[at - 1][tail[at - 1].index(gone)] = giver
+                assert head[1:] == tail
+        else:
+            assert pte_list_add(head, sptep, keeps_tail_full=True) == len(known)
+            known.append(sptep)
+            assert head[0][-1] == sptep
+        assert sorted(pte_list_iter(head)) == sorted(known)
+        assert all(len(block) == PTE_LIST_EXT for block in head[1:])
+        assert all(head)
+
+
+def test_a_full_tail_moves_the_youngest_into_the_gap() -> None:
+    head: PteList = []
+    for sptep in range(PTE_LIST_EXT + 2):
+        pte_list_add(head, sptep, keeps_tail_full=True)
+    assert head == [[PTE_LIST_EXT, PTE_LIST_EXT + 1], list(range(PTE_LIST_EXT))]
+    pte_list_remove(head, 3, keeps_tail_full=True)
+    assert head == [[PTE_LIST_EXT], [0, 1, 2, PTE_LIST_EXT + 1, *range(4, PTE_LIST_EXT)]]
+    pte_list_remove(head, 0, keeps_tail_full=True)
+    assert head == [[PTE_LIST_EXT, 1, 2, PTE_LIST_EXT + 1, *range(4, PTE_LIST_EXT)]]
