@@ -243,10 +243,17 @@ class _Header:
             builder.value(size, gpa, number)
         for gpa in list_value(self.record.get("pdptfix", [])):
             builder.pdptfix(hex_value(gpa))
-        builder.kernel(recorded_kernel(text_value(object_value(self._get("host"))["kernel"])).name)
+        builder.kernel(self._kernel())
         for quirk in quirks:
             builder.quirk(text_value(quirk))
         return builder.build().header
+
+    def _kernel(self) -> str:
+        told = text_value(object_value(self._get("host"))["kernel"])
+        try:
+            return recorded_kernel(told).name
+        except InputError as error:
+            raise InputError(f"{self.path}: line 1: {error}") from error
 
     def _switch(self, key: str) -> int:
         value = self.record.get(key, 0)

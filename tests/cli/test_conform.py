@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.conform.recording import read_lines
 from tests.conftest import CommandLine
 
 GOOD = "data/conformance/6.1.192/sh/basic-32.jsonl.xz"
@@ -119,3 +120,14 @@ def test_bad_input_exits_with_2_and_one_line(command: CommandLine, good: Path, t
     assert line.endswith("; 1 more files are refused")
     assert command.error("conform", tmp_path / "none").endswith("no such file or folder")
     assert "Invalid value for '--level'" in command.error("conform", good, "--level", "some")
+
+
+def test_a_recording_of_an_unknown_kernel_is_refused_by_name(
+    command: CommandLine, root: Path, tmp_path: Path
+) -> None:
+    lines = read_lines(root / "data/conformance/6.12.117/sh/basic-32.jsonl.xz")
+    relabelled = tmp_path / "relabelled.jsonl"
+    relabelled.write_text("\n".join([lines[0].replace("6.12.117", "6.12.107"), *lines[1:]]) + "\n")
+    said = command.error("conform", relabelled)
+    assert said.startswith(f"{relabelled}: line 1: kernel '6.12.107+deb12-amd64 ")
+    assert said.endswith("unknown; recordings of 6.1.192, 6.12.117 are understood")
