@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.behaviours import CHANGES, Behaviours, Change, with_behaviours
+from mmulab.kvm.behaviours import CHANGES, Behaviours, with_behaviours
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
@@ -145,12 +145,12 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _at(release: str, *, backports: tuple[str, ...] = ()) -> dict[str, bool]:
-    """Return what mainline changed from 6.1 up to a release, and what its stable tree took besides."""
+def _at(release: str) -> dict[str, bool]:
+    """Return what mainline changed from 6.1 up to a release."""
     return {
         change.name: not change.removed
         for change in CHANGES.values()
-        if change.name in backports or _release(change.release) <= _release(release)
+        if _release(change.release) <= _release(release)
     }
 
 
@@ -228,8 +228,3 @@ def _own(reference: str) -> Kernel:
     kernel = load_value(reference, Kernel, "kernel")
     assert isinstance(kernel, Kernel)
     return kernel
-
-
-def release_of(change: Change) -> tuple[int, ...]:
-    """Return the release of a change as numbers, to sort by."""
-    return _release(change.release)
