@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 from mmulab.errors import InputError
@@ -176,12 +176,21 @@ class Drift:
         """Return the effects on one piece of work."""
         return replace(self, works=(work,), effects=tuple(e for e in self.effects if e.work == work))
 
-    @property
+    @cached_property
     def changes(self) -> list[str]:
         """The changes, in the order of the table of behaviours."""
         return [part.name for part in parts(self.base, self.other)]
 
-    @property
+    @cached_property
+    def _seen(self) -> dict[tuple[str, bool], list[Effect]]:
+        """The effects where something is different, by change and side."""
+        found: dict[tuple[str, bool], list[Effect]] = {}
+        for effect in self.effects:
+            if effect.first is not None:
+                found.setdefault((effect.change, effect.added), []).append(effect)
+        return found
+
+    @cached_property
     def shown(self) -> list[str]:
         """Those of them that make a difference on some work."""
         return [change for change in self.changes if self.first(change) is not None]
@@ -192,9 +201,7 @@ class Drift:
 
     def seen(self, change: str, *, added: bool = True) -> list[Effect]:
         """Return the effects of a change where something is different."""
-        return [
-            e for e in self.effects if e.change == change and e.added == added and e.first is not None
-        ]
+        return self._seen.get((change, added), [])
 
     def total(self, change: str, *, added: bool = True) -> Effects:
         """Return the effects of a change on all works together."""
