@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 import click
 
 from mmulab.cli import signals
 from mmulab.cli.drift import compare_kernels
 from mmulab.cli.options import KernelChoice, chosen_design, rule_options
+from mmulab.cli.progress import progress
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab.cases.table import Case
@@ -73,29 +72,13 @@ def compare(
         _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
     with signals.shown(show):
-        for row in _rows(chosen, works, kernel, jobs):
+        for row in progress(compare_each(chosen, works, kernel=kernel, jobs=jobs), len(works), "case"):
             cells += row
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
     finished = {cell.case.name for cell in cells}
     return Comparison(designs, [case for case in works if case.name in finished], cells)
-
-
-def _rows(
-    designs: Sequence[RoleDesign], works: Sequence[Case], kernel: Kernel | None, jobs: int
-) -> Iterator[list[Cell]]:
-    """Yield the cells of each case as they come, with a progress bar if someone sees it."""
-    from tqdm import tqdm
-
-    hidden = not sys.stderr.isatty()
-    with (
-        tqdm(total=len(works), unit="case", leave=False, disable=hidden) as bar,
-        closing(compare_each(designs, works, kernel=kernel, jobs=jobs)) as rows,
-    ):
-        for row in rows:
-            bar.update()
-            yield row
 
 
 def _show(found: Comparison, asked: Sequence[str], *, details: bool, as_json: bool) -> None:

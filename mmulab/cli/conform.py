@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +11,7 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.options import KernelChoice, chosen_design, kernel_design_options
+from mmulab.cli.progress import progress
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
@@ -123,7 +121,8 @@ def conform(
             _show(chosen, other, answers, limit, of=readable)
 
     with signals.shown(show):
-        for answer in _run(work, jobs or os.cpu_count() or 1, show=not as_json):
+        found = pool.each(_work, work, jobs or os.cpu_count() or 1)
+        for answer in progress(found, len(work), "scenario", show=not as_json):
             if isinstance(answer, InputError):
                 refused.append(answer)
             else:
@@ -155,20 +154,6 @@ def _show(level: Level, other: RoleDesign | None, answers: list[_Answer], limit:
 def _design_record(design: RoleDesign | None) -> dict[str, object]:
     """Return what is said of another design than the recorded kernel's."""
     return {} if design is None else {"design": design.name, "role_words_compared": False}
-
-
-def _run(work: list[_Job], jobs: int, *, show: bool) -> Iterator[_Answer | InputError]:
-    """Yield the answers as they come, with a progress bar if someone sees it."""
-    from tqdm import tqdm
-
-    hidden = not show or not sys.stderr.isatty()
-    with (
-        tqdm(total=len(work), unit="scenario", leave=False, disable=hidden) as bar,
-        closing(pool.each(_work, work, jobs)) as answers,
-    ):
-        for answer in answers:
-            bar.update()
-            yield answer
 
 
 def _counts(answers: list[_Answer]) -> dict[str, tuple[int, int]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 import click
 
 from mmulab.cli import signals
+from mmulab.cli.progress import progress
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import find_kernel
 from mmulab.lab.cases.table import Case
 from mmulab.lab.drift.drift import ALL, Drift, Effect, drift_each, parts
 from mmulab.lab.drift.track import Effects
@@ -41,21 +40,9 @@ def compare_kernels(names: str, works: Sequence[Case], *, jobs: int, details: bo
 
     with signals.shown(show):
         for other, kept in zip(others, rows, strict=True):
-            for row in _rows(base, other, works, jobs):
+            effects = drift_each(base, other, works, jobs=jobs)
+            for row in progress(effects, len(works), "case", desc=str(other)):
                 kept.append(row)
-
-
-def _rows(base: Kernel, other: Kernel, works: Sequence[Case], jobs: int) -> Iterator[list[Effect]]:
-    from tqdm import tqdm
-
-    hidden = not sys.stderr.isatty()
-    with (
-        tqdm(total=len(works), desc=str(other), unit="case", leave=False, disable=hidden) as bar,
-        closing(drift_each(base, other, works, jobs=jobs)) as rows,
-    ):
-        for row in rows:
-            bar.update()
-            yield row
 
 
 def _show(found: Sequence[Drift], *, details: bool, as_json: bool) -> None:
