@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -204,10 +204,7 @@ def make_runner(
     kernel: Kernel | None = None,
 ) -> Runner:
     """Return a runner of a recording's scenario, with the recorded kernel's role words or a design's."""
-    config = machine_config(recording.scenario, kernel)
-    if design is not None:
-        config = replace(config, kernel=config.kernel.with_(design=design))
-    return Runner(recording.scenario, emit, config)
+    return Runner(recording.scenario, emit, machine_config(recording.scenario, kernel, design))
 
 
 def compare(

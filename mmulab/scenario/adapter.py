@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_header
@@ -33,7 +34,9 @@ _TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
 _LA57_VIRT_BITS = 57
 
 
-def machine_config(scenario: Scenario, kernel: Kernel | None = None) -> MachineConfig:
+def machine_config(
+    scenario: Scenario, kernel: Kernel | None = None, design: RoleDesign | None = None
+) -> MachineConfig:
     """Return the configuration of the machine that a scenario begins with.
 
     Parameters
@@ -41,6 +44,8 @@ def machine_config(scenario: Scenario, kernel: Kernel | None = None) -> MachineC
     scenario : Scenario
     kernel : Kernel, optional
         Instead of the scenario's own.
+    design : RoleDesign, optional
+        Instead of the kernel's own.
 
     Raises
     ------
@@ -51,6 +56,7 @@ def machine_config(scenario: Scenario, kernel: Kernel | None = None) -> MachineC
     check_header(scenario, host_config(header), cpu_model(header))
     if not header.host["x86_64"] and header.regs.efer & EFER_LMA:
         raise InputError(f"{scenario.source}: a host with x86_64=0 runs no 64-bit guest; take another mode")
+    kernel = kernel or find_kernel(header.kernel)
     return MachineConfig(
         cpu=cpu_model(header),
         host=host_config(header),
@@ -59,7 +65,7 @@ def machine_config(scenario: Scenario, kernel: Kernel | None = None) -> MachineC
         manual_dirty=header.manual_dirty,
         slots=tuple(SlotConfig(*slot) for slot in header.slots),
         stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),
-        kernel=kernel or find_kernel(header.kernel),
+        kernel=kernel if design is None else kernel.with_(design=design),
         vcpus=1 + max((step.op.vcpu for step in scenario.steps), default=0),
     )
 

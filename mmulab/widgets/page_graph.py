@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mmulab.events import Event, kvm_mmu_get_page
@@ -80,8 +80,7 @@ def page_graph(scenario: Scenario, design: RoleDesign) -> PageGraph:
     InputError
         The scenario has an op, or a host, that is not modelled.
     """
-    config = machine_config(scenario)
-    runner = Runner(scenario, config=replace(config, kernel=config.kernel.with_(design=design)))
+    runner = Runner(scenario, config=machine_config(scenario, design=design))
     made: Counter[Key] = Counter()
     found: Counter[Key] = Counter()
     roots: dict[Key, None] = {}

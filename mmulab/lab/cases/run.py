@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
@@ -186,10 +186,8 @@ def runner_of(
     InputError
         An op is not modelled yet, or the design is unknown.
     """
-    config = machine_config(scenario, kernel)
-    if design is not None:
-        config = replace(config, kernel=config.kernel.with_(design=design_of(design)))
-    return Runner(scenario, config=config)
+    own = None if design is None else design_of(design)
+    return Runner(scenario, config=machine_config(scenario, kernel, own))
 
 
 @dataclass
