@@ -9,7 +9,7 @@ from mmulab.cli.options import KernelChoice
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError, named
 from mmulab.kvm.kernel import find_kernel
-from mmulab.lab.cases.table import cases, read_case
+from mmulab.lab.cases.table import cases, read_case, scenario_of
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import read_scenario
@@ -36,6 +36,5 @@ def read_work(file: str) -> Scenario:
         return read_scenario(file)
     for case in cases():
         if case.name == file:
-            work = read_case(case)
-            return work if isinstance(work, Scenario) else work.scenario
+            return scenario_of(read_case(case))
     raise InputError(f"{named(file)}: neither a file nor a case; 'mmulab cases' lists the cases")

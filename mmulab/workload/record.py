@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mmulab.kvm.kernel import Kernel
 from mmulab.trace.recorder import INTERVAL, Recorder
-from mmulab.trace.recording import Info
+from mmulab.trace.recording import Info, Recording
 from mmulab.workload.replay import Replay
+from mmulab.workload.stream import Stream
 
 
 def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
@@ -23,3 +25,12 @@ def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
     kernel = replay.machine.config.kernel
     options = {"records": replay.records, "derivation": kernel.derivation.name, "kernel": kernel.name}
     return Recorder(replay.machine, info=Info(replay.stream.name, options=options), interval=interval)
+
+
+def record_boot(stream: Stream, records: int, kernel: Kernel) -> tuple[Recording, int]:
+    """Replay the first records of a stream, recorded; return with it the number of the last one's op."""
+    replay = Replay(stream, limit=records, kernel=kernel, one_by_one=True)
+    recorder = stream_recorder(replay)
+    replay.run()
+    last = recorder.op_count - 1
+    return recorder.finish(), last

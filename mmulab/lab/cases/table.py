@@ -45,8 +45,9 @@ from mmulab.lab.cases.portal import portal_switch_nested
 from mmulab.lab.cases.run import CaseRun, design_of, run_case, run_recorded
 from mmulab.lab.cases.smm import smm_guest
 from mmulab.scenario.scenario import Scenario
+from mmulab.workload.stream import Stream, load_stream
 
-__all__ = ["Case", "Row", "cases", "find_cases", "read_case", "row", "run_work"]
+__all__ = ["Case", "Row", "cases", "find_cases", "read_boot", "read_case", "row", "run_work", "scenario_of"]
 
 OLD_DESIGN = "pre_fix"
 """What each case is compared with: the role word before 5.19."""
@@ -373,6 +374,22 @@ def read_case(case: Case) -> Scenario | Recording:
     if case.change is None:
         return recording
     return replace(recording, scenario=case.change(recording.scenario))
+
+
+def scenario_of(work: Scenario | Recording) -> Scenario:
+    """Return the scenario in what :func:`read_case` returned."""
+    return work if isinstance(work, Scenario) else work.scenario
+
+
+def read_boot(case: Case) -> Stream:
+    """Return the recorded boot that a case replays.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    return load_stream(paths.data(f"stream/{case.stream}.npz"))
 
 
 def run_work(

@@ -25,17 +25,15 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
-from mmulab.lab import paths, pool
+from mmulab.lab import pool
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import CaseRun, design_of
-from mmulab.lab.cases.table import Case, read_case, run_work
+from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of
 from mmulab.lab.designs.collision import Collision, collision
 from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
 from mmulab.lab.designs.page_bound import PageBound, page_bound
 from mmulab.lab.designs.stream_run import run_stream
-from mmulab.scenario.scenario import Scenario
-from mmulab.workload.stream import load_stream
 
 __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 
@@ -352,7 +350,7 @@ def _cell(
 def _runner(case: Case) -> tuple[Callable[[RoleDesign, Kernel | None], _Run], frozenset[str]]:
     """Return a function that runs a design on a piece of work, which is read once, and what it needs."""
     if case.stream:
-        stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
+        stream = read_boot(case)
 
         def replay(design: RoleDesign, kernel: Kernel | None) -> _Run:
             found = run_stream(stream, design, kernel=kernel, records=case.records)
@@ -360,13 +358,12 @@ def _runner(case: Case) -> tuple[Callable[[RoleDesign, Kernel | None], _Run], fr
 
         return replay, modes_of_stream(stream)
     work = read_case(case)
-    scenario = work if isinstance(work, Scenario) else work.scenario
 
     def run(design: RoleDesign, kernel: Kernel | None) -> _Run:
         found = run_work(work, design, kernel=kernel)
         return _Run(design, found.wrong, observe(found))
 
-    return run, modes_needed(scenario)
+    return run, modes_needed(scenario_of(work))
 
 
 def observe(run: CaseRun) -> Observed:

@@ -8,9 +8,8 @@ from html import escape
 
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1, Kernel
-from mmulab.lab import paths
 from mmulab.lab.cases.run import FAILURES
-from mmulab.lab.cases.table import read_case
+from mmulab.lab.cases.table import read_boot, read_case, scenario_of
 from mmulab.lab.designs.compare import Cell, Comparison
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.record import record_steps
@@ -20,9 +19,7 @@ from mmulab.widgets.matrix import Column, Matrix, Row, Verdict
 from mmulab.widgets.stepper import Stepper
 from mmulab.widgets.steps import Steps
 from mmulab.widgets.wrong_access import Where, moments, wrong_access
-from mmulab.workload.record import stream_recorder
-from mmulab.workload.replay import Replay
-from mmulab.workload.stream import load_stream
+from mmulab.workload.record import record_boot
 
 __all__ = ["Wrong", "design_matrix", "group_of", "record_wrong", "wrong_steps"]
 
@@ -90,8 +87,7 @@ def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
         raise ValueError(f"{cell.case.name} is correct under {cell.design.name}")
     if cell.case.stream:
         return _record_boot(cell, kernel, cell.first_wrong.op)
-    work = read_case(cell.case)
-    scenario = work if isinstance(work, Scenario) else work.scenario
+    scenario = scenario_of(read_case(cell.case))
     wrong, shared = cell.first_wrong, cell.collision
     recording, ops = _record_as_far_as_it_goes(cell, scenario, kernel, wrong.op)
     if wrong.op not in ops:
@@ -122,17 +118,13 @@ def _record_as_far_as_it_goes(
 
 def _record_boot(cell: Cell, kernel: Kernel | None, record: int) -> Wrong:
     """Record a boot up to the wrong access, or if the MMU fails in that, up to the one before."""
-    stream = load_stream(paths.data(f"stream/{cell.case.stream}.npz"))
+    stream = read_boot(cell.case)
     chosen = (kernel or LINUX_6_1).with_(design=cell.design)
     for limit in (record + 1, record) if record else (1,):
         try:
-            replay = Replay(stream, limit=limit, kernel=chosen, one_by_one=True)
-            recorder = stream_recorder(replay)
-            replay.run()
+            recording, last = record_boot(stream, limit, chosen)
         except FAILURES:
             continue
-        last = recorder.op_count - 1
-        recording = recorder.finish()
         if limit > record:
             return Wrong(recording, moments(recording, Where(last, f"record {record:,}")))
         number = recording.number(Moment(last, None))

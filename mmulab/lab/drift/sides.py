@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from mmulab.events import Event
 from mmulab.kvm.kernel import Kernel
-from mmulab.lab import paths
-from mmulab.lab.cases.table import Case, read_case
+from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.designs.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, Effect, parts
 from mmulab.scenario.record import record_steps
-from mmulab.scenario.scenario import Scenario
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.recording import Moment, Recording
 from mmulab.widgets.blocks import panels_html
@@ -21,9 +19,7 @@ from mmulab.widgets.scene import Svg, table
 from mmulab.widgets.session import Session
 from mmulab.widgets.stepper import Stepper
 from mmulab.widgets.steps import Step, Steps
-from mmulab.workload.record import stream_recorder
-from mmulab.workload.replay import Replay
-from mmulab.workload.stream import load_stream
+from mmulab.workload.record import record_boot
 
 __all__ = ["Side", "both_sides", "side_by_side"]
 
@@ -111,7 +107,7 @@ def both_sides(drift: Drift, change: str) -> tuple[Side, Side]:
     (case,) = find_works([effect.work])
     one, other = (_record(case, kernel, effect.first) for kernel in _kernels(drift, effect))
     at = _apart(one.texts, other.texts)
-    return Side(one.kernel, one.recording, one.op, at), Side(other.kernel, other.recording, other.op, at)
+    return replace(one, at=at), replace(other, at=at)
 
 
 def _kernels(drift: Drift, effect: Effect) -> tuple[Kernel, Kernel]:
@@ -123,15 +119,8 @@ def _kernels(drift: Drift, effect: Effect) -> tuple[Kernel, Kernel]:
 
 def _record(case: Case, kernel: Kernel, first: int) -> Side:
     if case.stream:
-        stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
-        replay = Replay(stream, limit=first + 1, kernel=kernel, one_by_one=True)
-        recorder = stream_recorder(replay)
-        replay.run()
-        last = recorder.op_count - 1
-        return Side(kernel, recorder.finish(), last)
-    work = read_case(case)
-    scenario = work if isinstance(work, Scenario) else work.scenario
-    recording, ops = record_steps(scenario, kernel=kernel, until=first)
+        return Side(kernel, *record_boot(read_boot(case), first + 1, kernel))
+    recording, ops = record_steps(scenario_of(read_case(case)), kernel=kernel, until=first)
     return Side(kernel, recording, ops[first])
 
 

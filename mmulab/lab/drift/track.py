@@ -15,14 +15,11 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES, Behaviours
 from mmulab.kvm.kernel import Kernel
-from mmulab.lab import paths
 from mmulab.lab.cases.run import FAILURES, failure_str
-from mmulab.lab.cases.table import Case, read_case
+from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
-from mmulab.scenario.scenario import Scenario
 from mmulab.workload.replay import Replay
-from mmulab.workload.stream import load_stream
 
 __all__ = ["Effects", "Track", "Tracks", "first_difference"]
 
@@ -128,10 +125,9 @@ class Tracks:
     def __init__(self, case: Case) -> None:
         self.case = case
         if case.stream:
-            self.stream = load_stream(paths.data(f"stream/{case.stream}.npz"))
+            self.stream = read_boot(case)
         else:
-            work = read_case(case)
-            self.scenario = work if isinstance(work, Scenario) else work.scenario
+            self.scenario = scenario_of(read_case(case))
 
     def on(self, kernel: Kernel, *, watched: bool = False) -> Track:
         """Run the work on a kernel.
