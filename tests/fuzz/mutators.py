@@ -166,7 +166,7 @@ def packed(inner: Mutator) -> Mutator:
         if rng.randrange(10) == 0:
             return change_bytes(rng, data)
         changed = inner(rng, unpacked(data))
-        return rng.choice((lambda raw: raw, lambda raw: gzip.compress(raw, 1), _xz))(changed)
+        return rng.choice((lambda raw: raw, lambda raw: gzip.compress(raw, 1, mtime=0), _xz))(changed)
 
     return mutate
 
