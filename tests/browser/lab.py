@@ -87,7 +87,11 @@ def run_all(page: Page, server: str, *, last: str) -> list[str]:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator("[data-command='runmenu:run-all']").click()
     page.locator(".jp-OutputArea-output", has_text=last).wait_for(timeout=PATIENCE)
-    # A control that is used while the kernel is still at work may be answered before it is drawn again.
+    wait_until_idle(page)
+    return remote
+
+
+def wait_until_idle(page: Page) -> None:
+    """Wait for the kernel: a control used while it is at work may be answered before it is drawn again."""
     page.evaluate("window.samples = 0")
     page.wait_for_function("window.samples >= 2", timeout=PATIENCE)
-    return remote

@@ -11,7 +11,7 @@ import pytest
 from mmulab.lab.report import report
 from mmulab.lab.validity.matrix import markers, witnesses
 from tests.browser.conftest import look
-from tests.browser.lab import PATIENCE, jupyterlab, run_all
+from tests.browser.lab import PATIENCE, jupyterlab, run_all, wait_until_idle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -82,6 +82,7 @@ def test_another_cell_is_chosen_in_jupyterlab(page: Page, tmp_path: Path) -> Non
         )
         box.locator("select").first.select_option("force_role_reset")
         box.locator("p b", has_text="force_role_reset").wait_for(timeout=PATIENCE)
+        wait_until_idle(page)
         box.locator("select").nth(1).select_option("guest-npt-narrows")
         box.get_by_text("guest_mmu: unchanged: left as it is").wait_for(state="attached", timeout=PATIENCE)
         box.get_by_text("expected: vmexit code=400").wait_for(timeout=PATIENCE)
