@@ -9,11 +9,11 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.drift import compare_kernels
-from mmulab.cli.options import KernelChoice, chosen_design, rule_options
+from mmulab.cli.options import KernelChoice, rule_options
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab.cases.table import Case
 from mmulab.lab.designs.compare import Cell, Comparison, compare_each
@@ -63,9 +63,9 @@ def compare(
         compare_kernels(kernels, works, jobs=jobs, details=details, as_json=as_json)
         return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
-    chosen = [chosen_design(name, choice.roots) for name in names]
+    chosen = [find_design(name) for name in names]
     works = find_works([name.strip() for name in cases.split(",")], records=limit)
-    kernel = choice.over(LINUX_6_1) if choice.kernel or choice.derivation else None
+    kernel = choice.over(LINUX_6_1) if choice.given else None
     cells: list[Cell] = []
 
     def show() -> None:

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import click
 
 from mmulab.cli import signals
-from mmulab.cli.options import KernelChoice, chosen_design, kernel_design_options
+from mmulab.cli.options import KernelChoice, kernel_design_options
 from mmulab.cli.progress import progress
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import Kernel, find_kernel
-from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.roles.design import RoleDesign, find_design
 from mmulab.lab import pool
 
 
@@ -106,8 +106,8 @@ def conform(
     A file that is no recording is said at the end, with exit code 2; the others are compared.
     """
     chosen = Level(level)
-    other = None if choice.design is None else chosen_design(choice.design)
-    other = None if other is chosen_design(None) else other
+    other = None if choice.design is None else find_design(choice.design)
+    other = None if other is LINUX_6_1.design else other
     kernel = None if choice.kernel is None else find_kernel(choice.kernel)
     work = [_Job(path, chosen, other, kernel, explained) for path in find_recordings(paths)]
     answers: list[_Answer] = []

@@ -44,7 +44,6 @@ def _record(design: RoleDesign) -> dict[str, Any]:
         "name": design.name,
         "summary": design.summary,
         "source": design.source,
-        "root_strategy": design.root_strategy.name,
         "before": list(LATER.get(design.name, ())),
         "used_bits": design.layout.used_bits,
         "width": design.layout.width,
@@ -58,7 +57,6 @@ def _lines(known: dict[str, Any]) -> Iterator[str]:
         yield f"{design['id']:4} {design['name']:22} {bits:16} {design['summary']}"
         yield f"     source: {design['source']}"
         yield "     bits:   " + " ".join(map(_field, design["fields"]))
-        yield f"     roots:  {design['root_strategy']}"
         later = design["before"]
         yield "     modes:  " + (f"of its time, before {', '.join(later)}" if later else "all")
     for title, choices in (("child-role derivations", "derivations"), ("root strategies", "root_strategies")):

@@ -28,7 +28,8 @@ def kernels(ctx: click.Context, as_json: bool) -> None:
         return
     for kernel in KERNELS.values():
         click.echo(f"{kernel.name:12} {kernel.source}")
-        click.echo(f"{'':12} design {kernel.design.id} {kernel.design.name}, {kernel.derivation.name}")
+        rules = f"{kernel.derivation.name}, {kernel.root_strategy.name} roots"
+        click.echo(f"{'':12} design {kernel.design.id} {kernel.design.name}, {rules}")
         for name in kernel.behaviours.names():
             click.echo(f"{'':12} + {name}")
     click.echo("\nbehaviours")
@@ -72,6 +73,7 @@ def _record(kernel: Kernel) -> dict[str, object]:
         "default": kernel is LINUX_6_1,
         "design": kernel.design.name,
         "derivation": kernel.derivation.name,
+        "root_strategy": kernel.root_strategy.name,
         "behaviours": list(kernel.behaviours.names()),
     }
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import click
 
 from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
-from mmulab.kvm.roles.derivation import find_derivation, parity
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.roles.derivation import find_derivation
+from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.root_strategy import find_root_strategy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_DEFAULT = DESIGNS["passthrough"]
 
 _KERNEL = click.option(
     "--kernel",
@@ -24,16 +24,19 @@ _KERNEL = click.option(
 _DESIGN = click.option(
     "--design",
     metavar="NAME",
-    show_default=_DEFAULT.name,
+    show_default=LINUX_6_1.design.name,
     help="Role design, by name or id ('mmulab designs'), or module:Class or file.py:Class.",
 )
 _DERIVATION = click.option(
-    "--derivation", metavar="NAME", show_default=parity.name, help="How roles of child pages come about."
+    "--derivation",
+    metavar="NAME",
+    show_default=LINUX_6_1.derivation.name,
+    help="How roles of child pages come about.",
 )
 _ROOTS = click.option(
     "--roots",
     metavar="NAME",
-    show_default=_DEFAULT.root_strategy.name,
+    show_default=LINUX_6_1.root_strategy.name,
     help="What roots above the guest's own tables are: special, shadow or one_off.",
 )
 
@@ -65,12 +68,13 @@ class KernelChoice(NamedTuple):
             A kernel, behaviour, design, derivation or root strategy is unknown.
         """
         kernel = base if self.kernel is None else find_kernel(self.kernel)
-        design = kernel.design if self.design is None else find_design(self.design)
-        if self.roots is not None:
-            design = design.with_root_strategy(self.roots)
+        if self.design is not None:
+            kernel = kernel.with_(design=find_design(self.design))
         if self.derivation is not None:
             kernel = kernel.with_(derivation=find_derivation(self.derivation))
-        return kernel if design is kernel.design else kernel.with_(design=design)
+        if self.roots is not None:
+            kernel = kernel.with_(root_strategy=find_root_strategy(self.roots))
+        return kernel
 
 
 def kernel_options(command: Command) -> Command:
@@ -97,15 +101,3 @@ def _chooses(command: Command) -> Command:
         return command(*args, choice=KernelChoice(**told), **kwargs)
 
     return cast("Command", wrapped)
-
-
-def chosen_design(design: str | None, roots: str | None = None) -> RoleDesign:
-    """Return the design that was asked for, the default one if none was, with the roots asked for.
-
-    Raises
-    ------
-    InputError
-        No design or root strategy is called so.
-    """
-    found = _DEFAULT if design is None else find_design(design)
-    return found if roots is None else found.with_root_strategy(roots)

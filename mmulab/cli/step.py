@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from mmulab.cli.options import KernelChoice, chosen_design, kernel_options
+from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import find_kernel
+from mmulab.kvm.roles.design import find_design
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
@@ -90,11 +91,10 @@ def step(
 
 def _recording(file: str, choice: KernelChoice) -> Recording:
     if file.endswith(SUFFIX):
-        chosen = chosen_design(choice.design)
-        own = choice.design is not None and is_own(chosen)
-        if (choice.design and not own) or choice.kernel or choice.derivation or choice.roots:
+        design = None if choice.design is None else find_design(choice.design)
+        if choice._replace(design=None).given or (design is not None and not is_own(design)):
             raise InputError(f"{file}: a recording has its kernel; give --kernel or --design with a scenario")
-        return open_recording(file, designs={chosen.name: chosen} if own else None)
+        return open_recording(file, designs=None if design is None else {design.name: design})
     scenario = on_kernel(read_work(file), choice)
     kernel = choice.over(find_kernel(scenario.header.kernel))
     try:

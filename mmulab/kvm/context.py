@@ -137,7 +137,7 @@ def _passes_through(vcpu: Vcpu, level: int, cpu_role: CpuRole) -> bool:
 
     A special root is no shadow page, so above tables of a 32-bit guest it is the strategy's to say.
     """
-    shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.kernel.design.root_strategy.shadow_pages
+    shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.kernel.root_strategy.shadow_pages
     return shadow_pages and not cpu_role.direct and level > top_table_level(cpu_role)
 
 

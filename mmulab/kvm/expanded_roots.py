@@ -24,7 +24,7 @@ def mmu_alloc_expanded_root(vcpu: Vcpu, gfn: int, pdptrs: list[int]) -> int:
     in one page: what was linked for other PDPTEs is zapped.
     """
     mmu, kvm = vcpu.mmu, vcpu.kvm
-    strategy = kvm.config.kernel.design.root_strategy
+    strategy = kvm.config.kernel.root_strategy
     if strategy.one_off:
         return _one_off_roots(vcpu, gfn)
     if pdptrs:

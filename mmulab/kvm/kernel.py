@@ -20,6 +20,7 @@ from mmulab.kvm.behaviours import CHANGES, Behaviours, with_behaviours
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.root_strategy import RootStrategy, special
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.validity import VALIDITIES, Validity
 
@@ -50,9 +51,11 @@ class Kernel:
     source : str
         Whose sources and recordings it follows.
     design : RoleDesign
-        The role word, and with it how roots come about.
+        The role word.
     derivation : Derivation
         How the roles of child pages come about.
+    root_strategy : RootStrategy
+        How the tables above the guest's own are kept.
     validity : Validity
         How contexts are marked as not valid when CPUID changes.
     cpuid_after_run : {"refuse", "allow", "bug"}
@@ -67,6 +70,7 @@ class Kernel:
     source: str
     design: RoleDesign = DESIGNS["passthrough"]
     derivation: Derivation = parity
+    root_strategy: RootStrategy = special
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"
     free_roots_lock: str = "write"

@@ -100,7 +100,7 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> None:
         mmu.root_hpa = kvm_tdp_mmu_get_vcpu_root(vcpu.kvm, mmu.root_role)
     elif mmu.root_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, 0, 0, mmu.root_level)
-    elif vcpu.kvm.config.kernel.design.root_strategy.shadow_pages:
+    elif vcpu.kvm.config.kernel.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, 0, [])
     else:
         for i in range(4):
@@ -133,7 +133,7 @@ def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
     make_mmu_pages_available(vcpu)
     if guest_level >= PT64_ROOT_4LEVEL:
         mmu.root_hpa = mmu_alloc_root(vcpu, _gfn(pgd), 0, mmu.root_level)
-    elif kvm.config.kernel.design.root_strategy.shadow_pages:
+    elif kvm.config.kernel.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, _gfn(pgd), pdptrs)
     else:
         _alloc_quadrant_roots(vcpu, _gfn(pgd), pdptrs)
@@ -174,7 +174,7 @@ def mmu_alloc_special_roots(vcpu: Vcpu) -> None:
     Only nested paging does that: NPT12 in a 32-bit L1's format.
     """
     mmu = vcpu.mmu
-    if vcpu.kvm.config.kernel.design.root_strategy.shadow_pages:
+    if vcpu.kvm.config.kernel.root_strategy.shadow_pages:
         return
     if mmu.direct or mmu.cpu_role.level >= PT64_ROOT_4LEVEL or mmu.root_level < PT64_ROOT_4LEVEL:
         return

@@ -25,6 +25,7 @@ from mmulab.kvm.behaviours import CHANGES, Behaviours, find_behaviour
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.root_strategy import find_root_strategy
 from mmulab.machine.config import MachineConfig, check_bounds
 from mmulab.machine.op import SetMemslot
 from mmulab.trace.checkpoints import FRAMES, SMALL, Checkpoints
@@ -42,7 +43,7 @@ AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
 _APART = ("kernel",)
 _KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock")
-"""What is kept of a kernel as it is; its design and derivation are found again by name."""
+"""What is kept of a kernel as it is; its design, derivation and root strategy are found again by name."""
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
@@ -118,9 +119,9 @@ def _put_kernel(kernel: Kernel, constants: Constants) -> Json:
             "own": is_own(design),
             "reference": design.reference,
             "digest": design.digest,
-            "roots": design.root_strategy.name,
         },
         "derivation": derivation.name,
+        "root_strategy": kernel.root_strategy.name,
     }
 
 
@@ -297,12 +298,14 @@ class _Reader:
         for name, value in values.items():
             check(value, hints[name], f"{name} of the kernel")
         check(item["behaviours"], list[str], "behaviours of the kernel")
+        check(item["root_strategy"], str, "root strategy of the kernel")
         for name in item["behaviours"]:
             find_behaviour(name)
         return Kernel(
             **values,
             design=self._design(item["design"]),
             derivation=self._derivation(item["derivation"]),
+            root_strategy=find_root_strategy(item["root_strategy"]),
             behaviours=Behaviours(**{name: name in item["behaviours"] for name in CHANGES}),
         )
 
@@ -318,7 +321,7 @@ class _Reader:
 
     def _design(self, kept: dict[str, Json]) -> RoleDesign:
         """Return the design; a user's own must be given, and be what it was."""
-        for key in ("name", "reference", "digest", "roots"):
+        for key in ("name", "reference", "digest"):
             check(kept[key], str, f"{key} of the design")
         name, reference = quoted(kept["name"]), quoted(kept["reference"])
         known = self.designs if kept["own"] else DESIGNS
@@ -334,9 +337,7 @@ class _Reader:
                 f"design '{name}' ({reference or 'a class of a notebook'}) is no longer the text "
                 f"that was recorded; {AGAIN}"
             )
-        return (
-            design if design.root_strategy.name == kept["roots"] else design.with_root_strategy(kept["roots"])
-        )
+        return design
 
 
 def _under(path: str, error: InputError) -> str:

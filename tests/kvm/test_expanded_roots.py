@@ -8,7 +8,6 @@ from mmulab.check.invariants import violations
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
-from mmulab.kvm.roles.design import find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES, find_root_strategy, special, top_table_level
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.roots import kvm_mmu_load, kvm_mmu_unload
@@ -20,8 +19,7 @@ MAPPED = make_pdpte(0)
 
 
 def guest_with(strategy: str, mode: str) -> Guest:
-    design = find_design("passthrough").with_root_strategy(strategy)
-    return Guest(mode, design=design).map(GVA, DATA)
+    return Guest(mode, root_strategy=find_root_strategy(strategy)).map(GVA, DATA)
 
 
 def test_pdptes_have_nothing_but_p_and_an_ignored_bit() -> None:

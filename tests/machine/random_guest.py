@@ -12,8 +12,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from mmulab.kvm.kernel import LINUX_6_1
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.machine import Machine
@@ -139,7 +138,7 @@ def random_machine(
     *,
     vcpus: int = 2,
     tdp: bool = False,
-    design: RoleDesign = DESIGNS["passthrough"],
+    kernel: Kernel = LINUX_6_1,
 ) -> Machine:
     """Make a machine with random tables, slots and host parameters."""
     rng = random.Random(seed)
@@ -154,7 +153,7 @@ def random_machine(
         slots=(SLOT0, slot1),
         vcpus=vcpus,
         table_frames=1 << 10,
-        kernel=LINUX_6_1.with_(design=design),
+        kernel=kernel,
     )
     machine = Machine(config)
     fill_tables(machine, rng, layout)

@@ -13,8 +13,8 @@ from mmulab.check.invariants import violations
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
-from mmulab.kvm.kernel import LINUX_6_1
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.roles.design import DESIGNS, find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER, Tables
 from mmulab.lab.cases.run import run_case
@@ -33,13 +33,13 @@ CONFORMANCE = Path(__file__).parents[2] / "data" / "conformance" / "6.1.192"
 OWN = [name for name, found in ROOT_STRATEGIES.items() if found.shadow_pages]
 
 
-def design_with(strategy: str, name: str = "passthrough") -> RoleDesign:
-    return find_design(name).with_root_strategy(strategy)
+def kernel_with(strategy: str, name: str = "passthrough") -> Kernel:
+    return LINUX_6_1.with_(design=find_design(name), root_strategy=ROOT_STRATEGIES[strategy])
 
 
 def results_of(path: str, strategy: str, name: str = "passthrough") -> list[Result]:
     scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
-    config = machine_config(scenario, LINUX_6_1.with_(design=design_with(strategy, name)))
+    config = machine_config(scenario, kernel_with(strategy, name))
     return list(Runner(scenario, config=config).results())
 
 
@@ -53,7 +53,7 @@ def test_a_flushed_access_is_what_the_guests_tables_say(mode: str, strategy: str
     @given(st.integers(0, 1 << 16), guest_ops(layout))
     def check(seed: int, listed: list[Op]) -> None:
         nonlocal compared
-        machine = random_machine(seed, layout, vcpus=1, design=design_with(strategy))
+        machine = random_machine(seed, layout, vcpus=1, kernel=kernel_with(strategy))
         for op in listed:
             if isinstance(op, Access):
                 compared += compare(machine, op)
@@ -72,7 +72,7 @@ def test_two_vcpus_keep_the_state_sound(mode: str, strategy: str) -> None:
     @settings(max_examples=20, phases=[Phase.generate])
     @given(st.integers(0, 1 << 16), op_lists(layout, length=40))
     def check(seed: int, listed: list[Op]) -> None:
-        machine = random_machine(seed, layout, design=design_with(strategy))
+        machine = random_machine(seed, layout, kernel=kernel_with(strategy))
         for op in listed:
             machine.execute(op)
             assert violations(machine.kvm) == []
@@ -168,7 +168,7 @@ def other_directories() -> Scenario:
 @pytest.mark.parametrize("strategy", ROOT_STRATEGIES)
 def test_a_root_of_other_pdptes_is_not_taken_up_again(strategy: str) -> None:
     """``load_pdptrs`` drops the current root alone: no root that holds PDPTEs may be kept for later."""
-    run = run_case(other_directories(), design_with(strategy))
+    run = run_case(other_directories(), kernel=kernel_with(strategy))
     assert run.judged == 4
     assert run.wrong is None
     assert run.results[-1].outcome.rax == 0xC0DE0000 | UPPER >> 12
@@ -178,6 +178,6 @@ def test_a_root_of_other_pdptes_is_not_taken_up_again(strategy: str) -> None:
 @pytest.mark.parametrize("path", ["nested57/nested-basic-32", "nested57/nested-pae-l2-32", "sh/basic-32"])
 def test_no_page_outlives_the_vm(path: str, strategy: str) -> None:
     scenario = read_recording(CONFORMANCE / f"{path}.jsonl.xz").scenario
-    runner = Runner(scenario, config=machine_config(scenario, LINUX_6_1.with_(design=design_with(strategy))))
+    runner = Runner(scenario, config=machine_config(scenario, kernel_with(strategy)))
     assert list(runner.results())[-1].text == "teardown"
     assert runner.machine.kvm.pages == {}

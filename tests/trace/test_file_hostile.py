@@ -19,6 +19,7 @@ from mmulab.cli.main import run
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import Passthrough
+from mmulab.kvm.roles.root_strategy import shadow
 from mmulab.scenario.record import record
 from mmulab.scenario.text import parse_scenario
 from mmulab.trace.file import HEADER, open_recording, save
@@ -327,6 +328,7 @@ def test_the_command_line_says_one_line(path: Path, capsys: pytest.CaptureFixtur
 
 
 OWN = """from mmulab.kvm.roles.design import Passthrough
+from mmulab.kvm.roles.root_strategy import shadow
 class Own(Passthrough):
     name = "{name}"
 """
@@ -359,7 +361,7 @@ def test_a_design_that_takes_the_name_of_a_built_in_one_does_not_pass_for_it(tmp
     assert type(opened.config.kernel.design) is Impostor
 
 
-def test_roots_come_back_with_the_design(tmp_path: Path) -> None:
-    design = Passthrough().with_root_strategy("shadow")
-    save(record(parse_scenario(SCENARIO), kernel=LINUX_6_1.with_(design=design)), tmp_path / "a.mmr")
-    assert open_recording(tmp_path / "a.mmr").config.kernel.design.root_strategy.name == "shadow"
+def test_roots_come_back_with_the_kernel(tmp_path: Path) -> None:
+    kernel = LINUX_6_1.with_(root_strategy=shadow)
+    save(record(parse_scenario(SCENARIO), kernel=kernel), tmp_path / "a.mmr")
+    assert open_recording(tmp_path / "a.mmr").config.kernel.root_strategy is shadow

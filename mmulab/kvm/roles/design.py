@@ -10,12 +10,9 @@ layout (:mod:`mmulab.kvm.roles.history`).
 
 from __future__ import annotations
 
-import copy
-from typing import Self
-
 from mmulab.errors import InputError
 from mmulab.kvm.roles.history import find_role_version
-from mmulab.kvm.roles.root_strategy import RootStrategy, find_root_strategy, special, top_table_level
+from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
 
 LAYOUT_6_1 = find_role_version("6.1").layout
@@ -38,8 +35,6 @@ class RoleDesign:
     sync_ignored : tuple of str
         Fields that may differ between a page and the context that syncs it
         (``sync_role_ign`` in ``FNAME(sync_page)``).
-    root_strategy : RootStrategy
-        How the tables above the guest's own are kept.
     reference, digest : str
         Of a user's own design: ``file.py:Class`` or ``module:Class``, and the SHA-256
         of that file in hexadecimal; both are empty for those that are built in.
@@ -51,7 +46,6 @@ class RoleDesign:
     source = ""
     layout = LAYOUT_6_1
     sync_ignored: tuple[str, ...] = ("level", "access", "quadrant", "passthrough")
-    root_strategy: RootStrategy = special
     reference = ""
     digest = ""
 
@@ -106,20 +100,8 @@ class RoleDesign:
         """Return the word with ``invalid`` set."""
         return role | self.layout.mask["invalid"]
 
-    def with_root_strategy(self, name: str) -> Self:
-        """Return this design with other roots: ``special``, ``shadow`` or ``one_off``.
-
-        Raises
-        ------
-        InputError
-            No strategy is called so.
-        """
-        other = copy.copy(self)
-        other.root_strategy = find_root_strategy(name)
-        return other
-
     def __repr__(self) -> str:
-        return f"<{self.id} {self.name}: {self.layout.used_bits} bits, {self.root_strategy.name} roots>"
+        return f"<{self.id} {self.name}: {self.layout.used_bits} bits>"
 
 
 class Passthrough(RoleDesign):

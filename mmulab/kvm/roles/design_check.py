@@ -1,4 +1,4 @@
-"""What a role design must say of itself before it can run: its names, its layout, its roots.
+"""What a role design must say of itself before it can run: its names, its layout.
 
 The word is a ``u32`` (``union kvm_mmu_page_role``, Linux 6.1.192
 ``arch/x86/include/asm/kvm_host.h``).
@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
-from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.kvm.roles.word import RoleLayout
 
 __all__ = ["ATTRIBUTES", "WORD_BITS", "attribute_problem", "is_built_in"]
 
 WORD_BITS = 32
 """``union kvm_mmu_page_role`` is one ``u32``."""
-ATTRIBUTES = ("id", "name", "summary", "source", "layout", "sync_ignored", "root_strategy")
+ATTRIBUTES = ("id", "name", "summary", "source", "layout", "sync_ignored")
 """What a design says of itself; ``sync_mask`` follows from it."""
 _NAME = re.compile(r"[\w.+-]{1,40}")
 _NEEDED = ("level", "invalid")
@@ -40,13 +39,9 @@ def attribute_problem(name: str, value: object) -> str | None:
             return None if good else f"{name} must be one line of text"
         case "layout":
             return _layout_problem(value)
-        case "sync_ignored":
+        case _:
             good = isinstance(value, tuple | list | set | frozenset)
             return None if good else "sync_ignored must be a tuple of names of fields"
-        case _:
-            known = ", ".join(ROOT_STRATEGIES)
-            good = any(value is strategy for strategy in ROOT_STRATEGIES.values())
-            return None if good else f"root_strategy must be one of {known} in mmulab.kvm.roles.root_strategy"
 
 
 def _name_problem(attribute: str, value: object) -> str | None:

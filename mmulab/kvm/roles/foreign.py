@@ -255,7 +255,7 @@ def _guarded(border: _Border, found: type[RoleDesign], digest: str) -> type[Role
             return other
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return _again, (border.reference, digest, self.root_strategy.name)
+            return _again, (border.reference, digest)
 
         __repr__ = RoleDesign.__repr__
 
@@ -267,12 +267,12 @@ def _guarded(border: _Border, found: type[RoleDesign], digest: str) -> type[Role
     return Guarded
 
 
-def _again(reference: str, digest: str, roots: str) -> RoleDesign:
+def _again(reference: str, digest: str) -> RoleDesign:
     """Return the design in another process, which has its own copy or reads the file once more."""
     design = _LOADED.get((reference, digest)) or load_design(reference)
     if design.digest != digest:
         raise InputError(f"role design {reference!r}: its file has changed since it was loaded")
-    return design if design.root_strategy.name == roots else design.with_root_strategy(roots)
+    return design
 
 
 def _contexts() -> Iterator[tuple[RoleFacts, CpuRole]]:

@@ -4,7 +4,7 @@ A design is wrong on a piece of work from the first access on that does not go
 where it should. For a built case the guest's own tables say where that is, for
 a recording the real guest's outcomes, for a boot the recorded addresses. Beside
 each wrong design runs a correct one, to show which page was shared and what the
-word does not say: the default design, and for other roots than its own
+word does not say: the default design, and with other roots than the merged ones
 ``glevel``, whose series brought them.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from html import escape
 from operator import add
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
+from mmulab.kvm.roles.root_strategy import special
 from mmulab.lab import pool
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import CaseRun, design_of
@@ -40,7 +41,7 @@ __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 DEFAULT = DESIGNS["passthrough"]
 """What runs beside a design."""
 _OTHER_ROOTS = DESIGNS["glevel"]
-"""What runs beside a design whose roots are others than the default's."""
+"""What runs beside a design where roots are no special ones."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def compare(
         See :func:`mmulab.lab.designs.works.find_works`.
     kernel : Kernel, optional
         Instead of each work's own; the default design that runs beside has the
-        derivation of every kernel so far, ``parity``.
+        derivation and the roots of every kernel so far, ``parity`` and ``special``.
     jobs : int
         Processes. A design that no other process could import, from a notebook's
         cell, keeps all in this one.
@@ -315,16 +316,15 @@ def _check_names(designs: Sequence[RoleDesign]) -> None:
 def _cells(case: Case, designs: Sequence[RoleDesign], kernel: Kernel | None) -> list[Cell]:
     """Run all designs, and the default one beside, on a piece of work."""
     run, needs = _runner(case)
-    plain = None if kernel is None else kernel.with_(derivation=parity)
+    rooted = None if kernel is None else kernel.with_(derivation=parity)
+    plain = None if rooted is None else rooted.with_(root_strategy=special)
     default = run(DEFAULT, plain)
     same = plain == kernel
     runs = [default if same and design is DEFAULT else run(design, kernel) for design in designs]
-    references = {DEFAULT.root_strategy.name: default}
 
-    def reference(roots: str) -> _Run:
-        if roots not in references:
-            references[roots] = run(_OTHER_ROOTS.with_root_strategy(roots), plain)
-        return references[roots]
+    @cache
+    def reference() -> _Run:
+        return default if plain == rooted else run(_OTHER_ROOTS, rooted)
 
     return [_cell(case, found, default, needs, reference) for found in runs]
 
@@ -334,12 +334,12 @@ def _cell(
     run: _Run,
     default: _Run,
     needs: frozenset[str],
-    reference: Callable[[str], _Run],
+    reference: Callable[[], _Run],
 ) -> Cell:
     wrong, shared = run.wrong, None
     as_default = wrong == default.wrong
     if wrong is not None and not as_default:
-        beside = reference(run.design.root_strategy.name)
+        beside = reference()
         shared = collision(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op)
     base = default.observed if default.wrong is None else None
     measures = measure(run.design, run.observed, DEFAULT.name if base else "", base)

@@ -30,7 +30,7 @@ from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_ept_mmu, kvm_init_s
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.kvm.roles.root_strategy import top_table_level
+from mmulab.kvm.roles.root_strategy import RootStrategy, special, top_table_level
 from mmulab.kvm.state import Vcpu
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.machine.config import HostConfig, MachineConfig
@@ -105,23 +105,23 @@ class PageBound(NamedTuple):
         return None if self.possible is None else self.possible < 1 << WRITE_TRACK_BITS
 
 
-def page_bound(design: RoleDesign) -> PageBound:
+def page_bound(design: RoleDesign, roots: RootStrategy = special) -> PageBound:
     """Count the words of upper-level pages with guest tables that `design` can give one gfn."""
     layout = design.layout
     raw = layout.used_bits - (layout.width_of("smm") if "smm" in layout.mask else 0)
     try:
-        return PageBound(max(len(_words(design, host)) for host in _HOSTS), raw)
+        return PageBound(max(len(_words(design, roots, host)) for host in _HOSTS), raw)
     except FAILURES as error:
         return PageBound(None, raw, failure_str(error))
 
 
-def _words(design: RoleDesign, host: HostConfig) -> dict[int, None]:
+def _words(design: RoleDesign, roots: RootStrategy, host: HostConfig) -> dict[int, None]:
     """Return the words that are accounted on a host."""
-    kernel = LINUX_6_1.with_(design=design)
+    kernel = LINUX_6_1.with_(design=design, root_strategy=roots)
     machine = Machine(MachineConfig(host=host, backing_bytes=1 << 21, table_frames=64, kernel=kernel))
     words: dict[int, None] = {}
     for mmu, rights in _contexts(machine.kvm.vcpus[0], host):
-        below = dict.fromkeys(_portals(design, mmu))
+        below = dict.fromkeys(_portals(design, roots, mmu))
         todo = list(_roots(design, mmu))
         while todo:
             word = todo.pop()
@@ -166,11 +166,11 @@ def _roots(design: RoleDesign, mmu: Mmu) -> Iterator[int]:
         yield design.pack(facts._replace(level=top, quadrant=quadrant, passthrough=False), cpu)
 
 
-def _portals(design: RoleDesign, mmu: Mmu) -> Iterator[int]:
+def _portals(design: RoleDesign, roots: RootStrategy, mmu: Mmu) -> Iterator[int]:
     """Yield the words of pages above the guest's highest table, unless special roots stand there."""
     facts, cpu = mmu.root_facts, mmu.cpu_role
     assert facts is not None
     top = top_table_level(cpu)
-    if top >= 4 or design.root_strategy.shadow_pages:
+    if top >= 4 or roots.shadow_pages:
         for level in range(facts.level, top, -1):
             yield design.pack(facts._replace(level=level, quadrant=0, passthrough=True), cpu)

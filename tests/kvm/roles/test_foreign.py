@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import pickle
@@ -14,7 +13,7 @@ import pytest
 from mmulab import limits
 from mmulab.errors import DesignError, InputError
 from mmulab.kvm.roles import foreign
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.roles.design import DESIGNS, find_design
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 
 HEAD = """\
@@ -101,8 +100,6 @@ ITSELF = {
     ),
     "sync none": (method("sync_ignored = None"), "sync_ignored must be a tuple"),
     "sync text": (method("sync_ignored = 'level'"), "sync_ignored must be a tuple"),
-    "roots none": (method("root_strategy = None"), "root_strategy must be one of special, shadow, one_off"),
-    "roots text": (method("root_strategy = 'special'"), "root_strategy must be one of special"),
 }
 METHODS = {
     "pack none": ("def pack(self, f, c): return None", "X.pack: gave None; a role word is an int"),
@@ -239,7 +236,7 @@ def test_what_a_file_prints_is_no_answer(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_repr_of_the_users_is_not_asked(tmp_path: Path) -> None:
     design = find_design(own(tmp_path, method("def __repr__(self): raise RuntimeError")))
-    assert repr(design) == "<X x: 27 bits, special roots>"
+    assert repr(design) == "<X x: 27 bits>"
 
 
 LEVEL_5 = method("def pack(self, f, c): return None if f.level == 5 else super().pack(f, c)")
@@ -280,16 +277,6 @@ def test_a_real_interrupt_goes_through_the_border(tmp_path: Path) -> None:
             design.facts(3)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def roots(design: RoleDesign) -> list[str]:
-    one_off = design.with_root_strategy("one_off")
-    other: RoleDesign = pickle.loads(pickle.dumps(one_off))
-    return [found.root_strategy.name for found in (design, one_off, other, copy.copy(one_off))]
-
-
-def test_other_roots_leave_a_design_as_it_is(tmp_path: Path) -> None:
-    assert roots(find_design(own(tmp_path, FORGETFUL))) == ["special", "one_off", "one_off", "one_off"]
 
 
 def test_a_design_goes_to_another_process_by_its_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.lab.cases.build import LOWER, UPPER
 from mmulab.lab.cases.portal import portal_switch_nested
@@ -19,7 +19,8 @@ def test_one_bit_is_too_little_where_all_roots_are_found_by_gfn_and_role(l0: int
     """With a level between, the merged bit says the same of both portals at the top."""
     wrong = {}
     for name in CORRECT:
-        run = run_case(portal_switch_nested(l0), find_design(name).with_root_strategy(strategy))
+        kernel = LINUX_6_1.with_(root_strategy=ROOT_STRATEGIES[strategy])
+        run = run_case(portal_switch_nested(l0), name, kernel=kernel)
         assert run.judged == 3
         if run.wrong is not None:
             wrong[name] = (run.wrong.expected, run.wrong.reached)

@@ -16,8 +16,9 @@ import pytest
 from mmulab.conform.outcome import Decoded, encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import Event, kvm_mmu_get_page
+from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.lab.cases.run import runner_of
 from mmulab.lab.cases.table import find_cases, read_case
@@ -162,7 +163,7 @@ def test_other_roots_change_no_outcome_of_a_case(roots: str) -> None:
         work = read_case(case)
         scenario = work if isinstance(work, Scenario) else work.scenario
         base = ran(scenario, "passthrough")
-        other = runner_of(scenario, DESIGNS["passthrough"].with_root_strategy(roots))
+        other = runner_of(scenario, kernel=LINUX_6_1.with_(root_strategy=ROOT_STRATEGIES[roots]))
         if [(r.text, encode_outcome(r.outcome)) for r in other.results()] != base.outcomes:
             differ.add(case.name)
     assert differ == ({"portal-switch-npt-l0-5"} if roots == "shadow" else set())

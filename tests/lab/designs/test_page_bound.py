@@ -7,6 +7,7 @@ from math import isnan
 import pytest
 
 from mmulab.kvm.roles.design import DESIGNS, Passthrough
+from mmulab.kvm.roles.root_strategy import shadow
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.lab.designs import page_bound as counting
 from mmulab.lab.designs.page_bound import WRITE_TRACK_BITS, page_bound
@@ -55,7 +56,7 @@ def test_a_count_beyond_the_counter_is_said() -> None:
 
 def test_other_roots_do_not_change_the_count() -> None:
     """Portals shadow no table, so they are not counted."""
-    assert page_bound(D4.with_root_strategy("shadow")).possible == page_bound(D4).possible
+    assert page_bound(D4, shadow).possible == page_bound(D4).possible
 
 
 class NoLevel5(Passthrough):
