@@ -16,8 +16,8 @@ from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.lab.cases.table import Case
+from mmulab.lab.cases.works import ALL, find_works
 from mmulab.lab.designs.compare import Cell, Comparison, compare_each
-from mmulab.lab.designs.works import ALL, find_works
 
 _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")
 

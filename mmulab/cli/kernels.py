@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import click
 
+from mmulab.events import FUNCTIONS
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernel import KERNELS, LINUX_6_1, Kernel, find_kernel
 
@@ -45,17 +47,34 @@ def kernels(ctx: click.Context, as_json: bool) -> None:
 def diff(one: str, other: str, as_json: bool) -> None:
     """Show what kernel OTHER does in another way than kernel ONE, with the commits.
 
-    With '+' OTHER has a behaviour that ONE has not, with '-' the other way round.
+    With '+' OTHER has a behaviour that ONE has not, with '-' the other way round; '~' says what is
+    called or numbered in another way.
     """
-    found = find_kernel(other).changes_from(find_kernel(one))
+    before, after = find_kernel(one), find_kernel(other)
+    found = after.changes_from(before)
     if as_json:
-        click.echo(json.dumps({name: {"on": on, **CHANGES[name]._asdict()} for name, on in found.items()}))
+        changes = {name: {"on": on, **CHANGES[name]._asdict()} for name, on in found.items()}
+        click.echo(json.dumps({"behaviours": changes, "words": list(_words(before, after))}))
         return
     for name, on in found.items():
         first, *rest = _lines(name)
         for line in [f"{'+' if on else '-'} {first}", *(f"  {line}" for line in rest)]:
             click.echo(line)
+    for line in _words(before, after):
+        click.echo(f"~ {line}")
     click.echo(f"kernels: {len(found)} behaviours differ")
+
+
+def _words(before: Kernel, after: Kernel) -> Iterator[str]:
+    """Yield what is called or numbered in another way."""
+    for kind in FUNCTIONS:
+        was, now = before.events.name(kind), after.events.name(kind)
+        if was != now:
+            yield f"{was} is {now}"
+    numbers = zip_longest(before.events.ret_pf, after.events.ret_pf, fillvalue="none")
+    for number, (was, now) in enumerate(numbers):
+        if was != now:
+            yield f"RET_PF number {number}: {was} is {now}"
 
 
 def _lines(name: str) -> Iterator[str]:

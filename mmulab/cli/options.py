@@ -55,6 +55,11 @@ class KernelChoice(NamedTuple):
         return any(value is not None for value in self)
 
     @property
+    def is_own(self) -> bool:
+        """Whether the kernel is a value of the user's file, which no header can name."""
+        return self.kernel is not None and ":" in self.kernel
+
+    @property
     def changes_design(self) -> bool:
         """Whether words or roots may differ from the kernel's own."""
         return any(value is not None for value in (self.design, self.derivation, self.roots))

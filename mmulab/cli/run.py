@@ -14,7 +14,7 @@ from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import find_kernel
+from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.scenario.runner import Result
 from mmulab.trace.ftrace import event_text
@@ -43,15 +43,18 @@ def run_scenario(
     or the name of a case ('mmulab cases').
     A design that brings the model to a stop ends the run there, with exit code 1.
     """
+    if record is not None and choice.is_own:
+        raise InputError(f"{record}: a recording is of a kernel that its header can name; leave out your own")
     if record is not None and choice.changes_design:
         raise InputError(f"{record}: a recording has the kernel's own words; leave out the design")
     scenario = on_kernel(read_work(file), choice)
-    runner = runner_of(scenario, kernel=choice.over(find_kernel(scenario.header.kernel)))
+    kernel = choice.over(find_kernel(scenario.header.kernel))
+    runner = runner_of(scenario, kernel=kernel)
     results, failure = results_of(runner)
     if record is not None:
         write_recording(record, recording_lines(scenario, results, frame_map(runner.machine.memory)))
     for result in results:
-        for line in [json.dumps(_record(result))] if as_json else _lines(result, events):
+        for line in [json.dumps(_record(result))] if as_json else _lines(result, kernel, events):
             click.echo(line)
     if failure is not None:
         where = f"after op {results[-1].index}" if results else "before the first op"
@@ -59,11 +62,11 @@ def run_scenario(
         ctx.exit(1)
 
 
-def _lines(result: Result, events: bool) -> Iterator[str]:
+def _lines(result: Result, kernel: Kernel, events: bool) -> Iterator[str]:
     yield f"{result.index:4} {result.text}  ->  {outcome_str(encode_outcome(result.outcome))}"
     if events:
         for event in result.events:
-            yield f"         {event_text(event)}"
+            yield f"         {event_text(event, kernel)}"
 
 
 def _record(result: Result) -> dict[str, Any]:

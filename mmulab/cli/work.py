@@ -9,7 +9,8 @@ from mmulab.cli.options import KernelChoice
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError, named
 from mmulab.kvm.kernel import find_kernel
-from mmulab.lab.cases.table import cases, read_case, scenario_of
+from mmulab.lab.cases.table import read_case, scenario_of
+from mmulab.lab.cases.works import find_works
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import read_scenario
@@ -17,7 +18,7 @@ from mmulab.scenario.text import read_scenario
 
 def on_kernel(scenario: Scenario, choice: KernelChoice) -> Scenario:
     """Return a scenario whose header names the kernel that was asked for, so that what is kept says so."""
-    if choice.kernel is None or ":" in choice.kernel:
+    if choice.kernel is None or choice.is_own:
         return scenario
     return ScenarioBuilder.of(scenario).kernel(find_kernel(choice.kernel).name).build()
 
@@ -34,7 +35,7 @@ def read_work(file: str) -> Scenario:
         return read_recording(Path(file)).scenario
     if not file or os.path.lexists(file):
         return read_scenario(file)
-    for case in cases():
+    for case in find_works(["*", "conformance/*"]):
         if case.name == file:
             return scenario_of(read_case(case))
     raise InputError(f"{named(file)}: neither a file nor a case; 'mmulab cases' lists the cases")

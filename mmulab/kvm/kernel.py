@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.behaviours import CHANGES, Behaviours, with_behaviours
+from mmulab.kvm.event_words import EVENTS_6_1, EVENTS_6_12, EventWords
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
@@ -63,6 +64,8 @@ class Kernel:
     free_roots_lock : {"write", "by_root_role"}
         How the MMU lock is held while roots are freed
         (:data:`mmulab.kvm.mmu_lock.FREE_ROOTS_LOCK`).
+    events : EventWords
+        Its own names and numbers of events.
     behaviours : Behaviours
     """
 
@@ -74,6 +77,7 @@ class Kernel:
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"
     free_roots_lock: str = "write"
+    events: EventWords = EVENTS_6_1
     behaviours: Behaviours = field(default_factory=Behaviours)
 
     def __post_init__(self) -> None:
@@ -162,6 +166,7 @@ LINUX_6_12 = replace(
     LINUX_6_1,
     name="6.12.117",
     source="Linux 6.12.117 (Debian 6.12.117-1~deb12u1)",
+    events=EVENTS_6_12,
     behaviours=with_behaviours(LINUX_6_1.behaviours, _at("6.12")),
 )
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (LINUX_6_1, LINUX_6_12)}
@@ -227,8 +232,13 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _own(reference: str) -> Kernel:
-    from mmulab.kvm.roles.foreign import load_value  # which needs the engine's modules
+    """Return a user's kernel; a design of its file's is loaded as one that `--design` names."""
+    # Which need the engine's modules.
+    from mmulab.kvm.roles.design_check import is_built_in
+    from mmulab.kvm.roles.foreign import load_design, load_value
 
     kernel = load_value(reference, Kernel, "kernel")
-    assert isinstance(kernel, Kernel)
-    return kernel
+    if kernel.design.reference or is_built_in(type(kernel.design)):
+        return kernel
+    where = reference.rpartition(":")[0]
+    return kernel.with_(design=load_design(f"{where}:{type(kernel.design).__name__}"))

@@ -42,7 +42,7 @@ HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
 _APART = ("kernel",)
-_KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock")
+_KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock", "events")
 """What is kept of a kernel as it is; its design, derivation and root strategy are found again by name."""
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 

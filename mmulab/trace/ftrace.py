@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.trace.recording import Recording
@@ -36,14 +37,14 @@ _HIDDEN = (
 )
 
 
-def event_text(event: ev.Event, design: RoleDesign = DESIGNS["passthrough"]) -> str:
+def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
     """Word one event.
 
     Parameters
     ----------
     event : Event
-    design : RoleDesign
-        Reads the role words.
+    kernel : Kernel
+        Reads the role words, and names functions as it does.
 
     Examples
     --------
@@ -52,8 +53,8 @@ def event_text(event: ev.Event, design: RoleDesign = DESIGNS["passthrough"]) -> 
     """
     kind = type(event)
     wording = _WORDINGS.get(kind)
-    text = _arguments(event) if wording is None else wording(event, design)
-    return f"{kind.__name__}: {text}".rstrip(": ")
+    text = _arguments(event) if wording is None else wording(event, kernel.design)
+    return f"{kernel.events.name(kind)}: {text}".rstrip(": ")
 
 
 def role_text(role: int, design: RoleDesign) -> str:
@@ -226,16 +227,16 @@ INTR_INFO = {"pf": 0x80000B0E, "db": 0x80000301, "ud": 0x80000306}
 """VM-exit interruption information: hardware exceptions, that of vector 14 with an error code."""
 
 
-def format_event(event: ev.Event, design: RoleDesign, *, vendor: str = "amd", vcpu: int = 0) -> str:
+def format_event(event: ev.Event, kernel: Kernel, *, vendor: str = "amd", vcpu: int = 0) -> str:
     """Return an event as the kernel of `vendor`'s host prints it, its name first.
 
     Examples
     --------
-    >>> format_event(ev.kvm_mmu_load(), DESIGNS["passthrough"])
+    >>> format_event(ev.kvm_mmu_load(), LINUX_6_1)
     'kvm_mmu_load: (kvm_mmu_load+0x0)'
     """
-    kind = type(event)
-    name = kind.__name__
+    kind, design = type(event), kernel.design
+    name = kernel.events.name(kind)
     if kind in ev.FUNCTIONS:
         arguments = "".join(f" {key}={value:#x}" for key, value in event._asdict().items())
         return f"{name}: ({name}+0x0){arguments}"
@@ -251,7 +252,7 @@ def format_event(event: ev.Event, design: RoleDesign, *, vendor: str = "amd", vc
         created = (" new" if event.created else " existing") if kind is ev.kvm_mmu_get_page else ""
         role = design.facts(event.role).trace_str()
         return f"{name}: sp gen {event.mmu_valid_gen} gfn {event.gfn:x} {role} {state}{created}"
-    return event_text(event, design)
+    return event_text(event, kernel)
 
 
 def _exit_text(reason: str, rip: int, info1: int, info2: int, intr_info: int, error_code: int) -> str:
@@ -279,11 +280,11 @@ _VENDOR_EXITS: dict[str, Callable[[Any], str]] = {"amd": _svm_exit, "intel": _vm
 
 def format_recording(recording: Recording) -> Iterator[str]:
     """Yield a recording's events as lines of ``trace_pipe``; the time counts events, in microseconds."""
-    design, vendor = recording.config.kernel.design, recording.config.host.vendor
+    kernel, vendor = recording.config.kernel, recording.config.host.vendor
     for op in range(len(recording.ops)):
         vcpu = recording.op(op).vcpu
         for number in range(recording.first_event(op), int(recording.ends[op])):
-            text = format_event(recording.events[number], design, vendor=vendor, vcpu=vcpu)
+            text = format_event(recording.events[number], kernel, vendor=vendor, vcpu=vcpu)
             seconds, micro = divmod(number, 10**6)
             task = f"vcpu-{vcpu}"
             yield f"{task:>20}  [{vcpu:03}] ..... {seconds:5}.{micro:06}: {text}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.machine import Machine
@@ -25,23 +26,23 @@ WITH_ROLE = (
 """Events about a shadow page."""
 
 
-def event_html(event: ev.Event, design: RoleDesign, fmt: SpteFormat, entry_bytes: int = 8) -> str:
+def event_html(event: ev.Event, kernel: Kernel, fmt: SpteFormat, entry_bytes: int = 8) -> str:
     """Return an event's panel.
 
     Parameters
     ----------
     event : Event
-    design : RoleDesign
-        Reads role words.
+    kernel : Kernel
+        Reads role words, names functions.
     fmt : SpteFormat
         Reads shadow entries.
     entry_bytes : int
         Width of the guest's entries.
     """
-    picture = event_picture(event, design, fmt, entry_bytes)
+    picture = event_picture(event, kernel.design, fmt, entry_bytes)
     return (
-        f'<p class="sentence">{escape(event_sentence(event, design))}</p>'
-        f'<p class="wording"><code>{escape(event_text(event, design))}</code></p>{picture or ""}'
+        f'<p class="sentence">{escape(event_sentence(event, kernel.design))}</p>'
+        f'<p class="wording"><code>{escape(event_text(event, kernel))}</code></p>{picture or ""}'
     )
 
 
@@ -74,6 +75,8 @@ def event_steps(events: Sequence[ev.Event], machine: Machine, *, name: str, vcpu
     kvm = machine.kvm
     paging = kvm.vcpus[vcpu].walk_mmu.paging
     width = 8 if paging is None else paging.mode.entry_bytes
-    design = kvm.config.kernel.design
-    steps = [Step(type(event).__name__, event_html(event, design, kvm.fmt, width)) for event in events]
+    kernel = kvm.config.kernel
+    steps = [
+        Step(kernel.events.name(type(event)), event_html(event, kernel, kvm.fmt, width)) for event in events
+    ]
     return Steps(steps, name=name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmulab import events as ev
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.trace.ftrace import event_text
@@ -24,21 +25,22 @@ STRIPS = 2
 """Changed sptes that are drawn bit by bit."""
 
 
-def panels(look: Look, design: RoleDesign, fmt: SpteFormat, before: Look | None = None) -> list[Panel]:
+def panels(look: Look, kernel: Kernel, fmt: SpteFormat, before: Look | None = None) -> list[Panel]:
     """Return all panels of a look.
 
     Parameters
     ----------
     look : Look
-    design : RoleDesign
-        Reads role words.
+    kernel : Kernel
+        Reads role words, names functions.
     fmt : SpteFormat
         Reads shadow entries.
     before : Look, optional
         The look at the moment before: what differs from it is marked.
     """
+    design = kernel.design
     found = [
-        moment_panel(look, design),
+        moment_panel(look, kernel),
         guest_panel(look, before),
         path_panel(look, design, fmt),
         page_panel(look, design),
@@ -51,7 +53,7 @@ def panels(look: Look, design: RoleDesign, fmt: SpteFormat, before: Look | None 
     return [panel for panel in found if panel is not None]
 
 
-def moment_panel(look: Look, design: RoleDesign) -> Panel:
+def moment_panel(look: Look, kernel: Kernel) -> Panel:
     """The op and its outcome in a sentence, and the event."""
     ended = "It will end so" if look.event is not None else "It has ended"
     blocks: list[Block] = [
@@ -61,8 +63,8 @@ def moment_panel(look: Look, design: RoleDesign) -> Panel:
     if look.verdict is not None:
         blocks.append(Line(f"Not where the guest's tables lead: {look.verdict}.", marked=True))
     if look.event is not None:
-        blocks.append(Line(event_sentence(look.event, design)))
-        blocks.append(Line(event_text(look.event, design), code=True))
+        blocks.append(Line(event_sentence(look.event, kernel.design)))
+        blocks.append(Line(event_text(look.event, kernel), code=True))
     if isinstance(look.event, ev.kvm_mmu_paging_element):
         width = look.guest.entry_bytes if look.guest is not None else 8
         title = f"the guest's entry {look.event.pte:#x}, level {look.event.level}"

@@ -134,4 +134,4 @@ class Session:
         """Return the panels of the moment at hand."""
         before = self.look(self.at - 1) if self.at else None
         recording = self.recording
-        return panels(self.look(), recording.config.kernel.design, recording.spte_format, before)
+        return panels(self.look(), recording.config.kernel, recording.spte_format, before)

@@ -24,7 +24,7 @@ CELLS = (
     """
 from mmulab.lab.designs.compare import compare
 from mmulab.lab.designs.matrix import design_matrix
-from mmulab.lab.designs.works import find_works
+from mmulab.lab.cases.works import find_works
 
 design_matrix(compare(["D0", "D4"], find_works(["la57-switch-npt-*"])))
 """,

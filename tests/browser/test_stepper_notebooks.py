@@ -97,7 +97,7 @@ class Stepping:
         self.box.locator("h4", has_text=re.compile(f"^{title}$")).wait_for(timeout=PATIENCE)
         text = self.box.inner_text()
         if look.event is not None:
-            assert event_text(look.event, self.recording.config.kernel.design) in text
+            assert event_text(look.event, self.recording.config.kernel) in text
         assert all(f"{change.old:x}" in text and f"{change.new:x}" in text for change in look.changes[:16])
         if look.page is not None:
             role = self.box.locator("svg[aria-label^=role]").first.get_attribute("aria-label") or ""

@@ -51,7 +51,7 @@ class Stands:
         body = page.locator("#body").inner_text()
         design = self.recording.config.kernel.design
         if look.event is not None:
-            assert event_text(look.event, design) in body
+            assert event_text(look.event, self.recording.config.kernel) in body
         assert all(f"{change.new:x}" in body for change in look.changes[:16])
         if look.page is not None:
             shown = look.page.page
@@ -124,7 +124,7 @@ def test_page_opens_at_a_moment(
     opened = offline_page(tmp_path / "at.html", scripts=scripts)
     event = Session(recording, at=unsync).look().event
     assert event is not None
-    assert event_text(event, recording.config.kernel.design) in opened.page.locator("#body").inner_text()
+    assert event_text(event, recording.config.kernel) in opened.page.locator("#body").inner_text()
     if scripts:
         stands = Stands(opened, recording)
         stands.on(unsync)

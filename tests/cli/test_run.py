@@ -60,6 +60,24 @@ def test_a_run_recorded_conforms_to_itself(command: CommandLine, root: Path, tmp
     assert "not the name of a recording" in command.error("run", root / EXAMPLE, "--record", tmp_path / "r")
 
 
+def test_events_are_in_the_words_of_the_kernel_and_the_design(command: CommandLine, root: Path) -> None:
+    name = "conformance/6.1.192/sh/accessed-dirty-32"
+    done = command("run", name, "--kernel", "6.12", "--design", "glevel", "--events")
+    assert "kvm_flush_remote_tlbs_range: start_gfn" in done.stdout
+    assert "with_address" not in done.stdout
+
+
+def test_a_kernel_of_ones_own_is_not_recorded_under_anothers_name(
+    command: CommandLine, root: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from mmulab.kvm.kernel import LINUX_6_12\nKERNEL = LINUX_6_12.with_(name='mine')\n")
+    out = tmp_path / "r.jsonl.xz"
+    error = command.error("run", root / EXAMPLE, "--record", out, "--kernel", f"{own}:KERNEL")
+    assert error == f"{out}: a recording is of a kernel that its header can name; leave out your own"
+    assert not out.exists()
+
+
 def test_bad_input_exits_with_2_and_one_line(command: CommandLine, tmp_path: Path) -> None:
     path = tmp_path / "s.mmu"
     path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\nfly\nend\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.errors import InputError
+from mmulab.errors import DesignError, InputError
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernel import KERNELS, LINUX_6_1, LINUX_6_12, Kernel, find_kernel, recorded_kernel
 from mmulab.kvm.roles.design import DESIGNS
@@ -76,6 +76,23 @@ def test_a_kernel_of_the_users(tmp_path: Path) -> None:
         find_kernel(f"{own}:NUMBER")
     with pytest.raises(InputError, match=r"has no OTHER"):
         find_kernel(f"{own}:OTHER")
+
+
+def test_a_design_in_a_kernel_of_the_users_stands_behind_the_border(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from mmulab.kvm.kernel import LINUX_6_1\n"
+        "from mmulab.kvm.roles.design import RoleDesign\n"
+        "class Fails(RoleDesign):\n"
+        "    id, name = 'F', 'fails'\n"
+        "    def child(self, parent, *, direct, access, quadrant): return None\n"
+        "class Works(RoleDesign):\n"
+        "    id, name = 'W', 'works'\n"
+        "FAILS, WORKS = LINUX_6_1.with_(design=Fails()), LINUX_6_1.with_(design=Works())\n"
+    )
+    assert find_kernel(f"{own}:WORKS").design.reference == f"{own}:Works"
+    with pytest.raises(DesignError, match=r"own.py:Fails': Fails.child: .*None"):
+        find_kernel(f"{own}:FAILS")
 
 
 @pytest.mark.parametrize("name", ["cpuid_after_run", "free_roots_lock"])

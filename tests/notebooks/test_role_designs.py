@@ -10,7 +10,7 @@ import pytest
 from mmulab.lab.page import export, remote_references
 from mmulab.lab.parameters import declared
 from mmulab.lab.results import Table, harvest
-from mmulab.lab.designs.works import find_works
+from mmulab.lab.cases.works import find_works
 from tests.notebooks.conftest import Papermill
 
 NAME = "role_designs"

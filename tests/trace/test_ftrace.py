@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
@@ -81,7 +81,6 @@ def test_every_event_of_a_run_is_one_line() -> None:
             assert "\n" not in event_text(event)
 
 
-DESIGN = DESIGNS["passthrough"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ DESIGN = DESIGNS["passthrough"]
     ],
 )
 def test_kernel_text(event: ev.Event, vendor: str, text: str) -> None:
-    assert format_event(event, DESIGN, vendor=vendor) == text
+    assert format_event(event, LINUX_6_1, vendor=vendor) == text
 
 
 def test_recording_is_lines_of_trace_pipe() -> None:
@@ -135,3 +134,11 @@ def test_recording_is_lines_of_trace_pipe() -> None:
     assert names == [type(event).__name__ for event in recording.events]
     times = [float(match[2]) for match in found if match]
     assert times == sorted(set(times))
+
+
+def test_a_function_goes_by_the_kernels_own_name() -> None:
+    event = ev.kvm_flush_remote_tlbs_with_address(0x200, 512)
+    assert event_text(event) == "kvm_flush_remote_tlbs_with_address: start_gfn 200 pages 200"
+    assert event_text(event, LINUX_6_12) == "kvm_flush_remote_tlbs_range: start_gfn 200 pages 200"
+    name = "kvm_flush_remote_tlbs_range"
+    assert format_event(event, LINUX_6_12) == f"{name}: ({name}+0x0) start_gfn=0x200 pages=0x200"

@@ -243,7 +243,7 @@ def compare(
     designs : sequence of RoleDesign or str
         Designs, or names or ids of some. Their names must differ.
     works : sequence of Case
-        See :func:`mmulab.lab.designs.works.find_works`.
+        See :func:`mmulab.lab.cases.works.find_works`.
     kernel : Kernel, optional
         Instead of each work's own; the default design that runs beside has the
         derivation and the roots of every kernel so far, ``parity`` and ``special``.

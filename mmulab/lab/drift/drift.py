@@ -137,7 +137,7 @@ def drift_each(
     ----------
     base, other : Kernel
     works : sequence of Case
-        See :func:`mmulab.lab.designs.works.find_works`.
+        See :func:`mmulab.lab.cases.works.find_works`.
     jobs : int
         Processes.
 

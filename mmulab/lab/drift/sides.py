@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from mmulab.events import Event
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
-from mmulab.lab.designs.works import find_works
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, Effect, parts
 from mmulab.scenario.record import record_steps
 from mmulab.trace.ftrace import event_text
@@ -55,7 +55,7 @@ class Side:
     @property
     def texts(self) -> list[str]:
         """The op's events, as the kernel's trace would have them."""
-        return [event_text(event, self.kernel.design) for event in self.events]
+        return [event_text(event, self.kernel) for event in self.events]
 
     @property
     def moment(self) -> int:
@@ -65,8 +65,9 @@ class Side:
     @property
     def _moments(self) -> list[tuple[int, str]]:
         first = self.recording.first_event(self.op)
+        words = self.kernel.events
         named = [
-            (self.recording.number(Moment(self.op, first + at)), f"event {at + 1}: {type(event).__name__}")
+            (self.recording.number(Moment(self.op, first + at)), f"event {at + 1}: {words.name(type(event))}")
             for at, event in enumerate(self.events)
         ]
         return [*named, (self.recording.number(Moment(self.op, None)), "the op has ended")][self.at :]

@@ -7,8 +7,8 @@ import pytest
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.build import UPPER
 from mmulab.lab.cases.table import find_cases
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import compare
-from mmulab.lab.designs.works import find_works
 from mmulab.scenario.scenario import MODES
 from tests.lab.forgetful import forgetting
 

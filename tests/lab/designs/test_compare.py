@@ -17,8 +17,8 @@ from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.lab.cases.build import LOWER, UPPER, plain_guest
 from mmulab.lab.cases.run import run_case
 from mmulab.lab.cases.table import Case, find_cases
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import Cell, Comparison, compare
-from mmulab.lab.designs.works import find_works
 from mmulab.scenario.builder import ScenarioBuilder
 from tests.lab.forgetful import forgetting
 

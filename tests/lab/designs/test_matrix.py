@@ -13,9 +13,9 @@ from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout
 from mmulab.lab.cases.table import cases
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import Comparison, compare
 from mmulab.lab.designs.matrix import design_matrix, group_of, record_wrong, wrong_steps
-from mmulab.lab.designs.works import find_works
 from mmulab.lab.page import remote_references
 from mmulab.machine import op as ops
 from mmulab.widgets.stepper import Stepper

@@ -8,7 +8,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, Kernel, find_kernel
 from mmulab.kvm.roles.derivation import copied
-from mmulab.lab.designs.works import find_works
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, drift_each, parts
 from mmulab.lab.drift.track import Effects
 

@@ -13,7 +13,7 @@ from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.roles.derivation import copied
 from mmulab.lab import paths
-from mmulab.lab.designs.works import find_works
+from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.track import Effects, Track, Tracks, first_difference
 
 DIRTYLOG = "conformance/6.1.192/sh/dirtylog-32"

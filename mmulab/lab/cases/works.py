@@ -1,4 +1,4 @@
-"""What designs are compared on: cases, recordings of real kernels, recorded boots."""
+"""What designs and kernels are compared on: cases, recordings of real kernels, recorded boots."""
 
 from __future__ import annotations
 

@@ -1,0 +1,33 @@
+"""``mmulab kernels``."""
+
+from __future__ import annotations
+
+import json
+
+from mmulab.kvm.behaviours import CHANGES
+from tests.conftest import CommandLine
+
+
+def test_the_kernels_and_their_behaviours(command: CommandLine) -> None:
+    lines = command("kernels").stdout.splitlines()
+    assert lines[0].startswith("6.1.192 ")
+    assert lines[1].strip() == "design D4 passthrough, parity, special roots"
+    said = json.loads(command("kernels", "--json").stdout)
+    assert [kernel["name"] for kernel in said["kernels"]] == ["6.1.192", "6.12.117"]
+    assert [change["name"] for change in said["behaviours"]] == list(CHANGES)
+
+
+def test_what_differs_has_commits_and_words(command: CommandLine) -> None:
+    lines = command("kernels", "diff", "6.1.192", "6.12.117").stdout.splitlines()
+    assert "+ dummy_root: since 6.7, 0e3223d8d00a" in lines
+    assert "~ kvm_mmu_pte_write is kvm_mmu_track_write" in lines
+    assert "~ RET_PF number 3: INVALID is WRITE_PROTECTED" in lines
+    assert lines[-1] == f"kernels: {len(CHANGES)} behaviours differ"
+    said = json.loads(command("kernels", "diff", "6.12", "6.12-dummy_root", "--json").stdout)
+    assert (list(said["behaviours"]), said["words"]) == (["dummy_root"], [])
+    assert said["behaviours"]["dummy_root"]["on"] is False
+
+
+def test_an_unknown_kernel(command: CommandLine) -> None:
+    error = command.error("kernels", "diff", "6.1", "6.2")
+    assert error.startswith("kernel '6.2': unknown; the kernels are 6.1.192")
