@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
+from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, Kernel
 from mmulab.kvm.spte import REMOVED_SPTE, is_last_spte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.tdp_iter import for_each_tdp_pte
 from mmulab.kvm.tdp_mmu import (
@@ -46,7 +47,7 @@ def leaves(guest: Guest) -> Leaves:
     }
 
 
-def written(*gfns: int, host: HostConfig = NPT, **config: bool) -> Guest:
+def written(*gfns: int, host: HostConfig = NPT, **config: object) -> Guest:
     guest = tdp_guest(host=host, **config)
     for gfn in gfns:
         guest.write(gfn << 12)
@@ -54,6 +55,17 @@ def written(*gfns: int, host: HostConfig = NPT, **config: bool) -> Guest:
 
 
 # Zapping -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [LINUX_6_1, LINUX_6_12], ids=str)
+def test_a_range_is_zapped_in_roots_on_their_way_out_until_6_9(kernel: Kernel) -> None:
+    guest = written(3, 4, behaviours=kernel.behaviours)
+    kvm_tdp_mmu_invalidate_all_roots(guest.kvm)
+    guest.events.clear()
+    skips = kernel.behaviours.zap_leafs_skips_invalid_roots
+    assert kvm_tdp_mmu_zap_leafs(guest.kvm, 0, 3, 4) is not skips
+    changed = [event.gfn for event in guest.events if isinstance(event, ev.kvm_tdp_mmu_spte_changed)]
+    assert (changed, set(leaves(guest))) == (([], {3, 4}) if skips else ([3], {4}))
 
 
 @settings(max_examples=40)
