@@ -20,6 +20,8 @@ __all__ = ["TABLE_MIME", "Table", "harvest"]
 TABLE_MIME = "application/vnd.mmulab.table+json"
 
 Value = int | float | str | bool | None
+_LONGEST = 30
+"""Characters of a word that a cell of a page holds."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,13 @@ def _plain(value: Any) -> Value:
 def _cell(value: Value) -> str:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     shown = "" if value is None else f"{value:,}" if isinstance(value, int) and numeric else str(value)
-    return f'<td style="text-align: {"right" if numeric else "left"}">{escape(shown)}</td>'
+    return f'<td style="text-align: {"right" if numeric else "left"}">{_breakable(shown)}</td>'
+
+
+def _breakable(text: str) -> str:
+    """Return text as HTML in which a word as long as a function's full name may wrap at an underscore."""
+    words = escape(text).split(" ")
+    return " ".join(word.replace("_", "_<wbr>") if len(word) > _LONGEST else word for word in words)
 
 
 def harvest(notebook: Any) -> list[Table]:

@@ -68,3 +68,9 @@ def test_harvest_returns_what_was_shown() -> None:
 def test_harvest_refuses_two_of_one_name() -> None:
     with pytest.raises(ValueError, match="two results tables named 'one'"):
         harvest(notebook_with(Table("one", ["a"], []), Table("one", ["b"], [])))
+
+
+def test_only_long_words_may_wrap() -> None:
+    long = "mmu.c:kvm_flush_remote_tlbs_with_address"
+    html = Table("t", ["a"], [[f"{long} of unprotect_on_reinjection"]])._repr_html_()
+    assert f">{long.replace('_', '_<wbr>')} of unprotect_on_reinjection</td>" in html
