@@ -13,8 +13,9 @@ from mmulab.cli.options import KernelChoice, rule_options
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1
-from mmulab.kvm.roles.design import DESIGNS, RoleDesign, find_design
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
+from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.table import Case
 from mmulab.lab.cases.works import ALL, find_works
 from mmulab.lab.designs.compare import Cell, Comparison, compare_each

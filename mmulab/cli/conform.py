@@ -18,7 +18,8 @@ from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
-from mmulab.kvm.roles.design import RoleDesign, find_design
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.find import find_design
 from mmulab.lab import pool
 
 

@@ -10,7 +10,7 @@ import click
 
 from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
 from mmulab.kvm.roles.derivation import find_derivation
-from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import find_root_strategy
 
 Command = TypeVar("Command", bound=Callable[..., Any])

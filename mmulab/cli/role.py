@@ -11,7 +11,7 @@ import click
 from mmulab.cli.number import LONGEST, read_number, short
 from mmulab.errors import InputError
 from mmulab.kvm.roles.decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
-from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.history import (
     BACKPORTS,
     HISTORY,

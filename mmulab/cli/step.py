@@ -11,7 +11,7 @@ from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import find_kernel
-from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save

@@ -21,6 +21,8 @@ from mmulab.kvm.event_words import EVENTS_6_1, EVENTS_6_12, EventWords
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
+from mmulab.kvm.roles.design_check import is_built_in
+from mmulab.kvm.roles.foreign import load_design, load_value
 from mmulab.kvm.roles.root_strategy import RootStrategy, special
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
 from mmulab.kvm.validity import VALIDITIES, Validity
@@ -233,10 +235,6 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
 
 def _own(reference: str) -> Kernel:
     """Return a user's kernel; a design of its file's is loaded as one that `--design` names."""
-    # Which need the engine's modules.
-    from mmulab.kvm.roles.design_check import is_built_in
-    from mmulab.kvm.roles.foreign import load_design, load_value
-
     kernel = load_value(reference, Kernel, "kernel")
     if kernel.design.reference or is_built_in(type(kernel.design)):
         return kernel

@@ -14,7 +14,8 @@ from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
 from mmulab.kvm.kernel import LINUX_6_1, Kernel
-from mmulab.kvm.roles.design import DESIGNS, find_design
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER, Tables
 from mmulab.lab.cases.run import run_case

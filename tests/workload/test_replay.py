@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
-from mmulab.kvm.roles.design import find_design
+from mmulab.kvm.roles.find import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots
 from mmulab.workload.replay_plan import Action, make_plan
 from mmulab.workload.stream import Kind, Stream, load_stream

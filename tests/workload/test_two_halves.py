@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
-from mmulab.kvm.roles.design import DESIGNS, find_design
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.find import find_design
 from mmulab.workload.two_halves import REGION, Run, TwoHalves, two_halves
 from mmulab.x86.regs import X86_CR4_PSE
 

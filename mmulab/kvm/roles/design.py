@@ -10,7 +10,6 @@ layout (:mod:`mmulab.kvm.roles.history`).
 
 from __future__ import annotations
 
-from mmulab.errors import InputError
 from mmulab.kvm.roles.history import find_role_version
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
@@ -358,22 +357,3 @@ _ALL: tuple[RoleDesign, ...] = (
     Cr4Pae(),
 )
 DESIGNS: dict[str, RoleDesign] = {design.name: design for design in _ALL}
-
-
-def find_design(name: str) -> RoleDesign:
-    """Return a design by name or id, or one of the user's own as ``module:Class`` or ``file.py:Class``.
-
-    Raises
-    ------
-    InputError
-        No design is called so.
-    """
-    for design in DESIGNS.values():
-        if name in (design.name, design.id):
-            return design
-    if ":" in name:
-        from mmulab.kvm.roles.foreign import load_design  # which needs this module
-
-        return load_design(name)
-    known = ", ".join(f"{d.id} {d.name}" for d in DESIGNS.values())
-    raise InputError(f"role design {name!r}: unknown; the designs are {known}, or give module:Class")

@@ -16,7 +16,8 @@ from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
-from mmulab.kvm.roles.design import RoleDesign, find_design
+from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.kvm.state import context_name, to_shadow_page
 from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of

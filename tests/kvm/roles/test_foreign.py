@@ -13,7 +13,8 @@ import pytest
 from mmulab import limits
 from mmulab.errors import DesignError, InputError
 from mmulab.kvm.roles import foreign
-from mmulab.kvm.roles.design import DESIGNS, find_design
+from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 
 HEAD = """\
