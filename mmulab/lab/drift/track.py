@@ -21,7 +21,7 @@ from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
 from mmulab.workload.replay import Replay
 
-__all__ = ["Effects", "Track", "Tracks", "first_difference"]
+__all__ = ["Asked", "Effects", "Track", "Tracks", "first_difference"]
 
 
 class Effects(NamedTuple):
@@ -90,7 +90,7 @@ class Track:
         self.where.append(where)
 
 
-class _Asked(Behaviours):
+class Asked(Behaviours):
     """Behaviours that note which of them the engine asks for."""
 
     __slots__ = ("asked",)
@@ -102,7 +102,7 @@ class _Asked(Behaviours):
         return object.__getattribute__(self, name)
 
     @classmethod
-    def of(cls, behaviours: Behaviours) -> _Asked:
+    def of(cls, behaviours: Behaviours) -> Asked:
         """Return the same behaviours, watched."""
         noting = cls(**{name: getattr(behaviours, name) for name in CHANGES})
         object.__setattr__(noting, "asked", set())
@@ -143,7 +143,7 @@ class Tracks:
         InputError
             An op is not modelled.
         """
-        noting = _Asked.of(kernel.behaviours)
+        noting = Asked.of(kernel.behaviours)
         track = Track(kernel)
         counts = Counter[type[ev.Event]]()
         run = self._replay if self.case.stream else self._run
