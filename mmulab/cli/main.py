@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
     "step": Entry("mmulab.cli.step:step", "Step through a run, event by event, in a terminal or on a page."),
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
+    "diff": Entry("mmulab.cli.diff:diff", "Compare two sets of recordings: differences by kind."),
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),

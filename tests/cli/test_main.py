@@ -148,6 +148,8 @@ COMMANDS_THAT_PRINT = [
     "compare --designs D0 --cases la57-switch-tdp-4to5-l0-5 --json",
     "conform {data}/conformance/6.1.192/sh/mode-switch.jsonl.xz",
     "conform {data}/conformance/6.1.192/sh/mode-switch.jsonl.xz --json",
+    "diff {data}/conformance/6.1.192/tdp0 {data}/conformance/6.12.117/tdp0",
+    "diff {data}/conformance/6.1.192/tdp0 {data}/conformance/6.12.117/tdp0 --json",
     "replay {data}/stream/boot-686-nonpae.npz --limit 1100",
     "replay {data}/stream/boot-686-nonpae.npz --limit 1100 --json",
 ]

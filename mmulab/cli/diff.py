@@ -1,0 +1,201 @@
+"""``mmulab diff``: two sets of recordings, or one and the model's run, and their differences by kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import NamedTuple
+
+import click
+
+from mmulab.cli import signals
+from mmulab.cli.diff_report import Report, Side, show_json, show_text
+from mmulab.cli.progress import progress
+from mmulab.conform.classify import OTHER_THINGS, SCENARIO, Delta, How, Kind
+from mmulab.conform.codec import EVENT_NAMES
+from mmulab.conform.compare import Level
+from mmulab.conform.couples import Couple, find_couples, find_set
+from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only, whole_scenario
+from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.tally import Diff
+from mmulab.errors import InputError, named, quoted
+from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.lab import pool
+from mmulab.lab.drift.causes import Causes, find_causes
+
+MODEL = "model"
+"""What stands for the second set where the model makes it."""
+_GLOB = frozenset("*?[")
+
+
+class _Job(NamedTuple):
+    couple: Couple
+    model: bool
+    kernel: Kernel | None
+    """The model's; None: the recorded one."""
+    level: Level
+    wanted: Callable[[Kind], bool]
+    limit: int
+    causes: bool
+
+
+class _Answer(NamedTuple):
+    couple: Couple
+    diff: Diff
+    kernels: tuple[str, str] | None = None
+    causes: Causes | None = None
+
+
+def _work(job: _Job) -> _Answer | InputError:
+    """Compare one scenario; what is wrong with its files keeps no other from being compared."""
+    try:
+        return _compare(job)
+    except InputError as error:
+        return error
+
+
+def _compare(job: _Job) -> _Answer:
+    name, first, second = job.couple
+    if first is None or (second is None and not job.model):
+        kind = (Kind(SCENARIO, How.ADDED if first is None else How.MISSING),)
+        lone = whole_scenario(Delta(kind, *("" if path is None else str(path) for path in (first, second))))
+        return _Answer(job.couple, Diff.of(name, 0, only([lone], job.wanted), job.limit))
+    ours = read_recording(first)
+    our_kernel = find_kernel(ours.scenario.header.kernel)
+    if second is None:
+        their_kernel = job.kernel or our_kernel
+        run = model_run(ours, their_kernel)
+        theirs = Recording(f"{MODEL}:{their_kernel}", ours.scenario, run.ops)
+    else:
+        theirs = read_recording(second)
+        their_kernel = find_kernel(theirs.scenario.header.kernel)
+        run = Run.of(theirs)
+    count, differ = diff_runs(Run.of(ours), run, job.level)
+    starts = diff_headers(ours.scenario.header, theirs.scenario.header)
+    differ = only([*([whole_scenario(*starts)] if starts else []), *differ], job.wanted)
+    causes = None
+    if job.causes:
+        if our_kernel == their_kernel:
+            raise InputError(f"{named(first)}: both sides have kernel {our_kernel}; leave --causes out")
+        kernels = our_kernel, their_kernel
+        causes = find_causes(name, theirs, differ, kernels, job.level, job.wanted, job.limit)
+    diff = Diff.of(name, count, differ, job.limit)
+    return _Answer(job.couple, diff, (str(our_kernel), str(their_kernel)), causes)
+
+
+def _is_wanted(patterns: tuple[str, ...], kind: Kind) -> bool:
+    return any(pattern in (kind.what, kind.how) or fnmatchcase(str(kind), pattern) for pattern in patterns)
+
+
+def _wanted(patterns: tuple[str, ...]) -> Callable[[Kind], bool]:
+    """Return which kinds count; without a pattern, all.
+
+    Raises
+    ------
+    InputError
+        A pattern can match no kind.
+    """
+    known = {*EVENT_NAMES, *OTHER_THINGS, *How}
+    for pattern in patterns:
+        first = pattern.split(" ")[0]
+        if first not in known and not _GLOB & set(first):
+            raise InputError(
+                f"--only '{quoted(pattern)}': no kind begins so; a kind begins with an event's name in "
+                f"recordings or {', '.join(OTHER_THINGS)}, and ends in {', '.join(How)}"
+            )
+    return partial(_is_wanted, patterns or ("*",))
+
+
+def _couples(ours: str, theirs: str) -> tuple[list[Couple], bool, Kernel | None]:
+    """Return what belongs together, whether the model runs the second set, and as which kernel."""
+    if ours.partition(":")[0] == MODEL:
+        raise InputError(f"A '{quoted(ours)}': the model runs the scenarios of recordings; name it as B")
+    word, colon, kernel = theirs.partition(":")
+    if word != MODEL:
+        return find_couples(ours, theirs), False, None
+    couples = [Couple(name, path, None) for name, path in sorted(find_set(ours).items())]
+    return couples, True, find_kernel(kernel) if colon else None
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--level", type=click.Choice([str(level) for level in Level]), default="full", show_default=True
+)
+@click.option("--only", "patterns", metavar="KIND", multiple=True, help="Count this kind alone (repeatable).")
+@click.option(
+    "--limit", type=click.IntRange(0), default=1, show_default=True, help="Smallest examples of each kind."
+)
+@click.option("--causes", is_flag=True, help="Also which changes between the two kernels explain it.")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Processes; all processors if left out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.pass_context
+def diff(
+    ctx: click.Context,
+    a: str,
+    b: str,
+    level: str,
+    patterns: tuple[str, ...],
+    limit: int,
+    causes: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Compare two sets of recordings op for op and count their differences by kind.
+
+    A and B are each a recording or a folder of them, whose files are matched by their paths in it. B may be
+    'model', the model's run of A's scenarios as A's kernel, or 'model:KERNEL' ('mmulab kernels'). An event is
+    missing or added in B, or moved, or a field of it is another one; so may be the outcome or a
+    statistic. An op after the first that differs may differ as a consequence, and counts.
+
+    --only takes a kind as it is shown, 'kvm_exit err other', or its first or last word, and '*' for anything.
+    With --causes the model runs B's scenarios as B's kernel without each change since A's: the ops
+    that then differ from B are those that the change explains. An op may need several changes.
+
+    Exit code 0 if nothing differs, 1 if something does, 2 in case of trouble.
+    A file that is no recording is said at the end; the others are compared.
+    """
+    wanted = _wanted(patterns)
+    couples, model, kernel = _couples(a, b)
+    work = [_Job(couple, model, kernel, Level(level), wanted, limit, causes) for couple in couples]
+    answers: list[_Answer] = []
+    refused: list[InputError] = []
+
+    def show() -> None:
+        of = len(work) - len(refused)
+        if of:
+            (show_json if as_json else show_text)(_report((a, b), level, limit, answers, of))
+
+    with signals.shown(show):
+        found = pool.each(_work, work, jobs or os.cpu_count() or 1)
+        for answer in progress(found, len(work), "scenario", show=not as_json):
+            if isinstance(answer, InputError):
+                refused.append(answer)
+            else:
+                answers.append(answer)
+    if refused:
+        others = f"; {len(refused) - 1} more scenarios are refused" if refused[1:] else ""
+        raise InputError(f"{refused[0]}{others}")
+    ctx.exit(1 if any(answer.diff.scenarios_differ for answer in answers) else 0)
+
+
+def _report(names: tuple[str, str], level: str, limit: int, answers: list[_Answer], of: int) -> Report:
+    """Put the answers of all scenarios together."""
+    total = Diff(limit)
+    causes: Causes | None = None
+    sides = [Side(name) for name in names]
+    for answer in answers:
+        total.add(answer.diff)
+        if answer.causes is not None:
+            causes = causes or Causes.empty(limit)
+            causes.add(answer.causes)
+        if answer.kernels is None:
+            lone = sides[answer.couple.ours is None]
+            lone.alone.append(answer.couple.name)
+            continue
+        for side, kernel in zip(sides, answer.kernels, strict=True):
+            side.kernels[kernel] += 1
+    return Report(level, sides, total, causes, of - len(answers))
