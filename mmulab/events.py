@@ -270,6 +270,10 @@ class kvm_unmap_hva_range(NamedTuple):
     """The host unmaps a range of the VMM's memory (MMU notifier)."""
 
 
+class kvm_age_hva(NamedTuple):
+    """The host asks whether a range of the VMM's memory was accessed (``clear_flush_young``)."""
+
+
 class kvm_nested_vmenter(NamedTuple):
     """L1 enters L2; `nested_pgd` is its EPTP or nested CR3 if `tdp`, else the guest's CR3."""
 
@@ -406,6 +410,7 @@ KVM: tuple[type, ...] = (
     kvm_cr,
     kvm_smm_transition,
     kvm_unmap_hva_range,
+    kvm_age_hva,
     kvm_nested_vmenter,
     kvm_nested_vmenter_failed,
     kvm_nested_vmexit,

@@ -297,6 +297,7 @@ _COMMON = (
         (_Key("smbase", "smbase", HEX), _Key("entering", "entering", BOOL)),
     ),
     EventCodec("kvm_unmap_hva_range", ev.kvm_unmap_hva_range, ()),
+    EventCodec("kvm_age_hva", ev.kvm_age_hva, ()),
     EventCodec(
         "kvm_nested_vmenter",
         ev.kvm_nested_vmenter,

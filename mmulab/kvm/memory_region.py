@@ -1,4 +1,4 @@
-"""Memslots changing under a running VM, dirty logging, and the host unmapping memory.
+"""Memslots changing under a running VM, and dirty logging.
 
 Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 ``kvm_set_memslot``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``),
@@ -9,7 +9,6 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 
 from __future__ import annotations
 
-from mmulab import events as ev
 from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_try_split_huge_pages
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot, PteList
@@ -18,7 +17,6 @@ from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     gfn_to_rmap,
     kvm_mmu_slot_gfn_write_protect,
-    kvm_zap_all_rmap_sptes,
     mmu_spte_clear_track_bits,
     mmu_spte_update,
     pte_list_iter,
@@ -34,7 +32,6 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_slot,
     kvm_tdp_mmu_wrprot_slot,
     kvm_tdp_mmu_zap_collapsible_sptes,
-    kvm_tdp_mmu_zap_leafs,
 )
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
 from mmulab.memory.memslots import (
@@ -326,32 +323,3 @@ def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) ->
             _rmap_clear_dirty(kvm, head)
         else:
             rmap_write_protect(kvm, head, pt_protect=False)
-
-
-def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
-    """Drop every spte to host frames of the range: the host is about to change them."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_unmap_hva_range())
-    flush = False
-    for slots in kvm.slots:
-        for slot in list(slots.slots):
-            first = max(first_frame, slot.base_frame)
-            last = min(last_frame, slot.base_frame + slot.npages - 1)
-            if first <= last:
-                flush |= _zap_gfn_range(kvm, slot, first, last)
-    if flush:
-        kvm_flush_remote_tlbs(kvm)
-
-
-def _zap_gfn_range(kvm: Kvm, slot: KvmMemslot, first_frame: int, last_frame: int) -> bool:
-    def zap(gfn: int, level: int) -> bool:
-        return kvm_zap_all_rmap_sptes(kvm, slot, gfn, level)
-
-    offset = slot.base_gfn - slot.base_frame
-    levels = range(1, KVM_MAX_HUGEPAGE_LEVEL + 1)
-    first, last = first_frame + offset, last_frame + offset
-    flush = slot_handle_level_range(slot, levels, first, last, zap)
-    if kvm.config.uses_tdp_mmu:
-        flush |= kvm_tdp_mmu_zap_leafs(kvm, slot.as_id, first, last + 1)
-    return flush

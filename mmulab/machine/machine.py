@@ -23,9 +23,9 @@ from mmulab.kvm.memory_region import (
     kvm_delete_memslot,
     kvm_get_dirty_log,
     kvm_set_memory_region,
-    kvm_unmap_hva_range,
 )
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
@@ -206,6 +206,8 @@ class Machine:
                 result = kvm_clear_dirty_log(self.kvm, id & 0xFFFF, first, count, id >> 16)
             case ops.InvalidateHva(gpa=gpa, length=length):
                 self._invalidate_hva(gpa, length)
+            case ops.Age(gpa=gpa, length=length):
+                result = self._age(gpa, length)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
@@ -293,6 +295,30 @@ class Machine:
             lowest = first
         for _ in range(2):
             kvm_unmap_hva_range(self.kvm, first, last)
+
+    def _age(self, gpa: int, length: int) -> int:
+        """The VMM offers a range for reclaim; each page that the host has there is aged once.
+
+        Raises
+        ------
+        InputError
+            Part of a huge page, which the host would split.
+        """
+        if gpa & FRAME_BYTES - 1:
+            return -EINVAL
+        frame = self._backing_frame(gpa, length)
+        end = frame + -(-length // FRAME_BYTES)
+        while frame < end:
+            pages = HUGE // FRAME_BYTES if self._is_huge(frame) else 1
+            if frame % pages or frame + pages > end:
+                raise InputError(f"{length:#x} bytes at {gpa:#x} are part of a 2 MiB page; age whole ones")
+            kvm_age_hva(self.kvm, frame, frame + pages - 1)
+            frame += pages
+        return 0
+
+    def _is_huge(self, frame: int) -> bool:
+        """Whether the host has the backing's frame in a 2 MiB page."""
+        return self.config.thp and frame >> 9 not in self.memory.split_huge
 
     def slot_configs(self) -> tuple[SlotConfig, ...]:
         """Return the memslots of address space 0 as they are now."""

@@ -185,6 +185,18 @@ class InvalidateHva(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Age(Op):
+    """The host reclaims a range of the VMM's memory, but has no swap (``MADV_PAGEOUT``).
+
+    Each of its pages, of whatever size, is asked once whether it was accessed,
+    and stays.
+    """
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetNrMmuPages(Op):
     """``KVM_SET_NR_MMU_PAGES``."""
 

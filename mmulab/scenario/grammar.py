@@ -149,6 +149,7 @@ FORMS: dict[str, Form] = {
         ops.ClearDirtyLog, {"id": _ID, "first": number("FIRST", _GPA), "count": number("N", 1 << 32)}
     ),
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,

@@ -55,6 +55,7 @@ HOST_OPS = (
     ops.GetDirtyLog,
     ops.ClearDirtyLog,
     ops.InvalidateHva,
+    ops.Age,
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,

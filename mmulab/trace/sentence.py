@@ -119,6 +119,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
         f"the VMM clears the dirty log of memslot {o.id:#x}: {o.count:#x} pages from {o.first:#x}"
     ),
     ops.InvalidateHva: lambda o: f"the host invalidates {o.length:#x} bytes behind offset {o.gpa:#x}",
+    ops.Age: lambda o: f"the host tries to reclaim {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
     ops.Teardown: lambda o: "the VM is destroyed",

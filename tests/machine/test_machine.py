@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import pytest
@@ -177,6 +178,27 @@ def test_changing_protection_invalidates_the_ends_first(
     assert set(ends) == set(ranges)
 
 
+@pytest.mark.parametrize("gpa", [2 * MIB, 4 * MIB])
+def test_each_page_that_the_host_has_is_aged_once(gpa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_of(thp=True)
+    machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))  # splits that huge page
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmulab.machine.machine.kvm_age_hva", lambda kvm, first, last: called.append((first, last))
+    )
+    assert machine.execute(ops.Age(gpa, 2 * MIB)).result == 0
+    base, first = machine.memory.backing, gpa >> 12
+    small = [(base + first + i, base + first + i) for i in range(512)]
+    assert called == (small if gpa == 2 * MIB else [(base + first, base + first + 511)])
+
+
+def test_the_host_is_asked_for_whole_pages() -> None:
+    machine = machine_of(thp=True)
+    assert machine.execute(ops.Age(0x10, 0x1000)).result == -errno.EINVAL
+    with pytest.raises(InputError, match="part of a 2 MiB page"):
+        machine.execute(ops.Age(0x1000, 0x1000))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_at_the_end_nothing_is_left(mode: str) -> None:
     guest = Guest(mode)
@@ -201,6 +223,7 @@ def test_at_the_end_nothing_is_left(mode: str) -> None:
         ops.HostWrite(8, 8 * MIB - 4, 1),
         ops.SetMemslot(1, 0x1000000, 0x2000, 0, 8 * MIB - 0x1000),
         ops.InvalidateHva(8 * MIB, 0x1000),
+        ops.Age(8 * MIB, 0x1000),
     ],
     ids=lambda op: type(op).__name__,
 )
