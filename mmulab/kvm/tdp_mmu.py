@@ -113,7 +113,7 @@ def handle_changed_spte(
     if dirty_log and level == 1 and changed and is_writable_pte(new):
         slot = kvm.slots[as_id].lookup(gfn)
         if slot is not None:
-            mark_page_dirty_in_slot(slot, gfn)
+            mark_page_dirty_in_slot(kvm, slot, gfn)
 
 
 def _account_change(kvm: Kvm, old: int, new: int, level: int) -> None:

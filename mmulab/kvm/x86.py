@@ -6,9 +6,12 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_mmu
+from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.guest_walk import read_pdptrs
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
 from mmulab.kvm.roots import (
@@ -344,8 +347,14 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
     -------
     bool
         False if the vCPU shuts down instead.
+
+    Raises
+    ------
+    DirtyRingFullError
     """
     while True:
+        if vcpu.dirty_ring is not None and vcpu.dirty_ring.soft_full():
+            _dirty_ring_exit(vcpu)
         if vcpu.requests and not serve_requests(vcpu):
             return False
         if vcpu.exception is not None and not (
@@ -364,6 +373,13 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             if vcpu.guest_mode:
                 vcpu.vmx.nested_run_pending = False
             return True
+
+
+def _dirty_ring_exit(vcpu: Vcpu) -> NoReturn:
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_dirty_ring_exit(vcpu.id))
+    raise DirtyRingFullError
 
 
 def _trace_injection(vcpu: Vcpu, reinject: bool) -> None:

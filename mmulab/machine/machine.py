@@ -17,12 +17,14 @@ from mmulab.events import EventSink
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
+from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
     kvm_delete_memslot,
     kvm_get_dirty_log,
     kvm_set_memory_region,
+    kvm_vm_ioctl_reset_dirty_pages,
 )
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
@@ -32,6 +34,7 @@ from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.vmx.nested import vmx_leave_nested
+from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.kvm.x86 import is_long_mode, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
@@ -92,8 +95,12 @@ class Machine:
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
+        self._enable_dirty_ring(config.dirty_ring, host.pml)
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
+        for vcpu in self.kvm.vcpus if config.dirty_ring else ():
+            reserve = kvm_dirty_ring_get_rsvd_entries(pml=host.pml)
+            vcpu.dirty_ring = DirtyRing(vcpu.id, config.dirty_ring, config.dirty_ring - reserve)
         # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
         weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
@@ -101,6 +108,12 @@ class Machine:
             if errno:
                 raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
+
+    def _enable_dirty_ring(self, entries: int, pml: bool) -> None:
+        errno = check_dirty_ring(entries, pml=pml) if entries else 0
+        if errno:
+            raise InputError(f"KVM_ENABLE_CAP refuses a dirty ring of {entries:#x} entries: {errno}")
+        self.kvm.dirty_ring_size = entries
 
     @property
     def emit(self) -> EventSink | None:
@@ -129,12 +142,15 @@ class Machine:
             An op of the language that is not modelled yet.
         """
         outcome = self._execute(op)
+        # Bare accesses end without an exit, but before anybody reads a log the vCPU is kicked out.
+        vmx_flush_pml_buffer(self.kvm.vcpus[op.vcpu])
         if self.op_sink is not None:
             self.op_sink(op, outcome)
         return outcome
 
     def _execute(self, op: Op) -> Outcome:
         vcpu = self.kvm.vcpus[op.vcpu]
+        self.kvm.running_vcpu = op.vcpu
         match op:
             case ops.Touch():
                 execution = Execution(self.config, self.processor, vcpu, op.mode)
@@ -191,6 +207,7 @@ class Machine:
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
         result: int | None = None
         dirty: list[int] | None = None
+        ring: list[tuple[int, int]] | None = None
         match op:
             case ops.GuestStore(size=size, gpa=gpa, value=value):
                 emulator_write_phys(vcpu, gpa, size, value)
@@ -204,6 +221,10 @@ class Machine:
                 result, dirty = kvm_get_dirty_log(self.kvm, id & 0xFFFF, id >> 16)
             case ops.ClearDirtyLog(id=id, first=first, count=count):
                 result = kvm_clear_dirty_log(self.kvm, id & 0xFFFF, first, count, id >> 16)
+            case ops.GetDirtyRing():
+                ring = self._get_dirty_ring(vcpu)
+            case ops.ResetDirtyRings():
+                result = kvm_vm_ioctl_reset_dirty_pages(self.kvm)
             case ops.InvalidateHva(gpa=gpa, length=length):
                 self._invalidate_hva(gpa, length)
             case ops.Age(gpa=gpa, length=length):
@@ -218,7 +239,12 @@ class Machine:
                 self._teardown()
             case _:
                 raise NotImplementedError(f"the op {type(op).__name__} is not modelled yet")
-        return Outcome(OutcomeKind.HOST, result=result, dirty=dirty)
+        return Outcome(OutcomeKind.HOST, result=result, dirty=dirty, ring=ring)
+
+    def _get_dirty_ring(self, vcpu: Vcpu) -> list[tuple[int, int]]:
+        if vcpu.dirty_ring is None:
+            raise InputError("the VM has no dirty rings; give it some (dirtyring N)")
+        return vcpu.dirty_ring.harvest()
 
     def _teardown(self) -> None:
         """Destroy the VM: all pages are zapped, then the vCPUs let go of their roots."""

@@ -177,6 +177,16 @@ class ClearDirtyLog(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class GetDirtyRing(Op):
+    """The VMM takes what is new in the dirty ring of `vcpu`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetDirtyRings(Op):
+    """``KVM_RESET_DIRTY_RINGS``: what the VMM took may get dirty again."""
+
+
+@dataclass(frozen=True, slots=True)
 class InvalidateHva(Op):
     """The host changes and restores the protection of a range: MMU-notifier invalidation."""
 
@@ -232,6 +242,8 @@ class OutcomeKind(StrEnum):
     """L1 got an exit of L2."""
     VMFAIL = "vmfail"
     """VM entry failed its checks."""
+    DIRTY_RING_FULL = "dirty_ring_full"
+    """``KVM_RUN`` ended before the guest was entered: the VMM has to empty the vCPU's dirty ring."""
     HANG = "hang"
     """``KVM_RUN`` failed, with an error number, and the VMM runs the VM no more."""
 
@@ -266,6 +278,8 @@ class Outcome:
         Return value of a host op.
     dirty : list of int or None
         Pages set in the returned dirty bitmap.
+    ring : list of (int, int) or None
+        Slots and offsets taken from a dirty ring.
     cf, zf : int or None
         Flags after ``cmpxchg8b`` and VMX instructions.
     error : int or None
@@ -285,6 +299,7 @@ class Outcome:
     mmio: list[Mmio] | None = None
     result: int | None = None
     dirty: list[int] | None = None
+    ring: list[tuple[int, int]] | None = None
     cf: int | None = None
     zf: int | None = None
     error: int | None = None

@@ -148,6 +148,8 @@ FORMS: dict[str, Form] = {
     "cleardirty": Form(
         ops.ClearDirtyLog, {"id": _ID, "first": number("FIRST", _GPA), "count": number("N", 1 << 32)}
     ),
+    "getring": Form(ops.GetDirtyRing, {}),
+    "resetring": Form(ops.ResetDirtyRings, {}),
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),

@@ -54,6 +54,8 @@ HOST_OPS = (
     ops.DeleteMemslot,
     ops.GetDirtyLog,
     ops.ClearDirtyLog,
+    ops.GetDirtyRing,
+    ops.ResetDirtyRings,
     ops.InvalidateHva,
     ops.Age,
     ops.SetNrMmuPages,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmulab.errors import InputError, quoted
+from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Kvm, Vcpu
@@ -275,6 +276,7 @@ def _vcpu(vcpu: Vcpu, constants: Constants) -> Json:
 
 _OPTIONAL: dict[str, Any] = {
     "exception": tuple[int, int | None, int | None] | None,
+    "dirty_ring": DirtyRing | None,
     "fetch_fault": X86Exception | None,
     "nested": NESTED | None,
     "singlestep_rip": int | None,
