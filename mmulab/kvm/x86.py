@@ -1,7 +1,8 @@
 """Control registers, and what a vCPU does before it enters the guest.
 
 Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
-``kvm_set_cr4``, ``set_efer``, ``load_pdptrs``, ``__set_sregs``, ``vcpu_enter_guest``).
+``kvm_set_cr4``, ``set_efer``, ``load_pdptrs``, ``__set_sregs``, ``vcpu_enter_guest``,
+``kvm_vcpu_ioctl_x86_set_xsave``).
 """
 
 from __future__ import annotations
@@ -296,6 +297,16 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
         if vcpu.kvm.behaviours.sregs_flush_guest:
             vcpu.requests |= Request.TLB_FLUSH_GUEST
     return None
+
+
+def kvm_vcpu_ioctl_x86_set_xsave(vcpu: Vcpu, pkru: int) -> int:
+    """Give the vCPU another PKRU, which acts while CR4.PKE is set (``kvm_load_guest_xsave_state``).
+
+    ``supported_xcr0`` has it wherever the host has, with or without two-dimensional
+    paging and whatever the guest's CPUID says. The MMU has no part in it.
+    """
+    vcpu.pkru = pkru
+    return 0
 
 
 def serve_requests(vcpu: Vcpu) -> bool:

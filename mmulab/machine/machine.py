@@ -36,7 +36,7 @@ from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap
 from mmulab.kvm.vmx.nested import vmx_leave_nested
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
-from mmulab.kvm.x86 import is_long_mode, set_sregs
+from mmulab.kvm.x86 import is_long_mode, kvm_vcpu_ioctl_x86_set_xsave, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
@@ -235,6 +235,8 @@ class Machine:
                 result = set_sregs(vcpu, cr0, cr3, cr4, efer)
             case ops.SetCpuid(key=key, value=value):
                 result = kvm_set_cpuid(vcpu, changed_cpu(vcpu.cpu, key, value))
+            case ops.SetPkru(value=value):
+                result = kvm_vcpu_ioctl_x86_set_xsave(vcpu, value)
             case ops.Teardown():
                 self._teardown()
             case _:

@@ -224,6 +224,13 @@ class SetSregs(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class SetPkru(Op):
+    """``KVM_SET_XSAVE`` with another PKRU: what each protection key forbids, two bits a key."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Teardown(Op):
     """The VM is destroyed."""
 

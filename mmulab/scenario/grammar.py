@@ -162,6 +162,7 @@ FORMS: dict[str, Form] = {
             "efer": number("EFER", _U64),
         },
     ),
+    "pkru": Form(ops.SetPkru, {"value": number("VAL", 1 << 32)}),
     "cpuid": Form(ops.SetCpuid, {"key": _KEY, "value": _VAL}),
     "smm": Form(ops.Smm, {"on": _ON}),
     "vmrun": Form(ops.Vmrun, {"gpa": _PHYS}),

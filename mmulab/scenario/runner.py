@@ -61,6 +61,7 @@ HOST_OPS = (
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,
+    ops.SetPkru,
 )
 """Ops of the VMM and of the host, which no vCPU executes."""
 

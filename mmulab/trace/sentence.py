@@ -124,6 +124,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.Age: lambda o: f"the host tries to reclaim {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
+    ops.SetPkru: lambda o: f"the VMM sets PKRU of vCPU {o.vcpu} to {o.value:#x}",
     ops.Teardown: lambda o: "the VM is destroyed",
 }
 
