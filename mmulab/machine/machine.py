@@ -229,6 +229,8 @@ class Machine:
                 self._invalidate_hva(gpa, length)
             case ops.Age(gpa=gpa, length=length):
                 result = self._age(gpa, length)
+            case ops.Collapse(gpa=gpa, length=length):
+                result = self._collapse(gpa, length)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
@@ -292,7 +294,7 @@ class Machine:
             self._backing_frame(op.offset, op.size),
             flags=op.flags,
             as_id=op.id >> 16,
-            host_level=2 if self.config.thp else 1,
+            host_level=self._backing_level,
         )
         return kvm_set_memory_region(self.kvm, slot)
 
@@ -317,8 +319,7 @@ class Machine:
         for edge in (first, last + 1):
             block = edge & ~511
             if edge & 511 and block >= lowest:
-                if self.config.thp:
-                    self.memory.split_huge[block >> 9] = None
+                self.memory.page_level[block >> 9] = 1
                 kvm_unmap_hva_range(self.kvm, block, block + 511)
             lowest = first
         for _ in range(2):
@@ -344,9 +345,32 @@ class Machine:
             frame += pages
         return 0
 
+    def _collapse(self, gpa: int, length: int) -> int:
+        """The VMM has the host put a huge page in the place of small ones, in each whole 2 MiB of a range.
+
+        The content moves to other frames, which nobody sees but for the
+        invalidation. A backing of huge pages has ``MADV_NOHUGEPAGE`` once it is
+        filled, so that the host undoes no split by itself: there it refuses.
+        """
+        self._backing_frame(gpa, length)
+        first, end = -(-gpa // HUGE), gpa + -(-length // FRAME_BYTES) * FRAME_BYTES >> 21
+        if gpa & FRAME_BYTES - 1 or self.config.thp or end < first:
+            return -EINVAL
+        offset = self.memory.backing
+        for block in range(offset + (first << 9), offset + (end << 9), 512):
+            if not self._is_huge(block):
+                kvm_unmap_hva_range(self.kvm, block, block + 511)
+                self.memory.page_level[block >> 9] = 2
+        return 0
+
     def _is_huge(self, frame: int) -> bool:
         """Whether the host has the backing's frame in a 2 MiB page."""
-        return self.config.thp and frame >> 9 not in self.memory.split_huge
+        return self.memory.mapping_level(frame, self._backing_level) > 1
+
+    @property
+    def _backing_level(self) -> int:
+        """Size of the pages that the backing was made of: 1 (4 KiB) or 2 (2 MiB)."""
+        return 2 if self.config.thp else 1
 
     def slot_configs(self) -> tuple[SlotConfig, ...]:
         """Return the memslots of address space 0 as they are now."""

@@ -207,6 +207,14 @@ class Age(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Collapse(Op):
+    """The host puts huge pages in the place of small ones (``MADV_COLLAPSE``)."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetNrMmuPages(Op):
     """``KVM_SET_NR_MMU_PAGES``."""
 

@@ -152,6 +152,7 @@ FORMS: dict[str, Form] = {
     "resetring": Form(ops.ResetDirtyRings, {}),
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "collapse": Form(ops.Collapse, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,

@@ -58,6 +58,7 @@ HOST_OPS = (
     ops.ResetDirtyRings,
     ops.InvalidateHva,
     ops.Age,
+    ops.Collapse,
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,

@@ -239,7 +239,7 @@ def small_state(machine: Machine, constants: Constants) -> Json:
         "slots": [_address_space(slots, constants) for slots in kvm.slots],
         "vcpus": [_vcpu(vcpu, constants) for vcpu in kvm.vcpus],
         "pool": encode(memory.pool(), constants),
-        "split_huge": list(memory.split_huge),
+        "page_level": encode(memory.page_level, constants),
         "machine": {
             name: encode(value, constants)
             for name, value in vars(machine).items()
@@ -308,9 +308,10 @@ def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
         _restore_vcpu(vcpu, attributes, constants)
     pool = decode(state["pool"], constants)
     check(pool, tuple[int, list[int]], "the pool of frames")
-    check(state["split_huge"], list[int], "split_huge")
+    page_level = decode(state["page_level"], constants)
+    check(page_level, dict[int, int], "page_level")
     machine.memory.restore_pool(*pool)
-    machine.memory.split_huge = dict.fromkeys(state["split_huge"])
+    machine.memory.page_level = page_level
 
 
 def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:

@@ -122,6 +122,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.ResetDirtyRings: lambda o: "the VMM has what it took from the dirty rings logged anew",
     ops.InvalidateHva: lambda o: f"the host invalidates {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.Age: lambda o: f"the host tries to reclaim {o.length:#x} bytes behind offset {o.gpa:#x}",
+    ops.Collapse: lambda o: f"the host makes huge pages of {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
     ops.SetPkru: lambda o: f"the VMM sets PKRU of vCPU {o.vcpu} to {o.value:#x}",

@@ -199,6 +199,53 @@ def test_the_host_is_asked_for_whole_pages() -> None:
         machine.execute(ops.Age(0x1000, 0x1000))
 
 
+@pytest.mark.parametrize(
+    ("gpa", "length", "result", "blocks"),
+    [
+        (2 * MIB, 2 * MIB, 0, [1]),
+        (MIB, 6 * MIB, 0, [1, 2]),
+        (2 * MIB, 4 * MIB - 1, 0, [1, 2]),  # the length is rounded up to whole pages
+        (2 * MIB, 0x1000, 0, []),
+        (MIB, 0x1000, -errno.EINVAL, []),
+        (2 * MIB + 8, 2 * MIB, -errno.EINVAL, []),
+    ],
+)
+def test_whole_blocks_become_huge_pages(
+    gpa: int, length: int, result: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of()
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmulab.machine.machine.kvm_unmap_hva_range", lambda kvm, first, last: called.append((first, last))
+    )
+    assert machine.execute(ops.Collapse(gpa, length)).result == result
+    base = machine.memory.backing
+    assert called == [(base + 512 * block, base + 512 * block + 511) for block in blocks]
+    machine.execute(ops.Collapse(gpa, length))
+    assert len(called) == len(blocks)  # what is huge already stays as it is
+
+
+def test_a_backing_of_huge_pages_is_left_alone() -> None:
+    machine = machine_of(thp=True)
+    machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))
+    assert machine.execute(ops.Collapse(2 * MIB, 2 * MIB)).result == -errno.EINVAL
+
+
+@pytest.mark.parametrize("host", [HostConfig(), HostConfig(tdp=True, tdp_mmu=True)], ids=["shadow", "tdp"])
+def test_a_collapsed_block_is_mapped_huge_until_it_is_split(host: HostConfig) -> None:
+    guest = Guest("np", host=host)
+    guest.write(2 * MIB, 0x1234)
+    with guest.watch() as seen:
+        guest.machine.execute(ops.Collapse(2 * MIB, 2 * MIB))
+    assert (type(seen[0]), seen[-1]) == (ev.kvm_unmap_hva_range, ev.kvm_flush_remote_tlbs())
+    assert guest.spte(2 * MIB) == 0
+    assert guest.read(2 * MIB).rax == 0x1234
+    assert guest.kvm.stat["pages_2m"] == 1
+    guest.machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))
+    guest.read(2 * MIB)
+    assert guest.kvm.stat["pages_2m"] == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_at_the_end_nothing_is_left(mode: str) -> None:
     guest = Guest(mode)
@@ -224,6 +271,7 @@ def test_at_the_end_nothing_is_left(mode: str) -> None:
         ops.SetMemslot(1, 0x1000000, 0x2000, 0, 8 * MIB - 0x1000),
         ops.InvalidateHva(8 * MIB, 0x1000),
         ops.Age(8 * MIB, 0x1000),
+        ops.Collapse(8 * MIB, 2 * MIB),
     ],
     ids=lambda op: type(op).__name__,
 )
