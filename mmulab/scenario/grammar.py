@@ -8,7 +8,8 @@ PCID of ``invpcid`` are the register and the first word of the descriptor, 64 bi
 each; a guest on an AMD host without ``nrips=1`` does not get past it, as on Linux
 6.1, whose emulator cannot tell its length. Bit 16 of a slot's ID is the number of
 its address space, as in ``KVM_SET_USER_MEMORY_REGION``: 1 is what a vCPU sees
-in system management mode, between ``smm on`` and ``smm off``.
+in system management mode, between ``smm on`` and ``smm off``. GPA of ``hw``, ``hinval``,
+``age`` and ``collapse`` is an offset into the backing.
 """
 
 from __future__ import annotations
