@@ -270,6 +270,34 @@ class kvm_unmap_hva_range(NamedTuple):
     """The host unmaps a range of the VMM's memory (MMU notifier)."""
 
 
+class kvm_age_hva(NamedTuple):
+    """The host asks whether a range of the VMM's memory was accessed (``clear_flush_young``)."""
+
+
+class kvm_dirty_ring_push(NamedTuple):
+    """A page is added to the dirty ring of vCPU `ring`; the counts are those afterwards."""
+
+    ring: int
+    dirty_index: int
+    reset_index: int
+    slot: int
+    offset: int
+
+
+class kvm_dirty_ring_reset(NamedTuple):
+    """The entries of the dirty ring of vCPU `ring` that the VMM took are given back."""
+
+    ring: int
+    dirty_index: int
+    reset_index: int
+
+
+class kvm_dirty_ring_exit(NamedTuple):
+    """A vCPU whose dirty ring is all but full does not run."""
+
+    vcpu_id: int
+
+
 class kvm_nested_vmenter(NamedTuple):
     """L1 enters L2; `nested_pgd` is its EPTP or nested CR3 if `tdp`, else the guest's CR3."""
 
@@ -406,6 +434,10 @@ KVM: tuple[type, ...] = (
     kvm_cr,
     kvm_smm_transition,
     kvm_unmap_hva_range,
+    kvm_age_hva,
+    kvm_dirty_ring_push,
+    kvm_dirty_ring_reset,
+    kvm_dirty_ring_exit,
     kvm_nested_vmenter,
     kvm_nested_vmenter_failed,
     kvm_nested_vmexit,

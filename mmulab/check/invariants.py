@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from enum import IntFlag, auto
 from typing import NamedTuple
 
+from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu import INVALID_PAE_ROOT, INVALID_PAGE, Mmu
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
@@ -376,15 +377,21 @@ def _obsolete(s: Survey) -> Iterator[str]:
 
 def _dirty_log(s: Survey) -> Iterator[str]:
     kvm = s.kvm
+    rings = [vcpu.dirty_ring for vcpu in kvm.vcpus if vcpu.dirty_ring is not None]
+    in_rings = {entry[:2] for ring in rings for entry in ring.gfns.values()}
     for sp, sptep, spte, gfn in s.leaves:
         slot = None if gfn is None else kvm.slots[sp.smm].lookup(gfn)
-        if slot is None or gfn is None or slot.dirty_bitmap is None or not is_writable_pte(spte):
+        if slot is None or gfn is None or not kvm_slot_dirty_track_enabled(slot) or not is_writable_pte(spte):
             continue
         # With page-modification logging the processor logs when it sets D.
         if kvm.config.pml and not spte & SPTE_TDP_AD_MASK and not spte & kvm.fmt.dirty:
             continue
         first = gfn - slot.base_gfn
-        clean = slot.dirty_bitmap[first : first + (1 << 9 * (sp.level - 1))].count(0)
+        pages = range(first, first + (1 << 9 * (sp.level - 1)))
+        if slot.dirty_bitmap is not None:
+            clean = slot.dirty_bitmap[pages.start : pages.stop].count(0)
+        else:
+            clean = sum((slot.as_id << 16 | slot.id, page) not in in_rings for page in pages)
         if clean:
             yield f"{_at(sp, sptep)} lets gfn {gfn:#x} be written, and {clean} of its pages count as clean"
 

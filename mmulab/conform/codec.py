@@ -139,6 +139,11 @@ _PAGE = (
     _Key("roots", "root_count", INT),
     _Key("unsync", "unsync", BOOL),
 )
+_RING = (
+    _Key("index", "ring", INT),
+    _Key("dirty_index", "dirty_index", INT),
+    _Key("reset_index", "reset_index", INT),
+)
 _NESTED_EXIT = (
     _Key("r", "reason", INT),
     _Key("info1", "exit_info1", HEX),
@@ -297,6 +302,14 @@ _COMMON = (
         (_Key("smbase", "smbase", HEX), _Key("entering", "entering", BOOL)),
     ),
     EventCodec("kvm_unmap_hva_range", ev.kvm_unmap_hva_range, ()),
+    EventCodec("kvm_age_hva", ev.kvm_age_hva, ()),
+    EventCodec(
+        "kvm_dirty_ring_push",
+        ev.kvm_dirty_ring_push,
+        (*_RING, _Key("slot", "slot", INT), _Key("offset", "offset", HEX)),
+    ),
+    EventCodec("kvm_dirty_ring_reset", ev.kvm_dirty_ring_reset, _RING),
+    EventCodec("kvm_dirty_ring_exit", ev.kvm_dirty_ring_exit, (_Key("vcpu_id", "vcpu_id", INT),)),
     EventCodec(
         "kvm_nested_vmenter",
         ev.kvm_nested_vmenter,

@@ -38,6 +38,15 @@ def _dirty(pages: Any) -> list[int]:
     return [hex_value(page) for page in text_value(pages).split(",") if page]
 
 
+def _ring(pairs: Any) -> list[tuple[int, int]]:
+    ring = []
+    for pair in text_value(pairs).split(","):
+        if pair:
+            slot, _, offset = pair.partition(":")
+            ring.append((hex_value(slot), hex_value(offset)))
+    return ring
+
+
 def _name(value: Any) -> str:
     names = [str(kind) for kind in OutcomeKind]
     if text_value(value) not in names:
@@ -45,7 +54,7 @@ def _name(value: Any) -> str:
     return text_value(value)
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {"out": _name, "mmio": _mmio, "dirty": _dirty}
+_READERS: dict[str, Callable[[Any], Any]] = {"out": _name, "mmio": _mmio, "dirty": _dirty, "ring": _ring}
 
 
 def decode_outcome(record: dict[str, Any]) -> Decoded:
@@ -84,11 +93,12 @@ def encode_outcome(outcome: Outcome) -> Decoded:
             ("mmio", o.mmio or None),
             ("zf", o.zf),
         ),
-        OutcomeKind.HOST: (("ret", o.result), ("dirty", o.dirty)),
+        OutcomeKind.HOST: (("ret", o.result), ("dirty", o.dirty), ("ring", o.ring)),
         OutcomeKind.INTERNAL_ERROR: (("sub", o.suberror),),
         OutcomeKind.SHUTDOWN: (),
         OutcomeKind.L2: (),
         OutcomeKind.VMFAIL: (("cf", o.cf), ("zf", o.zf), ("insnerr", o.error)),
+        OutcomeKind.DIRTY_RING_FULL: (),
         OutcomeKind.HANG: (("errno", o.error),),
         OutcomeKind.VMEXIT: tuple((o.vmexit or {}).items()),
     }
@@ -113,6 +123,8 @@ def _recorded(key: str, value: Any) -> Any:
         ]
     if key == "dirty":
         return ",".join(f"{page:x}" for page in value)
+    if key == "ring":
+        return ",".join(f"{slot:x}:{offset:x}" for slot, offset in value)
     return value if key == "out" or key in _DECIMAL else hex(value)
 
 
@@ -130,4 +142,6 @@ def _value(value: Any) -> str:
         return f"{value:x}"
     if isinstance(value, Mmio):
         return f"{'w' if value.write else 'r'}{value.size}@{value.gpa:x}={value.value:x}"
+    if isinstance(value, tuple):
+        return ":".join(_value(v) for v in value)
     return ",".join(_value(v) for v in value)

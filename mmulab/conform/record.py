@@ -116,6 +116,10 @@ def _header(scenario: Scenario) -> dict[str, Any]:
         record["thp"] = 1
     if h.manual_dirty:
         record["manualdirty"] = 1
+    if h.vcpus > 1:
+        record["vcpus"] = h.vcpus
+    if h.dirty_ring:
+        record["dirtyring"] = h.dirty_ring
     if h.pdptfix:
         record["pdptfix"] = [hex(gpa) for gpa in h.pdptfix]
     record |= {name: hex(value) for name, value in h.regs._asdict().items()}

@@ -119,6 +119,12 @@ def scenario_name(path: Path) -> str:
     return path.name.split(".jsonl")[0]
 
 
+def is_around(text: str) -> bool:
+    """Whether an op is not of the scenario but of what the VMM does around it: ``@1 init``, ``~sysexit``."""
+    name = text.split(" ", 1)[1] if text.startswith("@") and " " in text else text
+    return name in (INIT, TEARDOWN) or name.startswith(HELPER_PREFIX)
+
+
 def read_lines(path: Path) -> list[str]:
     """Return a recording's lines.
 
@@ -150,7 +156,7 @@ def read_recording(path: Path) -> Recording:
         record = _object(path, lines, number - 1)
         try:
             op = _recorded_op(record, number, vendor)
-            if op.text not in (INIT, TEARDOWN) and not op.text.startswith(HELPER_PREFIX):
+            if not is_around(op.text):
                 steps.append(parse_step(op.text, number))
         except GrammarError as error:
             raise InputError(f"{path}: line {number}: {error}") from error
@@ -226,6 +232,8 @@ class _Header:
             mem=hex_value(self._get("backing_size")),
             thp=bool(self._switch("thp")),
             manual_dirty=bool(self._switch("manualdirty")),
+            vcpus=count_value(self.record.get("vcpus", 1), 1),
+            dirty_ring=count_value(self.record.get("dirtyring", 0), 0),
             cpu={name: count_value(v, 0) for name, v in object_value(self._get("cpuid")).items()},
             host=params,
             source=str(self.path),

@@ -151,5 +151,5 @@ def _fix_spte(vcpu: Vcpu, fault: PageFault, sptep: int, spte: int) -> RetPf:
         return RetPf.INVALID
     kvm.memory.store64(sptep, new)
     if is_writable_pte(new) and not is_writable_pte(spte) and slot is not None:
-        mark_page_dirty_in_slot(slot, fault.gfn)
+        mark_page_dirty_in_slot(kvm, slot, fault.gfn)
     return RetPf.FIXED

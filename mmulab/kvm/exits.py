@@ -24,6 +24,7 @@ from mmulab.kvm.rsm import handle_rsm
 from mmulab.kvm.state import KvmRunError, Vcpu
 from mmulab.kvm.svm.nested import nested_svm_vmrun
 from mmulab.kvm.vmx.insn import handle_vmx_instruction, vmwrite_exits
+from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.ept import (
@@ -108,6 +109,8 @@ class VmBuggedError(KvmRunError):
 def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -> bool:
     """Report an exit; if L2 ran, give it to L1 should L1 want it, and return whether that was so.
 
+    First the processor's log of dirtied pages is emptied, be it an exit of L1: L2 runs without one.
+
     Parameters
     ----------
     info1, info2 : int
@@ -120,6 +123,8 @@ def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(event)
+    if vcpu.pml_buffer:
+        vmx_flush_pml_buffer(vcpu)
     if vcpu.vmx.nested_run_pending:
         raise VmBuggedError
     nested = vcpu.nested

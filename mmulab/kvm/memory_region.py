@@ -1,7 +1,8 @@
-"""Memslots changing under a running VM, dirty logging, and the host unmapping memory.
+"""Memslots changing under a running VM, and dirty logging.
 
 Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
-``kvm_set_memslot``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``),
+``kvm_set_memslot``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``,
+``kvm_vm_ioctl_reset_dirty_pages``), ``dirty_ring.c`` (``kvm_dirty_ring_reset``),
 ``arch/x86/kvm/x86.c`` (``kvm_arch_prepare_memory_region``,
 ``kvm_arch_commit_memory_region``), ``mmu.h`` (``kvm_mmu_max_gfn``), ``mmu.c``
 (``kvm_mmu_zap_collapsible_sptes``, ``kvm_arch_mmu_enable_log_dirty_pt_masked``).
@@ -10,6 +11,7 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.dirty_ring import DirtyRing, coalesce
 from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_try_split_huge_pages
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot, PteList
@@ -18,7 +20,6 @@ from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     gfn_to_rmap,
     kvm_mmu_slot_gfn_write_protect,
-    kvm_zap_all_rmap_sptes,
     mmu_spte_clear_track_bits,
     mmu_spte_update,
     pte_list_iter,
@@ -34,7 +35,6 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_slot,
     kvm_tdp_mmu_wrprot_slot,
     kvm_tdp_mmu_zap_collapsible_sptes,
-    kvm_tdp_mmu_zap_leafs,
 )
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
 from mmulab.memory.memslots import (
@@ -49,6 +49,7 @@ KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
 EINVAL = 22
 EEXIST = 17
 ENOENT = 2
+ENXIO = 6
 BITS_PER_LONG = 64
 KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
 KVM_USER_MEM_SLOTS = (1 << 15) - 1 - 3
@@ -155,10 +156,10 @@ def _commit_page_limit(kvm: Kvm) -> None:
 
 
 def _prepare_dirty_bitmap(kvm: Kvm, slot: KvmMemslot) -> None:
-    """Give the slot a bitmap if it is logged, all set if the VMM asked for that."""
+    """Give the slot a bitmap if it is logged and vCPUs have no rings, all set if the VMM asked for that."""
     if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         slot.dirty_bitmap = None
-    elif slot.dirty_bitmap is None:
+    elif slot.dirty_bitmap is None and not kvm.dirty_ring_size:
         slot.dirty_bitmap = bytearray(bytes([_init_set(kvm)]) * slot.npages)
 
 
@@ -262,6 +263,8 @@ def kvm_get_dirty_log(kvm: Kvm, id: int, as_id: int = 0) -> tuple[int, list[int]
 
     Unless protection is manual the pages are write-protected again and count as clean.
     """
+    if kvm.dirty_ring_size:
+        return -ENXIO, []
     if id >= KVM_USER_MEM_SLOTS:
         return -EINVAL, []
     slot = kvm.slots[as_id].by_id(id)
@@ -282,6 +285,8 @@ def kvm_get_dirty_log(kvm: Kvm, id: int, as_id: int = 0) -> tuple[int, list[int]
 
 def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int, as_id: int = 0) -> int:
     """Write-protect the dirty pages of a range and count them as clean; 0 or a negative errno."""
+    if kvm.dirty_ring_size:
+        return -ENXIO
     if id >= KVM_USER_MEM_SLOTS or first & 63:
         return -EINVAL
     slot = kvm.slots[as_id].by_id(id)
@@ -303,8 +308,36 @@ def kvm_clear_dirty_log(kvm: Kvm, id: int, first: int, count: int, as_id: int = 
     return 0
 
 
+def kvm_vm_ioctl_reset_dirty_pages(kvm: Kvm) -> int:
+    """Give back what the VMM has taken from the dirty rings; the number of entries, or a negative errno."""
+    if not kvm.dirty_ring_size:
+        return -EINVAL
+    cleared = 0
+    for vcpu in kvm.vcpus:
+        assert vcpu.dirty_ring is not None
+        cleared += _dirty_ring_reset(kvm, vcpu.dirty_ring)
+    if cleared:
+        kvm_flush_remote_tlbs(kvm)
+    return cleared
+
+
+def _dirty_ring_reset(kvm: Kvm, ring: DirtyRing) -> int:
+    freed = ring.give_back()
+    for id, offset, mask in coalesce(freed):
+        as_id = id >> 16
+        slot = kvm.slots[as_id].by_id(id & 0xFFFF)
+        # Since the push the slot may have gone, or become a smaller one.
+        if slot is not None and offset + mask.bit_length() <= slot.npages:
+            pages = [offset + bit for bit in range(mask.bit_length()) if mask >> bit & 1]
+            _enable_log_dirty_pt_masked(kvm, slot, pages)
+    emit = kvm.emit
+    if emit is not None:
+        emit(ev.kvm_dirty_ring_reset(ring.index, ring.dirty_index, ring.reset_index))
+    return len(freed)
+
+
 def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) -> None:
-    """Write-protect the pages of one 64-page word of the bitmap.
+    """Write-protect pages that lie within 64.
 
     Where all pages began dirty, huge pages were not protected when logging began,
     so those at both ends of the run are protected now and split at the next write.
@@ -326,32 +359,3 @@ def _enable_log_dirty_pt_masked(kvm: Kvm, slot: KvmMemslot, pages: list[int]) ->
             _rmap_clear_dirty(kvm, head)
         else:
             rmap_write_protect(kvm, head, pt_protect=False)
-
-
-def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
-    """Drop every spte to host frames of the range: the host is about to change them."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_unmap_hva_range())
-    flush = False
-    for slots in kvm.slots:
-        for slot in list(slots.slots):
-            first = max(first_frame, slot.base_frame)
-            last = min(last_frame, slot.base_frame + slot.npages - 1)
-            if first <= last:
-                flush |= _zap_gfn_range(kvm, slot, first, last)
-    if flush:
-        kvm_flush_remote_tlbs(kvm)
-
-
-def _zap_gfn_range(kvm: Kvm, slot: KvmMemslot, first_frame: int, last_frame: int) -> bool:
-    def zap(gfn: int, level: int) -> bool:
-        return kvm_zap_all_rmap_sptes(kvm, slot, gfn, level)
-
-    offset = slot.base_gfn - slot.base_frame
-    levels = range(1, KVM_MAX_HUGEPAGE_LEVEL + 1)
-    first, last = first_frame + offset, last_frame + offset
-    flush = slot_handle_level_range(slot, levels, first, last, zap)
-    if kvm.config.uses_tdp_mmu:
-        flush |= kvm_tdp_mmu_zap_leafs(kvm, slot.as_id, first, last + 1)
-    return flush

@@ -20,6 +20,7 @@ from mmulab.kvm.spte import (
     is_dirty_spte,
     is_shadow_present_pte,
     is_writable_pte,
+    mark_spte_for_access_track,
 )
 from mmulab.kvm.state import PAGES_STAT, Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
@@ -140,6 +141,18 @@ def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
         or (is_accessed_spte(fmt, old) and not is_accessed_spte(fmt, new_spte))
         or (is_dirty_spte(fmt, old) and not is_dirty_spte(fmt, new_spte))
     )
+
+
+def mmu_spte_age(kvm: Kvm, sptep: int) -> bool:
+    """Make a leaf entry an old one; return whether it was young.
+
+    Where A counts it is cleared; without, the entry waits for its next access.
+    """
+    spte = kvm.memory.words[sptep >> 3]
+    if not is_accessed_spte(kvm.fmt, spte):
+        return False
+    kvm.memory.store64(sptep, mark_spte_for_access_track(kvm.fmt, spte))
+    return True
 
 
 def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:

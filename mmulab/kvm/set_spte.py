@@ -159,7 +159,7 @@ def make_spte(
     if prefetch:
         spte = mark_spte_for_access_track(fmt, spte)
     if spte & PT_WRITABLE_MASK and kvm_slot_dirty_track_enabled(slot):
-        mark_page_dirty_in_slot(slot, gfn)
+        mark_page_dirty_in_slot(kvm, slot, gfn)
     return spte, wrprot
 
 

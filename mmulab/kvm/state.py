@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.config import KvmConfig
+from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.mmu_lock import MmuLockHeld
@@ -204,6 +205,10 @@ class Vcpu:
         An SMI waits until the vCPU is out of SMM.
     smm : int
         The address space in use: 1 in system management mode.
+    dirty_ring : DirtyRing or None
+        None: the VM's slots have dirty bitmaps.
+    pml_buffer : list of int
+        gfns that the processor has logged as dirty since the last exit, oldest first.
     pdptrs_available : bool
         The PDPTEs were read since the guest last ran (``VCPU_EXREG_PDPTR``).
     stat : dict of str to int
@@ -218,6 +223,7 @@ class Vcpu:
         "cr2",
         "cr3",
         "cr4",
+        "dirty_ring",
         "efer",
         "emulation",
         "exception",
@@ -240,6 +246,7 @@ class Vcpu:
         "nested_mmu",
         "pdptrs_available",
         "pkru",
+        "pml_buffer",
         "requests",
         "rip",
         "root_mmu",
@@ -284,6 +291,8 @@ class Vcpu:
         self.nested: NestedGuest | None = None
         self.vmx = VmxState()
         self.exit_qualification = 0
+        self.dirty_ring: DirtyRing | None = None
+        self.pml_buffer: list[int] = []
         self.pdptrs_available = False
         self.singlestep_rip: int | None = None
         self.last_vmcb12_gpa = 0
@@ -315,6 +324,10 @@ class Kvm:
     dummy_root : int
         Frame of a page of zeros, the root of a guest whose own lies outside all memslots;
         0 as long as there was none (:attr:`Behaviours.dummy_root`).
+    dirty_ring_size : int
+        Entries of each vCPU's dirty ring; 0: there is none.
+    running_vcpu : int
+        Number of the vCPU whose ioctl this is (``kvm_get_running_vcpu``); those of the VM dirty no page.
     tdp_mmu_roots : dict of int to None
         Frames of the TDP MMU's roots, oldest first.
     mmu_lock_shared : bool
@@ -335,6 +348,7 @@ class Kvm:
         "active_mmu_pages",
         "behaviours",
         "config",
+        "dirty_ring_size",
         "dummy_root",
         "emit",
         "fmt",
@@ -350,6 +364,7 @@ class Kvm:
         "nr_memslot_pages",
         "page_hash",
         "pages",
+        "running_vcpu",
         "shadow_root_allocated",
         "slots",
         "split_desc_cache",
@@ -381,6 +396,8 @@ class Kvm:
         self.dummy_root = 0
         self.shadow_root_allocated = False
         self.manual_dirty_log_protect = 0
+        self.dirty_ring_size = 0
+        self.running_vcpu = 0
         self.mmu_invalidate_in_progress = False
         self.mmu_lock_shared = False
         self.split_desc_cache = 0

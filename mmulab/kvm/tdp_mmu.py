@@ -20,12 +20,14 @@ from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
     SPTE_TDP_AD_MASK,
+    is_accessed_spte,
     is_large_pte,
     is_last_spte,
     is_shadow_present_pte,
     is_writable_pte,
     make_huge_page_split_spte,
     make_nonleaf_spte,
+    mark_spte_for_access_track,
     spte_to_pfn,
 )
 from mmulab.kvm.state import PAGES_STAT, Kvm, sptep_to_sp
@@ -111,7 +113,7 @@ def handle_changed_spte(
     if dirty_log and level == 1 and changed and is_writable_pte(new):
         slot = kvm.slots[as_id].lookup(gfn)
         if slot is not None:
-            mark_page_dirty_in_slot(slot, gfn)
+            mark_page_dirty_in_slot(kvm, slot, gfn)
 
 
 def _account_change(kvm: Kvm, old: int, new: int, level: int) -> None:
@@ -240,6 +242,17 @@ def _leaves(kvm: Kvm, root: ShadowPage, start: int, end: int, min_level: int = 1
     for entry in for_each_tdp_pte(kvm, root, start, end, min_level):
         if is_shadow_present_pte(entry.old_spte) and is_last_spte(entry.old_spte, entry.level):
             yield entry
+
+
+def kvm_tdp_mmu_age_gfn_range(kvm: Kvm, as_id: int, start: int, end: int) -> bool:
+    """Make the leaf entries of gfns from `start` to below `end` old ones; return whether one was young."""
+    young = False
+    for root in roots(kvm, as_id):
+        for entry in _leaves(kvm, root, start, end):
+            if is_accessed_spte(kvm.fmt, entry.old_spte):
+                tdp_mmu_set_spte(kvm, entry, mark_spte_for_access_track(kvm.fmt, entry.old_spte))
+                young = True
+    return young
 
 
 def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:

@@ -1,14 +1,18 @@
 """Control registers, and what a vCPU does before it enters the guest.
 
 Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
-``kvm_set_cr4``, ``set_efer``, ``load_pdptrs``, ``__set_sregs``, ``vcpu_enter_guest``).
+``kvm_set_cr4``, ``set_efer``, ``load_pdptrs``, ``__set_sregs``, ``vcpu_enter_guest``,
+``kvm_vcpu_ioctl_x86_set_xsave``).
 """
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_mmu
+from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.guest_walk import read_pdptrs
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
 from mmulab.kvm.roots import (
@@ -295,6 +299,16 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
     return None
 
 
+def kvm_vcpu_ioctl_x86_set_xsave(vcpu: Vcpu, pkru: int) -> int:
+    """Give the vCPU another PKRU, which acts while CR4.PKE is set (``kvm_load_guest_xsave_state``).
+
+    ``supported_xcr0`` has it wherever the host has, with or without two-dimensional
+    paging and whatever the guest's CPUID says. The MMU has no part in it.
+    """
+    vcpu.pkru = pkru
+    return 0
+
+
 def serve_requests(vcpu: Vcpu) -> bool:
     """Do what was put off until entry; False if the vCPU shuts down (triple fault)."""
     requests = vcpu.requests
@@ -344,8 +358,14 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
     -------
     bool
         False if the vCPU shuts down instead.
+
+    Raises
+    ------
+    DirtyRingFullError
     """
     while True:
+        if vcpu.dirty_ring is not None and vcpu.dirty_ring.soft_full():
+            _dirty_ring_exit(vcpu)
         if vcpu.requests and not serve_requests(vcpu):
             return False
         if vcpu.exception is not None and not (
@@ -364,6 +384,13 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             if vcpu.guest_mode:
                 vcpu.vmx.nested_run_pending = False
             return True
+
+
+def _dirty_ring_exit(vcpu: Vcpu) -> NoReturn:
+    emit = vcpu.kvm.emit
+    if emit is not None:
+        emit(ev.kvm_dirty_ring_exit(vcpu.id))
+    raise DirtyRingFullError
 
 
 def _trace_injection(vcpu: Vcpu, reinject: bool) -> None:

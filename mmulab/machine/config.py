@@ -162,6 +162,8 @@ class MachineConfig:
     manual_dirty : int
         Argument of ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``: 1 protects pages
         only when the VMM clears the log, 3 begins with all pages dirty too.
+    dirty_ring : int
+        Entries of each vCPU's dirty ring (``KVM_CAP_DIRTY_LOG_RING``); 0: there is none.
     slots : tuple of SlotConfig
     stubs : Stubs or None
         None: guest ops are bare accesses with no instruction around them.
@@ -176,6 +178,7 @@ class MachineConfig:
     backing_bytes: int = 1 << 24
     thp: bool = False
     manual_dirty: int = 0
+    dirty_ring: int = 0
     slots: tuple[SlotConfig, ...] = ()
     stubs: Stubs | None = None
     vcpus: int = 1

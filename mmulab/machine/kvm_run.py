@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.exits import InternalError
 from mmulab.kvm.state import KvmRunError
 from mmulab.machine.op import Outcome, OutcomeKind
@@ -40,6 +41,8 @@ def kvm_run(run: Callable[[], Outcome]) -> Outcome:
     """Return what `run` comes to, or how ``KVM_RUN`` ends before."""
     try:
         return run()
+    except DirtyRingFullError:
+        return Outcome(OutcomeKind.DIRTY_RING_FULL)
     except KvmRunError as failed:
         return Outcome(OutcomeKind.HANG, error=failed.errno)
     except InternalError as failed:

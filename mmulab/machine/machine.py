@@ -17,23 +17,26 @@ from mmulab.events import EventSink
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
+from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
     kvm_delete_memslot,
     kvm_get_dirty_log,
     kvm_set_memory_region,
-    kvm_unmap_hva_range,
+    kvm_vm_ioctl_reset_dirty_pages,
 )
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
 from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.vmx.nested import vmx_leave_nested
+from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
-from mmulab.kvm.x86 import is_long_mode, set_sregs
+from mmulab.kvm.x86 import is_long_mode, kvm_vcpu_ioctl_x86_set_xsave, set_sregs
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
@@ -92,8 +95,12 @@ class Machine:
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
+        self._enable_dirty_ring(config.dirty_ring, host.pml)
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
+        for vcpu in self.kvm.vcpus if config.dirty_ring else ():
+            reserve = kvm_dirty_ring_get_rsvd_entries(pml=host.pml)
+            vcpu.dirty_ring = DirtyRing(vcpu.id, config.dirty_ring, config.dirty_ring - reserve)
         # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
         weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
@@ -101,6 +108,12 @@ class Machine:
             if errno:
                 raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
+
+    def _enable_dirty_ring(self, entries: int, pml: bool) -> None:
+        errno = check_dirty_ring(entries, pml=pml) if entries else 0
+        if errno:
+            raise InputError(f"KVM_ENABLE_CAP refuses a dirty ring of {entries:#x} entries: {errno}")
+        self.kvm.dirty_ring_size = entries
 
     @property
     def emit(self) -> EventSink | None:
@@ -129,12 +142,15 @@ class Machine:
             An op of the language that is not modelled yet.
         """
         outcome = self._execute(op)
+        # Bare accesses end without an exit, but before anybody reads a log the vCPU is kicked out.
+        vmx_flush_pml_buffer(self.kvm.vcpus[op.vcpu])
         if self.op_sink is not None:
             self.op_sink(op, outcome)
         return outcome
 
     def _execute(self, op: Op) -> Outcome:
         vcpu = self.kvm.vcpus[op.vcpu]
+        self.kvm.running_vcpu = op.vcpu
         match op:
             case ops.Touch():
                 execution = Execution(self.config, self.processor, vcpu, op.mode)
@@ -191,6 +207,7 @@ class Machine:
     def _execute_host(self, op: Op, vcpu: Vcpu) -> Outcome:
         result: int | None = None
         dirty: list[int] | None = None
+        ring: list[tuple[int, int]] | None = None
         match op:
             case ops.GuestStore(size=size, gpa=gpa, value=value):
                 emulator_write_phys(vcpu, gpa, size, value)
@@ -204,19 +221,34 @@ class Machine:
                 result, dirty = kvm_get_dirty_log(self.kvm, id & 0xFFFF, id >> 16)
             case ops.ClearDirtyLog(id=id, first=first, count=count):
                 result = kvm_clear_dirty_log(self.kvm, id & 0xFFFF, first, count, id >> 16)
+            case ops.GetDirtyRing():
+                ring = self._get_dirty_ring(vcpu)
+            case ops.ResetDirtyRings():
+                result = kvm_vm_ioctl_reset_dirty_pages(self.kvm)
             case ops.InvalidateHva(gpa=gpa, length=length):
                 self._invalidate_hva(gpa, length)
+            case ops.Age(gpa=gpa, length=length):
+                result = self._age(gpa, length)
+            case ops.Collapse(gpa=gpa, length=length):
+                result = self._collapse(gpa, length)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
                 result = set_sregs(vcpu, cr0, cr3, cr4, efer)
             case ops.SetCpuid(key=key, value=value):
                 result = kvm_set_cpuid(vcpu, changed_cpu(vcpu.cpu, key, value))
+            case ops.SetPkru(value=value):
+                result = kvm_vcpu_ioctl_x86_set_xsave(vcpu, value)
             case ops.Teardown():
                 self._teardown()
             case _:
                 raise NotImplementedError(f"the op {type(op).__name__} is not modelled yet")
-        return Outcome(OutcomeKind.HOST, result=result, dirty=dirty)
+        return Outcome(OutcomeKind.HOST, result=result, dirty=dirty, ring=ring)
+
+    def _get_dirty_ring(self, vcpu: Vcpu) -> list[tuple[int, int]]:
+        if vcpu.dirty_ring is None:
+            raise InputError("the VM has no dirty rings; give it some (dirtyring N)")
+        return vcpu.dirty_ring.harvest()
 
     def _teardown(self) -> None:
         """Destroy the VM: all pages are zapped, then the vCPUs let go of their roots."""
@@ -262,7 +294,7 @@ class Machine:
             self._backing_frame(op.offset, op.size),
             flags=op.flags,
             as_id=op.id >> 16,
-            host_level=2 if self.config.thp else 1,
+            host_level=self._backing_level,
         )
         return kvm_set_memory_region(self.kvm, slot)
 
@@ -287,12 +319,58 @@ class Machine:
         for edge in (first, last + 1):
             block = edge & ~511
             if edge & 511 and block >= lowest:
-                if self.config.thp:
-                    self.memory.split_huge[block >> 9] = None
+                self.memory.page_level[block >> 9] = 1
                 kvm_unmap_hva_range(self.kvm, block, block + 511)
             lowest = first
         for _ in range(2):
             kvm_unmap_hva_range(self.kvm, first, last)
+
+    def _age(self, gpa: int, length: int) -> int:
+        """The VMM offers a range for reclaim; each page that the host has there is aged once.
+
+        Raises
+        ------
+        InputError
+            Part of a huge page, which the host would split.
+        """
+        if gpa & FRAME_BYTES - 1:
+            return -EINVAL
+        frame = self._backing_frame(gpa, length)
+        end = frame + -(-length // FRAME_BYTES)
+        while frame < end:
+            pages = HUGE // FRAME_BYTES if self._is_huge(frame) else 1
+            if frame % pages or frame + pages > end:
+                raise InputError(f"{length:#x} bytes at {gpa:#x} are part of a 2 MiB page; age whole ones")
+            kvm_age_hva(self.kvm, frame, frame + pages - 1)
+            frame += pages
+        return 0
+
+    def _collapse(self, gpa: int, length: int) -> int:
+        """The VMM has the host put a huge page in the place of small ones, in each whole 2 MiB of a range.
+
+        The content moves to other frames, which nobody sees but for the
+        invalidation. A backing of huge pages has ``MADV_NOHUGEPAGE`` once it is
+        filled, so that the host undoes no split by itself: there it refuses.
+        """
+        self._backing_frame(gpa, length)
+        first, end = -(-gpa // HUGE), gpa + -(-length // FRAME_BYTES) * FRAME_BYTES >> 21
+        if gpa & FRAME_BYTES - 1 or self.config.thp or end < first:
+            return -EINVAL
+        offset = self.memory.backing
+        for block in range(offset + (first << 9), offset + (end << 9), 512):
+            if not self._is_huge(block):
+                kvm_unmap_hva_range(self.kvm, block, block + 511)
+                self.memory.page_level[block >> 9] = 2
+        return 0
+
+    def _is_huge(self, frame: int) -> bool:
+        """Whether the host has the backing's frame in a 2 MiB page."""
+        return self.memory.mapping_level(frame, self._backing_level) > 1
+
+    @property
+    def _backing_level(self) -> int:
+        """Size of the pages that the backing was made of: 1 (4 KiB) or 2 (2 MiB)."""
+        return 2 if self.config.thp else 1
 
     def slot_configs(self) -> tuple[SlotConfig, ...]:
         """Return the memslots of address space 0 as they are now."""

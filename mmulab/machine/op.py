@@ -177,8 +177,38 @@ class ClearDirtyLog(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class GetDirtyRing(Op):
+    """The VMM takes what is new in the dirty ring of `vcpu`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetDirtyRings(Op):
+    """``KVM_RESET_DIRTY_RINGS``: what the VMM took may get dirty again."""
+
+
+@dataclass(frozen=True, slots=True)
 class InvalidateHva(Op):
     """The host changes and restores the protection of a range: MMU-notifier invalidation."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Age(Op):
+    """The host reclaims a range of the VMM's memory, but has no swap (``MADV_PAGEOUT``).
+
+    Each of its pages, of whatever size, is asked once whether it was accessed,
+    and stays.
+    """
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collapse(Op):
+    """The host puts huge pages in the place of small ones (``MADV_COLLAPSE``)."""
 
     gpa: int
     length: int
@@ -202,6 +232,13 @@ class SetSregs(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class SetPkru(Op):
+    """``KVM_SET_XSAVE`` with another PKRU: what each protection key forbids, two bits a key."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class Teardown(Op):
     """The VM is destroyed."""
 
@@ -220,6 +257,8 @@ class OutcomeKind(StrEnum):
     """L1 got an exit of L2."""
     VMFAIL = "vmfail"
     """VM entry failed its checks."""
+    DIRTY_RING_FULL = "dirty_ring_full"
+    """``KVM_RUN`` ended before the guest was entered: the VMM has to empty the vCPU's dirty ring."""
     HANG = "hang"
     """``KVM_RUN`` failed, with an error number, and the VMM runs the VM no more."""
 
@@ -254,6 +293,8 @@ class Outcome:
         Return value of a host op.
     dirty : list of int or None
         Pages set in the returned dirty bitmap.
+    ring : list of (int, int) or None
+        Slots and offsets taken from a dirty ring.
     cf, zf : int or None
         Flags after ``cmpxchg8b`` and VMX instructions.
     error : int or None
@@ -273,6 +314,7 @@ class Outcome:
     mmio: list[Mmio] | None = None
     result: int | None = None
     dirty: list[int] | None = None
+    ring: list[tuple[int, int]] | None = None
     cf: int | None = None
     zf: int | None = None
     error: int | None = None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.state import Vcpu
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
 from mmulab.x86.mode import (
@@ -212,13 +211,18 @@ def _nested(
     memory, kvm = vcpu.kvm.memory, vcpu.kvm
     paging, root = nested_paging(vcpu, host), vcpu.mmu.root_hpa
     pdptes = memory.words[root >> 3 : (root >> 3) + 4] if paging.mode is PAGING_PAE else None
-    w = walk(paging, root, gpa, pfec, memory.load64, memory.store64, pdptes=pdptes)
+
+    def store(hpa: int, entry: int) -> None:
+        if entry & ~memory.words[hpa >> 3] & VMX_EPT_DIRTY_BIT:
+            vcpu.pml_buffer.append(gpa >> 12)
+        memory.store64(hpa, entry)
+
+    logs = kvm.config.pml and not vcpu.guest_mode  # L2 runs without a log
+    w = walk(
+        paging, root, gpa, pfec, memory.load64, store if logs else memory.store64, pdptes=pdptes
+    )
     if w.error is not None:
         raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
-    dirties = pfec & PFERR_WRITE_MASK and w.ptes[w.level] & VMX_EPT_DIRTY_BIT
-    if kvm.config.pml and not vcpu.guest_mode and dirties:
-        # The log of dirtied pages is emptied into the bitmap at the next exit; L2 runs without one.
-        kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
     return w.pa
 
 

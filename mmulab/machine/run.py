@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.errors import InputError
+from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.exits import (
     NestedExit,
@@ -171,8 +172,13 @@ class Execution:
 
     def _enter(self, *, reinject: bool = False) -> bool:
         """Enter the guest, which from then on has run; False if the vCPU shuts down instead."""
-        if not vcpu_enter_guest(self.vcpu, reinject=reinject):
-            return False
+        try:
+            if not vcpu_enter_guest(self.vcpu, reinject=reinject):
+                return False
+        except DirtyRingFullError:
+            if not reinject:
+                self.vcpu.exception = None  # the VMM's KVM_SET_REGS for the next op drops it
+            raise
         self.vcpu.last_vmentry_cpu = 0
         return True
 

@@ -46,9 +46,9 @@ class HostMemory:
         the next one copies only frames written since.
     backing : int
         Frame number of the backing's first page.
-    split_huge : dict of int to None
-        2 MiB runs (frame >> 9) that the host maps with 4 KiB pages although it
-        had a huge page there.
+    page_level : dict of int to int
+        2 MiB runs (frame >> 9) of the backing that the host has split into 4 KiB
+        pages (1), or collapsed into a huge one (2), since.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class HostMemory:
         "dwords",
         "epoch",
         "frames",
-        "split_huge",
+        "page_level",
         "stamp",
         "words",
         "written",
@@ -84,7 +84,7 @@ class HostMemory:
         self.words = flat.cast("Q")
         self.dwords = flat.cast("I")
         self.epoch = 1
-        self.split_huge: dict[int, None] = {}
+        self.page_level: dict[int, int] = {}
         self._table_frames = table_frames
         self._next = 1
         self._free: list[int] = []
@@ -127,10 +127,9 @@ class HostMemory:
     def mapping_level(self, frame: int, backing_level: int) -> int:
         """Return the size of the host's page at `frame`: 1 (4 KiB) to 3 (1 GiB).
 
-        `backing_level` is the size the slot's backing was made of; a huge page
-        that the host had to split counts as 4 KiB pages.
+        `backing_level` is the size the slot's backing was made of.
         """
-        return 1 if frame >> 9 in self.split_huge else backing_level
+        return self.page_level.get(frame >> 9, backing_level)
 
     def load64(self, hpa: int, level: int = 0) -> int:
         """Read the aligned 64-bit word at `hpa`; usable as a walk's ``load``."""

@@ -63,10 +63,11 @@ def machine_config(
         backing_bytes=header.backing_bytes,
         thp=header.thp,
         manual_dirty=header.manual_dirty,
+        dirty_ring=header.dirty_ring,
         slots=tuple(SlotConfig(*slot) for slot in header.slots),
         stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),
         kernel=kernel if design is None else kernel.with_(design=design),
-        vcpus=1 + max((step.op.vcpu for step in scenario.steps), default=0),
+        vcpus=max(header.vcpus, 1 + max((step.op.vcpu for step in scenario.steps), default=0)),
     )
 
 

@@ -17,6 +17,7 @@ from itertools import pairwise
 from mmulab import limits
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import LINUX_6_1, find_kernel
+from mmulab.machine.config import MAX_VCPUS
 from mmulab.machine.op import Op
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.check import check_values
@@ -108,6 +109,8 @@ class ScenarioBuilder:
     mem : int
         Bytes of backing.
     thp, manual_dirty : bool
+    vcpus, dirty_ring : int
+        See :class:`~mmulab.scenario.scenario.Header`.
     cpu, host : dict of str to int, optional
         Changes to :data:`~mmulab.scenario.scenario.CPUID_DEFAULTS` and
         :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
@@ -128,6 +131,8 @@ class ScenarioBuilder:
         mem: int = DEFAULT_MEM,
         thp: bool = False,
         manual_dirty: bool = False,
+        vcpus: int = 1,
+        dirty_ring: int = 0,
         cpu: dict[str, int] | None = None,
         host: dict[str, int] | None = None,
         source: str = "<built>",
@@ -141,6 +146,9 @@ class ScenarioBuilder:
         self.mem = aligned("mem", within("mem", mem, HELPER_PML4 + _PAGE, MAX_MEM))
         self.thp = thp
         self.manual_dirty = manual_dirty
+        if not 1 <= vcpus <= MAX_VCPUS:
+            raise GrammarError(f"vcpus is {vcpus:x}, expected 1 to {MAX_VCPUS:x} (hexadecimal)")
+        self.vcpus, self.dirty_ring = vcpus, dirty_ring
         self.cpuid = _merged("CPUID feature", CPUID_DEFAULTS, cpu or {})
         self.host = _merged("host parameter", HOST_DEFAULTS, host or {})
         self.source = source
@@ -279,6 +287,8 @@ class ScenarioBuilder:
             mem=header.backing_bytes,
             thp=header.thp,
             manual_dirty=header.manual_dirty,
+            vcpus=header.vcpus,
+            dirty_ring=header.dirty_ring,
             cpu=header.cpuid,
             host=header.host,
             source=scenario.source,
@@ -306,6 +316,8 @@ class ScenarioBuilder:
             backing_bytes=self.mem,
             thp=self.thp,
             manual_dirty=self.manual_dirty,
+            vcpus=self.vcpus,
+            dirty_ring=self.dirty_ring,
             slots=self._all_slots(),
             fills=tuple(self._fills),
             values=tuple(self._values),

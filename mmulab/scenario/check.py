@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mmulab.errors import InputError
+from mmulab.kvm.dirty_ring import check_dirty_ring
 from mmulab.kvm.memory_region import check_memory_region, kvm_mmu_max_gfn
 from mmulab.kvm.sregs import invalid_sregs, unknown_efer
 from mmulab.machine.config import MAXPHYADDR_LIMITS, HostConfig
@@ -114,6 +115,9 @@ def _of_host(header: Header) -> Iterator[tuple[tuple[str, ...], str]]:
         for other in others:
             if header.host[name] and not header.host[other]:
                 yield ("host",), f"the host has {name}=1 and {other}=0; {name} needs {other}=1"
+    if header.dirty_ring and check_dirty_ring(header.dirty_ring, pml=bool(header.host["pml"])):
+        sizes = f"a power of two from {400 if header.host['pml'] else 100} to 10000 (hexadecimal)"
+        yield ("dirtyring",), f"KVM refuses a dirty ring of {header.dirty_ring:x} entries, expected {sizes}"
     for feature, vendor in VIRTUALIZATION.items():
         if header.cpuid[feature] and header.vendor != vendor:
             yield ("cpu",), f"cpu has {feature}=1 on host {header.vendor}; only {vendor} has {feature}"

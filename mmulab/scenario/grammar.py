@@ -8,7 +8,8 @@ PCID of ``invpcid`` are the register and the first word of the descriptor, 64 bi
 each; a guest on an AMD host without ``nrips=1`` does not get past it, as on Linux
 6.1, whose emulator cannot tell its length. Bit 16 of a slot's ID is the number of
 its address space, as in ``KVM_SET_USER_MEMORY_REGION``: 1 is what a vCPU sees
-in system management mode, between ``smm on`` and ``smm off``.
+in system management mode, between ``smm on`` and ``smm off``. GPA of ``hw``, ``hinval``,
+``age`` and ``collapse`` is an offset into the backing.
 """
 
 from __future__ import annotations
@@ -148,7 +149,11 @@ FORMS: dict[str, Form] = {
     "cleardirty": Form(
         ops.ClearDirtyLog, {"id": _ID, "first": number("FIRST", _GPA), "count": number("N", 1 << 32)}
     ),
+    "getring": Form(ops.GetDirtyRing, {}),
+    "resetring": Form(ops.ResetDirtyRings, {}),
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "collapse": Form(ops.Collapse, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,
@@ -159,6 +164,7 @@ FORMS: dict[str, Form] = {
             "efer": number("EFER", _U64),
         },
     ),
+    "pkru": Form(ops.SetPkru, {"value": number("VAL", 1 << 32)}),
     "cpuid": Form(ops.SetCpuid, {"key": _KEY, "value": _VAL}),
     "smm": Form(ops.Smm, {"on": _ON}),
     "vmrun": Form(ops.Vmrun, {"gpa": _PHYS}),

@@ -54,10 +54,15 @@ HOST_OPS = (
     ops.DeleteMemslot,
     ops.GetDirtyLog,
     ops.ClearDirtyLog,
+    ops.GetDirtyRing,
+    ops.ResetDirtyRings,
     ops.InvalidateHva,
+    ops.Age,
+    ops.Collapse,
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,
+    ops.SetPkru,
 )
 """Ops of the VMM and of the host, which no vCPU executes."""
 

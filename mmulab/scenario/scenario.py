@@ -164,6 +164,10 @@ class Header:
         The backing consists of 2 MiB huge pages of the host.
     manual_dirty : bool
         ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`` is on.
+    vcpus : int
+        At least as many as the steps name.
+    dirty_ring : int
+        Entries of each vCPU's dirty ring (``KVM_CAP_DIRTY_LOG_RING``); 0: the VM has none.
     slots : tuple of Slot
     fills, values : tuple
         Memory after the background and the helper pages: fills, then values.
@@ -184,6 +188,8 @@ class Header:
     backing_bytes: int
     thp: bool = False
     manual_dirty: bool = False
+    vcpus: int = 1
+    dirty_ring: int = 0
     slots: tuple[Slot, ...] = ()
     fills: tuple[Fill, ...] = ()
     values: tuple[Value, ...] = ()

@@ -28,6 +28,8 @@ without prefix; addresses of memory are offsets into the backing.
 ``mem BYTES``                       size of the backing
 ``thp 0|1``                         the backing is made of 2 MiB pages
 ``manualdirty 0|1``                 ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``
+``vcpus N``                         vCPUs, at least those that ops name
+``dirtyring N``                     entries of each vCPU's dirty ring
 ``slot0 SIZE``                      size of slot 0, at GPA 0 from the start of the backing
 ``slot ID GPA SIZE FLAGS OFFSET``   a memslot; ID 10000 and up: of system management mode
 ``root GPA``, ``alloc GPA``         tables
@@ -217,6 +219,8 @@ _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "cpu": lambda args: {"cpu": _pairs(args)},
     "mem": lambda args: {"mem": _numbers(args, "BYTES")[0]},
     "thp": lambda args: {"thp": _switch(args)},
+    "vcpus": lambda args: {"vcpus": _numbers(args, "N")[0]},
+    "dirtyring": lambda args: {"dirty_ring": _numbers(args, "N")[0]},
     "manualdirty": lambda args: {"manual_dirty": _switch(args)},
 }
 
@@ -294,6 +298,10 @@ def _header_lines(scenario: Scenario) -> Iterator[str]:
         yield "thp 1"
     if header.manual_dirty:
         yield "manualdirty 1"
+    if header.vcpus > 1:
+        yield f"vcpus {header.vcpus:x}"
+    if header.dirty_ring:
+        yield f"dirtyring {header.dirty_ring:x}"
     if header.kernel != LINUX_6_1.name:
         yield f"kernel {header.kernel}"
     for quirk in header.quirks:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmulab.errors import InputError, quoted
+from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Kvm, Vcpu
@@ -238,7 +239,7 @@ def small_state(machine: Machine, constants: Constants) -> Json:
         "slots": [_address_space(slots, constants) for slots in kvm.slots],
         "vcpus": [_vcpu(vcpu, constants) for vcpu in kvm.vcpus],
         "pool": encode(memory.pool(), constants),
-        "split_huge": list(memory.split_huge),
+        "page_level": encode(memory.page_level, constants),
         "machine": {
             name: encode(value, constants)
             for name, value in vars(machine).items()
@@ -275,6 +276,7 @@ def _vcpu(vcpu: Vcpu, constants: Constants) -> Json:
 
 _OPTIONAL: dict[str, Any] = {
     "exception": tuple[int, int | None, int | None] | None,
+    "dirty_ring": DirtyRing | None,
     "fetch_fault": X86Exception | None,
     "nested": NESTED | None,
     "singlestep_rip": int | None,
@@ -306,9 +308,10 @@ def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
         _restore_vcpu(vcpu, attributes, constants)
     pool = decode(state["pool"], constants)
     check(pool, tuple[int, list[int]], "the pool of frames")
-    check(state["split_huge"], list[int], "split_huge")
+    page_level = decode(state["page_level"], constants)
+    check(page_level, dict[int, int], "page_level")
     machine.memory.restore_pool(*pool)
-    machine.memory.split_huge = dict.fromkeys(state["split_huge"])
+    machine.memory.page_level = page_level
 
 
 def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:

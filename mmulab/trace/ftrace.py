@@ -170,6 +170,23 @@ def _smm_transition(e: ev.kvm_smm_transition, design: RoleDesign) -> str:
     return f"{'entering' if e.entering else 'leaving'} SMM, smbase {e.smbase:#x}"
 
 
+def _ring_counts(e: Any) -> str:
+    return f"ring {e.ring}: dirty {e.dirty_index:#x} reset {e.reset_index:#x}"
+
+
+def _ring_push(e: ev.kvm_dirty_ring_push, design: RoleDesign) -> str:
+    used = e.dirty_index - e.reset_index
+    return f"{_ring_counts(e)} slot {e.slot} offset {e.offset:#x} (used {used})"
+
+
+def _ring_reset(e: ev.kvm_dirty_ring_reset, design: RoleDesign) -> str:
+    return f"{_ring_counts(e)} (used {e.dirty_index - e.reset_index})"
+
+
+def _ring_exit(e: ev.kvm_dirty_ring_exit, design: RoleDesign) -> str:
+    return f"vcpu {e.vcpu_id}"
+
+
 def _nested_exit(e: Any, design: RoleDesign) -> str:
     rest = "".join(
         f" {name}: {value:#010x}"
@@ -202,6 +219,9 @@ _WORDINGS: dict[type, Wording] = {
     ev.kvm_msr: _msr,
     ev.kvm_cr: _cr,
     ev.kvm_smm_transition: _smm_transition,
+    ev.kvm_dirty_ring_push: _ring_push,
+    ev.kvm_dirty_ring_reset: _ring_reset,
+    ev.kvm_dirty_ring_exit: _ring_exit,
     ev.kvm_nested_vmexit: _nested_exit,
     ev.kvm_nested_vmexit_inject: _nested_exit,
 }

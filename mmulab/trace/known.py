@@ -15,6 +15,7 @@ from typing import Any
 
 from mmulab.errors import InputError, quoted
 from mmulab.events import EVENT_TYPES
+from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.event_words import EventWords
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
@@ -58,7 +59,7 @@ RECORDS = {
     **OUTCOMES,
     **EVENTS,
     **_named(CpuModel, CpuRole, Emulation, HostConfig, Mmu, MmioAccess, ops.Mmio, Paging, PagingMode),
-    **_named(EventWords, RoleFacts, SlotConfig, Stubs, Validity, VmxState, X86Exception),
+    **_named(DirtyRing, EventWords, RoleFacts, SlotConfig, Stubs, Validity, VmxState, X86Exception),
 }
 ENUMS = _named(ops.Mode, ops.OutcomeKind)
 OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {

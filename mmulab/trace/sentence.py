@@ -118,9 +118,14 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.ClearDirtyLog: lambda o: (
         f"the VMM clears the dirty log of memslot {o.id:#x}: {o.count:#x} pages from {o.first:#x}"
     ),
+    ops.GetDirtyRing: lambda o: f"the VMM takes what is new in the dirty ring of vCPU {o.vcpu}",
+    ops.ResetDirtyRings: lambda o: "the VMM has what it took from the dirty rings logged anew",
     ops.InvalidateHva: lambda o: f"the host invalidates {o.length:#x} bytes behind offset {o.gpa:#x}",
+    ops.Age: lambda o: f"the host tries to reclaim {o.length:#x} bytes behind offset {o.gpa:#x}",
+    ops.Collapse: lambda o: f"the host makes huge pages of {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
+    ops.SetPkru: lambda o: f"the VMM sets PKRU of vCPU {o.vcpu} to {o.value:#x}",
     ops.Teardown: lambda o: "the VM is destroyed",
 }
 
@@ -137,7 +142,8 @@ def outcome_sentence(outcome: Outcome) -> str:
             return f"the guest gets {_EXCEPTIONS.get(outcome.vector or 0, f'vector {outcome.vector}')}{code}"
         case OutcomeKind.HOST:
             dirty = "" if outcome.dirty is None else f"; dirty pages: {_pages(outcome.dirty)}"
-            return ("done" if not outcome.result else f"returns {outcome.result}") + dirty
+            ring = "" if outcome.ring is None else f"; dirty pages: {_ring(outcome.ring)}"
+            return ("done" if not outcome.result else f"returns {outcome.result}") + dirty + ring
         case OutcomeKind.VMEXIT:
             told = " ".join(f"{name} {value:#x}" for name, value in (outcome.vmexit or {}).items())
             return f"L1 gets an exit of L2: {told}"
@@ -153,11 +159,16 @@ _PLAIN_ENDS = {
     OutcomeKind.SHUTDOWN: "the vCPU shuts down (triple fault)",
     OutcomeKind.L2: "L2 runs",
     OutcomeKind.VMFAIL: "the VM entry fails its checks",
+    OutcomeKind.DIRTY_RING_FULL: "the vCPU does not run: its dirty ring is all but full",
 }
 
 
 def _pages(dirty: list[int]) -> str:
     return ", ".join(f"{page:#x}" for page in dirty) or "none"
+
+
+def _ring(taken: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{offset:#x} of memslot {slot:#x}" for slot, offset in taken) or "none"
 
 
 def _ended_well(outcome: Outcome) -> list[str]:
@@ -279,6 +290,14 @@ _EVENTS: dict[type, Callable[[Any, RoleDesign], str]] = {
     ev.kvm_smm_transition: lambda e, d: (
         f"The vCPU {'enters' if e.entering else 'leaves'} system management mode (SMRAM at {e.smbase:#x})."
     ),
+    ev.kvm_dirty_ring_push: lambda e, d: (
+        f"Page {e.offset:#x} of memslot {e.slot:#x} is dirty: it goes into the ring of vCPU {e.ring}."
+    ),
+    ev.kvm_dirty_ring_reset: lambda e, d: (
+        f"What the VMM took from the ring of vCPU {e.ring} is given back;"
+        f" {e.dirty_index - e.reset_index} entries are left."
+    ),
+    ev.kvm_dirty_ring_exit: lambda e, d: f"The dirty ring of vCPU {e.vcpu_id} is all but full.",
     ev.kvm_mmu_load: lambda e, d: "The vCPU has no root: KVM sets one up.",
     ev.kvm_mmu_new_pgd: lambda e, d: f"KVM turns to the guest's root {e.new_pgd:#x}.",
     ev.kvm_mmu_free_roots: lambda e, d: "KVM lets go of roots.",

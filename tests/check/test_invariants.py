@@ -288,6 +288,19 @@ def test_a_logged_page_that_can_be_written_counts_as_dirty() -> None:
     assert status(guest.kvm) is Invariant.DIRTY_LOG
 
 
+def test_a_logged_page_that_can_be_written_is_in_some_ring() -> None:
+    guest = Guest("64", dirty_ring=256, vcpus=2).map(GVA, DATA)
+    guest.reset(vcpu=1)
+    guest.machine.execute(ops.SetMemslot(0, 0, 8 * MIB, KVM_MEM_LOG_DIRTY_PAGES, 0))
+    guest.write(GVA, vcpu=1)
+    guest.write(GVA)
+    assert status(guest.kvm) is Invariant.VALID
+    ring = guest.kvm.vcpus[1].dirty_ring
+    assert ring is not None
+    ring.gfns.clear()
+    assert status(guest.kvm) is Invariant.DIRTY_LOG
+
+
 def test_a_device_entry_of_an_older_generation_may_lie() -> None:
     guest = Guest("64").map(GVA, HOLE)
     guest.read(GVA)

@@ -53,6 +53,13 @@ from mmulab.machine.op import Mmio, Outcome, OutcomeKind
             "host ret=0 dirty=",
         ),
         (
+            Outcome(OutcomeKind.HOST, ring=[(0, 0x10), (0x10003, 1)]),
+            {"out": "host", "ring": "0:10,10003:1"},
+            "host ring=0:10,10003:1",
+        ),
+        (Outcome(OutcomeKind.HOST, ring=[]), {"out": "host", "ring": ""}, "host ring="),
+        (Outcome(OutcomeKind.DIRTY_RING_FULL), {"out": "dirty_ring_full"}, "dirty_ring_full"),
+        (
             Outcome(OutcomeKind.INTERNAL_ERROR, suberror=1),
             {"out": "internal_error", "sub": 1},
             "internal_error sub=1",

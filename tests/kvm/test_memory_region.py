@@ -11,15 +11,14 @@ from mmulab.kvm.memory_region import (
     kvm_delete_memslot,
     kvm_get_dirty_log,
     kvm_set_memory_region,
-    kvm_unmap_hva_range,
 )
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
-from mmulab.machine.op import Outcome, OutcomeKind
+from mmulab.machine.op import OutcomeKind
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
-from tests.kvm.guest import DATA, GVA, HOLE, MIB, NX, A, Guest, W
+from tests.kvm.guest import DATA, GVA, HOLE, MIB, Guest, W
 
 EINVAL, EEXIST, ENOENT = -22, -17, -2
 LOG, ROM = KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
@@ -294,47 +293,6 @@ def test_only_dirty_pages_are_protected_by_the_clear() -> None:
     with guest.watch() as seen:
         assert kvm_clear_dirty_log(guest.kvm, 0, 0, 64) == 0
     assert seen == []
-
-
-# The host unmaps ----------------------------------------------------------------------------------
-
-
-def test_what_maps_the_frames_is_zapped_in_every_slot() -> None:
-    guest = Guest("64").map(GVA, DATA).map(GVA + 0x40000, HOLE)
-    region(guest, 1, HOLE, 0x1000, 0, DATA)
-    guest.read(GVA)
-    guest.read(GVA + 0x40000)
-    frame = guest.hpa(DATA) >> 12
-    with guest.watch() as seen:
-        kvm_unmap_hva_range(guest.kvm, frame, frame)
-    assert seen == [ev.kvm_unmap_hva_range(), ev.kvm_flush_remote_tlbs()]
-    assert guest.spte(GVA) == guest.spte(GVA + 0x40000) == 0
-    assert violations(guest.kvm) == []
-    with guest.watch() as seen:
-        kvm_unmap_hva_range(guest.kvm, frame, frame)
-    assert seen == [ev.kvm_unmap_hva_range()]
-
-
-def test_a_huge_entry_goes_with_any_page_of_it() -> None:
-    guest = Guest("64", thp=True).map(GVA, 4 * MIB, level=2)
-    guest.read(GVA)
-    frame = (guest.hpa(4 * MIB) >> 12) + 77
-    kvm_unmap_hva_range(guest.kvm, frame, frame)
-    assert guest.spte(GVA, 2) == 0
-    assert guest.kvm.stat["pages_2m"] == 0
-
-
-def test_changing_the_protection_splits_huge_host_pages_at_the_ends() -> None:
-    guest = Guest("64", thp=True).map(GVA, 4 * MIB, level=2)
-    guest.read(GVA)
-    with guest.watch() as seen:
-        done: Outcome = guest.machine.execute(ops.InvalidateHva(4 * MIB + 0x10000, 0x1000))
-    assert done.kind is OutcomeKind.HOST
-    # Both ends lie in one huge page, so it is split once; then twice the range itself.
-    assert seen.count(ev.kvm_unmap_hva_range()) == 4
-    guest.read(GVA)
-    assert guest.page(GVA).direct
-    assert guest.spte(GVA) & (A | NX) == A
 
 
 # The generation ------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_the_size_is_the_least_that_anyone_allows() -> None:
     guest.slot.disallow_lpage[2][gfn >> 9] = 1
     assert level(3) == 1
     del guest.slot.disallow_lpage[2][gfn >> 9]
-    guest.machine.memory.split_huge[guest.slot.frame(gfn) >> 9] = None
+    guest.machine.memory.page_level[guest.slot.frame(gfn) >> 9] = 1
     assert level(3) == 1
 
 

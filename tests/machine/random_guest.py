@@ -266,6 +266,8 @@ def host_ops(layout: Layout) -> Ops:
         st.builds(ops.GetDirtyLog, st.sampled_from((0, 1))),
         st.builds(ops.ClearDirtyLog, st.just(0), st.sampled_from((0, 0x300, 0x200)), st.just(0x40)),
         st.builds(ops.InvalidateHva, places, st.sampled_from((0x1000, 0x3000))),
+        st.builds(ops.Collapse, st.sampled_from((0, 2 * MIB, 4 * MIB)), st.just(2 * MIB)),
+        st.builds(ops.Age, st.sampled_from((0, 2 * MIB)), st.just(2 * MIB)),
         st.builds(ops.SetNrMmuPages, st.sampled_from((64, 400))),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 import pytest
@@ -177,6 +178,74 @@ def test_changing_protection_invalidates_the_ends_first(
     assert set(ends) == set(ranges)
 
 
+@pytest.mark.parametrize("gpa", [2 * MIB, 4 * MIB])
+def test_each_page_that_the_host_has_is_aged_once(gpa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_of(thp=True)
+    machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))  # splits that huge page
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmulab.machine.machine.kvm_age_hva", lambda kvm, first, last: called.append((first, last))
+    )
+    assert machine.execute(ops.Age(gpa, 2 * MIB)).result == 0
+    base, first = machine.memory.backing, gpa >> 12
+    small = [(base + first + i, base + first + i) for i in range(512)]
+    assert called == (small if gpa == 2 * MIB else [(base + first, base + first + 511)])
+
+
+def test_the_host_is_asked_for_whole_pages() -> None:
+    machine = machine_of(thp=True)
+    assert machine.execute(ops.Age(0x10, 0x1000)).result == -errno.EINVAL
+    with pytest.raises(InputError, match="part of a 2 MiB page"):
+        machine.execute(ops.Age(0x1000, 0x1000))
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length", "result", "blocks"),
+    [
+        (2 * MIB, 2 * MIB, 0, [1]),
+        (MIB, 6 * MIB, 0, [1, 2]),
+        (2 * MIB, 4 * MIB - 1, 0, [1, 2]),  # the length is rounded up to whole pages
+        (2 * MIB, 0x1000, 0, []),
+        (MIB, 0x1000, -errno.EINVAL, []),
+        (2 * MIB + 8, 2 * MIB, -errno.EINVAL, []),
+    ],
+)
+def test_whole_blocks_become_huge_pages(
+    gpa: int, length: int, result: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of()
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmulab.machine.machine.kvm_unmap_hva_range", lambda kvm, first, last: called.append((first, last))
+    )
+    assert machine.execute(ops.Collapse(gpa, length)).result == result
+    base = machine.memory.backing
+    assert called == [(base + 512 * block, base + 512 * block + 511) for block in blocks]
+    machine.execute(ops.Collapse(gpa, length))
+    assert len(called) == len(blocks)  # what is huge already stays as it is
+
+
+def test_a_backing_of_huge_pages_is_left_alone() -> None:
+    machine = machine_of(thp=True)
+    machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))
+    assert machine.execute(ops.Collapse(2 * MIB, 2 * MIB)).result == -errno.EINVAL
+
+
+@pytest.mark.parametrize("host", [HostConfig(), HostConfig(tdp=True, tdp_mmu=True)], ids=["shadow", "tdp"])
+def test_a_collapsed_block_is_mapped_huge_until_it_is_split(host: HostConfig) -> None:
+    guest = Guest("np", host=host)
+    guest.write(2 * MIB, 0x1234)
+    with guest.watch() as seen:
+        guest.machine.execute(ops.Collapse(2 * MIB, 2 * MIB))
+    assert (type(seen[0]), seen[-1]) == (ev.kvm_unmap_hva_range, ev.kvm_flush_remote_tlbs())
+    assert guest.spte(2 * MIB) == 0
+    assert guest.read(2 * MIB).rax == 0x1234
+    assert guest.kvm.stat["pages_2m"] == 1
+    guest.machine.execute(ops.InvalidateHva(2 * MIB, 0x1000))
+    guest.read(2 * MIB)
+    assert guest.kvm.stat["pages_2m"] == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_at_the_end_nothing_is_left(mode: str) -> None:
     guest = Guest(mode)
@@ -201,6 +270,8 @@ def test_at_the_end_nothing_is_left(mode: str) -> None:
         ops.HostWrite(8, 8 * MIB - 4, 1),
         ops.SetMemslot(1, 0x1000000, 0x2000, 0, 8 * MIB - 0x1000),
         ops.InvalidateHva(8 * MIB, 0x1000),
+        ops.Age(8 * MIB, 0x1000),
+        ops.Collapse(8 * MIB, 2 * MIB),
     ],
     ids=lambda op: type(op).__name__,
 )

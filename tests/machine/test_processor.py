@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
+from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import OutcomeKind
 from mmulab.machine.processor import (
@@ -22,12 +23,13 @@ from mmulab.machine.processor import (
 from mmulab.x86.mode import PAGING_4LEVEL, PAGING_5LEVEL, PAGING_PAE
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
+    PFERR_PK_MASK,
     PFERR_PRESENT_MASK,
     PFERR_RSVD_MASK,
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
-from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
+from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_PKE, X86_CR4_SMAP, X86_CR4_SMEP, CpuModel
 from tests.kvm.guest import DATA, GVA, HOLE, NX, PAGE, A, D, Guest, P, U, W, cr4
 from tests.scenario.texts import ran
 
@@ -274,3 +276,40 @@ def test_cr0_reads_the_pdptes_again_if_paging_or_caching_changes(quirk: str, rea
     table = [e.fault_address for e in wp.events if isinstance(e, ev.kvm_page_fault)]
     assert wp.outcome.kind is OutcomeKind.OK
     assert (0x10000 in table) is reads
+
+
+# Protection keys -------------------------------------------------------------------------------------
+
+
+def test_a_key_forbids_what_pkru_says_while_pke_is_set() -> None:
+    """Under two-dimensional paging alone; the processor faults by itself, and KVM sees nothing."""
+    key = 3
+    guest = Guest("64", on=cr4(X86_CR4_PKE), host=HostConfig(tdp=True), cpu=CpuModel(maxphyaddr=40, pku=True))
+    guest.map(GVA, DATA, PAGE | key << 59)
+    guest.read(GVA)
+    assert guest.machine.execute(ops.SetPkru(2 << 2 * key)).result == 0
+    with guest.watch() as seen:
+        assert guest.read(GVA, "u").kind is OutcomeKind.OK
+        fault = guest.write(GVA, mode="u")
+    assert (fault.vector, fault.error_code, fault.cr2) == (14, P | W | U | PFERR_PK_MASK, GVA)
+    assert seen == []
+    guest.machine.execute(ops.SetPkru(1 << 2 * key))
+    assert guest.read(GVA).error_code == P | PFERR_PK_MASK
+    assert guest.fetch(GVA).kind is OutcomeKind.OK
+    guest.machine.execute(ops.WriteCr(4, guest.vcpu.cr4 & ~X86_CR4_PKE))
+    assert guest.read(GVA).kind is OutcomeKind.OK
+
+
+def test_each_vcpu_has_its_pkru() -> None:
+    guest = Guest("np", vcpus=2)
+    guest.machine.execute(ops.SetPkru(0xC, vcpu=1))
+    assert [vcpu.pkru for vcpu in guest.kvm.vcpus] == [0, 0xC]
+
+
+def test_shadow_paging_has_no_protection_keys() -> None:
+    """Whatever the guest's CPUID says (``kvm_set_cpu_caps``)."""
+    guest = Guest("64", cpu=CpuModel(maxphyaddr=40, pku=True)).map(GVA, DATA, PAGE | 3 << 59)
+    assert guest.machine.execute(ops.SetPkru(0xFFFFFFFF)).result == 0
+    done = guest.machine.execute(ops.WriteCr(4, guest.vcpu.cr4 | X86_CR4_PKE))
+    assert (done.kind, done.vector) == (OutcomeKind.EXC, 13)
+    assert guest.read(GVA, "u").kind is OutcomeKind.OK

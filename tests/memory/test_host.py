@@ -85,9 +85,15 @@ def test_a_read_leaves_no_stamp() -> None:
 def test_a_huge_page_that_was_split_maps_4_kib() -> None:
     memory = HostMemory(2 * MIB2)
     assert memory.mapping_level(memory.backing + 5, 2) == 2
-    memory.split_huge[memory.backing >> 9] = None
+    memory.page_level[memory.backing >> 9] = 1
     assert [memory.mapping_level(memory.backing + i, 2) for i in (0, 511, 512)] == [1, 1, 2]
     assert memory.mapping_level(memory.backing + 512, 1) == 1
+
+
+def test_small_pages_that_were_collapsed_map_2_mib() -> None:
+    memory = HostMemory(2 * MIB2)
+    memory.page_level[memory.backing >> 9] = 2
+    assert [memory.mapping_level(memory.backing + i, 1) for i in (0, 511, 512)] == [2, 2, 1]
 
 
 def test_the_repr_counts_frames_in_use() -> None:

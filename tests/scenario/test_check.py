@@ -46,6 +46,8 @@ def text(mode: str, header: str, ops: str = "nop") -> str:
         ("64", "sregs 80010031 10000 80000020 d00", "CR4 has bits 80000000, which KVM has not"),
         ("64", "sregs 80010031 10000 20 10000d00", "EFER has bits 10000000, on which VM entry fails"),
         ("np", "slot 7ffc 0 1000 0 0", "KVM_SET_USER_MEMORY_REGION refuses slot 7ffc"),
+        ("np", "dirtyring 180", "KVM refuses a dirty ring of 180 entries, expected a power of two from 100"),
+        ("np", "dirtyring 20000", "KVM refuses a dirty ring of 20000 entries"),
         ("np", "slot 1 fffffffffff000 1000 0 0", "its last page lies above gfn ffffffffff"),
     ],
 )
@@ -71,6 +73,18 @@ def test_a_header_that_cannot_be_is_one_line(mode: str, header: str, says: str) 
 def test_the_line_named_is_the_one_to_change(headers: str, says: str) -> None:
     with pytest.raises(InputError, match=rf"a\.mmu: {says}"):
         run(parse_scenario(text("64", headers), "a.mmu"))
+
+
+def test_under_pml_a_dirty_ring_has_a_larger_reserve() -> None:
+    text_ = text("np", "host intel ept=1 pml=1\ndirtyring 200", "getring")
+    with pytest.raises(InputError, match=r"^a.mmu: line 4: .* a power of two from 400 "):
+        run(parse_scenario(text_, "a.mmu"))
+    assert run(parse_scenario(text_.replace("pml=1", "pml=0")))[1].outcome.ring == []
+
+
+def test_without_a_dirty_ring_there_is_nothing_to_take() -> None:
+    with pytest.raises(InputError, match="line 6: the VM has no dirty rings"):
+        run(parse_scenario(text("np", "vcpus 2", "@1 getring"), "a.mmu"))
 
 
 def test_shadow_paging_takes_slots_that_two_dimensional_paging_does_not() -> None:

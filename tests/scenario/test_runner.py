@@ -155,7 +155,7 @@ def test_the_machine_knows_what_the_runner_lets_through(name: str) -> None:
         values |= {"key": "smep"}
     if name == "sregs":
         values |= {"cr0": 0x31}
-    machine = Machine(machine_config(ScenarioBuilder("np").build()))
+    machine = Machine(machine_config(ScenarioBuilder("np", dirty_ring=256).build()))
     op = form.type(**values)
     machine.execute(ops.SetSregs(cr0=0x31, cr3=0, cr4=0, efer=0))
     kind = machine.execute(op).kind

@@ -67,6 +67,20 @@ def test_any_checkpoint_is_what_was_and_runs_on(name: str, tdp: bool) -> None:
     check()
 
 
+def test_dirty_rings_come_back() -> None:
+    guest = Guest("np", dirty_ring=256)
+    guest.machine.execute(ops.SetMemslot(0, 0, 8 * MIB, 1, 0))
+    checkpoints = Checkpoints()
+    checkpoints.take(guest.machine)
+    guest.write(DATA)
+    checkpoints.take(guest.machine)
+    checkpoints.freeze()
+    copy = Machine(guest.machine.config)
+    for number, ring in ((1, [(0, DATA >> 12)]), (0, [])):
+        checkpoints.restore(copy, number, -1)
+        assert copy.execute(ops.GetDirtyRing()).ring == ring
+
+
 def test_a_table_that_is_asked_for_nothing_is_not_decoded() -> None:
     """Going back costs what is looked at: shadow pages are fetched one by one."""
     guest = Guest("64").map(GVA, DATA)

@@ -49,6 +49,12 @@ PAGE = (0x20, ROLE, 1, 2)
             ev.fast_page_fault(0x1000, 7, 0x6010, 0x5, 0x7, 4),
             "gva 1000 error_code P|W|U sptep 6010 old 0x5 new 7 spurious 0 fixed 1",
         ),
+        (
+            ev.kvm_dirty_ring_push(1, 3, 1, 0x10002, 0x20),
+            "ring 1: dirty 0x3 reset 0x1 slot 65538 offset 0x20 (used 2)",
+        ),
+        (ev.kvm_dirty_ring_reset(1, 3, 3), "ring 1: dirty 0x3 reset 0x3 (used 0)"),
+        (ev.kvm_dirty_ring_exit(1), "vcpu 1"),
         (ev.check_mmio_spte(0x17, 4, 2), "spte 17 kvm_gen 4 spte-gen 2 valid 0"),
         (ev.mark_mmio_spte(0x6010, 0x2000, 7, 2), "sptep:6010 gfn 2000 access 7 gen 2"),
         (ev.handle_mmio_page_fault(0, 0x2000, 6), "addr:0 gfn 2000 access 6"),

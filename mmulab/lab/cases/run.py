@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import HELPER_PREFIX, INIT, Recording
+from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.kernel import Kernel
@@ -400,7 +400,7 @@ def run_recorded(
         running, steps = runner.results(), iter(recording.scenario.steps)
         for number, recorded in enumerate(recording.ops):
             found.place = recorded.index, recorded.text, None, None
-            step = None if recorded.text.startswith((INIT, HELPER_PREFIX)) else next(steps, None)
+            step = None if is_around(recorded.text) else next(steps, None)
             access = step.op if step is not None and isinstance(step.op, Access) else None
             walks = None if access is None else walks_of(runner.machine, access)
             result = next(running)
