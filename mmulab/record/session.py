@@ -1,0 +1,119 @@
+"""Records scenarios: each host is booted once, and once more after it died."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple
+
+from mmulab.record.boot import Host
+from mmulab.record.convert import recorded_lines
+from mmulab.record.host import KernelParameters
+from mmulab.record.kernel_files import KernelFiles
+from mmulab.record.take import Take
+from mmulab.record.work import Work
+
+__all__ = ["Limits", "Recorded", "record"]
+
+Told = Callable[[str], None]
+
+
+class Limits(NamedTuple):
+    """Seconds that may pass: for a boot, and for a scenario."""
+
+    boot: float = 120
+    scenario: float = 60
+
+
+class Recorded(NamedTuple):
+    """What became of one scenario.
+
+    Attributes
+    ----------
+    work : Work
+    lines : list of str
+        The recording; empty where the VMM could not run it.
+    notes : list of str
+        What the VMM and the kernel said meanwhile.
+    error : str
+        Why the VMM could not run it.
+    words : list of str
+        The kernel's words, if the host died of it.
+    seconds : float
+    """
+
+    work: Work
+    lines: list[str]
+    notes: list[str]
+    error: str
+    words: list[str]
+    seconds: float
+
+
+class _Running(NamedTuple):
+    work: Work
+    take: Take
+    since: float
+
+
+def record(
+    works: Sequence[Work], kernel: KernelFiles, hosts: Sequence[KernelParameters], limits: Limits, told: Told
+) -> Generator[Recorded, None, None]:
+    """Record scenarios and yield what became of each, those of one host together.
+
+    Parameters
+    ----------
+    works : sequence of Work
+    kernel : KernelFiles
+    hosts : sequence of KernelParameters
+        The host of each.
+    limits : Limits
+    told : callable
+        Is told of each boot.
+
+    Raises
+    ------
+    BootError, InputError
+    """
+    for parameters in dict.fromkeys(hosts):
+        rest = [work for work, host in zip(works, hosts, strict=True) if host == parameters]
+        while rest:
+            done = 0
+            for recorded in _boot(rest, kernel, parameters, limits, told):
+                done += 1
+                yield recorded
+            rest = rest[done:]
+
+
+def _boot(
+    works: list[Work], kernel: KernelFiles, parameters: KernelParameters, limits: Limits, told: Told
+) -> Generator[Recorded, None, None]:
+    """Record in one boot, up to the first scenario that the host does not survive."""
+    largest = max(work.scenario.header.backing_bytes for work in works)
+    with Host(kernel, parameters, largest) as host:
+        seconds = host.wait_ready(limits.boot)
+        told(f"{host.facts.texts['release']} on {parameters}: up in {seconds:.1f} s")
+        before: Recorded | None = None
+        for work in works:
+            running = _Running(work, Take(), time.monotonic())
+            host.link.send(work.job(host.facts.supported))
+            if before is not None:  # it is written while the host runs the next one
+                yield before
+            in_time = host.collect(running.take, limits.scenario)
+            before = _recorded(host, running, in_time, limits)
+            if not running.take.done:
+                break
+        if before is not None:
+            yield before
+
+
+def _recorded(host: Host, running: _Running, in_time: bool, limits: Limits) -> Recorded:
+    work, take, since = running
+    seconds = time.monotonic() - since
+    if take.error:
+        return Recorded(work, [], take.notes, take.error, [], seconds)
+    if take.done:
+        notes = take.notes + [f"the kernel said: {line}" for line in host.new_words()[:1]]
+        return Recorded(work, recorded_lines(work, take, host.facts), notes, "", [], seconds)
+    words = host.last_words() if in_time else [f"no answer within {limits.scenario:g} s", *host.new_words()]
+    return Recorded(work, recorded_lines(work, take, host.facts, words), take.notes, "", words, seconds)
