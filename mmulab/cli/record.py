@@ -182,6 +182,8 @@ def _of_vendor(works: list[Work], vendor: str | None) -> list[Work]:
     kept = [work for work in works if work.scenario.header.vendor == "amd"]
     if not kept:
         raise InputError(f"none of the {len(works)} scenarios has an AMD host; name others")
+    for work in kept:
+        work.check()
     if of_intel:
         click.echo(f"left out: {len(of_intel)} scenarios with an Intel host", err=True)
     return kept

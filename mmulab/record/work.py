@@ -19,7 +19,7 @@ from mmulab.conform.recording import (
 )
 from mmulab.errors import InputError, named
 from mmulab.record.host import KernelParameters
-from mmulab.scenario.grammar import FORMS, format_step, op_name
+from mmulab.scenario.grammar import format_step, op_name
 from mmulab.scenario.helpers import STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import Scenario
 
@@ -73,6 +73,21 @@ class Work:
         header = self.scenario.header
         return KernelParameters.of_header(header.vendor, header.host)
 
+    def check(self) -> None:
+        """Refuse what no host can be booted for.
+
+        Raises
+        ------
+        InputError
+        """
+        where = named(self.scenario.source)
+        if not self.scenario.header.host["x86_64"]:
+            raise InputError(f"{where}: its host is a 32-bit kernel (x86_64=0), which cannot be recorded")
+        for step in self.scenario.steps:
+            if op_name(step.op) in _INTEL_OPS:
+                place = f"line {step.line}: " if step.line else ""
+                raise InputError(f"{where}: {place}op {op_name(step.op)}: an AMD host has none such")
+
     def job(self, supported: dict[str, int]) -> str:
         """Return the scenario as the VMM reads it.
 
@@ -107,14 +122,7 @@ def features(wanted: dict[str, int], supported: dict[str, int]) -> dict[str, int
 
 
 def of_scenario(name: str, scenario: Scenario) -> Work:
-    """Return the work of a scenario that was read from text or built.
-
-    Raises
-    ------
-    InputError
-        It has an op that the VMM has not.
-    """
-    _check(name, scenario)
+    """Return the work of a scenario that was read from text or built."""
     ops = tuple(enumerate(format_step(step) for step in scenario.steps))
     return Work(name, scenario, ops, len(ops), scenario_record(scenario))
 
@@ -125,7 +133,7 @@ def read_recorded(path: Path, name: str | None = None) -> Work:
     Raises
     ------
     InputError
-        It is no recording, or has an op that the VMM has not.
+        It is no recording.
     """
     recording = read_recording(path)
     header = files.parse_json(read_lines(path)[0], f"{named(path)}: line 1")
@@ -134,7 +142,6 @@ def read_recorded(path: Path, name: str | None = None) -> Work:
 
 def of_recording(name: str, recording: Recording, header: dict[str, Any]) -> Work:
     """Return the work of a recording that was read, and of its first line as JSON."""
-    _check(recording.path, recording.scenario)
     ops = tuple(
         (op.index, op.text)
         for op in recording.ops
@@ -142,13 +149,3 @@ def of_recording(name: str, recording: Recording, header: dict[str, Any]) -> Wor
     )
     described = {key: value for key, value in header.items() if key not in _MADE_ANEW}
     return Work(name, recording.scenario, ops, recording.ops[-1].index, described)
-
-
-def _check(where: str, scenario: Scenario) -> None:
-    for step in scenario.steps:
-        name = op_name(step.op)
-        if name not in FORMS or name in _INTEL_OPS:
-            place = f"line {step.line}: " if step.line else ""
-            raise InputError(
-                f"{named(where)}: {place}op {name}: only an Intel host has it, which cannot be recorded yet"
-            )
