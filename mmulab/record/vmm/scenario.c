@@ -64,8 +64,7 @@ static void read_frames(u64 *to)
 		to[i] &= (1ull << 55) - 1;
 }
 
-/* The guest's backing: there from the start, and its host frames never change. */
-static void make_memory(void)
+static void map_memory(void)
 {
 	u64 align = thp ? 1ull << 30 : 1ull << 21;
 
@@ -80,6 +79,24 @@ static void make_memory(void)
 		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
 	if (thp)	/* what an op splits stays split */
 		madvise(mem, mem_bytes, MADV_NOHUGEPAGE);
+}
+
+/*
+ * The guest's backing: there from the start, and its host frames never change. To make it takes longer
+ * than a scenario of 50 ops, so small pages, which no op can split, serve the next scenario of that size too.
+ */
+static void make_memory(void)
+{
+	static int small_pages;
+
+	if (!mapped || !small_pages || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
+		if (mapped)
+			munmap(mapped, mapped_bytes);
+		map_memory();
+		small_pages = !thp;
+	} else {
+		memset(mem, 0x90, mem_bytes);
+	}
 	memset(mem + PAGE_S, 0, PAGE);
 	memset(mem + PAGE_U, 0, PAGE);
 	frames = malloc(mem_bytes / PAGE * 8);
@@ -262,7 +279,6 @@ static void end_vm(const char *number)
 	drain_trace(1);
 	write_file(TRACING "tracing_on", "0");
 	put(REC_OUTCOME, "out=host |", 10);
-	munmap(mapped, mapped_bytes);
 	free(frames);
 	free(later_frames);
 }
