@@ -165,11 +165,19 @@ class Host:
 
     def last_words(self) -> list[str]:
         """Return what the kernel said as it died: from the first line that tells of it."""
-        lines = self.new_words()
-        at = next((i for i, line in enumerate(lines) if _DEATH.search(line)), 0)
-        return lines[at : at + _WORDS] or ["nothing: the machine ended without a word on its console"]
+        return death_words(self.new_words())
 
     def _lines(self, start: int) -> list[str]:
-        text = self._console.read_bytes()[start:].decode("ascii", "replace")
-        lines = (_ESCAPES.sub("", _TIME.sub("", line.strip())) for line in text.splitlines())
-        return [line for line in lines if line.strip()]
+        return console_lines(self._console.read_bytes()[start:])
+
+
+def console_lines(data: bytes) -> list[str]:
+    """Return what a console shows, line by line, without times and control characters."""
+    lines = (_TIME.sub("", _ESCAPES.sub("", line)) for line in data.decode("ascii", "replace").splitlines())
+    return [line for line in lines if line.strip()]
+
+
+def death_words(lines: list[str]) -> list[str]:
+    """Return the kernel's last words: from the first line that tells of its death."""
+    at = next((i for i, line in enumerate(lines) if _DEATH.search(line)), 0)
+    return lines[at : at + _WORDS] or ["nothing: the machine ended without a word on its console"]

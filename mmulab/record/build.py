@@ -18,7 +18,8 @@ from mmulab.record.tools import call, compiler
 __all__ = ["compiled_vmm", "initramfs"]
 
 SOURCES = Path(__file__).resolve().parent / "vmm"
-_FLAGS = ("-static", "-O2", "-Wall", "-Wextra", "-Werror=implicit-function-declaration")
+FLAGS: tuple[str, ...] = ("-static", "-O2", "-Wall", "-Wextra", "-Werror=implicit-function-declaration")
+"""What the compiler is told; a program is kept for each set of flags."""
 
 
 def compiled_vmm() -> Path:
@@ -30,13 +31,13 @@ def compiled_vmm() -> Path:
         There is no compiler, or it failed.
     """
     sources = sorted(SOURCES.glob("*.c"))
-    digest = hashlib.sha256(" ".join((compiler(), *_FLAGS)).encode())
+    digest = hashlib.sha256(" ".join((compiler(), *FLAGS)).encode())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(files.read_bytes(path))
     program = cache_folder("vmm") / digest.hexdigest()[:16]
     if not program.exists():
         made = program.with_name(f"{program.name}.{os.getpid()}")
-        call("the VMM", [compiler(), *_FLAGS, "-o", str(made), *map(str, sources)])
+        call("the VMM", [compiler(), *FLAGS, "-o", str(made), *map(str, sources)])
         made.replace(program)
     return program
 

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
+from mmulab.errors import InputError
 from mmulab.record.boot import Host
 from mmulab.record.convert import recorded_lines
-from mmulab.record.host import KernelParameters
+from mmulab.record.host import HostFacts, KernelParameters
 from mmulab.record.kernel_files import KernelFiles
 from mmulab.record.take import Take
 from mmulab.record.work import Work
 
-__all__ = ["Limits", "Recorded", "record"]
+__all__ = ["Limits", "Recorded", "departures", "record"]
 
 Told = Callable[[str], None]
 
@@ -32,11 +33,11 @@ class Recorded(NamedTuple):
     ----------
     work : Work
     lines : list of str
-        The recording; empty where the VMM could not run it.
+        The recording; empty where there is none.
     notes : list of str
         What the VMM and the kernel said meanwhile.
     error : str
-        Why the VMM could not run it.
+        Why there is no recording: the VMM could not run it, or the trace has gaps.
     words : list of str
         The kernel's words, if the host died of it.
     seconds : float
@@ -110,10 +111,25 @@ def _boot(
 def _recorded(host: Host, running: _Running, in_time: bool, limits: Limits) -> Recorded:
     work, take, since = running
     seconds = time.monotonic() - since
-    if take.error:
-        return Recorded(work, [], take.notes, take.error, [], seconds)
+    notes, words = [*departures(work, host.facts), *take.notes], []
     if take.done:
-        notes = take.notes + [f"the kernel said: {line}" for line in host.new_words()[:1]]
-        return Recorded(work, recorded_lines(work, take, host.facts), notes, "", [], seconds)
-    words = host.last_words() if in_time else [f"no answer within {limits.scenario:g} s", *host.new_words()]
-    return Recorded(work, recorded_lines(work, take, host.facts, words), take.notes, "", words, seconds)
+        notes += [f"the kernel said: {line}" for line in host.new_words()[:1]]
+    elif not take.error:
+        words = (
+            host.last_words() if in_time else [f"no answer within {limits.scenario:g} s", *host.new_words()]
+        )
+    try:
+        lines = [] if take.error else recorded_lines(work, take, host.facts, words)
+    except InputError as error:  # its trace; the others' may be whole
+        return Recorded(work, [], notes, str(error), words, seconds)
+    return Recorded(work, lines, notes, take.error, words, seconds)
+
+
+def departures(work: Work, facts: HostFacts) -> list[str]:
+    """Return in what the host is not the one that a scenario's header wants."""
+    header = work.scenario.header
+    lacking = [key for key, has in facts.supported.items() if header.cpuid.get(key, 0) > has]
+    found = [f"the host's KVM does not have {key}" for key in lacking]
+    if facts.phys_bits != header.host["phys_bits"]:
+        found.append(f"the host has {facts.phys_bits} physical address bits, not {header.host['phys_bits']}")
+    return found
