@@ -123,27 +123,25 @@ def from_deb(package: str) -> KernelFiles:
     with open(deb, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_folder("kernels", f"{deb.stem.partition('_')[0]}-{digest}")
-    for missing in (set(_OF_PACKAGES), None):
-        found = _unpacked_package(deb, folder, missing or set())
-        lacking = _lacking(found)
-        if not lacking:
-            break
+    found = _unpacked_package(deb, folder)
+    while lacking := _lacking(found):
         _unpack(deb, folder, lacking)
-    return _unpacked_package(deb, folder, set())
+        before, found = found, _files_in(found.image, folder)
+        if found == before:  # the package does not have it: said where it is needed
+            break
+    return found
 
 
-def _unpacked_package(deb: Path, folder: Path, wanted: set[str]) -> KernelFiles:
-    """Return the files in `folder`, after unpacking what is wanted if nothing is there yet."""
+def _unpacked_package(deb: Path, folder: Path) -> KernelFiles:
+    """Return the files in `folder`, after unpacking what every kernel needs if nothing is there yet."""
     complete = folder / "unpacked"
     if not complete.exists():
-        _unpack(deb, folder, wanted)
+        _unpack(deb, folder, set(_OF_PACKAGES))
         complete.touch()
     images = sorted(folder.glob("**/boot/vmlinuz-*"))
     if not images:
         complete.unlink()
-        raise InputError(
-            f"{named(deb)}: no kernel in this package; name the one it depends on, linux-image-VERSION-amd64"
-        )
+        raise InputError(f"{named(deb)}: no kernel in it; name what it depends on, linux-image-VERSION-amd64")
     return _files_in(images[0], folder)
 
 

@@ -116,7 +116,7 @@ def test_of_a_package_only_what_kvm_needs_is_unpacked(tmp_path: Path, cache: Pat
 
 @dpkg
 def test_a_package_without_a_kernel_is_said(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(InputError, match="no kernel in this package"):
+    with pytest.raises(InputError, match="no kernel in it"):
         from_deb(str(package(tmp_path, with_image=False)))
 
 

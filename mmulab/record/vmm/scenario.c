@@ -236,7 +236,7 @@ void open_kvm(void)
 {
 	kvm = open("/dev/kvm", O_RDWR);
 	if (kvm < 0)
-		die("/dev/kvm: %s", strerror(errno));
+		die("/dev/kvm: %s; KVM must be built in, or its modules given", strerror(errno));
 	catch_alarm();
 	get_supported();
 	put(REC_CPUID, supported.entries, supported.head.nent * sizeof(supported.entries[0]));
