@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mmulab import files
 from mmulab.errors import InputError
 from mmulab.record.build import compiled_vmm, initramfs
 from mmulab.record.host import HostFacts, KernelParameters
@@ -23,6 +26,7 @@ __all__ = ["HOST_MEBIBYTES", "BootError", "Host"]
 _COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr oops=panic panic=-1"
 HOST_MEBIBYTES = 1024
 """Memory of the host beside the guest's."""
+_PREFIX = "mmulab-record-"
 _PAUSE = 0.002
 _TAIL = 25
 """Lines of the console that are shown of a boot that failed."""
@@ -57,13 +61,14 @@ class Host:
     def __init__(self, kernel: KernelFiles, parameters: KernelParameters, guest_bytes: int) -> None:
         self.facts = HostFacts()
         self.parameters = parameters
-        self._folder = tempfile.TemporaryDirectory(prefix="mmulab-record-")
-        folder = Path(self._folder.name)
+        packed = initramfs(compiled_vmm(), kernel, parameters)
+        folder, self._lock = _own_folder()
+        self._folder = folder
         self._console = folder / "console"
         self._console.touch()
         self._seen = 0
         image = folder / "initramfs"
-        image.write_bytes(initramfs(compiled_vmm(), kernel, parameters))
+        image.write_bytes(packed)
         self.link = Link(folder / "link")
         command = self._command(kernel, image, folder, guest_bytes)
         self._said = open(folder / "qemu", "w+")  # noqa: SIM115 - closed with the host
@@ -99,7 +104,8 @@ class Host:
         self.process.wait()
         self.link.close()
         self._said.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
 
     def wait_ready(self, seconds: float) -> float:
         """Wait until the VMM takes jobs, and return how long the boot took.
@@ -169,6 +175,16 @@ class Host:
 
     def _lines(self, start: int) -> list[str]:
         return console_lines(self._console.read_bytes()[start:])
+
+
+def _own_folder() -> tuple[Path, int]:
+    """Make a folder that is locked while its descriptor is open, and sweep those of killed runs away."""
+    top = Path(tempfile.gettempdir())
+    files.sweep(top, re.escape(_PREFIX) + r"\w+", shutil.rmtree)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=top))
+    descriptor = os.open(folder, os.O_RDONLY)
+    files.lock(descriptor, folder)
+    return folder, descriptor
 
 
 def console_lines(data: bytes) -> list[str]:

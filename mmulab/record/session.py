@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from mmulab.errors import InputError
@@ -80,9 +81,10 @@ def record(
         rest = [work for work, host in zip(works, hosts, strict=True) if host == parameters]
         while rest:
             done = 0
-            for recorded in _boot(rest, kernel, parameters, limits, told):
-                done += 1
-                yield recorded
+            with closing(_boot(rest, kernel, parameters, limits, told)) as boot:
+                for recorded in boot:
+                    done += 1
+                    yield recorded
             rest = rest[done:]
 
 

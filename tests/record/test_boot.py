@@ -1,8 +1,14 @@
-"""What a console says of a kernel's death."""
+"""What a console says of a kernel's death, and what a killed run leaves behind."""
 
 from __future__ import annotations
 
-from mmulab.record.boot import console_lines, death_words
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mmulab.record.boot import _own_folder, console_lines, death_words
 
 CONSOLE = (
     b"\x1b[0m[    1.234567] kvm: warning\r\n"
@@ -27,3 +33,19 @@ def test_a_death_is_told_from_its_first_line_on() -> None:
 
 def test_a_death_without_a_word_is_said() -> None:
     assert death_words([])[0].startswith("nothing")
+
+
+def test_what_a_killed_run_left_is_swept_and_a_running_ones_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    running, held = _own_folder()
+    killed, left = _own_folder()
+    (killed / "link").touch()
+    os.close(left)
+    third, other = _own_folder()
+    assert running.exists()
+    assert not killed.exists()
+    os.close(held)
+    os.close(other)
+    assert third.exists()
