@@ -55,6 +55,8 @@ class KernelParameters(NamedTuple):
         for module, names in (("kvm", _KVM), ("kvm_amd", _AMD)):
             for name in names:
                 value = host[name]
+                if name == "tdp_mmu" and not host["npt"]:
+                    continue  # kernels turn it off by themselves, and differ in whether they say so
                 if name in _ALWAYS or value != HOST_DEFAULTS[name]:
                     chosen.append((module, name, _FORCED.get(name, "1") if value else "0"))
         return cls(vendor, LEVELS[host["virt_bits"]], tuple(chosen))

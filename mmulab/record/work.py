@@ -17,7 +17,7 @@ from mmulab.conform.recording import (
     read_recording,
     scenario_name,
 )
-from mmulab.errors import InputError, named
+from mmulab.errors import named
 from mmulab.record.host import KernelParameters
 from mmulab.scenario.grammar import format_step, op_name
 from mmulab.scenario.helpers import STUBS_OF_OPS, helper_lines
@@ -73,20 +73,18 @@ class Work:
         header = self.scenario.header
         return KernelParameters.of_header(header.vendor, header.host)
 
-    def check(self) -> None:
-        """Refuse what no host can be booted for.
-
-        Raises
-        ------
-        InputError
-        """
-        where = named(self.scenario.source)
-        if not self.scenario.header.host["x86_64"]:
-            raise InputError(f"{where}: its host is a 32-bit kernel (x86_64=0), which cannot be recorded")
+    def obstacle(self) -> str:
+        """Return why no host that can be booted runs this; empty: one can."""
+        header = self.scenario.header
+        if header.vendor != "amd":
+            return "its host is Intel's, which cannot be recorded yet"
+        if not header.host["x86_64"]:
+            return "its host is a 32-bit kernel (x86_64=0), which cannot be recorded"
         for step in self.scenario.steps:
             if op_name(step.op) in _INTEL_OPS:
                 place = f"line {step.line}: " if step.line else ""
-                raise InputError(f"{where}: {place}op {op_name(step.op)}: an AMD host has none such")
+                return f"{place}op {op_name(step.op)}: an AMD host has none such"
+        return ""
 
     def job(self, supported: dict[str, int]) -> str:
         """Return the scenario as the VMM reads it.

@@ -24,7 +24,7 @@ def test_the_initramfs_loads_kvm_with_its_parameters(tmp_path: Path) -> None:
     entries = {entry.name: entry for entry in read(gzip.decompress(packed))}
     assert entries["init"].data == b"program"
     assert entries["init"].mode & 0o111
-    assert entries["modules"].data == b"kvm.ko tdp_mmu=1\nkvm_amd.ko npt=0\n"
+    assert entries["modules"].data == b"kvm.ko\nkvm_amd.ko npt=0\n"
     assert {"lib/kvm.ko", "lib/kvm_amd.ko", "probes", "events", "dev/console"} <= set(entries)
 
 

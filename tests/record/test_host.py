@@ -11,14 +11,16 @@ from mmulab.record.host import HostFacts, KernelParameters, parse_parameters
 from mmulab.scenario.scenario import HOST_DEFAULTS
 
 
-def test_a_host_by_default_is_told_npt_and_tdp_mmu_alone() -> None:
+def test_a_host_by_default_is_told_npt_and_where_that_is_on_tdp_mmu() -> None:
     host = KernelParameters.of_header("amd", HOST_DEFAULTS)
     assert host.levels == 5
-    assert host.modules == (("kvm", "tdp_mmu", "1"), ("kvm_amd", "npt", "0"))
+    assert host.modules == (("kvm_amd", "npt", "0"),)
+    host = KernelParameters.of_header("amd", {**HOST_DEFAULTS, "npt": 1})
+    assert host.modules == (("kvm", "tdp_mmu", "1"), ("kvm_amd", "npt", "1"))
 
 
 def test_departures_of_a_header_are_told() -> None:
-    wanted = {**HOST_DEFAULTS, "virt_bits": 48, "nx_huge_pages": 1, "eager_page_split": 0}
+    wanted = {**HOST_DEFAULTS, "virt_bits": 48, "npt": 1, "nx_huge_pages": 1, "eager_page_split": 0}
     host = KernelParameters.of_header("amd", wanted)
     assert host.levels == 4
     assert host.of_module("kvm") == ["tdp_mmu=1", "eager_page_split=0", "nx_huge_pages=force"]
