@@ -46,13 +46,13 @@ def recording_lines(scenario: Scenario, results: Iterable[Result], frames: Frame
     """
     vendor = scenario.header.vendor
     total: dict[str, int] = {}
-    lines = [_json(_header(scenario))]
+    lines = [json_line(_header(scenario))]
     for result in results:
-        lines.append(_json(_op(result, frames, vendor)))
+        lines.append(json_line(_op(result, frames, vendor)))
         if result.text != TEARDOWN:
             for name, value in result.stats.items():
                 total[name] = total.get(name, 0) + value
-    return [*lines, _json({"end": 1, "stats_total": total})]
+    return [*lines, json_line({"end": 1, "stats_total": total})]
 
 
 def write_recording(path: str | Path, lines: list[str]) -> None:
@@ -74,7 +74,8 @@ def write_recording(path: str | Path, lines: list[str]) -> None:
     files.write_bytes(path, data)
 
 
-def _json(record: dict[str, Any]) -> str:
+def json_line(record: dict[str, Any]) -> str:
+    """Return one line of a recording."""
     return json.dumps(record, separators=(",", ":"))
 
 
@@ -91,7 +92,8 @@ def _op(result: Result, frames: FrameMap, vendor: str) -> dict[str, Any]:
     return record
 
 
-def _header(scenario: Scenario) -> dict[str, Any]:
+def scenario_record(scenario: Scenario) -> dict[str, Any]:
+    """Return what a recording's header says of the scenario itself."""
     h: Header = scenario.header
     names = Path(scenario.source).name.split(".")
     record: dict[str, Any] = {
@@ -122,10 +124,19 @@ def _header(scenario: Scenario) -> dict[str, Any]:
         record["dirtyring"] = h.dirty_ring
     if h.pdptfix:
         record["pdptfix"] = [hex(gpa) for gpa in h.pdptfix]
-    record |= {name: hex(value) for name, value in h.regs._asdict().items()}
-    record |= {
-        "helper": {"S": hex(HELPER_S), "U": hex(HELPER_U)},
-        "background": hex(BACKGROUND),
+    return record | {name: hex(value) for name, value in h.regs._asdict().items()}
+
+
+def helper_record() -> dict[str, Any]:
+    """Return what a recording's header says of the helper pages and of memory without value."""
+    return {"helper": {"S": hex(HELPER_S), "U": hex(HELPER_U)}, "background": hex(BACKGROUND)}
+
+
+def _header(scenario: Scenario) -> dict[str, Any]:
+    h: Header = scenario.header
+    return {
+        **scenario_record(scenario),
+        **helper_record(),
         "cpuid": h.cpuid,
         "host": {
             "kernel": f"{h.kernel} (mmulab {__version__})",
@@ -139,4 +150,3 @@ def _header(scenario: Scenario) -> dict[str, Any]:
         },
         "model": {"host": h.host, "quirks": list(h.quirks)},
     }
-    return record

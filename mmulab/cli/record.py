@@ -1,0 +1,204 @@
+"""``mmulab record``: scenarios on a real kernel, in QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from mmulab import files
+from mmulab.cli.path import PATH
+from mmulab.conform.record import write_recording
+from mmulab.conform.recording import SUFFIXES, find_recordings
+from mmulab.errors import InputError, named
+from mmulab.lab import paths
+from mmulab.lab.cases.table import read_case, scenario_of
+from mmulab.lab.cases.works import find_works
+from mmulab.record.boot import BootError
+from mmulab.record.host import KernelParameters, parse_parameters
+from mmulab.record.kernel_files import KernelFiles, from_build, from_deb
+from mmulab.record.session import Limits, Recorded, record
+from mmulab.record.work import Work, of_scenario, read_recorded
+from mmulab.scenario.text import SUFFIX, read_scenario
+
+_NO_INTEL = (
+    "--vendor intel: not yet: KVM needs VMX under it, which QEMU's TCG does not have; it would take Bochs "
+    "with vmx=2 in QEMU's place"
+)
+_NO_HOST = "--host: not yet: this machine's own /dev/kvm is not used; record with --deb or --kernel"
+
+
+@click.command(name="record")
+@click.argument("works", nargs=-1, required=True, metavar="SCENARIO...")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Where the recordings go.")
+@click.option(
+    "--deb", metavar="PACKAGE", help="A Debian kernel: linux-image-..., downloaded, or a .deb file."
+)
+@click.option("--kernel", "image", type=PATH, metavar="BZIMAGE", help="A kernel of your own.")
+@click.option("--modules", type=PATH, metavar="DIR", help="Its build tree or lib/modules/RELEASE.")
+@click.option("--host", "this_machine", is_flag=True, help="This machine's kernel (not yet).")
+@click.option(
+    "--vendor", type=click.Choice(["amd", "intel"]), help="Leave out what this vendor's hosts cannot run."
+)
+@click.option(
+    "--kvm", "settings", default="", metavar="NAME=VALUE,..", help="Module parameters: npt=0,tdp_mmu=0."
+)
+@click.option("--levels", type=click.Choice(["4", "5"]), help="Levels of the host's own tables.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(1),
+    default=Limits().scenario,
+    show_default=True,
+    help="Seconds a scenario.",
+)
+@click.option(
+    "--boot-limit", type=click.FloatRange(1), default=Limits().boot, show_default=True, help="Seconds a boot."
+)
+@click.pass_context
+def record_scenarios(
+    ctx: click.Context,
+    works: tuple[str, ...],
+    out: Path,
+    deb: str | None,
+    image: Path | None,
+    modules: Path | None,
+    this_machine: bool,
+    vendor: str | None,
+    settings: str,
+    levels: str | None,
+    limit: float,
+    boot_limit: float,
+) -> None:
+    """Run scenarios on a real kernel and write its recordings to DIR.
+
+    SCENARIO is a scenario file (.mmu), a recording, whose scenario is recorded anew, the name of a case or
+    recording ('mmulab cases', conformance/6.1.192/sh/basic-32), or a folder of files. The host, its module
+    parameters and levels, is the one that the scenario's header names; --kvm and --levels change it.
+    Scenarios of one host run in one boot. One that the host does not survive is recorded up to there, with
+    the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor' says what
+    this machine lacks.
+    """
+    if vendor == "intel":
+        raise InputError(_NO_INTEL)
+    changes = parse_parameters(settings)
+    found = _possible(list(_find(works)), vendor)
+    hosts = [work.parameters().changed(int(levels) if levels else None, changes) for work in found]
+    kernel = _kernel(deb, image, modules, this_machine)
+    _make_folders(out, found)
+    try:
+        whole = _record(found, kernel, hosts, Limits(boot_limit, limit), out)
+    except BootError as error:
+        for line in error.tail:
+            click.echo(f"  console: {line}", err=True)
+        raise
+    if not whole:
+        ctx.exit(1)
+
+
+def _record(
+    works: list[Work], kernel: KernelFiles, hosts: list[KernelParameters], limits: Limits, out: Path
+) -> bool:
+    """Record and write all; return whether each ran to its end."""
+    whole = 0
+    with closing(record(works, kernel, hosts, limits, lambda line: click.echo(line, err=True))) as each:
+        for number, recorded in enumerate(each, 1):
+            if recorded.lines:
+                write_recording(out / f"{recorded.work.name}{SUFFIXES[0]}", recorded.lines)
+            whole += not (recorded.error or recorded.words)
+            for line in _lines(recorded):
+                click.echo(f"[{number}/{len(works)}] {recorded.work.name}: {line}")
+    click.echo(f"{whole} of {len(works)} scenarios recorded whole, in {out}")
+    return whole == len(works)
+
+
+def _lines(recorded: Recorded) -> Iterator[str]:
+    for note in recorded.notes:
+        yield f"note: {note}"
+    if recorded.error:
+        yield f"not recorded: {recorded.error}"
+    elif recorded.words:
+        yield f"host_died: {recorded.words[0]}"
+        yield from (f"    {line}" for line in recorded.words[1:])
+    else:
+        yield f"{len(recorded.lines) - 2} records in {recorded.seconds:.2f} s"
+
+
+def _kernel(deb: str | None, image: Path | None, modules: Path | None, this_machine: bool) -> KernelFiles:
+    if this_machine:
+        raise InputError(_NO_HOST)
+    if (deb is None) == (image is None):
+        raise InputError("which kernel: give either --deb linux-image-... or --kernel BZIMAGE --modules DIR")
+    if image is not None:
+        return from_build(image, modules)
+    if modules is not None:
+        raise InputError(f"--modules {named(modules)}: goes with --kernel; a package has its own")
+    assert deb is not None
+    return from_deb(deb)
+
+
+def _find(names: tuple[str, ...]) -> Iterator[Work]:
+    """Yield the work that each argument names."""
+    for name in names:
+        path = Path(name)
+        if name and path.is_dir():
+            yield from _in_folder(path)
+        elif name.endswith(SUFFIXES):
+            yield read_recorded(path)
+        elif name.endswith(SUFFIX):
+            yield of_scenario(path.name.removesuffix(SUFFIX), read_scenario(path))
+        else:
+            yield from _by_name(name)
+
+
+def _in_folder(folder: Path) -> Iterator[Work]:
+    texts = sorted(folder.rglob(f"*{SUFFIX}"))
+    for path in texts:
+        yield of_scenario(str(path.relative_to(folder)).removesuffix(SUFFIX), read_scenario(path))
+    if texts and not any(path.name.endswith(SUFFIXES) for path in folder.rglob("*")):
+        return
+    for path in find_recordings([str(folder)]):
+        yield read_recorded(path, str(path.relative_to(folder)).partition(".jsonl")[0])
+
+
+def _by_name(name: str) -> Iterator[Work]:
+    for case in find_works([name]):
+        if case.stream:
+            raise InputError(f"{case.name}: a boot, which is no scenario; name a case or a recording")
+        if case.change is None and case.recording:
+            path = paths.data("conformance") / f"{case.recording}.jsonl.xz"
+            yield read_recorded(path, "/".join(case.name.split("/")[-2:]))
+        else:
+            yield of_scenario(case.name, scenario_of(read_case(case)))
+
+
+def _possible(works: list[Work], vendor: str | None) -> list[Work]:
+    """Return what an AMD host can run; that scenarios are left out must have been asked for."""
+    kept = [work for work in works if not work.obstacle()]
+    left_out = [work for work in works if work.obstacle()]
+    if left_out and vendor is None:
+        mend = f"--vendor amd leaves out what no AMD host can run, {len(left_out)} of {len(works)}"
+        raise InputError(f"{left_out[0].name}: {left_out[0].obstacle()}; {mend}")
+    if not kept:
+        raise InputError(f"none of the {len(works)} scenarios can run on an AMD host; name others")
+    if left_out:
+        click.echo(f"left out: {len(left_out)} scenarios that no AMD host can run", err=True)
+    return kept
+
+
+def _make_folders(out: Path, works: list[Work]) -> None:
+    """Make the folders of the recordings, each of which needs a name of its own."""
+    seen: dict[str, Work] = {}
+    for work in works:
+        if work.name in seen:
+            both = f"{named(seen[work.name].scenario.source)} and {named(work.scenario.source)}"
+            raise InputError(
+                f"{both}: both would be {work.name}{SUFFIXES[0]}; record them into different folders"
+            )
+        seen[work.name] = work
+    for folder in {(out / work.name).parent for work in works}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{named(folder)}: {files.reason(error)}; name another folder") from error

@@ -1,0 +1,107 @@
+"""What a host said of a scenario as the lines of a recording.
+
+A scenario during which the host died has the ops that were finished, then the
+one that was not, with the outcome ``host_died`` and the kernel's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmulab.conform.codec import encode_event
+from mmulab.conform.record import helper_record, json_line
+from mmulab.record.host import HostFacts
+from mmulab.record.take import Take, TakenOp
+from mmulab.record.tracepoints import RawReader
+from mmulab.record.work import Work, features
+
+__all__ = ["HOST_DIED", "recorded_lines"]
+
+HOST_DIED = "host_died"
+"""Outcome of an op that the host did not survive."""
+_NOT_KVMS_OWN = re.compile("halt|exits|signal|host_state|preempt|blocking|guest_mode")
+"""Statistics that depend on time, or count what the events say."""
+_OF_THE_HOST = ("fpu_reload", "req_event")
+"""Statistics that count what the host's own tasks cause."""
+_NUMBERS = ("ret", "vec", "zf", "errno", "sub", "l1db")
+"""Keys of an outcome that are JSON numbers; others are hexadecimal text."""
+_TEXTS = ("out", "dirty")
+
+
+def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str] = ()) -> list[str]:
+    """Return the lines of a recording.
+
+    Parameters
+    ----------
+    work : Work
+    take : Take
+    facts : HostFacts
+    words : sequence of str
+        What the kernel said when it died; empty: it did not.
+
+    Raises
+    ------
+    InputError
+        The trace has gaps, or events that are unknown.
+    """
+    vendor = work.scenario.header.vendor
+    reader = RawReader(facts.formats, facts.words(), facts.phys_bits)
+    for frames in take.frames:
+        reader.add_frames(frames)
+    records = []
+    for op in take.ops:
+        events = [encode_event(event, vendor) for page in op.pages for event in reader.events(page)]
+        records.append(_op(op, events, words))
+    header = (
+        work.described | helper_record() | facts.header(features(work.scenario.header.cpuid, facts.supported))
+    )
+    if work.vcpus > 1:
+        header["vcpus"] = work.vcpus
+    header["n_ops"] = work.n_ops
+    header["n_ran"] = sum(record["i"] >= 0 and record["op"] != "teardown" for record in records)
+    header["n_events"] = sum(len(record["ev"]) for record in records)
+    if reader.unknown:
+        header["unknown_host_frames"] = len(reader.unknown)
+    total = {k: v for k, v in _stats(take.total.split()).items() if k not in _OF_THE_HOST}
+    return [json_line(record) for record in (header, *records, {"end": 1, "stats_total": total})]
+
+
+def _op(op: TakenOp, events: list[dict[str, Any]], words: Sequence[str]) -> dict[str, Any]:
+    if op.outcome is None:
+        return {"i": op.index, "op": op.text, "out": {"out": HOST_DIED, "words": list(words)}, "ev": events}
+    told, _, counted = op.outcome.partition("|")
+    record = {"i": op.index, "op": op.text, "out": outcome(told.split()), "ev": events}
+    stats = _stats(counted.split())
+    if stats:
+        record["stats"] = {key: value for key, value in stats.items() if key not in _OF_THE_HOST}
+    return record
+
+
+def outcome(words: Iterable[str]) -> dict[str, Any]:
+    """Return an outcome as recordings have it from the VMM's words.
+
+    >>> outcome(["out=exc", "vec=14", "err=2", "rip=1810", "cr2=40000000"])
+    {'out': 'exc', 'vec': 14, 'err': '0x2', 'rip': '0x1810', 'cr2': '0x40000000'}
+    """
+    found: dict[str, Any] = {}
+    exits = []
+    for key, _, value in (word.partition("=") for word in words):
+        if key == "mmio":
+            rw, gpa, length, data = value.split(":")
+            exits.append({"rw": rw, "gpa": f"0x{gpa}", "len": int(length), "data": f"0x{data}"})
+        elif key in _TEXTS:
+            found[key] = value
+        else:
+            found[key] = int(value) if key in _NUMBERS else f"0x{value}"
+    return found | ({"mmio": exits} if exits else {})
+
+
+def _stats(words: Iterable[str]) -> dict[str, int]:
+    """Return statistics by name, the VM's and all vCPUs' together."""
+    found: dict[str, int] = {}
+    for name, _, value in (word.partition("=") for word in words):
+        if not _NOT_KVMS_OWN.search(name):
+            found[name] = found.get(name, 0) + int(value)
+    return found

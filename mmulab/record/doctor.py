@@ -1,0 +1,77 @@
+"""What a machine can do of recording: each thing that is needed, whether it is there, and the mend."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mmulab.errors import InputError
+from mmulab.record.boot import HOST_MEBIBYTES
+from mmulab.record.build import compiled_vmm
+from mmulab.record.cache import cache_folder
+from mmulab.record.tools import call, find_tool
+
+__all__ = ["Check", "checks"]
+
+_MEMINFO = re.compile(r"^MemAvailable:\s*(\d+) kB", re.M)
+
+
+class Check(NamedTuple):
+    """One thing: what it is, whether `mmulab record` can do without more, and what there is or the mend."""
+
+    name: str
+    ok: bool
+    says: str
+    needed: bool = True
+    """False: recording works without it."""
+
+
+def checks() -> list[Check]:
+    """Look at this machine."""
+    return [
+        _checked("emulator", _emulator),
+        _checked("compiler", lambda: f"the VMM is {compiled_vmm()}"),
+        _checked("packages", lambda: f"{find_tool('dpkg-deb')} unpacks Debian kernels"),
+        _checked("download", lambda: f"{find_tool('apt-get')} downloads them", needed=False),
+        _checked("cache", lambda: str(cache_folder())),
+        _checked("memory", _memory),
+        _this_machine(),
+        Check("--vendor intel", False, "not yet: needs VMX under KVM, which QEMU's TCG does not have", False),
+    ]
+
+
+def _checked(name: str, look: Callable[[], str], needed: bool = True) -> Check:
+    try:
+        return Check(name, True, look(), needed)
+    except InputError as error:
+        return Check(name, False, str(error), needed)
+
+
+def _emulator() -> str:
+    qemu = find_tool("qemu-system-x86_64")
+    if "ivshmem-plain" not in call("emulator", [qemu, "-device", "help"]):
+        raise InputError(f"{qemu}: it has no device ivshmem-plain; install Debian's qemu-system-x86")
+    version = call("emulator", [qemu, "--version"]).splitlines()[0]
+    return f"{qemu}, {version.removeprefix('QEMU emulator ')}"
+
+
+def _memory() -> str:
+    found = _MEMINFO.search(Path("/proc/meminfo").read_text()) if os.path.exists("/proc/meminfo") else None
+    if found is None:
+        raise InputError("/proc/meminfo does not say what is available; a host takes 1.5 GiB")
+    mebibytes = int(found[1]) >> 10
+    if mebibytes < HOST_MEBIBYTES * 3 // 2:
+        raise InputError(f"{mebibytes} MiB available; a host takes {HOST_MEBIBYTES * 3 // 2}; end something")
+    return f"{mebibytes} MiB available"
+
+
+def _this_machine() -> Check:
+    """Say what is here of what ``--host`` will need."""
+    lacking = [
+        path for path in ("/dev/kvm", "/sys/kernel/tracing/events/kvmmmu") if not os.access(path, os.R_OK)
+    ]
+    here = f"{' and '.join(lacking)} cannot be read" if lacking else "KVM and its trace can be read"
+    return Check("--host", False, f"not yet; {here}", False)

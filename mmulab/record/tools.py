@@ -1,0 +1,55 @@
+"""Programs of the machine that recording calls, and the package that has each on Debian."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from mmulab.errors import InputError, quoted
+
+__all__ = ["PACKAGES", "call", "compiler", "find_tool"]
+
+PACKAGES = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "gcc": "gcc libc6-dev",
+    "apt-get": "apt",
+    "dpkg-deb": "dpkg",
+}
+
+
+def find_tool(name: str) -> str:
+    """Return the path of a program.
+
+    Raises
+    ------
+    InputError
+        There is none; the message says what to install.
+    """
+    path = shutil.which(name)
+    if path is None:
+        package = PACKAGES.get(name)
+        mend = f"apt-get install {package}" if package else "install it, or set CC to another"
+        raise InputError(f"{quoted(name)}: there is no such program; {mend}")
+    return path
+
+
+def compiler() -> str:
+    """Return the C compiler: ``$CC``, or gcc; raises InputError."""
+    return find_tool(os.environ.get("CC") or "gcc")
+
+
+def call(what: str, command: list[str], cwd: Path | None = None) -> str:
+    """Run a program to its end and return its standard output.
+
+    Raises
+    ------
+    InputError
+        It failed; the message has `what` and its last line.
+    """
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
+        raise InputError(f"{what}: {command[0]} failed with {done.returncode}: {quoted(said[-1], 200)}")
+    return done.stdout

@@ -1,0 +1,96 @@
+/* A scenario (scenario.c), its ops (ops.c), its guest and one instruction of that (guest.c). */
+#ifndef GUEST_H
+#define GUEST_H
+
+#include <linux/kvm.h>
+#include "host.h"
+
+#define MAX_VCPUS 8
+#define MAX_SLOTS 64
+
+/* The helper pages: where things lie in them (mmulab/scenario/helpers.py). */
+enum {
+	PAGE_S = 0x1000, PAGE_U = 0x2000, GDT = 0x000, IDT32 = 0x100, IDT64 = 0x200, TSS32 = 0x480,
+	TSS64 = 0x500, OPERAND = 0x7c0, STUBS = 0x800, STACK_TOP = 0xff0,
+};
+enum stub {
+	RD4, WR4, RD8, WR8, CR3, CR0, CR4, INVLPG, WRMSR, CX8, NOP, XCHG, SYSEXIT, SYSENTER, VMRUN,
+	L2_START, VMMCALL, RD1, WR1, INVPCID = 30, RSM,
+};
+/* A handler's port is its vector; the others say where an OUT stands. */
+enum { PORT_SMI = 0xfb, PORT_L2 = 0xfd, PORT_L1 = 0xfe };
+
+enum { CR0_PE = 1, CR4_PAE = 0x20, EFER_LMA = 0x400, EFER_SVME = 0x1000, RFLAGS = 2, AC = 0x40000, ZF = 0x40 };
+#define CR0_PG (1u << 31)
+
+/* The nested guest's control block: AMD's manual, volume 2, appendix B. */
+enum {
+	VMCB_INT_SHADOW = 0x68, VMCB_EXIT = 0x70, VMCB_INFO1 = 0x78, VMCB_INFO2 = 0x80, VMCB_INT_INFO = 0x88,
+	VMCB_EVENT_INJ = 0xa8, VMCB_RFLAGS = 0x570, VMCB_RIP = 0x578, VMCB_RSP = 0x5d8, HSAVE = 0xc000,
+};
+enum { MSR_SMBASE = 0x9e, SMRAM_TR_TYPE = 0xfe92, MSR_HSAVE = 0xc0010117 };
+
+#define MAX_STATS 200
+
+struct stats {
+	int fd, count;
+	u64 data;
+	u32 bytes;
+	char name[MAX_STATS][48];
+	u32 offset[MAX_STATS];
+	u64 last[4096], now[4096];
+};
+
+struct cpuid {
+	struct kvm_cpuid2 head;
+	struct kvm_cpuid_entry2 entries[128];
+};
+
+struct vcpu {
+	int fd;
+	struct kvm_run *run;
+	struct stats stats;
+	struct kvm_sregs sregs;
+	struct cpuid cpuid;
+	u64 vmcb;		/* of the nested guest that ran last */
+	int in_l2;
+};
+
+/* A memslot: its place in the guest, and its place in the backing. */
+struct slot {
+	u64 gpa, size, offset;
+};
+
+extern struct vcpu vcpus[MAX_VCPUS], *cpu;
+extern struct kvm_regs regs;
+extern struct stats vm_stats;
+extern int vm, n_vcpus, dead;
+extern u8 *mem;
+extern u64 mem_bytes;
+
+u64 hex(const char *text);
+u64 *qword(u64 offset);
+
+void begin(const char *number, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void finish(void);
+void send_total(void);
+const char *vcpu_prefix(void);
+
+void stats_open(struct stats *s, int owner);
+void flat_segments(int cpl, int l);
+int is_long(void);
+void set_sregs(void);
+void change_feature(struct cpuid *cpuid, const char *key, u32 value);
+
+void catch_alarm(void);
+void start_at(u64 rip, u64 rflags);
+void run_instruction(int step);
+void run_stub(enum stub stub, int user, int ac);
+
+struct slot *slot_of(u32 id);
+int set_slot(u32 id, u64 size, u32 flags);
+void fix_pdptes(void);
+void run_op(char *line);
+
+#endif

@@ -1,0 +1,308 @@
+/*
+ * A scenario: makes its VM, runs its ops and ends it. It comes as lines of text, its beginning first:
+ *
+ *   mem BYTES        thp 0|1          manualdirty 0|1        vcpus N        pdptfix GPA
+ *   sregs CR0 CR3 CR4 EFER            slot ID GPA SIZE FLAGS OFFSET         feature KEY VALUE
+ *   helper GPA BYTES                  fill GPA LEN BYTE                     value SIZE GPA VALUE
+ *
+ * then `ops`, an op a line with its number in front (mmulab/scenario/grammar.py), and `end NUMBER`,
+ * the number of the teardown. Numbers of ops are decimal, the others hexadecimal. `mem` and then `thp`
+ * stand before whatever is put into memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "guest.h"
+
+int vm;
+u64 mem_bytes;
+
+static struct slot slots[MAX_SLOTS];
+static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
+static u64 pdptfix[8];
+static struct kvm_sregs first;
+static struct cpuid supported;
+static int kvm, n_slots, n_pdptfix, thp, manual_dirty;
+static void *mapped, *runs;
+static u64 mapped_bytes, runs_bytes;
+static u64 *frames, *later_frames;
+
+/* ---- memory ---------------------------------------------------------------- */
+
+/* Slots by ID; its bit 16 is the address space. */
+struct slot *slot_of(u32 id)
+{
+	return &slots[(id >> 16 & 1) * 32 + (id & 31)];
+}
+
+int set_slot(u32 id, u64 size, u32 flags)
+{
+	struct slot *slot = slot_of(id);
+	struct kvm_userspace_memory_region region = {
+		.slot = id, .flags = flags, .guest_phys_addr = slot->gpa, .memory_size = size,
+		.userspace_addr = (u64)mem + slot->offset,
+	};
+
+	return ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+static void read_frames(u64 *to)
+{
+	u64 count = mem_bytes / PAGE;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	if (fd < 0 || pread(fd, to, 8 * count, (u64)mem / PAGE * 8) != (ssize_t)(8 * count))
+		die("pagemap: %s", strerror(errno));
+	close(fd);
+	for (u64 i = 0; i < count; i++)
+		to[i] &= (1ull << 55) - 1;
+}
+
+static void map_memory(void)
+{
+	u64 align = thp ? 1ull << 30 : 1ull << 21;
+
+	mapped_bytes = mem_bytes + align;
+	mapped = mmap(0, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (mapped == MAP_FAILED)
+		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
+	mem = (u8 *)(((u64)mapped + align - 1) & ~(align - 1));
+	madvise(mem, mem_bytes, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	memset(mem, 0x90, mem_bytes);
+	if (mlock(mem, mem_bytes))
+		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
+	if (thp)	/* what an op splits stays split */
+		madvise(mem, mem_bytes, MADV_NOHUGEPAGE);
+}
+
+/*
+ * The guest's backing: there from the start, and its host frames never change. To make it takes longer
+ * than a scenario of 50 ops, so small pages, which no op can split, serve the next scenario of that size too.
+ */
+static void make_memory(void)
+{
+	static int small_pages;
+
+	if (!mapped || !small_pages || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
+		if (mapped)
+			munmap(mapped, mapped_bytes);
+		map_memory();
+		small_pages = !thp;
+	} else {
+		memset(mem, 0x90, mem_bytes);
+	}
+	memset(mem + PAGE_S, 0, PAGE);
+	memset(mem + PAGE_U, 0, PAGE);
+	frames = malloc(mem_bytes / PAGE * 8);
+	later_frames = malloc(mem_bytes / PAGE * 8);
+	read_frames(frames);
+}
+
+/* QEMU 7.2's TCG sets A in the PDPTEs that it reads, which KVM then takes for a reserved bit. */
+void fix_pdptes(void)
+{
+	for (int i = 0; i < n_pdptfix; i++)
+		for (int k = 0; k < 4; k++)
+			*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
+}
+
+/* ---- a scenario ------------------------------------------------------------ */
+
+static void make_vcpu(int number)
+{
+	struct { struct kvm_msrs head; struct kvm_msr_entry entries[3]; } msrs = {
+		.head.nmsrs = 3,
+		.entries = { { .index = 0x174, .data = 8 }, { .index = 0x175, .data = PAGE_S + STACK_TOP },
+			     { .index = 0x176, .data = PAGE_S + STUBS + 16 * NOP } },
+	};
+
+	cpu = &vcpus[number];
+	cpu->fd = ioctl(vm, KVM_CREATE_VCPU, number);
+	if (cpu->fd < 0)
+		die("KVM_CREATE_VCPU: %s", strerror(errno));
+	cpu->cpuid = supported;
+	if (ioctl(cpu->fd, KVM_SET_CPUID2, &cpu->cpuid))
+		die("KVM_SET_CPUID2: %s", strerror(errno));
+	if (ioctl(cpu->fd, KVM_SET_MSRS, &msrs) != 3)
+		die("KVM_SET_MSRS: %s", strerror(errno));
+	stats_open(&cpu->stats, cpu->fd);
+}
+
+/* All of a VM's kvm_run areas in one mapping, so that one munmap() ends them: the MMU notifier reports each. */
+static void map_runs(void)
+{
+	int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+	u8 *all;
+
+	runs_bytes = (u64)size * n_vcpus;
+	runs = all = mmap(0, runs_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (int i = 0; i < n_vcpus; i++) {
+		vcpus[i].run = mmap(all + i * size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, vcpus[i].fd, 0);
+		if (vcpus[i].run == MAP_FAILED)
+			die("kvm_run: %s", strerror(errno));
+	}
+}
+
+static void first_registers(void)
+{
+	struct { struct kvm_msrs head; struct kvm_msr_entry entry; } hsave = {
+		.head.nmsrs = 1, .entry = { .index = MSR_HSAVE, .data = HSAVE },
+	};
+	struct kvm_sregs *s = &cpu->sregs;
+
+	begin("-1", "%sinit", vcpu_prefix());
+	say("out=host");
+	ioctl(cpu->fd, KVM_GET_SREGS, s);
+	s->cr0 = first.cr0, s->cr3 = first.cr3, s->cr4 = first.cr4, s->efer = first.efer;
+	flat_segments(0, is_long());
+	set_sregs();
+	ioctl(cpu->fd, KVM_GET_SREGS, s);
+	if (s->efer & EFER_SVME && ioctl(cpu->fd, KVM_SET_MSRS, &hsave) != 1)
+		die("VM_HSAVE_PA: %s", strerror(errno));
+	if (s->cr0 != first.cr0 || s->cr4 != first.cr4 || s->efer != first.efer)
+		note(REC_NOTE, "KVM took other first registers: cr0 %llx cr4 %llx efer %llx", s->cr0, s->cr4, s->efer);
+	finish();
+}
+
+static void make_slots(void)
+{
+	for (int i = 0; i < n_slots; i++) {
+		struct kvm_userspace_memory_region *r = &first_slots[i];
+
+		*slot_of(r->slot) = (struct slot){ r->guest_phys_addr, r->memory_size, r->userspace_addr };
+		if (set_slot(r->slot, r->memory_size, r->flags))
+			die("slot %x: %s", r->slot, strerror(errno));
+	}
+}
+
+static void put_bytes(u64 at, const char *digits)
+{
+	for (unsigned byte; sscanf(digits, "%2x", &byte) == 1; digits += 2)
+		mem[at++] = byte;
+}
+
+/* One line of a scenario's beginning. */
+static void header_line(char *line)
+{
+	char *key = strsep(&line, " "), *word[5] = { 0 };
+	u64 x[5];
+
+	for (int i = 0; i < 5; i++) {
+		word[i] = strsep(&line, " ");
+		x[i] = hex(word[i]);
+	}
+	if (!strcmp(key, "mem"))
+		mem_bytes = x[0];
+	else if (!strcmp(key, "thp"))
+		thp = x[0], make_memory();
+	else if (!strcmp(key, "manualdirty"))
+		manual_dirty = x[0];
+	else if (!strcmp(key, "vcpus"))
+		n_vcpus = x[0];
+	else if (!strcmp(key, "sregs"))
+		first.cr0 = x[0], first.cr3 = x[1], first.cr4 = x[2], first.efer = x[3];
+	else if (!strcmp(key, "slot") && n_slots < MAX_SLOTS)
+		first_slots[n_slots++] = (struct kvm_userspace_memory_region){
+			.slot = x[0], .guest_phys_addr = x[1], .memory_size = x[2], .flags = x[3], .userspace_addr = x[4],
+		};
+	else if (!strcmp(key, "feature"))
+		change_feature(&supported, word[0], x[1]);
+	else if (!strcmp(key, "helper"))
+		put_bytes(x[0], word[1]);
+	else if (!strcmp(key, "fill"))
+		memset(mem + x[0], x[2], x[1]);
+	else if (!strcmp(key, "value"))
+		memcpy(mem + x[1], &x[2], x[0]);
+	else if (!strcmp(key, "pdptfix") && n_pdptfix < 8)
+		pdptfix[n_pdptfix++] = x[0];
+	else
+		die("line '%s': not one of a scenario's beginning", key);
+}
+
+static void get_supported(void)
+{
+	supported.head.nent = 128;
+	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &supported))
+		die("KVM_GET_SUPPORTED_CPUID: %s", strerror(errno));
+}
+
+void open_kvm(void)
+{
+	kvm = open("/dev/kvm", O_RDWR);
+	if (kvm < 0)
+		die("/dev/kvm: %s; KVM must be built in, or its modules given", strerror(errno));
+	catch_alarm();
+	get_supported();
+	put(REC_CPUID, supported.entries, supported.head.nent * sizeof(supported.entries[0]));
+}
+
+static void make_vm(void)
+{
+	struct kvm_enable_cap manual = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { 1 } };
+
+	if (manual_dirty && ioctl(vm, KVM_ENABLE_CAP, &manual))
+		die("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: %s", strerror(errno));
+	make_slots();
+	for (int i = 0; i < n_vcpus; i++)
+		make_vcpu(i);
+	map_runs();
+	stats_open(&vm_stats, vm);
+	put(REC_FRAMES, frames, mem_bytes / PAGE * 8);
+	drain_trace(0);
+	write_file(TRACING "tracing_on", "1");
+	for (int i = 0; i < n_vcpus; i++) {
+		cpu = &vcpus[i];
+		first_registers();
+	}
+}
+
+static void end_vm(const char *number)
+{
+	send_total();
+	read_frames(later_frames);
+	if (memcmp(frames, later_frames, mem_bytes / PAGE * 8))
+		put(REC_FRAMES, later_frames, mem_bytes / PAGE * 8);
+	begin(number, "teardown");
+	munmap(runs, runs_bytes);
+	for (int i = 0; i < n_vcpus; i++)
+		close(vcpus[i].stats.fd);
+	close(vm_stats.fd);
+	for (int i = 0; i < n_vcpus; i++)
+		close(vcpus[i].fd);
+	close(vm);
+	drain_trace(1);
+	write_file(TRACING "tracing_on", "0");
+	put(REC_OUTCOME, "out=host |", 10);
+	free(frames);
+	free(later_frames);
+}
+
+void run_scenario(char *text)
+{
+	char *line, *last = "0";
+
+	memset(vcpus, 0, sizeof(vcpus));
+	memset(slots, 0, sizeof(slots));
+	n_slots = n_pdptfix = manual_dirty = dead = 0;
+	n_vcpus = 1;
+	get_supported();
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	if (vm < 0)
+		die("KVM_CREATE_VM: %s", strerror(errno));
+	while ((line = strsep(&text, "\n")) && strncmp(line, "ops", 3))
+		if (*line)
+			header_line(line);
+	make_vm();
+	while ((line = strsep(&text, "\n")) && strncmp(line, "end", 3))
+		if (!dead)
+			run_op(line);
+	if (line && strlen(line) > 4)
+		last = line + 4;
+	end_vm(last);
+}

@@ -1,0 +1,63 @@
+"""``mmulab record`` and ``mmulab doctor``: what they refuse, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CommandLine
+
+EXAMPLE = "tests/scenario/examples/first_fault.mmu"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "which kernel: give either --deb"),
+        (["--deb", "x.deb", "--kernel", "bzImage"], "which kernel: give either --deb"),
+        (["--deb", "x.deb"], "x.deb: no such file"),
+        (["--deb", "x.deb", "--modules", "m"], "--modules m: goes with --kernel"),
+        (["--kernel", "ghost"], "ghost: no such file"),
+        (["--host"], "--host: not yet"),
+        (["--vendor", "intel", "--deb", "x.deb"], "--vendor intel: not yet"),
+        (["--deb", "x.deb", "--kvm", "ghost=1"], "--kvm 'ghost=1': known are npt"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    command: CommandLine, root: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    assert message in command.error("record", root / EXAMPLE, "--out", "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_intel_scenario_is_refused_unless_it_is_left_out(command: CommandLine, root: Path) -> None:
+    path = root / "data/conformance/6.1.192/ept0"
+    said = command.error("record", path, "--out", "out", "--deb", "x.deb")
+    assert "its host is Intel's" in said
+    assert "--vendor amd leaves out what no AMD host can run, 16 of 16" in said
+    said = command.error("record", path, "--out", "out", "--deb", "x.deb", "--vendor", "amd")
+    assert "none of the 16 scenarios can run on an AMD host" in said
+
+
+def test_two_scenarios_of_one_name_are_refused(command: CommandLine, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "bzImage").touch()
+    said = command.error("record", root / EXAMPLE, root / EXAMPLE, "--out", "out", "--kernel", "bzImage")
+    assert "both would be first_fault.jsonl" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_boot_is_no_scenario(command: CommandLine) -> None:
+    said = command.error("record", "stream/boot-686-nonpae", "--out", "out", "--kernel", "bzImage")
+    assert "a boot, which is no scenario" in said
+
+
+def test_doctor_says_a_line_for_each_thing(command: CommandLine) -> None:
+    done = command("doctor", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == int(not said["can_record"])
+    names = [check["name"] for check in said["checks"]]
+    assert names[:3] == ["emulator", "compiler", "packages"]
+    lines = command("doctor").stdout.splitlines()
+    assert len(lines) == len(names)

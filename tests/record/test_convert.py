@@ -1,0 +1,59 @@
+"""What a host said becomes the recording that it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mmulab.conform.recording import read_lines
+from mmulab.errors import InputError
+from mmulab.record.convert import outcome, recorded_lines
+from mmulab.record.take import TakenOp
+from tests.record.conftest import Sample
+
+
+def test_a_take_is_the_recording_to_the_byte(sample: Sample) -> None:
+    lines, wanted = recorded_lines(sample.work, sample.take, sample.facts), read_lines(sample.path)
+    assert lines[1:] == wanted[1:]
+    assert list(json.loads(lines[0]).items()) == list(json.loads(wanted[0]).items())
+
+
+def test_an_op_that_the_host_did_not_survive_has_the_kernels_words(sample: Sample) -> None:
+    cut = replace(sample.take, ops=[*sample.take.ops[:3], TakenOp(2, "wr s 4 0 0")], total="", done=False)
+    lines = [json.loads(line) for line in recorded_lines(sample.work, cut, sample.facts, ["BUG: test"])]
+    assert lines[4] == {
+        "i": 2,
+        "op": "wr s 4 0 0",
+        "out": {"out": "host_died", "words": ["BUG: test"]},
+        "ev": [],
+    }
+    whole = read_lines(sample.path)
+    assert lines[1:4] == [json.loads(line) for line in whole[1:4]]
+    assert lines[-1] == {"end": 1, "stats_total": {}}
+
+
+def test_frames_that_nobody_knows_are_counted(sample: Sample) -> None:
+    header = json.loads(recorded_lines(sample.work, replace(sample.take, frames=[]), sample.facts)[0])
+    assert header["unknown_host_frames"] > 0
+
+
+def test_a_gap_in_the_trace_is_said(sample: Sample) -> None:
+    op = sample.take.ops[1]
+    op.pages[0] = op.pages[0][:8] + (int.from_bytes(op.pages[0][8:16], "little") | 1 << 31).to_bytes(
+        8, "little"
+    )
+    with pytest.raises(InputError, match="dropped events"):
+        recorded_lines(sample.work, sample.take, sample.facts)
+
+
+def test_numbers_of_an_outcome_are_those_of_recordings() -> None:
+    assert outcome(["mmio=r:f0000000:4:d0d0d0d0", "out=ok", "rip=1802", "rax=d0d0d0d0", "zf=1"]) == {
+        "out": "ok",
+        "rip": "0x1802",
+        "rax": "0xd0d0d0d0",
+        "zf": 1,
+        "mmio": [{"rw": "r", "gpa": "0xf0000000", "len": 4, "data": "0xd0d0d0d0"}],
+    }
+    assert outcome(["out=host", "ret=-22", "dirty=1,2"]) == {"out": "host", "ret": -22, "dirty": "1,2"}

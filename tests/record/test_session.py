@@ -1,0 +1,173 @@
+"""Many scenarios in few boots, with a host that stands in for QEMU; and, where there is one, with QEMU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+
+import pytest
+
+from mmulab.conform.recording import read_lines
+from mmulab.record import build, session
+from mmulab.record.kernel_files import KernelFiles, from_deb
+from mmulab.record.link import Kind, Record
+from mmulab.record.session import Limits, Recorded, record
+from mmulab.record.take import Take
+from mmulab.record.work import Work, of_scenario, read_recorded
+from mmulab.scenario.text import parse_scenario, read_scenario
+
+LIMITS = Limits()
+KERNEL = KernelFiles(Path("bzImage"), {}, frozenset())
+
+
+class FakeHost:
+    """Runs what it is sent, except for scenarios whose ops say what is to go wrong."""
+
+    boots: list[str] = []  # noqa: RUF012 -- cleared by each test
+
+    def __init__(self, kernel: KernelFiles, parameters: Any, guest_bytes: int) -> None:
+        self.facts = SimpleNamespace(texts={"release": "6.1"}, supported={"pku": 0}, phys_bits=40)
+        self.link = SimpleNamespace(send=self._send)
+        FakeHost.boots.append(str(parameters))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def wait_ready(self, seconds: float) -> float:
+        return 1.0
+
+    def _send(self, job: str) -> None:
+        self.job = job
+
+    def collect(self, take: Take, seconds: float) -> bool:
+        if "\n0 nop" in self.job:
+            take.add(Record(Kind.DONE, b""))
+        if "\n0 cr3 1" in self.job:
+            take.add(Record(Kind.ERROR, b"KVM_CREATE_VM: no"))
+        return "\n0 cr3 2" not in self.job
+
+    def new_words(self) -> list[str]:
+        return []
+
+    def last_words(self) -> list[str]:
+        return ["BUG: test"]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeHost.boots.clear()
+    monkeypatch.setattr(session, "Host", FakeHost)
+    monkeypatch.setattr(session, "recorded_lines", lambda *_: ["{}"])
+
+
+def works(*ops: str) -> list[Work]:
+    texts = (f"mmulab-scenario 1\nmode np\nops\n{op}\nend\n" for op in ops)
+    return [of_scenario(f"w{i}", parse_scenario(text)) for i, text in enumerate(texts)]
+
+
+def run(all_works: list[Work], limits: Limits = LIMITS) -> list[Recorded]:
+    return list(record(all_works, KERNEL, [work.parameters() for work in all_works], limits, lambda _: None))
+
+
+def test_many_scenarios_boot_once(fake: None) -> None:
+    found = run(works("nop", "nop", "nop"))
+    assert [recorded.work.name for recorded in found] == ["w0", "w1", "w2"]
+    assert len(FakeHost.boots) == 1
+
+
+def test_scenarios_of_another_host_have_a_boot_of_their_own(fake: None) -> None:
+    plain = works("nop", "nop", "nop")
+    header = plain[1].scenario.header
+    npt = replace(plain[1].scenario, header=replace(header, host={**header.host, "npt": 1}))
+    plain[1] = replace(plain[1], scenario=npt)
+    assert [recorded.work.name for recorded in run(plain)] == ["w0", "w2", "w1"]
+    assert len(FakeHost.boots) == 2
+
+
+def test_after_a_death_the_others_run_in_a_fresh_boot(fake: None) -> None:
+    found = run(works("nop", "cr3 0", "nop"))
+    assert [recorded.words for recorded in found] == [[], ["BUG: test"], []]
+    assert len(FakeHost.boots) == 2
+
+
+def test_what_the_vmm_cannot_run_has_no_recording(fake: None) -> None:
+    found = run(works("cr3 1", "nop"))
+    assert (found[0].lines, found[0].error) == ([], "KVM_CREATE_VM: no")
+    assert found[1].lines
+
+
+def test_a_scenario_that_takes_too_long_is_said(fake: None) -> None:
+    found = run(works("cr3 2", "nop"), Limits(scenario=3))
+    assert found[0].words == ["no answer within 3 s"]
+    assert found[1].lines
+
+
+PACKAGES = {
+    "6.1.192": "linux-image-6.1.0-56-amd64-unsigned",
+    "6.12.117": "linux-image-6.12.117+deb12-amd64-unsigned",
+}
+
+
+def real_kernel(release: str) -> KernelFiles:
+    """Return a kernel that was downloaded before; no test downloads."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmulab/packages")
+    for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"recording on {release}: there is no {tool}")
+    found = sorted(cache.glob(f"{PACKAGES[release]}_*.deb"))
+    if not found:
+        pytest.skip(
+            f"recording on {release}: {PACKAGES[release]} is not in {cache}; apt-get download it there"
+        )
+    return from_deb(str(found[0]))
+
+
+def without_kernel(lines: list[str]) -> Iterator[Any]:
+    """Yield the objects of a recording, its header without the kernel's build."""
+    header = json.loads(lines[0])
+    del header["host"]["kernel"]
+    yield header
+    yield from map(json.loads, lines[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", PACKAGES)
+def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) -> None:
+    kernel = real_kernel(release)
+    paths = [
+        root / f"data/conformance/{release}/{name}.jsonl.xz"
+        for name in ("sh/mmio-pae", "nested48/nested-64-l2-32")
+    ]
+    all_works = [read_recorded(path) for path in paths]
+    found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
+    for path, recorded in zip(paths, found, strict=True):
+        assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
+
+
+@pytest.mark.slow
+def test_a_panic_is_a_result_and_the_next_scenario_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VMM of this test has an op more, which crashes the kernel by sysrq."""
+    kernel = real_kernel("6.1.192")
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DTEST_PANIC"))
+    first = of_scenario("first", read_scenario(root / "tests/scenario/examples/first_fault.mmu"))
+    killer = replace(first, ops=(first.ops[0], (1, "panic"), (2, first.ops[1][1])), n_ops=3)
+    all_works = [killer, first]
+    died, whole = record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print)
+    assert any("sysrq" in line.lower() for line in died.words)
+    assert any(line.startswith("Kernel panic") for line in died.words)
+    records = [json.loads(line) for line in died.lines]
+    assert [r["op"] for r in records[1:-1]] == ["init", "rd u 4 40000000", "panic"]
+    assert records[3]["out"] == {"out": "host_died", "words": died.words}
+    assert records[2] == json.loads(whole.lines[2])  # events of what was finished are kept
+    assert json.loads(whole.lines[-2])["op"] == "teardown"

@@ -1,0 +1,90 @@
+"""Raw events as recordings have them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmulab import events as ev
+from mmulab.conform.values import FRAME_HOST, FRAME_SP, PFN_NOSLOT
+from mmulab.errors import InputError
+from mmulab.kvm.event_words import EVENTS_6_1, EVENTS_6_12, EventWords
+from mmulab.record.ring import EventFormat
+from mmulab.record.tracepoints import RawReader, event_words, exit_name
+
+PRESENT = 1 << 11
+FAST = {"cr2_or_gpa": 0, "error_code": 7, "sptep": 0x7008, "old_spte": 0, "new_spte": 0}
+
+
+def reader(words: EventWords = EVENTS_6_1) -> RawReader:
+    made = RawReader({}, words, 40)
+    made.add_frames([0x500, 0x501])
+    return made
+
+
+def test_frames_become_pages_of_the_backing() -> None:
+    made = reader()
+    assert made._spte(PRESENT | 0x501 << 12 | 1 << 63) == PRESENT | 1 << 12 | 1 << 63
+    assert made._spte(0x501 << 12) == 0x501 << 12  # not present: no frame
+    assert made._spte(PRESENT | 0x999 << 12) == PRESENT | FRAME_HOST << 12
+    assert made._spte(PRESENT | 0x999 << 12, 2, leaf=False) == PRESENT | FRAME_SP << 12
+    assert made._spte(PRESENT | 0x500 << 12 | 1 << 7, 2, leaf=False) == PRESENT | 1 << 7
+    assert made.unknown == {0x999}
+
+
+def test_later_frames_do_not_hide_earlier_ones() -> None:
+    made = reader()
+    made.add_frames([0x600, 0x501])
+    assert (made._frame(0x500), made._frame(0x600), made._frame(0x501)) == (0, 0, 1)
+
+
+def test_a_gfn_without_slot_has_no_frame() -> None:
+    raw = {"gfn": 5, "pfn": 0x7FF0000000000002 | PFN_NOSLOT, "level": 1}
+    assert reader()._event("kvm_mmu_spte_requested", raw) == ev.kvm_mmu_spte_requested(5, PFN_NOSLOT, 1)
+
+
+@pytest.mark.parametrize(("words", "number"), [(EVENTS_6_1, 4), (EVENTS_6_12, 5)])
+def test_results_of_fast_faults_have_the_numbers_of_6_1(words: EventWords, number: int) -> None:
+    assert reader(words)._event("fast_page_fault", {**FAST, "ret": number}).ret == 4
+
+
+def test_a_result_that_6_1_has_not_comes_behind_its_own() -> None:
+    assert reader(EVENTS_6_12)._event("fast_page_fault", {**FAST, "ret": 3}).ret == 6
+
+
+def test_a_kernel_says_its_numbers_by_how_it_prints() -> None:
+    def printed(spurious: int, fixed: int) -> list[EventFormat]:
+        return [EventFormat(1, "fast_page_fault", (), f"x, REC->ret == {spurious}, REC->ret == {fixed}")]
+
+    assert event_words(printed(5, 4)) is EVENTS_6_1
+    assert event_words(printed(6, 5)) is EVENTS_6_12
+    with pytest.raises(InputError, match=r"\(9, 8\)"):
+        event_words(printed(9, 8))
+    with pytest.raises(InputError, match="no tracepoint"):
+        event_words([])
+
+
+def test_what_host_interrupts_cause_is_left_out() -> None:
+    made = reader()
+    inject = {"reinjected": 1}
+    assert not made._is_seen("kvm_exit", {"exit_reason": 0x60})
+    assert made._is_seen("kvm_inj_exception", {})
+    assert not made._is_seen("kvm_exit", {"exit_reason": 0x60})
+    assert not made._is_seen("kvm_inj_exception", inject)  # put in again after the interrupt
+    assert made._is_seen("kvm_exit", {"exit_reason": 0x4E})
+    assert made._is_seen("kvm_inj_exception", inject)  # after an exit of the guest's own
+    assert not made._is_seen("kvm_nested_vmexit", {"exit_reason": 0x60})
+
+
+def test_dropping_an_empty_entry_is_no_event() -> None:
+    assert not reader()._is_seen("drop_spte", {"old_spte": 1 << 63})
+    assert reader()._is_seen("drop_spte", {"old_spte": PRESENT})
+
+
+def test_exits_have_their_names() -> None:
+    assert [exit_name(code) for code in (0x04, 0x13, 0x41, 0x400, 0x999)] == [
+        "read_cr4",
+        "write_cr3",
+        "db",
+        "npf",
+        "0x999",
+    ]

@@ -1,0 +1,63 @@
+"""What is recorded, as the VMM reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmulab.record.work import Work, features, of_scenario, read_recorded
+from mmulab.scenario.text import parse_scenario, read_scenario
+
+SUPPORTED = {"maxphyaddr": 40, "la57": 0, "pku": 1}
+
+
+def work(text: str) -> Work:
+    return of_scenario("name", parse_scenario(f"mmulab-scenario 1\n{text}\nend\n", "file.mmu"))
+
+
+def test_a_scenario_becomes_lines(root: Path) -> None:
+    made = of_scenario("first", read_scenario(root / "tests/scenario/examples/first_fault.mmu"))
+    lines = made.job(SUPPORTED).splitlines()
+    assert lines[:3] == ["mem 1000000", "thp 0", "manualdirty 0"]  # memory first, for what is put into it
+    assert "sregs 80010031 10000 10 0" in lines
+    assert "slot 0 0 1000000 0 0" in lines
+    assert {"feature maxphyaddr 28", "feature la57 0", "feature pku 0"} <= set(lines)
+    assert "helper 1800 8b030000000000000000000000000000" in lines  # the stub of a read
+    assert lines[-4:] == ["ops", "0 rd u 4 40000000", "1 wr u 4 40000008 1", "end 2"]
+
+
+def test_the_guest_has_no_feature_that_the_host_lacks() -> None:
+    assert features({"la57": 1, "pku": 0}, SUPPORTED) == {"maxphyaddr": 40, "la57": 0, "pku": 0}
+
+
+def test_a_recording_keeps_numbers_of_ops_and_what_its_header_says(root: Path) -> None:
+    path = root / "data/conformance/6.1.192/nested-nonpt/nested-nonpt-32-l2-np.jsonl.xz"
+    made = read_recorded(path)
+    assert made.n_ops == 15  # of which nine ran
+    assert [number for number, _ in made.ops] == list(range(9))
+    assert made.described["l2_mode"] == "np"
+    assert "host" not in made.described
+    assert made.parameters().of_module("kvm_amd") == ["npt=0"]
+
+
+def test_as_many_vcpus_as_its_ops_name() -> None:
+    assert work("mode np\nops\nnop").vcpus == 1
+    assert work("mode np\nops\n@2 nop").vcpus == 3
+
+
+def test_stubs_that_no_recording_has_come_with_their_op() -> None:
+    assert "helper 19e0 660f3882" not in work("mode np\nops\nnop").job(SUPPORTED)
+    assert "helper 19e0 660f3882" in work("mode np\nops\ninvpcid 0 0 0").job(SUPPORTED)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mode np\nops\nvmxon 1000", "line 4: op vmxon: an AMD host has none such"),
+        ("mode np\nhost intel ept=1\nops", "its host is Intel's"),
+        ("mode np\nhost amd x86_64=0 virt_bits=30\nops", "32-bit kernel"),
+    ],
+)
+def test_what_no_amd_host_can_run_has_a_reason(text: str, said: str) -> None:
+    assert said in work(text).obstacle()
