@@ -118,19 +118,7 @@ class _SetSpteCodec(EventCodec):
         return record
 
 
-class _TdpCodec(EventCodec):
-    """``tdp_spte``: recordings do not name the address space, which is 0."""
-
-    def decode(self, record: Record) -> ev.Event:
-        return super().decode(record | {"as_id": 0})
-
-    def encode(self, event: ev.Event) -> Record:
-        record = super().encode(event)
-        del record["as_id"]
-        return record
-
-
-_DEFAULTS: dict[str, Any] = {"failed": False, "reinjected": False, "error_code": None}
+_DEFAULTS: dict[str, Any] = {"failed": False, "reinjected": False, "error_code": None, "as_id": 0}
 _GFN = _Key("gfn", "gfn", HEX)
 _PAGE = (
     _GFN,
@@ -236,15 +224,15 @@ _COMMON = (
     EventCodec(
         "spte_req", ev.kvm_mmu_spte_requested, (_GFN, _Key("f", "pfn", FRAME), _Key("l", "level", INT))
     ),
-    _TdpCodec(
+    EventCodec(
         "tdp_spte",
         ev.kvm_tdp_mmu_spte_changed,
         (
-            _Key("as_id", "as_id", INT),
             _GFN,
             _Key("l", "level", INT),
             _Key("old", "old_spte", SPTE),
             _Key("new", "new_spte", SPTE),
+            _Key("as", "as_id", INT, True),
         ),
     ),
     EventCodec(

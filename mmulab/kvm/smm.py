@@ -134,9 +134,6 @@ def kvm_vcpu_ioctl_smi(vcpu: Vcpu) -> None:
     """
     if vcpu.guest_mode or vcpu.vmx.vmxon_ptr != INVALID_GPA:
         raise InputError("an SMI while L2 runs, or in VMX operation, is not modelled")
-    config = vcpu.kvm.config
-    if config.vendor == "intel" and not config.tdp:
-        raise InputError("on Intel without EPT KVM emulates real mode, SMM is not modelled there")
     vcpu.requests |= Request.SMI
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.dirty_ring import DirtyRingFullError
@@ -16,8 +18,9 @@ from mmulab.kvm.exits import (
 )
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.invpcid import invpcid_is_allowed
-from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
 from mmulab.kvm.vmx.insn import write_shadow_vmcs
+from mmulab.kvm.vmx.real_mode import emulation_required, handle_invalid_guest_state
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.config import MachineConfig
@@ -283,6 +286,8 @@ class Execution:
 
     def _instruction(self) -> Outcome:
         vcpu, insn = self.vcpu, self.insn
+        if emulation_required(vcpu):
+            self._emulate_real_mode()
         if insn.rip is not None:
             if not guest_canonical(vcpu, insn.rip):
                 return self._raise(GP_VECTOR, 0)
@@ -301,6 +306,15 @@ class Execution:
                 return self._raise(GP_VECTOR, 0)
             self._data(outcome)
         return self._finish(outcome, stepped=True)
+
+    def _emulate_real_mode(self) -> NoReturn:
+        """Leave the instruction to KVM, which fetches it from the guest's memory itself."""
+        vcpu, at = self.vcpu, self.insn.base + (self.insn.rip or 0)
+        slot = vcpu_memslots(vcpu).lookup(at >> 12)
+        if slot is not None:
+            self._decode(slot.frame(at >> 12) << 12 | at & 0xFFF)
+        self.verdict = handle_invalid_guest_state(vcpu, self.insn)
+        raise _Exit
 
     def _skip_lead(self, insn: Instruction) -> None:
         """Execute what stands in front of the instruction and is no matter of KVM's."""

@@ -45,8 +45,6 @@ VMX_OPS = (
 )
 VMX_HOST = ("vpid", "enable_shadow_vmcs")
 """Parameters of kvm_intel without which nested VMX is not modelled; without ``nested`` there is none."""
-SMM_HOST = ("ept", "unrestricted_guest")
-"""Parameters of kvm_intel without which KVM emulates real mode, where SMM begins; that is not modelled."""
 
 HOST_OPS = (
     ops.HostWrite,
@@ -111,11 +109,18 @@ def check_modelled(scenario: Scenario) -> None:
 
 
 def _why_not_modelled(header: Header, op: Op) -> str:
-    needed = SMM_HOST if isinstance(op, ops.Smm) else VMX_HOST if isinstance(op, VMX_OPS) else ()
+    if isinstance(op, ops.Smm):
+        return _why_no_smm(header)
+    needed = VMX_HOST if isinstance(op, VMX_OPS) else ()
     lacking = [name for name in needed if header.vendor == "intel" and not header.host[name]]
-    if lacking:
-        return f"on a host with {lacking[0]}=0"
-    return "for a guest with lm=0" if isinstance(op, ops.Smm) and not header.cpuid["lm"] else ""
+    return f"on a host with {lacking[0]}=0" if lacking else ""
+
+
+def _why_no_smm(header: Header) -> str:
+    """Real mode, where SMM begins, is the processor's with an unrestricted guest and KVM's without EPT."""
+    if header.host["ept"] and not header.host["unrestricted_guest"]:
+        return "on a host with ept=1 and unrestricted_guest=0"
+    return "" if header.cpuid["lm"] else "for a guest with lm=0"
 
 
 def _both(first: EventSink, second: EventSink) -> EventSink:

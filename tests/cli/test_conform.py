@@ -93,14 +93,15 @@ def test_json_has_the_same_numbers(command: CommandLine, good: Path, bad: Path) 
 
 def test_a_scenario_beyond_the_model_is_named(command: CommandLine, root: Path, tmp_path: Path) -> None:
     text = lzma.decompress(
-        (root / "data/conformance/6.1.192/intel-sh/basic-64.jsonl.xz").read_bytes()
+        (root / "data/conformance/6.1.192/sh/basic-pae.jsonl.xz").read_bytes()
     ).decode()
     path = tmp_path / "beyond.jsonl"
+    text = re.sub('"lm": ?1', '"lm":0', text, count=1)
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))
     done = command("conform", path)
     assert done.returncode == 1
     first, last = done.stdout.splitlines()
-    assert first.endswith("line 3: the op smm is not modelled on a host with ept=0")
+    assert first.endswith("line 3: the op smm is not modelled for a guest with lm=0")
     assert "scenarios 0/1 ops 0/" in last
 
 

@@ -82,6 +82,6 @@ def test_bad_input_exits_with_2_and_one_line(command: CommandLine, tmp_path: Pat
     path = tmp_path / "s.mmu"
     path.write_text("mmulab-scenario 1\nmode 64\nops\nnop\nfly\nend\n")
     assert command.error("run", path).startswith(f"{path}: line 5: unknown op 'fly', expected one of rd ")
-    path.write_text("mmulab-scenario 1\nhost intel\nmode 64\nops\nsmm on\nend\n")
-    assert command.error("run", path) == f"{path}: line 5: the op smm is not modelled on a host with ept=0"
+    path.write_text("mmulab-scenario 1\nmode np\ncpu lm=0\nops\nsmm on\nend\n")
+    assert command.error("run", path) == f"{path}: line 5: the op smm is not modelled for a guest with lm=0"
     assert "neither a file nor a case" in command.error("run", tmp_path / "none.mmu")

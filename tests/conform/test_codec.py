@@ -96,6 +96,11 @@ def test_every_event_of_the_model_can_be_recorded() -> None:
             ev.kvm_tdp_mmu_spte_changed(0, 0, 4, 0, FRAME_SP << 12 | 0x807),
         ),
         (
+            "amd",
+            {"e": "tdp_spte", "gfn": "0x38", "l": 1, "old": {"v": "0x0"}, "new": {"v": "0x0"}, "as": 1},
+            ev.kvm_tdp_mmu_spte_changed(1, 0x38, 1, 0, 0),
+        ),
+        (
             "intel",
             {"e": "kvm_exit", "r": "pf", "rip": "0x1800", "err": "0x2", "addr": "0x8", "idtv": "0x80000b0e"},
             ev.kvm_exit("pf", 0x1800, 2, 8, None, 0x80000B0E),
@@ -112,6 +117,7 @@ def test_every_event_of_the_model_can_be_recorded() -> None:
 )
 def test_decoding_by_example(vendor: str, record: dict[str, object], event: ev.Event) -> None:
     assert decode_event(record, vendor) == event
+    assert encode_event(event, vendor) == record
 
 
 @pytest.mark.parametrize(

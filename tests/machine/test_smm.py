@@ -31,6 +31,7 @@ HOSTS: dict[str, tuple[str, dict[str, int]]] = {
     "amd-decode": ("amd", {"nrips": 1, "decode_assists": 1}),
     "amd-npt": ("amd", {"npt": 1, "tdp_mmu": 0}),
     "amd-npt-tdp-mmu": ("amd", {"npt": 1, "tdp_mmu": 1}),
+    "intel": ("intel", {}),
     "intel-ept": ("intel", {"ept": 1, "unrestricted_guest": 1, "tdp_mmu": 0}),
     "intel-ept-tdp-mmu": ("intel", {"ept": 1, "unrestricted_guest": 1}),
 }
@@ -209,7 +210,19 @@ def test_the_events_of_the_way_in() -> None:
     assert [e.fault_address for e in events if isinstance(e, ev.kvm_page_fault)] == [SMRAM]
 
 
-@pytest.mark.parametrize(("host", "reason"), [("amd", "rsm"), ("intel-ept", "ud")])
+def test_without_ept_kvm_emulates_the_handlers_first_instruction() -> None:
+    """No exit is told of, and no spte made for the handler's page (``handle_invalid_guest_state``)."""
+    played = Played(builder("intel"), "nop", "smm on")
+    entered = played.steps[1]
+    assert [e for e in entered.events if isinstance(e, ev.kvm_exit | ev.kvm_mmu_set_spte)] == []
+    assert entered.events[-1] == ev.kvm_emulate_insn(0x8000, 1, "90", False)
+    assert entered.stats["insn_emulation"] == 1
+    assert entered.outcome.rip == 0x8001
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"), [("amd", "rsm"), ("intel-ept", "ud"), ("intel", "ud")]
+)
 def test_the_events_of_the_way_out(host: str, reason: str) -> None:
     """Resets: leaving, then EFER, CR4 and CR0 as ``rsm_load_state_64`` loads them; CR3 is the same."""
     events = Played(builder(host), "nop", "smm on", "nop", "smm off").steps[3].events
@@ -247,9 +260,12 @@ def test_without_memory_for_the_state_there_is_no_way_back() -> None:
     assert played.vcpu.smm == 1
 
 
-def test_without_memory_for_the_handler_kvm_gives_up() -> None:
-    played = Played(ScenarioBuilder("64", mem=MEM).root(ROOT), "smm on")
+@pytest.mark.parametrize("vendor", ["amd", "intel"])
+def test_without_memory_for_the_handler_kvm_gives_up(vendor: str) -> None:
+    played = Played(ScenarioBuilder("64", vendor=vendor, mem=MEM).root(ROOT), "smm on")
     assert played.outcome().kind is OutcomeKind.INTERNAL_ERROR
+    tried = [(e.len, e.failed) for _, e in played.of(ev.kvm_emulate_insn)]
+    assert tried == [(0, False), (0, True)]
 
 
 def test_an_smi_in_smm_waits_for_rsm() -> None:
@@ -280,8 +296,7 @@ def test_a_32_bit_host_saves_the_state_in_the_older_layout() -> None:
 @pytest.mark.parametrize(
     ("vendor", "host", "cpu", "why"),
     [
-        ("intel", {}, {}, "on a host with ept=0"),
-        ("intel", {"ept": 1}, {}, "on a host with unrestricted_guest=0"),
+        ("intel", {"ept": 1}, {}, "on a host with ept=1 and unrestricted_guest=0"),
         ("amd", {}, {"lm": 0}, "for a guest with lm=0"),
     ],
 )
@@ -291,8 +306,9 @@ def test_where_it_is_not_modelled(vendor: str, host: dict[str, int], cpu: dict[s
         Runner(made.build())
 
 
-def test_only_a_nop_is_decoded_in_real_mode() -> None:
-    made = builder().value(1, SMRAM, 0x89)
+@pytest.mark.parametrize("host", ["amd", "intel"])
+def test_only_a_nop_is_decoded_in_real_mode(host: str) -> None:
+    made = builder(host).value(1, SMRAM, 0x89)
     with pytest.raises(InputError, match="instruction at 0x38000: bytes 89909090 are not modelled"):
         Played(made, "smm on")
 
