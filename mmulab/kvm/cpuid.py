@@ -6,7 +6,8 @@ Source: Linux 6.1 ``arch/x86/kvm/cpuid.c`` (``kvm_set_cpuid``),
 
 from __future__ import annotations
 
-from mmulab.kvm.roots import kvm_mmu_reset_context
+from mmulab.kvm.context import kvm_init_mmu
+from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.x86.regs import CpuModel
 
@@ -37,8 +38,11 @@ def kvm_mmu_after_set_cpuid(vcpu: Vcpu) -> None:
 
     The others follow when they are next used, if the comparison with their
     roles fails: that is what the mark is for (:mod:`mmulab.kvm.validity`).
+    The call of ``kvm_mmu_reset_context`` is no event: the compiler inlines it into
+    its neighbour in the same file, behind the probe at the function's entry.
     """
     config = vcpu.kvm.config
     for mmu in (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu):
         config.kernel.validity.mark(mmu, config.kernel.design)
-    kvm_mmu_reset_context(vcpu, force_role_reset=config.kernel.validity.force_role_reset)
+    kvm_mmu_unload(vcpu)
+    kvm_init_mmu(vcpu, force_role_reset=config.kernel.validity.force_role_reset)

@@ -64,6 +64,8 @@ class Mmu:
     root_hpa, root_pgd : int
         The root in use (-1: none) and the guest root it shadows.
     prev_roots : list of [pgd, hpa]
+        One that was never used has ``INVALID_PAGE`` in both; one that was freed keeps its `pgd`
+        (``KVM_MMU_ROOT_INFO_INVALID``, ``mmu_free_root_page``).
     pae_root, pml4_root, pml5_root : int
         Frames of the special roots, -1 where there is none.
     pdptrs : list of int
@@ -80,7 +82,7 @@ class Mmu:
     root_hpa: int = INVALID_PAGE
     root_pgd: int = 0
     prev_roots: list[list[int]] = field(
-        default_factory=lambda: [[0, INVALID_PAGE] for _ in range(KVM_MMU_NUM_PREV_ROOTS)]
+        default_factory=lambda: [[INVALID_PAGE, INVALID_PAGE] for _ in range(KVM_MMU_NUM_PREV_ROOTS)]
     )
     pae_root: int = -1
     pml4_root: int = -1

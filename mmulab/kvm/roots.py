@@ -334,13 +334,13 @@ def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
     kvm_mmu_free_roots(kvm, mmu, roots)
 
 
-def kvm_mmu_reset_context(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
+def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
     """Free all roots and configure the context again, because the guest's paging changed."""
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_reset_context())
     kvm_mmu_unload(vcpu)
-    kvm_init_mmu(vcpu, force_role_reset=force_role_reset)
+    kvm_init_mmu(vcpu)
 
 
 def kvm_mmu_free_obsolete_roots(vcpu: Vcpu) -> None:
@@ -394,11 +394,14 @@ def fast_pgd_switch(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
 
 
 def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
+    """Take a kept root; those behind it move up, and the last place is free but keeps its guest root."""
     for i, (pgd, hpa) in enumerate(mmu.prev_roots):
         if _is_root_usable(kvm, mmu, hpa, pgd, new_pgd):
+            mmu.prev_roots[i] = [mmu.root_pgd, mmu.root_hpa]
             mmu.root_pgd, mmu.root_hpa = pgd, hpa
+            last_pgd, _ = mmu.prev_roots[-1]
             del mmu.prev_roots[i]
-            mmu.prev_roots.append([0, INVALID_PAGE])
+            mmu.prev_roots.append([last_pgd, INVALID_PAGE])
             return True
     return False
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.roots import kvm_mmu_reset_context
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
@@ -161,7 +162,7 @@ def enter_smm(vcpu: Vcpu) -> None:
             break
     vcpu.rip, vcpu.cpl, vcpu.ac = SMI_HANDLER, 0, False
     vcpu.cr0 &= ~(X86_CR0_PE | X86_CR0_EM | X86_CR0_TS | X86_CR0_PG)
-    vcpu.cr4 = 0
+    set_cr4(vcpu, 0)
     if vcpu.kvm.config.x86_64:
         vcpu.efer = 0
     kvm_mmu_reset_context(vcpu)

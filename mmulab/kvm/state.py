@@ -168,6 +168,8 @@ class Vcpu:
     ----------
     id : int
     cr0, cr2, cr3, cr4, efer, rip : int
+    hw_cr4 : int
+        What the processor has of CR4's SMEP, SMAP and PKE while KVM shadows (:mod:`mmulab.kvm.hw_cr4`).
     cpl : int
     ac : bool
         EFLAGS.AC.
@@ -231,6 +233,7 @@ class Vcpu:
         "fetch_fault",
         "guest_mmu",
         "guest_mode",
+        "hw_cr4",
         "id",
         "kvm",
         "last_retry_addr",
@@ -265,6 +268,7 @@ class Vcpu:
         self.cpu = cpu
         self.cr0 = 0x60000010
         self.cr2 = self.cr3 = self.cr4 = self.efer = 0
+        self.hw_cr4 = 0
         self.rip = 0
         self.cpl = 0
         self.ac = False

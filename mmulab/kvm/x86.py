@@ -14,6 +14,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.guest_walk import read_pdptrs
+from mmulab.kvm.hw_cr4 import set_cr0, set_cr4
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
 from mmulab.kvm.roots import (
     kvm_mmu_free_obsolete_roots,
@@ -115,7 +116,7 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
         raise GeneralProtectionError
     if not cr0 & X86_CR0_PG and ((is_long_mode(vcpu) and cs_l) or vcpu.cr4 & X86_CR4_PCIDE):
         raise GeneralProtectionError
-    vcpu.cr0 = cr0
+    set_cr0(vcpu, cr0)
     if vcpu.efer & EFER_LME:
         vcpu.efer = vcpu.efer | EFER_LMA if cr0 & X86_CR0_PG else vcpu.efer & ~EFER_LMA
     only_wp = cr0 ^ old == X86_CR0_WP
@@ -153,7 +154,7 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
     enables_pcid = cr4 & X86_CR4_PCIDE and not old & X86_CR4_PCIDE
     if enables_pcid and (vcpu.cr3 & X86_CR3_PCID_MASK or not is_long_mode(vcpu)):
         raise GeneralProtectionError
-    vcpu.cr4 = cr4
+    set_cr4(vcpu, cr4)
     if (cr4 ^ old) & KVM_MMU_CR4_ROLE_BITS:
         kvm_mmu_reset_context(vcpu)
     if not vcpu.kvm.config.tdp and enables_pcid:
@@ -281,7 +282,8 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
         raise InputError(unknown)
     _refuse_leaving_svm(vcpu, efer)
     changed = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) != (cr0, cr3, cr4, efer)
-    vcpu.cr3, vcpu.efer, vcpu.cr0, vcpu.cr4 = cr3, efer, cr0, cr4
+    vcpu.cr3, vcpu.efer, vcpu.cr0 = cr3, efer, cr0
+    set_cr4(vcpu, cr4)
     if is_pae_paging(vcpu):
         load_pdptrs(vcpu, cr3)
         changed = True

@@ -32,6 +32,7 @@ from mmulab.kvm.pte_write import emulator_write_phys
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.svm.nested import svm_leave_nested
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
 from mmulab.kvm.vmx.nested import vmx_leave_nested
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
@@ -254,8 +255,9 @@ class Machine:
         kvm_mmu_zap_all(self.kvm)
         for vcpu in self.kvm.vcpus:
             kvm_mmu_unload(vcpu)  # kvm_unload_vcpu_mmus
+        leave_nested = vmx_leave_nested if self.kvm.config.vendor == "intel" else svm_leave_nested
         for vcpu in self.kvm.vcpus:
-            vmx_leave_nested(vcpu)
+            leave_nested(vcpu)
             kvm_mmu_unload(vcpu)  # kvm_mmu_destroy
         if self.kvm.config.uses_tdp_mmu:
             kvm_tdp_mmu_invalidate_all_roots(self.kvm)

@@ -35,14 +35,9 @@ from mmulab.x86.regs import (
     X86_CR4_PAE,
     X86_CR4_PCIDE,
     X86_CR4_PDPTR_BITS,
-    X86_CR4_PKE,
-    X86_CR4_SMAP,
-    X86_CR4_SMEP,
     CpuModel,
 )
 from mmulab.x86.walk import Walk, walk
-
-_GUEST_CR4 = X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +137,9 @@ def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
     """Return the configuration the processor runs the guest with on shadow tables.
 
     Paging, write protection, PAE and NX are always on, whatever the guest has;
-    SMEP and SMAP only if the guest pages (``svm_set_cr4``, ``vmx_set_cr4``).
+    SMEP, SMAP and PKE as KVM last loaded them (:mod:`mmulab.kvm.hw_cr4`).
     """
-    cr4 = X86_CR4_PAE | (vcpu.cr4 & _GUEST_CR4 if vcpu.cr0 & X86_CR0_PG else 0)
+    cr4 = X86_CR4_PAE | vcpu.hw_cr4
     efer = EFER_NX
     level = vcpu.mmu.root_level
     if level >= 4:

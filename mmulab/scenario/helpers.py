@@ -132,7 +132,7 @@ def _stack(offset: int) -> bytes:
 def helper_lines(vendor: str, more: Iterable[Stub] = ()) -> dict[int, bytes]:
     """Return what both helper pages hold, in lines of 16 bytes by address.
 
-    Lines that are not named keep the background.
+    Lines that are not named hold zeros.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from mmulab.machine.config import MachineConfig, Stubs
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import l2_rip
-from mmulab.memory.host import HostMemory
+from mmulab.memory.host import FRAME_BYTES, HostMemory
 from mmulab.scenario.adapter import cpu_model, host_config, machine_config
 from mmulab.scenario.check import check_header
 from mmulab.scenario.grammar import Step, format_step, op_name, vcpu_prefix
@@ -203,8 +203,9 @@ class Runner:
             raise InputError(f"{self.scenario.source}: {self._place(index, text)}: {error}") from error
         after = self.machine.stats
         stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
-        if outcome.kind is OutcomeKind.EXC:
-            self._cpl[op.vcpu] = 0  # handlers run at CPL 0
+        loaded = isinstance(op, ops.SetSregs) and outcome.result is None
+        if outcome.kind is OutcomeKind.EXC or loaded:
+            self._cpl[op.vcpu] = 0  # handlers run at CPL 0, and the VMM's registers have it
         return Result(index, text, op, outcome, self._events.copy(), stats)
 
     def _place(self, index: int, text: str) -> str:
@@ -266,6 +267,8 @@ def load_memory(memory: HostMemory, header: Header, kinds: Container[type[Op]] =
     more = [stub for kind, stub in STUBS_OF_OPS.items() if kind in kinds]
     base = memory.backing << 12
     memory.fill(base, header.backing_bytes, BACKGROUND)
+    for page in (HELPER_S, HELPER_U):
+        memory.fill(base + page, FRAME_BYTES, 0)
     for address, line in helper_lines(header.vendor, more).items():
         memory.write(base + address, len(line), int.from_bytes(line, "little"))
     for fill in header.fills:

@@ -144,7 +144,7 @@ class Replay:
         self._store_size, self._store_value = stores.size.data, stores.value.data
         self._next_store = 0
         self._paging: Paging | None = None
-        self._paging_of = (-1, -1, -1)
+        self._paging_of = (-1, -1)
 
     @property
     def record(self) -> int:
@@ -292,7 +292,7 @@ class Replay:
     def _host_paging(self) -> Paging:
         """Return the paging configuration that the processor runs the guest with."""
         vcpu = self._vcpu
-        key = (vcpu.cr0, vcpu.cr4, vcpu.mmu.root_level)
+        key = (vcpu.hw_cr4, vcpu.mmu.root_level)
         if key != self._paging_of:
             self._paging = host_paging(vcpu, self.machine.processor)
             self._paging_of = key

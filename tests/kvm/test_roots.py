@@ -6,7 +6,13 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
-from mmulab.kvm.mmu import INVALID_PAE_ROOT, INVALID_PAGE, KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL
+from mmulab.kvm.mmu import (
+    INVALID_PAE_ROOT,
+    INVALID_PAGE,
+    KVM_MMU_ROOT_CURRENT,
+    KVM_MMU_ROOTS_ALL,
+    root_previous,
+)
 from mmulab.kvm.roots import (
     fast_pgd_switch,
     is_unsync_root,
@@ -159,6 +165,35 @@ def test_a_kept_root_is_taken_where_there_is_none() -> None:
     assert mmu.root_pgd == roots[0]
     assert [pgd for pgd, hpa in mmu.prev_roots if hpa != INVALID_PAGE] == [roots[1]]
     assert violations(guest.kvm) == []
+
+
+def test_a_free_place_tells_which_root_it_had() -> None:
+    """``KVM_MMU_ROOT_INFO_INVALID`` before its first use; after that only the page is forgotten."""
+    guest, roots = with_roots(3)
+    mmu = guest.vcpu.mmu
+    unused = [INVALID_PAGE, INVALID_PAGE]
+    assert mmu.prev_roots == [unused] * 3
+    for root in roots:
+        guest.cr3(root)
+    kvm_mmu_free_roots(guest.kvm, mmu, root_previous(0))
+    assert mmu.prev_roots[0] == [roots[1], INVALID_PAGE]
+    assert mmu.prev_roots[2] == unused
+
+
+def test_a_root_taken_where_there_is_none_leaves_the_last_places_root_behind() -> None:
+    """``cached_root_find_without_current``: places move up, the last one loses its page alone."""
+    guest, roots = with_roots(4)
+    for root in roots:
+        guest.cr3(root)
+    mmu = guest.vcpu.mmu
+    kvm_mmu_free_roots(guest.kvm, mmu, KVM_MMU_ROOT_CURRENT)
+    assert fast_pgd_switch(guest.kvm, mmu, roots[1])
+    assert [pgd for pgd, _ in mmu.prev_roots] == [roots[2], roots[0], roots[0]]
+    assert mmu.prev_roots[2][1] == INVALID_PAGE
+    kvm_mmu_free_roots(guest.kvm, mmu, KVM_MMU_ROOT_CURRENT)
+    mmu.prev_roots[2], mmu.prev_roots[1] = mmu.prev_roots[1], [roots[3], INVALID_PAGE]
+    assert fast_pgd_switch(guest.kvm, mmu, roots[0])
+    assert mmu.prev_roots[2] == [0, INVALID_PAGE]  # what the current root had
 
 
 def test_flush_on_reuse_asks_for_a_sync() -> None:

@@ -9,6 +9,7 @@ from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.state import Request
 from mmulab.kvm.x86 import (
     GeneralProtectionError,
+    kvm_invalidate_pcid,
     kvm_set_cr0,
     kvm_set_cr3,
     kvm_set_cr4,
@@ -231,6 +232,22 @@ def test_a_flush_of_a_pcid_ends_its_previous_roots() -> None:
     pgds = [pgd for pgd, _ in guest.vcpu.mmu.prev_roots]
     assert freed == sum(2 << i for i, pgd in enumerate(pgds) if pgd & 0xFFF == 1)
     assert second | 2 in pgds
+
+
+def test_free_places_count_for_the_pcid_that_they_tell() -> None:
+    """``kvm_invalidate_pcid`` does not look whether a root is valid; one never used is of PCID fff."""
+    guest = Guest("64", cpu=CpuModel(pcid=True)).map(GVA, DATA)
+    guest.vcpu.cr4 |= X86_CR4_PCIDE
+    guest.enter()
+    for pcid in (1, 2):
+        kvm_set_cr3(guest.vcpu, guest.root | pcid | X86_CR3_PCID_NOFLUSH)
+        guest.enter()
+    masks = []
+    for pcid in (1, 1, 0, 2, 0xFFF):
+        with guest.watch() as seen:
+            kvm_invalidate_pcid(guest.vcpu, pcid)
+        masks += [event.roots_to_free for event in seen if isinstance(event, ev.kvm_mmu_free_roots)]
+    assert masks == [1 << 1, 1 << 1, 1 << 2, 0, 1 << 3]
 
 
 def test_with_two_dimensional_paging_a_flush_is_the_guests() -> None:

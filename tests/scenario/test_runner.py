@@ -19,6 +19,7 @@ from mmulab.scenario.grammar import FORMS
 from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUB_BYTES, STUBS, Stub
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import HOST_OPS, Runner, run
+from mmulab.scenario.scenario import MODES
 from mmulab.scenario.text import read_scenario
 
 EXAMPLE = Path(__file__).parent / "examples/first_fault.mmu"
@@ -76,6 +77,21 @@ def test_host_ops_leave_the_privilege_alone() -> None:
     b = builder("pae").op(f"rd u {GVA:x}").op("hw 4 100000 5").op("nrpages 40").op(f"rd u {GVA:x}")
     assert texts(b).count("~sysexit") == 1
     assert "~sysenter" not in texts(b)
+
+
+def test_registers_of_the_vmm_have_privilege() -> None:
+    """Where KVM refuses them the guest keeps its own."""
+    cr0, cr3, cr4, efer = MODES["pae"]._replace(cr3=0x10000)
+    for bad, helpers in ((0, ["~sysexit", "~sysexit"]), (1 << 63, ["~sysexit", "~sysenter", "~sysexit"])):
+        b = builder("pae").op(f"rd u {GVA:x}").op(f"sregs {cr0:x} {cr3:x} {cr4 | bad:x} {efer:x}")
+        b.op(f"rd s {GVA:x}").op(f"rd u {GVA:x}")
+        assert [text for text in texts(b) if text.startswith("~")] == helpers
+
+
+def test_what_the_helper_pages_do_not_name_is_zero() -> None:
+    b = builder("64").op(f"rd s 8 {HELPER_S + 0xF00:x}").op(f"rd s 8 {HELPER_S + STUBS:x}")
+    b.op(f"rd u 8 {HELPER_U + 0x100:x}")
+    assert [r.outcome.rax for r in run(b.build())[1:-1]] == [0, 0x038B, 0]
 
 
 @pytest.mark.parametrize("mode", ["32", "64"])

@@ -15,6 +15,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_shadow_npt_mmu
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
@@ -278,7 +279,8 @@ def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -
         vcpu.walk_mmu = vcpu.nested_mmu
     long_mode = save["efer"] & EFER_LME and save["cr0"] & X86_CR0_PG
     vcpu.efer = save["efer"] | EFER_LMA if long_mode else save["efer"] & ~EFER_LMA
-    vcpu.cr0, vcpu.cr4, vcpu.cr2 = save["cr0"], save["cr4"], save["cr2"]
+    vcpu.cr0, vcpu.cr2 = save["cr0"], save["cr2"]
+    set_cr4(vcpu, save["cr4"])
     vcpu.rip, vcpu.cpl, vcpu.ac = save["rip"], save["cpl"], False
     if not nested_load_cr3(vcpu, save["cr3"], nested_tdp=nested.npt):
         nested.exit_code, nested.exit_info_1, nested.exit_info_2 = SVM_EXIT_ERR, 0, 0
@@ -312,8 +314,16 @@ def _restore_l1(vcpu: Vcpu, l1: dict[str, int]) -> None:
     cr4 = l1["cr4"]
     if not vcpu.kvm.config.tdp and (vcpu.cr0 ^ l1["cr0"]) & X86_CR0_PG:
         cr4 = vcpu.cr4 | X86_CR4_PAE | X86_CR4_MCE
-    vcpu.efer, vcpu.cr0, vcpu.cr4, vcpu.rip = l1["efer"], l1["cr0"] | X86_CR0_PE, cr4, l1["rip"]
+    vcpu.efer, vcpu.cr0, vcpu.rip = l1["efer"], l1["cr0"] | X86_CR0_PE, l1["rip"]
+    set_cr4(vcpu, cr4)
     vcpu.cpl, vcpu.ac = 0, False
+
+
+def svm_leave_nested(vcpu: Vcpu) -> None:
+    """Take L2 from a vCPU that is destroyed; no root is looked for (``svm_vcpu_free``)."""
+    if vcpu.guest_mode:
+        vcpu.guest_mode, vcpu.nested = False, None
+        vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
 
 
 def nested_svm_vmexit(vcpu: Vcpu) -> None:

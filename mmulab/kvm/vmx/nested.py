@@ -14,6 +14,7 @@ from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.context import kvm_init_shadow_ept_mmu
 from mmulab.kvm.guest_walk import kvm_write_guest
+from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.inject import DB_VECTOR, UD_VECTOR
 from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, X86Exception
@@ -263,7 +264,8 @@ def _prepare_vmcs02(vcpu: Vcpu, cr3: int, eptp: int | None) -> int | None:
         vcpu.mmu = vcpu.guest_mmu
         nested_ept_new_eptp(vcpu, eptp)
         vcpu.walk_mmu = vcpu.nested_mmu
-    vcpu.cr0, vcpu.cr4 = vmx.get("guest_cr0"), vmx.get("guest_cr4")
+    vcpu.cr0 = vmx.get("guest_cr0")
+    set_cr4(vcpu, vmx.get("guest_cr4"))
     vcpu.efer = _guest_efer(vcpu)
     if consistency_check(vcpu, bool(cr3 >> vcpu.cpu.maxphyaddr)):
         return ENTRY_FAIL_DEFAULT
@@ -382,7 +384,8 @@ def _load_vmcs12_host_state(vcpu: Vcpu) -> None:
     else:
         vcpu.efer &= ~(EFER_LMA | EFER_LME)
     vcpu.rip, vcpu.cpl, vcpu.ac = vmx.get("host_rip"), 0, False
-    vcpu.cr0, vcpu.cr4 = vmx.get("host_cr0"), vmx.get("host_cr4")
+    vcpu.cr0 = vmx.get("host_cr0")
+    set_cr4(vcpu, vmx.get("host_cr4"))
     vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
     if not nested_load_cr3(vcpu, vmx.get("host_cr3"), nested_tdp=False):
         vcpu.requests |= Request.TRIPLE_FAULT

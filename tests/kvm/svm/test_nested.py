@@ -15,7 +15,7 @@ from mmulab.kvm.state import Request
 from mmulab.kvm.svm.nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
 from mmulab.lab.cases.judge import NPF_FINAL, NPF_TABLE
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import OutcomeKind
+from mmulab.machine.op import OutcomeKind, Teardown
 from mmulab.scenario.helpers import HELPER_S
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.runner import run as run_scenario
@@ -111,6 +111,21 @@ def steps(
     world.steps += texts
     runner = Runner(world.scenario())
     return runner.machine, list(islice(runner.results(), 1 + len(texts)))[1:]
+
+
+@pytest.mark.parametrize("npt", [0, 1])
+def test_a_vcpu_destroyed_in_l2_looks_for_no_root(npt: int) -> None:
+    """``svm_vcpu_free``: L2 is gone without a #VMEXIT, and both contexts let go of their roots."""
+    world = svm("64", "64", 4, nested_paging=bool(npt), npt=npt)
+    machine, results = steps(world, ENTER)
+    assert results[0].outcome.kind is OutcomeKind.L2
+    seen: list[ev.Event] = []
+    machine.emit = seen.append
+    machine.execute(Teardown())
+    assert not [event for event in seen if isinstance(event, ev.kvm_mmu_new_pgd)]
+    assert len([event for event in seen if isinstance(event, ev.kvm_mmu_free_roots)]) == 4
+    (vcpu,) = machine.kvm.vcpus
+    assert (vcpu.guest_mode, vcpu.mmu, vcpu.walk_mmu) == (False, vcpu.root_mmu, vcpu.root_mmu)
 
 
 def vmcb_of(machine: Machine, name: str) -> int:
