@@ -21,7 +21,6 @@ from mmulab.kvm.invpcid import invpcid_is_allowed
 from mmulab.kvm.state import Request, Vcpu, vcpu_memslots
 from mmulab.kvm.vmx.insn import write_shadow_vmcs
 from mmulab.kvm.vmx.real_mode import emulation_required, handle_invalid_guest_state
-from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
 from mmulab.kvm.x86 import is_long_mode, vcpu_enter_guest
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.effect import perform
@@ -34,6 +33,7 @@ from mmulab.machine.processor import (
     ShadowFault,
     access,
     guest_canonical,
+    is_undefined,
     linear_address,
     load_cr,
 )
@@ -369,7 +369,7 @@ class Execution:
 
     def _privileged(self) -> Outcome:
         vcpu, insn = self.vcpu, self.insn
-        if self._undefined():
+        if is_undefined(self.vcpu, self.insn.mnemonic):
             return self._raise(UD_VECTOR, None)
         verdict = handle_instruction(vcpu, insn, cs_l=self.cs_l)
         outcome = Outcome(OutcomeKind.OK, rax=insn.value)
@@ -382,17 +382,6 @@ class Execution:
         if verdict is Verdict.DONE:
             return self._finish(self._flags(outcome), stepped=False)
         raise _Exit
-
-    def _undefined(self) -> bool:
-        """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2."""
-        vcpu, mnemonic = self.vcpu, self.insn.mnemonic
-        if mnemonic not in VMX_INSTRUCTIONS:
-            return False
-        if self.config.host.vendor != "intel":
-            return True
-        if mnemonic is not Mnemonic.VMFUNC or not vcpu.guest_mode:
-            return False
-        return not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
 
     def _flags(self, outcome: Outcome) -> Outcome:
         if self.insn.mnemonic in VMX_INSTRUCTIONS and self.insn.mnemonic not in WITHOUT_FLAGS:
