@@ -88,7 +88,9 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         if it.level == fault.goal_level:
             break
         base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
-        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr)
+        sp = kvm_mmu_get_child_sp(
+            vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr
+        )
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
             if fault.is_tdp and fault.huge_page_disallowed and fault.req_level >= it.level:

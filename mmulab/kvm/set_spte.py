@@ -149,7 +149,9 @@ def make_spte(
         # and its D bit is left as it was made.
         was_writable = is_last_spte(old_spte, level) and is_writable_pte(old_spte)
         if not was_writable:
-            wrprot = not mmu_try_to_unsync_pages(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
+            wrprot = not mmu_try_to_unsync_pages(
+                kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch
+            )
             if wrprot:
                 spte &= ~(PT_WRITABLE_MASK | fmt.mmu_writable)
             elif ad_enabled:

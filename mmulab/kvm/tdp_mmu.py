@@ -148,7 +148,9 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
 def tdp_mmu_set_spte(kvm: Kvm, entry: TdpEntry, new: int, *, dirty_log: bool = True) -> None:
     """Change the entry at hand."""
     kvm.memory.store64(entry.sptep, new)
-    handle_changed_spte(kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log)
+    handle_changed_spte(
+        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log
+    )
     entry.old_spte = new
 
 
@@ -156,7 +158,9 @@ def tdp_mmu_set_spte_atomic(kvm: Kvm, entry: TdpEntry, new: int) -> None:
     """Change the entry as under the lock held for reading: its dirty log is the caller's."""
     shared, kvm.mmu_lock_shared = kvm.mmu_lock_shared, True
     kvm.memory.store64(entry.sptep, new)
-    handle_changed_spte(kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=False)
+    handle_changed_spte(
+        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=False
+    )
     kvm.mmu_lock_shared = shared
 
 

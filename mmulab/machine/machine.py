@@ -54,6 +54,7 @@ HUGE = 1 << 21
 EINVAL = 22
 
 
+
 OpSink = Callable[[Op, Outcome], None]
 
 
@@ -87,7 +88,9 @@ class Machine:
         )
         self.processor = Processor(
             CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits),
-            replace(PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes),
+            replace(
+                PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes
+            ),
             ad_ignores_ept_w=host.ad_ignores_ept_w,
             cr0_reloads_pdptes=host.cr0_reloads_pdptes,
         )

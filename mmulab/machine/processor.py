@@ -189,7 +189,9 @@ def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
 def _ept_ad(vcpu: Vcpu) -> bool:
     """Whether the EPT pointer in use turns A/D bits on (``construct_eptp``): for L2, if L1's does."""
     nested = vcpu.nested
-    return vcpu.kvm.fmt.ad_enabled and (nested is None or bool(nested.nested_pgd & VMX_EPTP_AD_ENABLE_BIT))
+    return vcpu.kvm.fmt.ad_enabled and (
+        nested is None or bool(nested.nested_pgd & VMX_EPTP_AD_ENABLE_BIT)
+    )
 
 
 def _nested(
