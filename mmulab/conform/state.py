@@ -29,9 +29,10 @@ def state_lines(machine: Machine, gva: int | None, fault_gpa: int | None = None,
     """
     v = machine.kvm.vcpus[vcpu]
     mmu = v.mmu
+    root = f"root pgd {_hpa(mmu.root_pgd)} hpa {_hpa(mmu.root_hpa)}"
     lines = [
         f"vcpu {vcpu}: cr0 {v.cr0:x} cr3 {v.cr3:x} cr4 {v.cr4:x} efer {v.efer:x} cpl {v.cpl}",
-        f"mmu {mmu.kind}: root pgd {mmu.root_pgd:x} hpa {_hpa(mmu.root_hpa)} role {_role(machine.kvm, mmu)}",
+        f"mmu {mmu.kind}: {root} role {_role(machine.kvm, mmu)}",
     ]
     for pgd, hpa in mmu.prev_roots:
         if hpa != INVALID_PAGE:
@@ -51,6 +52,7 @@ def state_lines(machine: Machine, gva: int | None, fault_gpa: int | None = None,
 
 
 def _hpa(hpa: int) -> str:
+    """Spell a root or what it shadows; a place that was never used has neither."""
     return "none" if hpa == INVALID_PAGE else f"{hpa:x}"
 
 

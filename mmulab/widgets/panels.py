@@ -135,6 +135,7 @@ def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
 
 
 def _hpa(hpa: int) -> str:
+    """Spell a root or what it shadows; a place that was never used has neither."""
     return "none" if hpa == -1 else f"{hpa:#x}"
 
 
@@ -339,7 +340,7 @@ def _register_rows(look: Look) -> list[list[str]]:
         ["CR3", f"{r.cr3:#x}"],
         ["CPL", f"{r.cpl}" + (", in L2" if r.guest_mode else "")],
         ["MMU context", r.kind],
-        ["root", f"{_hpa(r.root_hpa)} for {r.root_pgd:#x}"],
+        ["root", f"{_hpa(r.root_hpa)} for {_hpa(r.root_pgd)}"],
         ["previous roots", _roots(r.prev_roots)],
         *([name, str(value)] for name, value in look.counts.items()),
     ]

@@ -196,3 +196,11 @@ def test_the_state_without_an_address_is_the_vcpus() -> None:
     runner = Runner(ScenarioBuilder("np").build())
     assert len(state_lines(runner.machine, None)) == 2
     assert state_lines(runner.machine, 0)[-1].strip() == "no root"
+
+
+def test_a_root_in_a_place_that_was_never_used_has_no_pgd() -> None:
+    """A load of CR3 leaves the last of the places in hand; what to shadow is known at the next entry."""
+    runner = Runner(ScenarioBuilder("64").root(0x10000).root(0x11000).op("nop").op("cr3 11000").build())
+    for result in runner.results():
+        if result.text == "cr3 11000":
+            assert "root pgd none hpa none" in state_lines(runner.machine, None)[1]
