@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
-from mmulab.cli import signals
+from mmulab.cli.each import each_answer
 from mmulab.cli.options import KernelChoice, kernel_design_options
-from mmulab.cli.progress import progress
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
-from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.find import find_design
-from mmulab.lab import pool
 
 
 class _Job(NamedTuple):
@@ -37,12 +33,9 @@ class _Answer(NamedTuple):
     explanation: str
 
 
-def _work(job: _Job) -> _Answer | InputError:
-    """Compare one recording; what is wrong with its file keeps no other from being compared."""
-    try:
-        recording = read_recording(job.path)
-    except InputError as error:
-        return error
+def _work(job: _Job) -> _Answer:
+    """Compare one recording."""
+    recording = read_recording(job.path)
     comparison = compare(recording, job.level, job.design, job.kernel)
     if comparison.difference is None:
         return _Answer(comparison, comparison.problem or "", "")
@@ -111,26 +104,14 @@ def conform(
     other = None if other is LINUX_6_1.design else other
     kernel = None if choice.kernel is None else find_kernel(choice.kernel)
     work = [_Job(path, chosen, other, kernel, explained) for path in find_recordings(paths)]
-    answers: list[_Answer] = []
-    refused: list[InputError] = []
 
-    def show() -> None:
-        readable = len(work) - len(refused)
-        if readable and as_json:
-            _show_json(chosen, other, answers, of=readable)
-        elif readable:
-            _show(chosen, other, answers, limit, of=readable)
+    def show(answers: list[_Answer], of: int) -> None:
+        if as_json:
+            _show_json(chosen, other, answers, of=of)
+        else:
+            _show(chosen, other, answers, limit, of=of)
 
-    with signals.shown(show):
-        found = pool.each(_work, work, jobs or os.cpu_count() or 1)
-        for answer in progress(found, len(work), "scenario", show=not as_json):
-            if isinstance(answer, InputError):
-                refused.append(answer)
-            else:
-                answers.append(answer)
-    if refused:
-        others = f"; {len(refused) - 1} more files are refused" if refused[1:] else ""
-        raise InputError(f"{refused[0]}{others}")
+    answers = each_answer(_work, work, show, jobs=jobs, what="files", bar=not as_json)
     ctx.exit(0 if all(a.comparison.agrees for a in answers) else 1)
 
 

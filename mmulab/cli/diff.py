@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,9 +9,8 @@ from typing import NamedTuple
 
 import click
 
-from mmulab.cli import signals
 from mmulab.cli.diff_report import Report, Side, show_json, show_text
-from mmulab.cli.progress import progress
+from mmulab.cli.each import each_answer
 from mmulab.conform.classify import OTHER_THINGS, SCENARIO, Delta, How, Kind
 from mmulab.conform.codec import EVENT_NAMES
 from mmulab.conform.compare import Level
@@ -22,7 +20,6 @@ from mmulab.conform.recording import Recording, read_recording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernel import Kernel, find_kernel
-from mmulab.lab import pool
 from mmulab.lab.drift.causes import Causes, find_causes
 
 MODEL = "model"
@@ -48,15 +45,8 @@ class _Answer(NamedTuple):
     causes: Causes | None = None
 
 
-def _work(job: _Job) -> _Answer | InputError:
-    """Compare one scenario; what is wrong with its files keeps no other from being compared."""
-    try:
-        return _compare(job)
-    except InputError as error:
-        return error
-
-
-def _compare(job: _Job) -> _Answer:
+def _work(job: _Job) -> _Answer:
+    """Compare one scenario."""
     name, first, second = job.couple
     if first is None or (second is None and not job.model):
         kind = (Kind(SCENARIO, How.ADDED if first is None else How.MISSING),)
@@ -161,24 +151,11 @@ def diff(
     wanted = _wanted(patterns)
     couples, model, kernel = _couples(a, b)
     work = [_Job(couple, model, kernel, Level(level), wanted, limit, causes) for couple in couples]
-    answers: list[_Answer] = []
-    refused: list[InputError] = []
 
-    def show() -> None:
-        of = len(work) - len(refused)
-        if of:
-            (show_json if as_json else show_text)(_report((a, b), level, limit, answers, of))
+    def show(answers: list[_Answer], of: int) -> None:
+        (show_json if as_json else show_text)(_report((a, b), level, limit, answers, of))
 
-    with signals.shown(show):
-        found = pool.each(_work, work, jobs or os.cpu_count() or 1)
-        for answer in progress(found, len(work), "scenario", show=not as_json):
-            if isinstance(answer, InputError):
-                refused.append(answer)
-            else:
-                answers.append(answer)
-    if refused:
-        others = f"; {len(refused) - 1} more scenarios are refused" if refused[1:] else ""
-        raise InputError(f"{refused[0]}{others}")
+    answers = each_answer(_work, work, show, jobs=jobs, what="scenarios", bar=not as_json)
     ctx.exit(1 if any(answer.diff.scenarios_differ for answer in answers) else 0)
 
 

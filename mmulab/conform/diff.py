@@ -14,7 +14,7 @@ from mmulab.conform.classify import HEADER, MODEL, Delta, How, Kind, classify
 from mmulab.conform.codec import canonical
 from mmulab.conform.compare import NOT_RECORDED, Level, frame_map
 from mmulab.conform.outcome import encode_outcome
-from mmulab.conform.recording import HELPER_PREFIX, INIT, TEARDOWN, RecordedOp, Recording
+from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.tally import WHOLE, OpDiff
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
@@ -65,8 +65,7 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
     """
     scenario = recording.scenario
     vendor = scenario.header.vendor
-    steps = [op for op in recording.ops if op.text != INIT and not op.text.startswith(HELPER_PREFIX)]
-    numbers = dict(enumerate(op.index for op in steps))
+    numbers = dict(enumerate(op.index for op in (*recording.steps, recording.ops[-1])))
     ops: list[RecordedOp] = []
     failure = ""
     try:

@@ -26,7 +26,7 @@ from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
 _KVM = ("tdp_mmu", "eager_page_split", "flush_on_reuse", "mmio_caching", "nx_huge_pages")
 _AMD = ("npt", "nested", "nrips", "sev", "vgif")
 _INTEL = ("ept", "eptad", "pml", "vpid", "nested", "unrestricted_guest", "enable_shadow_vmcs")
-_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
+MODULE_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
     "amd": {"kvm": _KVM, "kvm_amd": _AMD},
     "intel": {"kvm": _KVM, "kvm_intel": _INTEL},
 }
@@ -144,7 +144,7 @@ def _header(scenario: Scenario) -> dict[str, Any]:
             "host_virt_bits": h.host["virt_bits"],
             "params": {
                 f"{module}.{name}": "Y" if h.host[name] else "N"
-                for module, names in _PARAMETERS[h.vendor].items()
+                for module, names in MODULE_PARAMETERS[h.vendor].items()
                 for name in names
             },
         },

@@ -84,6 +84,11 @@ class Recording:
     scenario: Scenario
     ops: tuple[RecordedOp, ...]
 
+    @property
+    def steps(self) -> list[RecordedOp]:
+        """The ops of the scenario's own steps, in order."""
+        return [op for op in self.ops if not is_around(op.text)]
+
 
 def find_recordings(paths: Iterable[str]) -> list[Path]:
     """Return the recordings that `paths` name, folders searched two levels deep, in order.

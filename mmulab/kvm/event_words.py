@@ -45,7 +45,8 @@ class EventWords:
 
     def name(self, kind: type[Event]) -> str:
         """Return what this kernel calls an event: its tracepoint, or the function entered."""
-        return dict(self.functions).get(kind.__name__, kind.__name__)
+        name = kind.__name__
+        return next((function for event, function in self.functions if event == name), name)
 
 
 EVENTS_6_1 = EventWords(("CONTINUE", "RETRY", "EMULATE", "INVALID", "FIXED", "SPURIOUS"))

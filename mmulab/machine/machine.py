@@ -96,12 +96,10 @@ class Machine:
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
-        self._enable_dirty_ring(config.dirty_ring, host.pml)
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
-        for vcpu in self.kvm.vcpus if config.dirty_ring else ():
-            reserve = kvm_dirty_ring_get_rsvd_entries(pml=host.pml)
-            vcpu.dirty_ring = DirtyRing(vcpu.id, config.dirty_ring, config.dirty_ring - reserve)
+        if config.dirty_ring:
+            self._enable_dirty_ring(config.dirty_ring, pml=host.pml)
         # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
         weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
@@ -110,11 +108,14 @@ class Machine:
                 raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
 
-    def _enable_dirty_ring(self, entries: int, pml: bool) -> None:
-        errno = check_dirty_ring(entries, pml=pml) if entries else 0
+    def _enable_dirty_ring(self, entries: int, *, pml: bool) -> None:
+        errno = check_dirty_ring(entries, pml=pml)
         if errno:
             raise InputError(f"KVM_ENABLE_CAP refuses a dirty ring of {entries:#x} entries: {errno}")
         self.kvm.dirty_ring_size = entries
+        limit = entries - kvm_dirty_ring_get_rsvd_entries(pml=pml)
+        for vcpu in self.kvm.vcpus:
+            vcpu.dirty_ring = DirtyRing(vcpu.id, entries, limit)
 
     @property
     def emit(self) -> EventSink | None:

@@ -10,6 +10,7 @@ SDM 3, 29.3; APM 2, 15.25.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmulab.kvm.state import Vcpu
@@ -194,6 +195,18 @@ def _ept_ad(vcpu: Vcpu) -> bool:
     )
 
 
+def _logging_store(vcpu: Vcpu, gfn: int) -> Callable[[int, int], None]:
+    """Return what stores an entry of a walk to `gfn`, and logs the page where that sets D."""
+    memory = vcpu.kvm.memory
+
+    def store(hpa: int, entry: int) -> None:
+        if entry & ~memory.words[hpa >> 3] & VMX_EPT_DIRTY_BIT:
+            vcpu.pml_buffer.append(gfn)
+        memory.store64(hpa, entry)
+
+    return store
+
+
 def _nested(
     vcpu: Vcpu,
     host: Processor,
@@ -208,16 +221,9 @@ def _nested(
     memory, kvm = vcpu.kvm.memory, vcpu.kvm
     paging, root = nested_paging(vcpu, host), vcpu.mmu.root_hpa
     pdptes = memory.words[root >> 3 : (root >> 3) + 4] if paging.mode is PAGING_PAE else None
-
-    def store(hpa: int, entry: int) -> None:
-        if entry & ~memory.words[hpa >> 3] & VMX_EPT_DIRTY_BIT:
-            vcpu.pml_buffer.append(gpa >> 12)
-        memory.store64(hpa, entry)
-
     logs = kvm.config.pml and not vcpu.guest_mode  # L2 runs without a log
-    w = walk(
-        paging, root, gpa, pfec, memory.load64, store if logs else memory.store64, pdptes=pdptes
-    )
+    store = _logging_store(vcpu, gpa >> 12) if logs else memory.store64
+    w = walk(paging, root, gpa, pfec, memory.load64, store, pdptes=pdptes)
     if w.error is not None:
         raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
     return w.pa

@@ -57,8 +57,8 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
     header = (
         work.described | helper_record() | facts.header(features(work.scenario.header.cpuid, facts.supported))
     )
-    if work.vcpus > 1:
-        header["vcpus"] = work.vcpus
+    if work.scenario.vcpus > 1:
+        header["vcpus"] = work.scenario.vcpus
     header["n_ops"] = work.n_ops
     header["n_ran"] = sum(record["i"] >= 0 and record["op"] != "teardown" for record in records)
     header["n_events"] = sum(len(record["ev"]) for record in records)

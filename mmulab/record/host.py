@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.event_words import EventWords
 from mmulab.record.ring import EventFormat, parse_format
@@ -16,15 +17,9 @@ from mmulab.scenario.scenario import HOST_DEFAULTS
 
 __all__ = ["HostFacts", "KernelParameters", "parse_parameters"]
 
-_KVM = (
-    "tdp_mmu",
-    "eager_page_split",
-    "flush_on_reuse",
-    "mmio_caching",
-    "nx_huge_pages",
-    "force_emulation_prefix",
-)
-_AMD = ("npt", "nested", "nrips", "vgif", "sev")
+_KVM = (*MODULE_PARAMETERS["amd"]["kvm"], "force_emulation_prefix")
+_AMD = MODULE_PARAMETERS["amd"]["kvm_amd"]
+_MODULES = (("kvm", _KVM), ("kvm_amd", _AMD))
 _ALWAYS = ("npt", "tdp_mmu")
 _FORCED = {"nx_huge_pages": "force"}
 """Parameters whose 1 is another word; 'auto' would look for the processor's fault."""
@@ -52,7 +47,7 @@ class KernelParameters(NamedTuple):
     def of_header(cls, vendor: str, host: Mapping[str, int]) -> KernelParameters:
         """Return what a scenario's header wants: npt, tdp_mmu and what is not a host's default."""
         chosen = []
-        for module, names in (("kvm", _KVM), ("kvm_amd", _AMD)):
+        for module, names in _MODULES:
             for name in names:
                 value = host[name]
                 if name == "tdp_mmu" and not host["npt"]:
@@ -130,7 +125,6 @@ _CPUID: dict[str, tuple[int, int, int, int, int]] = {
 """Leaf, index, register, lowest bit and width of each feature; ``vmm/guest.c`` has the same."""
 _IN_HEADER = tuple(_CPUID)[:15]
 """What a recording's header says of them."""
-_PARAMETERS = ("kvm", "kvm_amd")
 _ADDRESS_SIZES = re.compile(r"address sizes\s*:\s*(\d+) bits physical, (\d+) bits virtual")
 _ENTRY = struct.Struct("<10I")  # struct kvm_cpuid_entry2
 
@@ -210,9 +204,7 @@ class HostFacts:
 
     def header(self, cpuid: Mapping[str, int]) -> dict[str, Any]:
         """Return ``cpuid`` and ``host`` of a recording's header."""
-        known = {
-            f"param/{module}/{name}": f"{module}.{name}" for module in _PARAMETERS for name in (*_KVM, *_AMD)
-        }
+        known = {f"param/{module}/{name}": f"{module}.{name}" for module, names in _MODULES for name in names}
         told = sorted(
             (label, self.texts[name].strip()) for name, label in known.items() if name in self.texts
         )

@@ -8,15 +8,7 @@ from typing import Any
 
 from mmulab import files
 from mmulab.conform.record import scenario_record
-from mmulab.conform.recording import (
-    HELPER_PREFIX,
-    INIT,
-    TEARDOWN,
-    Recording,
-    read_lines,
-    read_recording,
-    scenario_name,
-)
+from mmulab.conform.recording import Recording, read_lines, read_recording, scenario_name
 from mmulab.errors import named
 from mmulab.record.host import KernelParameters
 from mmulab.scenario.grammar import format_step, op_name
@@ -63,11 +55,6 @@ class Work:
     n_ops: int
     described: dict[str, Any]
 
-    @property
-    def vcpus(self) -> int:
-        """How many vCPUs its ops name."""
-        return 1 + max((step.op.vcpu for step in self.scenario.steps), default=0)
-
     def parameters(self) -> KernelParameters:
         """Return the host that its header wants."""
         header = self.scenario.header
@@ -97,7 +84,7 @@ class Work:
         h = self.scenario.header
         ops_of_pages = {STUBS_OF_OPS[type(s.op)] for s in self.scenario.steps if type(s.op) in STUBS_OF_OPS}
         lines = [f"mem {h.backing_bytes:x}", f"thp {h.thp:x}", f"manualdirty {h.manual_dirty:x}"]
-        lines.append(f"vcpus {self.vcpus:x}")
+        lines.append(f"vcpus {self.scenario.vcpus:x}")
         lines.append("sregs " + " ".join(f"{value:x}" for value in h.regs))
         lines += [f"slot {s.id:x} {s.gpa:x} {s.size:x} {s.flags:x} {s.offset:x}" for s in h.slots]
         lines += [f"feature {key} {value:x}" for key, value in features(h.cpuid, supported).items()]
@@ -140,10 +127,6 @@ def read_recorded(path: Path, name: str | None = None) -> Work:
 
 def of_recording(name: str, recording: Recording, header: dict[str, Any]) -> Work:
     """Return the work of a recording that was read, and of its first line as JSON."""
-    ops = tuple(
-        (op.index, op.text)
-        for op in recording.ops
-        if op.text not in (INIT, TEARDOWN) and not op.text.startswith(HELPER_PREFIX)
-    )
+    ops = tuple((op.index, op.text) for op in recording.steps)
     described = {key: value for key, value in header.items() if key not in _MADE_ANEW}
     return Work(name, recording.scenario, ops, recording.ops[-1].index, described)

@@ -67,7 +67,7 @@ def machine_config(
         slots=tuple(SlotConfig(*slot) for slot in header.slots),
         stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),
         kernel=kernel if design is None else kernel.with_(design=design),
-        vcpus=max(header.vcpus, 1 + max((step.op.vcpu for step in scenario.steps), default=0)),
+        vcpus=scenario.vcpus,
     )
 
 

@@ -220,3 +220,8 @@ class Scenario:
     steps: tuple[Step, ...]
     source: str = "<built>"
     lines: dict[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs there are: as many as the header says, or the steps need."""
+        return max(self.header.vcpus, 1 + max((step.op.vcpu for step in self.steps), default=0))

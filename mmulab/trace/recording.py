@@ -221,6 +221,10 @@ class Recording:
         event = number - op
         return Moment(op, event if event < int(self.ends[op]) else None)
 
+    def name_of(self, event: Event) -> str:
+        """Return what the recorded kernel calls an event."""
+        return self.config.kernel.events.name(type(event))
+
     def number(self, moment: Moment) -> int:
         """Return a moment's place in the order of time."""
         return moment.op + (int(self.ends[moment.op]) if moment.event is None else moment.event)

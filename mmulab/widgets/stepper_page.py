@@ -83,7 +83,7 @@ def stepper_page(
         session.goto(number)
         panels = [kept.setdefault(panel.html(), len(kept)) for panel in session.panels()]
         event = session.look().event
-        name = "end of the op" if event is None else recording.config.kernel.events.name(type(event))
+        name = "end of the op" if event is None else recording.name_of(event)
         gfn = getattr(event, "gfn", None)
         steps.append({"panels": panels, "title": name, "gfn": None if gfn is None else f"{gfn:x}"})
         if progress is not None:

@@ -56,12 +56,12 @@ def story(
     titles : sequence of str, optional
         One a moment; the event's name if left out.
     """
-    session, names = Session(recording), recording.config.kernel.events.name
+    session = Session(recording)
     steps = []
     for place, number in enumerate(numbers):
         session.goto(number)
         event = session.look().event
-        named = "the end of the op" if event is None else names(type(event))
+        named = "the end of the op" if event is None else recording.name_of(event)
         title = titles[place] if titles else named
         steps.append(Step(title, panels_html(session.panels())))
     return Steps(steps, name=name)

@@ -53,7 +53,7 @@ def moments(
             and not event.created
         ][:1]
     telling = [
-        (number, f"{wrong.name}: {recording.config.kernel.events.name(type(event))}")
+        (number, f"{wrong.name}: {recording.name_of(event)}")
         for number, event in _events(recording, wrong.op)
         if isinstance(event, TELLING) and number not in [known for known, _ in told]
     ]

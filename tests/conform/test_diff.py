@@ -84,3 +84,9 @@ def test_headers_are_compared_but_not_the_hosts(root: Path, basic: Recording) ->
     (delta,) = diff_headers(header, dataclasses.replace(header, thp=True))
     assert delta.kinds == (Kind("header", How.OTHER, "thp"),)
     assert delta.lines == ["- thp False", "+ thp True"]
+
+
+def test_the_model_numbers_ops_of_several_vcpus_as_recorded(root: Path) -> None:
+    recording = read_recording(root / "data/conformance-more/6.1.192/smp/smp-fuzz-pae-mix-00.jsonl.xz")
+    run = model_run(recording, LINUX_6_1)
+    assert [(op.index, op.text) for op in run.ops] == [(op.index, op.text) for op in recording.ops]

@@ -42,8 +42,15 @@ def test_a_recording_keeps_numbers_of_ops_and_what_its_header_says(root: Path) -
 
 
 def test_as_many_vcpus_as_its_ops_name() -> None:
-    assert work("mode np\nops\nnop").vcpus == 1
-    assert work("mode np\nops\n@2 nop").vcpus == 3
+    assert work("mode np\nops\nnop").scenario.vcpus == 1
+    assert work("mode np\nops\n@2 nop").scenario.vcpus == 3
+
+
+def test_what_the_vmm_does_for_another_vcpu_is_no_op(root: Path) -> None:
+    made = read_recorded(root / "data/conformance-more/6.1.192/smp/smp-fuzz-pae-mix-00.jsonl.xz")
+    assert made.scenario.vcpus == 2
+    assert any(text.startswith("@1 ") for _, text in made.ops)
+    assert not any("init" in text or "~" in text for _, text in made.ops)
 
 
 def test_stubs_that_no_recording_has_come_with_their_op() -> None:

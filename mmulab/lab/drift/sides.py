@@ -65,12 +65,12 @@ class Side:
     @property
     def _moments(self) -> list[tuple[int, str]]:
         first = self.recording.first_event(self.op)
-        words = self.kernel.events
+        recording = self.recording
         named = [
-            (self.recording.number(Moment(self.op, first + at)), f"event {at + 1}: {words.name(type(event))}")
+            (recording.number(Moment(self.op, first + at)), f"event {at + 1}: {recording.name_of(event)}")
             for at, event in enumerate(self.events)
         ]
-        return [*named, (self.recording.number(Moment(self.op, None)), "the op has ended")][self.at :]
+        return [*named, (recording.number(Moment(self.op, None)), "the op has ended")][self.at :]
 
     def steps(self) -> Steps:
         """Return the moments from where the sides part, to step through without a kernel."""
