@@ -67,6 +67,8 @@ class Work:
             return "its host is Intel's, which cannot be recorded yet"
         if not header.host["x86_64"]:
             return "its host is a 32-bit kernel (x86_64=0), which cannot be recorded"
+        if header.dirty_ring:
+            return "its vCPUs have dirty rings, which the recorder's VMM does not make yet"
         for step in self.scenario.steps:
             if op_name(step.op) in _INTEL_OPS:
                 place = f"line {step.line}: " if step.line else ""
