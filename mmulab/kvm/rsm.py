@@ -16,7 +16,15 @@ from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.inject import UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.smm import kvm_smm_changed, read_save_state
 from mmulab.kvm.state import Request, Vcpu
-from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
+from mmulab.kvm.svm.nested import svm_leave_smm
+from mmulab.kvm.x86 import (
+    GeneralProtectionError,
+    is_long_mode,
+    kvm_set_cr0,
+    kvm_set_cr3,
+    kvm_set_cr4,
+    set_efer,
+)
 from mmulab.x86.insn import Instruction
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -57,6 +65,9 @@ def em_rsm(vcpu: Vcpu, insn: Instruction) -> Verdict:
         return _failed(vcpu, insn)
     kvm_smm_changed(vcpu, entering=False)
     _enter_real_mode(vcpu)
+    if not svm_leave_smm(vcpu, state):
+        vcpu.requests |= Request.TRIPLE_FAULT
+        return Verdict.DONE
     insn.target = state["rip"]
     vcpu.smbase = state["smbase"]
     try:
@@ -102,7 +113,7 @@ def _enter_protected_mode(vcpu: Vcpu, cr0: int, cr3: int, cr4: int) -> None:
     cr3 &= ~pcid
     kvm_set_cr3(vcpu, cr3)
     kvm_set_cr4(vcpu, cr4 & ~X86_CR4_PCIDE)
-    kvm_set_cr0(vcpu, cr0, cs_l=False)
+    kvm_set_cr0(vcpu, cr0, cs_l=is_long_mode(vcpu))  # only L2 is in long mode by now
     if cr4 & X86_CR4_PCIDE:
         kvm_set_cr4(vcpu, cr4)
         if pcid:

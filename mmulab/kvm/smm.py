@@ -58,6 +58,8 @@ SAVE_STATE_64 = SaveState(
     0x20064,
     {
         "efer": (0x7ED0, 8),
+        "svm_guest": (0x7ED8, 8),
+        "vmcb12_gpa": (0x7EE0, 8),
         "revision": (0x7EFC, 4),
         "smbase": (0x7F00, 4),
         "cr4": (0x7F48, 8),
@@ -106,9 +108,8 @@ def read_save_state(vcpu: Vcpu) -> dict[str, int] | None:
     return {name: int.from_bytes(data[at : at + size], "little") for name, (at, size) in starts.items()}
 
 
-def _save_state(vcpu: Vcpu) -> bytes:
-    layout = save_state_of(vcpu)
-    state = {
+def _registers(vcpu: Vcpu) -> dict[str, int]:
+    return {
         "rip": vcpu.rip,
         "rflags": X86_EFLAGS_FIXED | (X86_EFLAGS_AC if vcpu.ac else 0),
         "cr0": vcpu.cr0,
@@ -116,12 +117,15 @@ def _save_state(vcpu: Vcpu) -> bytes:
         "cr4": vcpu.cr4,
         "efer": vcpu.efer,
         "smbase": vcpu.smbase,
-        "revision": layout.revision,
+        "revision": save_state_of(vcpu).revision,
     }
+
+
+def _save_state(layout: SaveState, state: dict[str, int]) -> bytes:
     data = bytearray(STATE_SAVE_BYTES)
     for name, (offset, size) in layout.fields.items():
         at = offset - _FIRST_OFFSET
-        data[at : at + size] = (state[name] & (1 << 8 * size) - 1).to_bytes(size, "little")
+        data[at : at + size] = (state.get(name, 0) & (1 << 8 * size) - 1).to_bytes(size, "little")
     return bytes(data)
 
 
@@ -133,8 +137,8 @@ def kvm_vcpu_ioctl_smi(vcpu: Vcpu) -> None:
     InputError
         Where SMM is not modelled.
     """
-    if vcpu.guest_mode or vcpu.vmx.vmxon_ptr != INVALID_GPA:
-        raise InputError("an SMI while L2 runs, or in VMX operation, is not modelled")
+    if vcpu.vmx.vmxon_ptr != INVALID_GPA:
+        raise InputError("an SMI in VMX operation is not modelled")
     vcpu.requests |= Request.SMI
 
 
@@ -150,10 +154,14 @@ def kvm_smm_changed(vcpu: Vcpu, *, entering: bool) -> None:
 def enter_smm(vcpu: Vcpu) -> None:
     """Take a pending SMI: real mode without paging, at the handler's first instruction.
 
+    If L2 runs, its registers are saved, and L1's are those that SMM goes on with.
     Where no slot of address space 1 has the state-save area, the state is lost
     without a word. The write goes past the tracking of guest tables.
     """
-    data = _save_state(vcpu)
+    state = _registers(vcpu)
+    if vcpu.nested is not None:
+        state |= vcpu.nested.enter_smm(vcpu)
+    data = _save_state(save_state_of(vcpu), state)
     kvm_smm_changed(vcpu, entering=True)
     gpa = vcpu.smbase + STATE_SAVE_AREA
     for offset, size in _spans(gpa):
@@ -165,4 +173,5 @@ def enter_smm(vcpu: Vcpu) -> None:
     set_cr4(vcpu, 0)
     if vcpu.kvm.config.x86_64:
         vcpu.efer = 0
+        vcpu.gif = True  # with EFER.SVME off (svm_set_efer)
     kvm_mmu_reset_context(vcpu)

@@ -127,10 +127,13 @@ class NestedGuest(ABC):
         Nested CR3, or the EPT pointer, by which L1 maps L2's memory; 0: none.
     idt_vectoring : int
         Event whose delivery the last exit interrupted; 0: none.
+    run_pending : bool
+        L2 was entered by L1 or by RSM and has not run since: an SMI waits.
     """
 
     nested_pgd: int = 0
     idt_vectoring: int = 0
+    run_pending: bool = False
 
     def vmexit_event(self, event: kvm_exit, info1: int, info2: int) -> kvm_nested_vmexit:
         """Describe an exit of L2 as ``kvm_nested_vmexit`` does; on AMD by EXITINFO1 and EXITINFO2."""
@@ -147,6 +150,20 @@ class NestedGuest(ABC):
     @abstractmethod
     def triple_fault(self, vcpu: Vcpu) -> bool:
         """Give a triple fault of L2 to L1 if L1 asked for it."""
+
+    def smi_handled(self, vcpu: Vcpu) -> bool:
+        """Give an SMI to L1 if L1 asked for it; return whether it did."""
+        return False
+
+    def enter_smm(self, vcpu: Vcpu) -> dict[str, int]:
+        """Leave L2 for SMM; return what the state-save area tells RSM of it.
+
+        Raises
+        ------
+        AssertionError
+            VMX, in whose operation no SMI is sent (``kvm_vcpu_ioctl_smi``).
+        """
+        raise AssertionError("an SMI in VMX operation is refused when it is sent")
 
     def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
         """Log for L1 that a page of L2 gets dirty; False if that cannot be now. AMD has no such log."""
@@ -199,6 +216,10 @@ class Vcpu:
         Where the VMCB of L1's last VMRUN lies.
     last_vmentry_cpu : int
         The host's processor on which it last ran, always 0 here; -1 if it never did.
+    gif : bool
+        SVM's global interrupt flag: without it an SMI waits.
+    hsave_msr : int
+        MSR VM_HSAVE_PA: where L1's registers lie while L2 is interrupted by an SMI.
     singlestep_rip : int or None
         Where the VMM single-steps from (``KVM_GUESTDBG_SINGLESTEP``).
     smbase : int
@@ -231,8 +252,10 @@ class Vcpu:
         "exception",
         "exit_qualification",
         "fetch_fault",
+        "gif",
         "guest_mmu",
         "guest_mode",
+        "hsave_msr",
         "hw_cr4",
         "id",
         "kvm",
@@ -298,6 +321,8 @@ class Vcpu:
         self.dirty_ring: DirtyRing | None = None
         self.pml_buffer: list[int] = []
         self.pdptrs_available = False
+        self.gif = True
+        self.hsave_msr = 0
         self.singlestep_rip: int | None = None
         self.last_vmcb12_gpa = 0
         self.last_vmentry_cpu = -1

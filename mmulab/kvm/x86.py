@@ -172,17 +172,17 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
         vcpu.requests |= Request.TLB_FLUSH_CURRENT
 
 
-def nested_load_cr3(vcpu: Vcpu, cr3: int, *, nested_tdp: bool) -> bool:
+def nested_load_cr3(vcpu: Vcpu, cr3: int, *, nested_tdp: bool, reload_pdptrs: bool = True) -> bool:
     """Load CR3 at a change between L1 and L2; False if it is not legal.
 
     The tables that it points to matter to KVM only if L1 has none of its own for
-    L2 (`nested_tdp`).
+    L2 (`nested_tdp`). RSM back to L2 loads CR3 again, and the PDPTEs only then.
 
     Source: ``nested_svm_load_cr3``, ``nested_vmx_load_cr3``.
     """
     if cr3 >> vcpu.cpu.maxphyaddr:
         return False
-    if not nested_tdp and is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
+    if reload_pdptrs and not nested_tdp and is_pae_paging(vcpu) and not load_pdptrs(vcpu, cr3):
         return False
     vcpu.cr3 = cr3
     kvm_init_mmu(vcpu)
@@ -252,6 +252,7 @@ def set_efer(vcpu: Vcpu, efer: int) -> None:
         raise GeneralProtectionError
     _refuse_leaving_svm(vcpu, efer)
     vcpu.efer = efer & ~EFER_LMA | old & EFER_LMA
+    vcpu.gif |= not efer & EFER_SVME
     if (vcpu.efer ^ old) & KVM_MMU_EFER_ROLE_BITS:
         kvm_mmu_reset_context(vcpu)
 
@@ -291,6 +292,7 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
     changed = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) != (cr0, cr3, cr4, efer)
     vcpu.cr3, vcpu.efer, vcpu.cr0 = cr3, efer, cr0
     set_cr4(vcpu, cr4)
+    vcpu.gif |= not efer & EFER_SVME
     if is_pae_paging(vcpu):
         load_pdptrs(vcpu, cr3)
         changed = True
@@ -375,9 +377,8 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
         ):
             _trace_injection(vcpu, reinject)
             reinject = True
-        elif vcpu.smi_pending and not vcpu.smm:
-            vcpu.smi_pending = False
-            enter_smm(vcpu)
+        else:
+            _take_smi(vcpu)
         if vcpu.mmu.root_hpa == INVALID_PAGE:
             kvm_mmu_load(vcpu)
         # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).
@@ -385,7 +386,26 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             vcpu.pdptrs_available = False
             if vcpu.guest_mode:
                 vcpu.vmx.nested_run_pending = False
-            return True
+            if vcpu.nested is None or not vcpu.nested.run_pending:
+                return True
+            vcpu.nested.run_pending = False
+            if not vcpu.smi_pending:
+                return True
+            # L2 is left at once, its entry being complete (req_immediate_exit), for the SMI to be taken.
+
+
+def _take_smi(vcpu: Vcpu) -> None:
+    """Go to SMM if an SMI is pending and nothing blocks it; L1 may want it for itself (``svm_smi_allowed``).
+
+    L2 runs first if it was just entered.
+    """
+    if not vcpu.smi_pending or vcpu.smm or not vcpu.gif:
+        return
+    nested = vcpu.nested
+    if nested is not None and (nested.run_pending or nested.smi_handled(vcpu)):
+        return
+    vcpu.smi_pending = False
+    enter_smm(vcpu)
 
 
 def _dirty_ring_exit(vcpu: Vcpu) -> NoReturn:

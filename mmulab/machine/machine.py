@@ -44,7 +44,7 @@ from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
-from mmulab.machine.stubs import OPERAND_OFFSET, instruction_of, operand_words, vm_entry
+from mmulab.machine.stubs import HSAVE_PA, OPERAND_OFFSET, instruction_of, operand_words, vm_entry
 from mmulab.memory.host import FRAME_BYTES, HostMemory
 from mmulab.x86.insn import Instruction
 from mmulab.x86.paging import PROCESSOR
@@ -98,6 +98,7 @@ class Machine:
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
+            self.kvm.vcpus[-1].hsave_msr = HSAVE_PA
         if config.dirty_ring:
             self._enable_dirty_ring(config.dirty_ring, pml=host.pml)
         # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.

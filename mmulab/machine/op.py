@@ -357,7 +357,8 @@ class Smm(Op):
     """System management mode: an SMI (``KVM_SMI``) before a NOP at the instruction stub, or ``rsm``.
 
     The SMI is taken at once, so the handler's first instruction is executed
-    instead of the NOP; in SMM it waits for the RSM.
+    instead of the NOP: a NOP too, which is single-stepped, or OUT to port 0xfb
+    if L2 runs. In SMM it waits for the RSM, and in L1 behind an exit of L2 for VMRUN.
     """
 
     on: bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NoReturn
 
 from mmulab import events as ev
-from mmulab.errors import InputError
 from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.exits import (
@@ -37,9 +36,10 @@ from mmulab.machine.processor import (
     linear_address,
     load_cr,
 )
-from mmulab.machine.stubs import L2_PORT, VMEXIT_PORT, VMFAIL_PORT, delivery_accesses, handler_rip
+from mmulab.machine.stubs import L2_PORT, SMI_PORT, VMEXIT_PORT, VMFAIL_PORT, delivery_accesses, handler_rip
+from mmulab.machine.target import fetch_target
 from mmulab.machine.vmexit import last_vmexit
-from mmulab.x86.insn import TOUCHES_MEMORY, VMX_INSTRUCTIONS, WRITES_MEMORY, Instruction, Mnemonic, decode
+from mmulab.x86.insn import TOUCHES_MEMORY, VMX_INSTRUCTIONS, WRITES_MEMORY, Instruction, Mnemonic
 from mmulab.x86.pferr import PF_VECTOR, PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import X86_CR0_PE
 
@@ -96,6 +96,7 @@ class Execution:
         self.in_l2 = vcpu.guest_mode
         self.in_smm = bool(vcpu.smm)
         self.vmexit: dict[str, int] | None = None
+        self.smi_stepped, self.rax = True, 0
 
     def run(self, insn: Instruction, *, cs_l: bool = True) -> Outcome:
         """Execute one instruction to its end and return what came of it."""
@@ -121,10 +122,10 @@ class Execution:
             elif not self._enter(reinject=self.reinject):
                 vcpu.requests = 0
                 return Outcome(OutcomeKind.SHUTDOWN)
-            elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
-                self._change_world()
             elif vcpu.smm and not self.in_smm:
                 self._start_smi_handler()
+            elif vcpu.guest_mode != self.in_l2:  # what was pending for L2 went to L1
+                self._change_world()
             self.reinject = False
             try:
                 if vcpu.exception is not None:
@@ -197,8 +198,15 @@ class Execution:
         return self.insn
 
     def _start_smi_handler(self) -> Instruction:
-        """Go on in SMM, in real mode, where the SMI led; the VMM single-steps on."""
+        """Go on in SMM, in real mode, where the SMI led.
+
+        The VMM single-steps on, but for an SMI in L2: KVM sets TF only at the RIP of the
+        step, and ``enter_smm`` has put L1's in its place (``__kvm_set_rflags``).
+        """
         vcpu = self.vcpu
+        self.smi_stepped = not self.in_l2 and self.insn.mnemonic not in CHANGES_WORLD
+        self.rax = vcpu.last_vmcb12_gpa if self.in_l2 else self.insn.value
+        self.in_l2, self.delivering, self.native = False, None, False
         self.in_smm, self.mode, self.cs_l = True, Mode.SUPERVISOR, False
         self.insn = Instruction(Mnemonic.NOP, vcpu.rip, b"\x90", base=vcpu.smbase)
         return self.insn
@@ -324,31 +332,20 @@ class Execution:
             self.vcpu.rip = insn.rip
 
     def _decode(self, hpa: int) -> None:
-        """Take the instruction that really lies at a target page.
-
-        Such pages are filled with NOPs, but the guest may have used one as a
-        table and cleared it, or the page may be another one than it was.
-        """
+        """Take the instruction that really lies at a target page."""
         insn = self.insn
         if insn.mnemonic is not Mnemonic.NOP or insn.target is not None or insn.rip is None:
             return
-        code = bytes(self.vcpu.kvm.memory.bytes[hpa : min(hpa + 4, (hpa | 0xFFF) + 1)])
-        found = decode(insn.rip, code)
-        in_real_mode = self.in_smm and not self.vcpu.cr0 & X86_CR0_PE
-        if found is None or (in_real_mode and found.mnemonic is not Mnemonic.NOP):
-            at = insn.base + insn.rip
-            raise InputError(
-                f"instruction at {at:#x}: bytes {code.hex()} are not modelled; put a NOP (90) there"
-            )
-        found.base = insn.base
-        self.insn = found
+        memory, real = self.vcpu.kvm.memory, self.in_smm and not self.vcpu.cr0 & X86_CR0_PE
+        self.insn = fetch_target(memory, insn, hpa, real_mode=real, stepped=self.smi_stepped)
 
     def _out(self, insn: Instruction) -> Outcome:
         """Tell the VMM where the guest is."""
         rip, port = insn.rip or 0, insn.code[1]
-        event = ev.kvm_exit("ioio", rip, qualification=self._out_info(port))
-        if trace_exit(self.vcpu, event, self._out_info(port), rip + len(insn.code)):
+        if self._trace_out(rip, port):
             raise _Exit
+        if port == SMI_PORT:
+            return Outcome(OutcomeKind.OK, rip=rip, rax=self.rax)
         self.vcpu.rip = rip + len(insn.code)
         if self.in_l2:
             return Outcome(OutcomeKind.L2)
@@ -473,14 +470,14 @@ class Execution:
                 if not self._enter():
                     return Outcome(OutcomeKind.SHUTDOWN)
                 continue
-            event = ev.kvm_exit("ioio", stubs_rip, qualification=self._out_info(vector))
-            trace_exit(vcpu, event, self._out_info(vector), stubs_rip + 2)
+            self._trace_out(stubs_rip, vector)
             return outcome
         return endless()
 
-    def _out_info(self, port: int) -> int:
-        """EXITINFO1 of an 8-bit OUT (APM 2, 15.10.2), or its qualification (SDM 3, table 28-5)."""
-        return port << 16 | (0x40 if self.config.host.vendor == "intel" else 0x10)
+    def _trace_out(self, rip: int, port: int) -> bool:
+        """Exit on an 8-bit OUT: EXITINFO1 (APM 2, 15.10.2) or qualification (SDM 3, table 28-5)."""
+        info = port << 16 | (0x40 if self.config.host.vendor == "intel" else 0x10)
+        return trace_exit(self.vcpu, ev.kvm_exit("ioio", rip, qualification=info), info, rip + 2)
 
     def _bare_exception(self) -> Outcome:
         vcpu = self.vcpu

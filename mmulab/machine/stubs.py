@@ -23,6 +23,10 @@ _VM_ENTRY_LEAD = 6
 """VMWRITEs of RIP and RFLAGS in front of VMLAUNCH and VMRESUME."""
 L2_PORT, VMEXIT_PORT, VMFAIL_PORT = 0xFD, 0xFE, 0xFC
 """Ports by which the VMM learns that L2 was entered, that L1 is back, and that VMX entry failed."""
+SMI_PORT = 0xFB
+"""The same, that the handler of an SMI runs which KVM does not single-step."""
+HSAVE_PA = 0xC000
+"""What the VMM puts into MSR VM_HSAVE_PA."""
 L2_STUB = 15
 STUB_OFFSET = 0x800
 HANDLER_OFFSET = 0x600

@@ -62,6 +62,7 @@ MORE_FOLDERS = {
     "pku-tdp1": 1,
     "smep-paging": 1,
     "smm": 28,
+    "smm-nested": 2,
     "smp": 59,
     "smp-nested": 12,
     "smp-nested48": 9,

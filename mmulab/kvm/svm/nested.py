@@ -4,8 +4,11 @@ L1's VMCB (vmcb12) is read from guest memory at VMRUN and written back at #VMEXI
 If it turns nested paging on, KVM shadows L1's nested tables in ``guest_mmu`` and
 walks L2's own with ``nested_mmu``; if not, L2's tables are treated as L1's are.
 
-Source: Linux 6.1 ``arch/x86/kvm/svm/nested.c``, ``arch/x86/include/asm/svm.h``;
-APM 2, 15.5, 15.6 and appendix B.
+An SMI leaves L2 as a #VMEXIT does, and RSM comes back to it; meanwhile L1's registers
+lie in the host save area.
+
+Source: Linux 6.1 ``arch/x86/kvm/svm/nested.c``, ``svm.c`` (``svm_enter_smm``,
+``svm_leave_smm``), ``arch/x86/include/asm/svm.h``; APM 2, 15.5, 15.6 and appendix B.
 """
 
 from __future__ import annotations
@@ -26,24 +29,34 @@ from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
+    EFER_NX,
     EFER_SVME,
     X86_CR0_CD,
     X86_CR0_NW,
     X86_CR0_PE,
     X86_CR0_PG,
+    X86_CR0_WP,
     X86_CR4_MCE,
     X86_CR4_PAE,
+    X86_CR4_PKE,
+    X86_CR4_SMAP,
+    X86_CR4_SMEP,
+    X86_EFLAGS_FIXED,
+    X86_EFLAGS_TF,
 )
 
 SVM_NESTED_CTL_NP_ENABLE = 1 << 0
 SVM_EXIT_EXCP_BASE = 0x40
 SVM_EXIT_ERR = (1 << 64) - 1
+SVM_EXIT_SW = 0xF0000000
+"""Exit code that is KVM's own: L2 is left for SMM."""
 SVM_EXITS = {
     "write_cr0": 0x10,
     "write_cr3": 0x13,
     "write_cr4": 0x14,
     "db": SVM_EXIT_EXCP_BASE + DB_VECTOR,
     "pf": SVM_EXIT_EXCP_BASE + PF_VECTOR,
+    "smi": 0x62,
     "cr0_sel_write": 0x65,
     "invlpg": 0x79,
     "ioio": 0x7B,
@@ -77,6 +90,7 @@ VMCB = {
     "cr0": (0x558, 8),
     "dr7": (0x560, 8),
     "dr6": (0x568, 8),
+    "rflags": (0x570, 8),
     "rip": (0x578, 8),
     "cr2": (0x640, 8),
 }
@@ -91,6 +105,8 @@ INTERCEPT_EXCEPTION = 2
 """Word of the intercepts that holds those of exceptions, by vector."""
 _INTERCEPTS_NOT_MODELLED = ("write_cr0", "cr0_sel_write", "ioio", "msr")
 _INTERCEPTS_NOT_MODELLED_WITH_NPT = ("write_cr3", "invlpg", "invpcid")
+_HSAVED = ("efer", "cr4", "cr3", "cr0", "rflags", "rip")
+"""What the host save area, whose layout is the VMCB's, has of L1 (``svm_copy_vmrun_state``)."""
 _SAVED = ("efer", "cr0", "cr3", "cr4", "cr2", "rip")
 
 
@@ -115,6 +131,7 @@ class SvmNested(NestedGuest):
         self.npt = bool(control["nested_ctl"] & SVM_NESTED_CTL_NP_ENABLE)
         self.exit_code = self.exit_info_1 = self.exit_info_2 = 0
         self.l1: dict[str, int] = {}
+        self.run_pending = True
 
     def intercepted(self, exit_code: int) -> bool:
         """Whether L1 asked for this exit (``vmcb12_is_intercept``)."""
@@ -149,9 +166,31 @@ class SvmNested(NestedGuest):
         if not self.intercepted(SVM_EXITS["shutdown"]):
             return False
         vcpu.requests &= ~Request.TRIPLE_FAULT
-        self.exit_code, self.exit_info_1, self.exit_info_2 = SVM_EXITS["shutdown"], 0, 0
-        nested_svm_vmexit(vcpu)
+        nested_svm_simple_vmexit(vcpu, SVM_EXITS["shutdown"])
         return True
+
+    def smi_handled(self, vcpu: Vcpu) -> bool:
+        """Give an SMI to L1 if L1 asked for it (``svm_check_nested_events``); it stays pending."""
+        if not self.intercepted(SVM_EXITS["smi"]):
+            return False
+        self.idt_vectoring = 0
+        nested_svm_simple_vmexit(vcpu, SVM_EXITS["smi"])
+        return True
+
+    def enter_smm(self, vcpu: Vcpu) -> dict[str, int]:
+        """Leave L2 for SMM, with L1's registers in the host save area (``svm_enter_smm``).
+
+        A #DB that the VMM's single step has queued is lost: the entry at hand is
+        cancelled, which clears the queue (``svm_cancel_injection``). But L1's EFLAGS
+        keep TF, and the first #VMEXIT after RSM queues a #DB again.
+        """
+        self.idt_vectoring = 0
+        nested_svm_simple_vmexit(vcpu, SVM_EXIT_SW)
+        single_stepped, vcpu.exception = vcpu.exception is not None, None
+        if vcpu_memslots(vcpu).lookup(vcpu.hsave_msr >> 12) is not None:
+            for field, value in _vmcb01_save(vcpu, single_stepped=single_stepped).items():
+                _write_vmcb(vcpu, vcpu.hsave_msr, field, value)
+        return {"svm_guest": 1, "vmcb12_gpa": self.vmcb12_gpa}
 
     def inject_page_fault(self, vcpu: Vcpu, fault: X86Exception) -> None:
         """Tell L1 of a fault of its nested tables."""
@@ -214,18 +253,25 @@ def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return
     vcpu.last_vmcb12_gpa = gpa
-    control = {field: read_vmcb(vcpu, gpa, field) for field in VMCB}
-    words = tuple(kvm_read_guest(vcpu, gpa + 4 * i, 4) or 0 for i in range(INTERCEPT_WORDS))
-    nested = SvmNested(gpa, control, words)
+    nested, control = _read_vmcb12(vcpu, gpa)
     if not _check_vmcb(vcpu, nested, control):
+        vcpu.gif = False
         _write_vmcb(vcpu, gpa, "exit_code", SVM_EXIT_ERR)
         for field in ("exit_info_1", "exit_info_2"):
             _write_vmcb(vcpu, gpa, field, 0)
         return
     _refuse(vcpu, nested, control)
-    nested.l1 = {"efer": vcpu.efer, "cr0": vcpu.cr0, "cr4": vcpu.cr4, "cr3": vcpu.cr3, "rip": vcpu.rip}
-    _enter_svm_guest_mode(vcpu, nested, control)
+    nested.l1 = {field: getattr(vcpu, field) for field in _HSAVED if field != "rflags"}
+    nested.l1["rflags"] = X86_EFLAGS_FIXED
+    if not _enter_svm_guest_mode(vcpu, nested, control):
+        nested_svm_simple_vmexit(vcpu, SVM_EXIT_ERR)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
+
+
+def _read_vmcb12(vcpu: Vcpu, gpa: int) -> tuple[SvmNested, dict[str, int]]:
+    fields = {field: read_vmcb(vcpu, gpa, field) for field in VMCB}
+    words = tuple(kvm_read_guest(vcpu, gpa + 4 * i, 4) or 0 for i in range(INTERCEPT_WORDS))
+    return SvmNested(gpa, fields, words), fields
 
 
 def _check_vmcb(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> bool:
@@ -264,7 +310,10 @@ def _transition_tlb_flush(vcpu: Vcpu) -> None:
     vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
 
 
-def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -> None:
+def _enter_svm_guest_mode(
+    vcpu: Vcpu, nested: SvmNested, save: dict[str, int], *, from_vmrun: bool = True
+) -> bool:
+    """Enter L2 for VMRUN or RSM; False if its CR3 is not legal."""
     emit = vcpu.kvm.emit
     if emit is not None:
         pgd = nested.nested_pgd if nested.npt else save["cr3"]
@@ -282,9 +331,40 @@ def _enter_svm_guest_mode(vcpu: Vcpu, nested: SvmNested, save: dict[str, int]) -
     vcpu.cr0, vcpu.cr2 = save["cr0"], save["cr2"]
     set_cr4(vcpu, save["cr4"])
     vcpu.rip, vcpu.cpl, vcpu.ac = save["rip"], save["cpl"], False
-    if not nested_load_cr3(vcpu, save["cr3"], nested_tdp=nested.npt):
-        nested.exit_code, nested.exit_info_1, nested.exit_info_2 = SVM_EXIT_ERR, 0, 0
-        nested_svm_vmexit(vcpu)
+    if not nested_load_cr3(vcpu, save["cr3"], nested_tdp=nested.npt, reload_pdptrs=from_vmrun):
+        return False
+    vcpu.gif = True
+    return True
+
+
+def svm_leave_smm(vcpu: Vcpu, state: dict[str, int]) -> bool:
+    """Enter L2 again if the SMI came while it ran; False if that cannot be.
+
+    L1's registers and the VMCB come from memory, where SMM or another vCPU may have changed them.
+
+    Parameters
+    ----------
+    state : dict of str to int
+        The state-save area.
+
+    Raises
+    ------
+    InputError
+        The VMCB intercepts what is not modelled.
+    """
+    if vcpu.kvm.config.vendor != "amd" or not state.get("svm_guest", 0):
+        return True
+    gpa, hsave = state["vmcb12_gpa"] & ~0xFFF, vcpu.hsave_msr
+    mapped = all(vcpu_memslots(vcpu).lookup(page >> 12) is not None for page in (gpa, hsave))
+    if not vcpu.cpu.svm or not state["efer"] & EFER_SVME or not mapped:
+        return False
+    nested, save = _read_vmcb12(vcpu, gpa)
+    nested.l1 = {field: read_vmcb(vcpu, hsave, field) for field in _HSAVED}
+    _refuse(vcpu, nested, save)
+    entered = _enter_svm_guest_mode(vcpu, nested, save, from_vmrun=False)
+    for page in (hsave, gpa):
+        kvm_vcpu_mark_page_dirty(vcpu, page >> 12)
+    return entered
 
 
 def _inject_npf_exit(vcpu: Vcpu, fault: X86Exception) -> None:
@@ -301,6 +381,28 @@ def _inject_npf_exit(vcpu: Vcpu, fault: X86Exception) -> None:
         nested.exit_info_2 = fault.address
     nested.exit_info_1 = nested.exit_info_1 & ~0xFFFFFFFF | fault.error_code
     nested_svm_vmexit(vcpu)
+
+
+def _vmcb01_save(vcpu: Vcpu, *, single_stepped: bool) -> dict[str, int]:
+    """Return L1's registers as vmcb01 has them behind a #VMEXIT: those that the processor is to run with.
+
+    So L1 comes back from L2 with the host's MCE in CR4 after an SMI, and without nested
+    paging with all that shadow paging needs (``svm_set_efer``, ``svm_set_cr0``, ``svm_set_cr4``).
+    """
+    cr0, cr4, efer = vcpu.cr0, vcpu.cr4 | X86_CR4_MCE, vcpu.efer | EFER_SVME
+    if not vcpu.kvm.config.tdp:
+        cr4 |= X86_CR4_PAE
+        cr4 &= ~(0 if cr0 & X86_CR0_PG else X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE)
+        cr0 |= X86_CR0_PG | X86_CR0_WP
+        efer = (efer if efer & EFER_LMA else efer & ~EFER_LME) | EFER_NX
+    return {
+        "efer": efer,
+        "cr4": cr4,
+        "cr3": vcpu.cr3,
+        "cr0": cr0 & ~(X86_CR0_CD | X86_CR0_NW),
+        "rflags": X86_EFLAGS_FIXED | (X86_EFLAGS_TF if single_stepped else 0),
+        "rip": vcpu.rip,
+    }
 
 
 def _restore_l1(vcpu: Vcpu, l1: dict[str, int]) -> None:
@@ -326,8 +428,15 @@ def svm_leave_nested(vcpu: Vcpu) -> None:
         vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
 
 
+def nested_svm_simple_vmexit(vcpu: Vcpu, exit_code: int) -> None:
+    """Leave L2 with an exit that tells nothing but its code."""
+    assert isinstance(vcpu.nested, SvmNested)
+    vcpu.nested.exit_code, vcpu.nested.exit_info_1, vcpu.nested.exit_info_2 = exit_code, 0, 0
+    nested_svm_vmexit(vcpu)
+
+
 def nested_svm_vmexit(vcpu: Vcpu) -> None:
-    """Leave L2: write vmcb12, restore L1's registers and MMU."""
+    """Leave L2: write vmcb12, restore L1's registers and MMU. No SMI is taken until L1 enters L2 again."""
     nested = vcpu.nested
     assert isinstance(nested, SvmNested)
     gpa, emit = nested.vmcb12_gpa, vcpu.kvm.emit
@@ -337,9 +446,10 @@ def nested_svm_vmexit(vcpu: Vcpu) -> None:
     for field in ("exit_code", "exit_info_1", "exit_info_2"):
         _write_vmcb(vcpu, gpa, field, getattr(nested, field))
     _write_vmcb(vcpu, gpa, "exit_int_info", nested.idt_vectoring)
-    vcpu.guest_mode = False
+    vcpu.guest_mode = vcpu.gif = False
     vcpu.nested = None
     single_stepped = vcpu.singlestep_rip is not None and vcpu.rip == vcpu.singlestep_rip
+    single_stepped |= bool(nested.l1["rflags"] & X86_EFLAGS_TF)
     _restore_l1(vcpu, nested.l1)
     if emit is not None:
         reason = _REASONS.get(nested.exit_code, hex(nested.exit_code))
