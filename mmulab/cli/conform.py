@@ -38,9 +38,17 @@ def _work(job: _Job) -> _Answer:
     recording = read_recording(job.path)
     comparison = compare(recording, job.level, job.design, job.kernel)
     if comparison.difference is None:
-        return _Answer(comparison, comparison.problem or "", "")
+        return _Answer(comparison, comparison.problem or _fatal_line(comparison), "")
     text = explain(recording, job.level, comparison) if job.explain else ""
     return _Answer(comparison, _difference_line(recording, comparison.difference), text)
+
+
+def _fatal_line(comparison: Comparison) -> str:
+    op = comparison.fatal
+    if op is None:
+        return ""
+    where = f"{comparison.path}: line {op.line}: op {op.index} {op.text!r}"
+    return f"{where}: not compared: {outcome_str(op.outcome)}"
 
 
 def _difference_line(recording: Recording, difference: Difference) -> str:
@@ -97,7 +105,8 @@ def conform(
     Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
     recorded kernel's, which is the default one, everything but the role words is compared. Interrupted,
     the scenarios compared so far are shown; in JSON 'interrupted' is true and 'not_run' counts the others.
-    A file that is no recording is said at the end, with exit code 2; the others are compared.
+    A file that is no recording is said at the end, with exit code 2; the others are compared. Where the
+    recorded kernel died, its last op is named and what came before it is compared.
     """
     chosen = Level(level)
     other = None if choice.design is None else find_design(choice.design)
@@ -163,7 +172,8 @@ def _summary(level: Level, answers: list[_Answer]) -> dict[str, object]:
                 "agrees": a.comparison.agrees,
                 "ops": {"agree": a.comparison.ops_agree, "total": a.comparison.ops},
                 "events": {"agree": a.comparison.events_agree, "total": a.comparison.events},
-                "difference": a.line or None,
+                "difference": None if a.comparison.agrees else a.line,
+                "not_compared": _fatal_line(a.comparison) or None,
             }
             for a in answers
         ],

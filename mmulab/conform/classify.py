@@ -15,7 +15,7 @@ from mmulab.conform.align import align
 from mmulab.conform.codec import encode_event
 from mmulab.conform.compare import Level, differing_keys
 from mmulab.conform.explain import event_str
-from mmulab.conform.outcome import outcome_str
+from mmulab.conform.outcome import HOST_DIED, outcome_str
 from mmulab.conform.recording import TEARDOWN, RecordedOp
 
 __all__ = ["Delta", "How", "Kind", "classify"]
@@ -141,11 +141,18 @@ def _event_kinds(
 
 
 def _outcomes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Delta]:
-    """Yield what differs in two outcomes; of two that end otherwise, the same key means nothing."""
-    keys = differing_keys(ours, theirs)
+    """Yield what differs in two outcomes; of two that end otherwise, the same key means nothing.
+
+    Of two deaths the first words are compared: registers and addresses follow them, which are the boot's.
+    """
+    keys = differing_keys(_brief(ours), _brief(theirs))
     if keys:
         kinds = tuple(Kind(OUTCOME, How.OTHER, key) for key in (["out"] if "out" in keys else keys))
         yield Delta(kinds, *(f"{OUTCOME} {outcome_str(dict(side))}" for side in (ours, theirs)))
+
+
+def _brief(outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**outcome, "words": outcome["words"][:1]} if outcome["out"] == HOST_DIED else outcome
 
 
 def _stats(ours: RecordedOp, theirs: RecordedOp, level: Level) -> Iterator[Delta]:

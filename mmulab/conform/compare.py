@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmulab import events as ev
 from mmulab.conform.codec import canonical
-from mmulab.conform.outcome import encode_outcome
+from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
@@ -106,6 +106,8 @@ class Comparison:
         Whose words the model's pages had, if they are not the recorded kernel's.
     problem : str or None
         Why the model could not run the scenario to its end.
+    fatal : RecordedOp or None
+        The op that the recorded kernel did not survive. It is not compared, nor counted: its trace is cut.
     """
 
     path: str
@@ -116,10 +118,11 @@ class Comparison:
     difference: Difference | None = None
     problem: str | None = None
     design: RoleDesign | None = None
+    fatal: RecordedOp | None = None
 
     @property
     def agrees(self) -> bool:
-        """Whether every op agrees."""
+        """Whether every op agrees that is compared."""
         return self.difference is None and self.problem is None
 
     def _repr_html_(self) -> str:
@@ -129,6 +132,9 @@ class Comparison:
         }
         if self.problem is not None:
             facts["not run to its end"] = self.problem
+        if self.fatal is not None:
+            op = self.fatal
+            facts["not compared"] = f"op {op.index} {op.text}: {outcome_str(op.outcome)}"
         if self.difference is not None:
             facts["first difference"] = f"op {self.difference.number}, {self.difference.part}"
             facts["recorded"] = self.difference.recorded
@@ -224,10 +230,11 @@ def compare(
     kernel : Kernel, optional
         Another than the recorded one.
     """
-    ops = recording.ops
+    fatal = recording.fatal
+    ops = recording.ops if fatal is None else recording.ops[:-1]
     not_recorded = NOT_RECORDED[recording.scenario.header.vendor]
     total = sum(len(level.events(op.events)) for op in ops)
-    done = Comparison(recording.path, len(ops), total, design=design)
+    done = Comparison(recording.path, len(ops), total, design=design, fatal=fatal)
     count = 0
     end: Difference | None = None
     try:
@@ -235,7 +242,7 @@ def compare(
         frames = frame_map(runner.machine.memory)
         for result in runner.results():
             if count >= len(ops):
-                end = Difference(count, Part.OP, 0, None, result.text)
+                end = None if fatal else Difference(count, Part.OP, 0, None, result.text)
                 break
             difference, agree = compare_op(
                 ops[count],
@@ -250,6 +257,8 @@ def compare(
             done.ops_agree += difference is None
             done.events_agree += agree
             count += 1
+            if fatal is not None and count == len(ops):
+                break
     except InputError as error:  # more than the model knows
         done.problem = str(error)
         return done

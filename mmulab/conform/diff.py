@@ -52,6 +52,8 @@ class Run(NamedTuple):
 def model_run(recording: Recording, kernel: Kernel) -> Run:
     """Run a recording's scenario in the model and return its ops as a recording has them.
 
+    Where the recorded kernel died, the model's run ends after that op too: nobody knows what comes next.
+
     Parameters
     ----------
     recording : Recording
@@ -65,7 +67,7 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
     """
     scenario = recording.scenario
     vendor = scenario.header.vendor
-    numbers = dict(enumerate(op.index for op in (*recording.steps, recording.ops[-1])))
+    numbers = dict(enumerate([*(op.index for op in recording.steps), recording.end]))
     ops: list[RecordedOp] = []
     failure = ""
     try:
@@ -83,6 +85,8 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
                     stats=result.stats,
                 )
             )
+            if recording.fatal is not None and len(ops) == len(recording.ops):
+                break
     except InputError:
         raise
     except Exception as error:  # the report says which op met it

@@ -2,7 +2,8 @@
 
 A recorded outcome is a flat JSON object; :func:`decode_outcome` turns its
 numbers into ints, :func:`encode_outcome` gives a model's outcome the same
-form, so that the two compare key by key.
+form, so that the two compare key by key. A kernel has one outcome that the
+model never has: :data:`HOST_DIED`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from mmulab.conform.values import count_value, hex_value, list_value, object_val
 from mmulab.errors import quoted
 from mmulab.machine.op import Mmio, Outcome, OutcomeKind
 
+HOST_DIED = "host_died"
+"""Outcome of an op that the recorded kernel did not survive; ``words`` are the lines that it said."""
 Decoded = dict[str, Any]
 """An outcome: ``out`` and the keys of that kind, numbers as ints."""
 
@@ -47,14 +50,24 @@ def _ring(pairs: Any) -> list[tuple[int, int]]:
     return ring
 
 
+def _words(lines: Any) -> list[str]:
+    return [text_value(line) for line in list_value(lines)]
+
+
 def _name(value: Any) -> str:
-    names = [str(kind) for kind in OutcomeKind]
+    names = [*(str(kind) for kind in OutcomeKind), HOST_DIED]
     if text_value(value) not in names:
         raise ValueError(f"unknown outcome {quoted(value)!r}, expected one of {' '.join(names)}")
     return text_value(value)
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {"out": _name, "mmio": _mmio, "dirty": _dirty, "ring": _ring}
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "out": _name,
+    "mmio": _mmio,
+    "dirty": _dirty,
+    "ring": _ring,
+    "words": _words,
+}
 
 
 def decode_outcome(record: dict[str, Any]) -> Decoded:
@@ -106,8 +119,8 @@ def encode_outcome(outcome: Outcome) -> Decoded:
     return {"out": str(o.kind), **encoded}
 
 
-_DECIMAL = ("vec", "ret", "zf", "cf", "sub", "errno", "l1db")
-"""Keys that a recording writes as JSON numbers."""
+_AS_IT_IS = ("out", "words", "vec", "ret", "zf", "cf", "sub", "errno", "l1db")
+"""Keys that a recording writes as texts or JSON numbers."""
 
 
 def outcome_record(decoded: Decoded) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def _recorded(key: str, value: Any) -> Any:
         return ",".join(f"{page:x}" for page in value)
     if key == "ring":
         return ",".join(f"{slot:x}:{offset:x}" for slot, offset in value)
-    return value if key == "out" or key in _DECIMAL else hex(value)
+    return value if key in _AS_IT_IS else hex(value)
 
 
 def outcome_str(decoded: Decoded) -> str:
@@ -133,7 +146,11 @@ def outcome_str(decoded: Decoded) -> str:
 
     >>> outcome_str({"out": "exc", "vec": 14, "err": 5})
     'exc vec=e err=5'
+    >>> outcome_str({"out": "host_died", "words": ["BUG: unable to handle page fault", "CPU: 0"]})
+    'host_died: BUG: unable to handle page fault'
     """
+    if decoded["out"] == HOST_DIED:
+        return ": ".join([HOST_DIED, *decoded.get("words", ())[:1]])
     return " ".join([decoded["out"], *(f"{k}={_value(v)}" for k, v in decoded.items() if k != "out")])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from mmulab import events as ev
 from mmulab import files
 from mmulab.conform.codec import decode_event
-from mmulab.conform.outcome import Decoded, decode_outcome
+from mmulab.conform.outcome import HOST_DIED, Decoded, decode_outcome
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernel import recorded_kernel
@@ -88,6 +88,18 @@ class Recording:
     def steps(self) -> list[RecordedOp]:
         """The ops of the scenario's own steps, in order."""
         return [op for op in self.ops if not is_around(op.text)]
+
+    @property
+    def fatal(self) -> RecordedOp | None:
+        """The op that the kernel did not survive: the last one, with what its trace had until then."""
+        last = self.ops[-1]
+        return last if last.outcome["out"] == HOST_DIED else None
+
+    @property
+    def end(self) -> int:
+        """Index of the teardown, also where the kernel did not live to see it."""
+        last = self.ops[-1]
+        return last.index + (last.text != TEARDOWN)
 
 
 def find_recordings(paths: Iterable[str]) -> list[Path]:
@@ -174,8 +186,12 @@ def read_recording(path: Path) -> Recording:
     last = _object(path, lines, len(lines) - 1) if len(lines) > 1 else {}
     if "end" not in last:
         raise InputError(f'{path}: line {len(lines)}: the file is cut, expected a last line {{"end":..}}')
-    if not ops or ops[0].text != INIT or ops[-1].text != TEARDOWN:
-        raise InputError(f"{path}: line 2: expected the op init first and teardown last")
+    died = [op.outcome["out"] == HOST_DIED for op in ops]
+    if any(died[:-1]):
+        line = ops[died.index(True) + 1].line
+        raise InputError(f"{path}: line {line}: an op after {HOST_DIED}, expected none")
+    if not ops or ops[0].text != INIT or not (died[-1] or ops[-1].text == TEARDOWN):
+        raise InputError(f"{path}: line 2: expected the op init first and teardown, or {HOST_DIED}, last")
     return Recording(str(path), Scenario(header, tuple(steps), str(path)), tuple(ops))
 
 

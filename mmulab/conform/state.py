@@ -8,7 +8,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
-from mmulab.trace.view import GuestWalk, ShadowStep, guest_walk, shadow_steps
+from mmulab.trace.view import GuestWalk, ShadowStep, guest_walk, hpa_str, shadow_steps
 from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 
 _GUEST_FLAGS = ((0, "P"), (1, "W"), (2, "U"), (5, "A"), (6, "D"), (7, "PS"), (8, "G"), (63, "NX"))
@@ -29,7 +29,7 @@ def state_lines(machine: Machine, gva: int | None, fault_gpa: int | None = None,
     """
     v = machine.kvm.vcpus[vcpu]
     mmu = v.mmu
-    root = f"root pgd {_hpa(mmu.root_pgd)} hpa {_hpa(mmu.root_hpa)}"
+    root = f"root pgd {hpa_str(mmu.root_pgd)} hpa {hpa_str(mmu.root_hpa)}"
     lines = [
         f"vcpu {vcpu}: cr0 {v.cr0:x} cr3 {v.cr3:x} cr4 {v.cr4:x} efer {v.efer:x} cpl {v.cpl}",
         f"mmu {mmu.kind}: {root} role {_role(machine.kvm, mmu)}",
@@ -49,11 +49,6 @@ def state_lines(machine: Machine, gva: int | None, fault_gpa: int | None = None,
         lines.append(f"{'direct map' if mmu.direct else 'shadow path'} of {address:x}:")
         lines += [f"  {line}" for line in _path(machine, address, vcpu)]
     return lines
-
-
-def _hpa(hpa: int) -> str:
-    """Spell a root or what it shadows; a place that was never used has neither."""
-    return "none" if hpa == INVALID_PAGE else f"{hpa:x}"
 
 
 def _role(kvm: Kvm, mmu: Mmu) -> str:

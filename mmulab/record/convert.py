@@ -11,16 +11,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmulab.conform.codec import encode_event
+from mmulab.conform.outcome import HOST_DIED
 from mmulab.conform.record import helper_record, json_line
 from mmulab.record.host import HostFacts
 from mmulab.record.take import Take, TakenOp
 from mmulab.record.tracepoints import RawReader
 from mmulab.record.work import Work, features
 
-__all__ = ["HOST_DIED", "recorded_lines"]
+__all__ = ["recorded_lines"]
 
-HOST_DIED = "host_died"
-"""Outcome of an op that the host did not survive."""
 _NOT_KVMS_OWN = re.compile("halt|exits|signal|host_state|preempt|blocking|guest_mode")
 """Statistics that depend on time, or count what the events say."""
 _OF_THE_HOST = ("fpu_reload", "req_event")

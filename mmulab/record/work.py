@@ -131,4 +131,4 @@ def of_recording(name: str, recording: Recording, header: dict[str, Any]) -> Wor
     """Return the work of a recording that was read, and of its first line as JSON."""
     ops = tuple((op.index, op.text) for op in recording.steps)
     described = {key: value for key, value in header.items() if key not in _MADE_ANEW}
-    return Work(name, recording.scenario, ops, recording.ops[-1].index, described)
+    return Work(name, recording.scenario, ops, recording.end, described)

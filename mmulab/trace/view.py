@@ -238,3 +238,12 @@ def gpa_of(machine: Machine, hpa: int, *, as_id: int = 0) -> int | None:
         if 0 <= frame - slot.base_frame < slot.npages:
             return slot.base_gfn + frame - slot.base_frame << 12 | hpa & 0xFFF
     return None
+
+
+def hpa_str(hpa: int, form: str = "x") -> str:
+    """Spell a root or what it shadows; a place that was never used has neither.
+
+    >>> hpa_str(0x7000), hpa_str(0x7000, "#x"), hpa_str(INVALID_PAGE)
+    ('7000', '0x7000', 'none')
+    """
+    return "none" if hpa == INVALID_PAGE else f"{hpa:{form}}"

@@ -14,7 +14,7 @@ from mmulab.kvm.spte import SpteFormat
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
-from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep
+from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep, hpa_str
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
 from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_flags
 from mmulab.x86.pferr import ACC_STRINGS, pferr_str
@@ -124,7 +124,7 @@ def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     """The way of the processor down the tables in use."""
     if look.path_address is None:
         return None
-    title = f"the host's tables for {look.path_address:#x}: root {_hpa(look.registers.root_hpa)}"
+    title = f"the host's tables for {look.path_address:#x}: root {hpa_str(look.registers.root_hpa, '#x')}"
     if not look.path:
         return Panel(title, [Line("→ there is no root yet")])
     changed = {change.sptep for change in look.changes}
@@ -132,11 +132,6 @@ def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     marked = [number for number, step in enumerate(look.path) if step.sptep in changed]
     columns = ("level", "table", "index", "spte", "bits")
     return Panel(title, [Table(columns, rows, marked), Line(_path_end(look.path[-1]))])
-
-
-def _hpa(hpa: int) -> str:
-    """Spell a root or what it shadows; a place that was never used has neither."""
-    return "none" if hpa == -1 else f"{hpa:#x}"
 
 
 def _path_row(step: ShadowStep, design: RoleDesign, fmt: SpteFormat) -> list[str]:
@@ -340,7 +335,7 @@ def _register_rows(look: Look) -> list[list[str]]:
         ["CR3", f"{r.cr3:#x}"],
         ["CPL", f"{r.cpl}" + (", in L2" if r.guest_mode else "")],
         ["MMU context", r.kind],
-        ["root", f"{_hpa(r.root_hpa)} for {_hpa(r.root_pgd)}"],
+        ["root", f"{hpa_str(r.root_hpa, '#x')} for {hpa_str(r.root_pgd, '#x')}"],
         ["previous roots", _roots(r.prev_roots)],
         *([name, str(value)] for name, value in look.counts.items()),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.conform.recording import read_lines
+from tests.conform.deaths import cut_short, write
 from tests.conftest import CommandLine
 
 GOOD = "data/conformance/6.1.192/sh/basic-32.jsonl.xz"
@@ -132,3 +133,18 @@ def test_a_recording_of_an_unknown_kernel_is_refused_by_name(
     said = command.error("conform", relabelled)
     assert said.startswith(f"{relabelled}: line 1: kernel '6.12.107+deb12-amd64 ")
     assert said.endswith("unknown; recordings of 6.1.192, 6.12.117 are understood")
+
+
+def test_an_op_that_the_kernel_did_not_survive_is_named(
+    command: CommandLine, good: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "died.jsonl", cut_short(read_lines(good), 5))
+    done = command("conform", path)
+    assert done.returncode == 0
+    named, last = done.stdout.splitlines()
+    assert named.startswith(f"{path}: line 6: op 3 '")
+    assert "not compared: host_died: BUG: kernel NULL pointer dereference" in named
+    assert last.startswith("conform: level=mmu scenarios 1/1 ops 4/4 ")
+    (one,) = json.loads(command("conform", path, "--json").stdout)["recordings"]
+    assert one["difference"] is None
+    assert one["not_compared"] == named

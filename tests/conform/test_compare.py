@@ -12,9 +12,10 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.compare import Level, Part, compare, first_difference
-from mmulab.conform.recording import RecordedOp, Recording, read_recording
+from mmulab.conform.recording import RecordedOp, Recording, read_lines, read_recording
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
+from tests.conform.deaths import cut_short, write
 
 OP = 3
 """The op that the tests change: a read with a walk and a fault."""
@@ -178,3 +179,34 @@ def test_first_difference_tells_kinds_apart() -> None:
     assert first_difference([dirty], [accessed]) == 0
     assert first_difference([dirty, dirty], [dirty]) == 1
     assert first_difference([], []) is None
+
+
+def test_what_came_before_a_death_is_compared(root: Path, tmp_path: Path, recording: Recording) -> None:
+    lines = read_lines(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
+    died = read_recording(write(tmp_path / "died.jsonl", cut_short(lines, OP + 2)))
+    result = compare(died, Level.FULL)
+    assert result.agrees
+    assert (result.ops_agree, result.ops) == (OP + 1, OP + 1)
+    assert result.events == sum(len(op.events) for op in recording.ops[: OP + 1])
+    assert result.fatal == died.ops[OP + 1]
+    assert "host_died: BUG: kernel NULL pointer" in result._repr_html_()
+    wrong = compare(changed(died, without_event(ev.kvm_exit)), Level.FULL)
+    assert not wrong.agrees
+    assert wrong.difference is not None
+    assert wrong.difference.number == OP
+
+
+def test_the_model_may_fail_where_the_kernel_died(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = read_lines(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
+    died = read_recording(write(tmp_path / "died.jsonl", cut_short(lines, OP + 1)))
+    fatal, execute = died.scenario.steps[-1].op, Machine.execute
+
+    def failing(machine: Machine, op: Op) -> Outcome:
+        if op == fatal:
+            raise ZeroDivisionError("in the model")
+        return execute(machine, op)
+
+    monkeypatch.setattr(Machine, "execute", failing)
+    assert compare(died, Level.FULL).agrees

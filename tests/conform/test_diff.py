@@ -10,10 +10,11 @@ import pytest
 from mmulab.conform.classify import How, Kind
 from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import Recording, read_lines, read_recording
 from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
+from tests.conform.deaths import WORDS, cut_short, write
 
 DATA = "data/conformance"
 
@@ -90,3 +91,35 @@ def test_the_model_numbers_ops_of_several_vcpus_as_recorded(root: Path) -> None:
     recording = read_recording(root / "data/conformance-more/6.1.192/smp/smp-fuzz-pae-mix-00.jsonl.xz")
     run = model_run(recording, LINUX_6_1)
     assert [(op.index, op.text) for op in run.ops] == [(op.index, op.text) for op in recording.ops]
+
+
+def test_a_death_is_another_outcome_and_takes_the_ops_after_it(root: Path, tmp_path: Path) -> None:
+    path = root / DATA / "6.1.192/sh/basic-64.jsonl.xz"
+    lines = read_lines(path)
+    whole, died = read_recording(path), read_recording(write(tmp_path / "d.jsonl", cut_short(lines, 5)))
+    count, differ = diff_runs(Run.of(died), Run.of(whole), Level.OUTCOME)
+    assert count == len(whole.ops)
+    assert differ[0].deltas[0].kinds == (Kind("outcome", How.OTHER, "out"),)
+    assert differ[0].deltas[0].ours == f"outcome host_died: {WORDS[0]}"
+    assert [op.deltas[0].kinds for op in differ[1:]] == [(Kind("op", How.ADDED),)] * (len(whole.ops) - 5)
+
+
+def test_the_models_run_ends_where_the_kernel_died(root: Path, tmp_path: Path) -> None:
+    lines = read_lines(root / DATA / "6.1.192/sh/basic-64.jsonl.xz")
+    died = read_recording(write(tmp_path / "d.jsonl", cut_short(lines, 5)))
+    run = model_run(died, LINUX_6_1)
+    assert [op.index for op in run.ops] == [op.index for op in died.ops]
+    _, differ = diff_runs(Run.of(died), run, Level.FULL)
+    assert [op.number for op in differ] == [died.ops[-1].index]
+
+
+def test_of_two_deaths_the_first_words_count(root: Path, tmp_path: Path) -> None:
+    lines = read_lines(root / DATA / "6.1.192/sh/basic-64.jsonl.xz")
+    one, same, other = (
+        Run.of(read_recording(write(tmp_path / "d.jsonl", cut_short(lines, 5, words))))
+        for words in (WORDS, [WORDS[0], "RAX: 1"], ["Kernel panic", WORDS[1]])
+    )
+    assert diff_runs(one, same, Level.FULL)[1] == []
+    assert [d.kinds for op in diff_runs(one, other, Level.FULL)[1] for d in op.deltas] == [
+        (Kind("outcome", How.OTHER, "words"),)
+    ]

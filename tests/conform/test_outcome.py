@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.conform.outcome import decode_outcome, encode_outcome, outcome_str
+from mmulab.conform.outcome import decode_outcome, encode_outcome, outcome_record, outcome_str
 from mmulab.machine.op import Mmio, Outcome, OutcomeKind
 
 
@@ -81,3 +81,12 @@ def test_any_field_makes_a_difference() -> None:
     for field in same:
         assert encode_outcome(Outcome(OutcomeKind.EXC, **{**same, field: 99})) != record  # type: ignore[arg-type]
     assert encode_outcome(Outcome(OutcomeKind.OK, rip=0x2800)) != record
+
+
+def test_the_death_of_a_host_has_the_kernels_words() -> None:
+    record = {"out": "host_died", "words": ["BUG: 1", "RIP: 2"]}
+    assert outcome_record(decode_outcome(record)) == record
+    assert outcome_str(decode_outcome(record)) == "host_died: BUG: 1"
+    assert outcome_str(decode_outcome({"out": "host_died", "words": []})) == "host_died"
+    with pytest.raises(ValueError, match="is no text"):
+        decode_outcome({"out": "host_died", "words": [1]})

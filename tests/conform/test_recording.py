@@ -19,6 +19,7 @@ from mmulab.conform.recording import (
     scenario_name,
 )
 from mmulab.errors import InputError
+from tests.conform.deaths import cut_short, write
 
 NAME = "sh/accessed-dirty-pae"
 
@@ -27,12 +28,6 @@ NAME = "sh/accessed-dirty-pae"
 def lines(root: Path) -> list[str]:
     """The lines of a small recording."""
     return read_lines(root / f"data/conformance/6.1.192/{NAME}.jsonl.xz")
-
-
-def write(path: Path, lines: list[str]) -> Path:
-    """Write a plain recording."""
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
 
 
 def test_a_recording_has_its_header_ops_and_steps(root: Path) -> None:
@@ -170,8 +165,8 @@ def _op(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[li
         (lambda lines: lines[:-1], "the file is cut, expected a last line"),
         (lambda lines: lines[:1], "line 1: the file is cut, expected a last line"),
         (lambda lines: [*lines[:-3], lines[-3][:40]], "cut, or no JSON"),
-        (lambda lines: [lines[0], *lines[2:]], "line 2: expected the op init first and teardown last"),
-        (lambda lines: [*lines[:-2], lines[-1]], "line 2: expected the op init first and teardown last"),
+        (lambda lines: [lines[0], *lines[2:]], "line 2: expected the op init first and teardown, or host_died, last"),
+        (lambda lines: [*lines[:-2], lines[-1]], "line 2: expected the op init first and teardown, or host_died, last"),
     ],
 )
 def test_a_damaged_recording_is_refused_with_its_line(
@@ -205,3 +200,27 @@ def test_paths_that_are_no_recordings_are_refused(tmp_path: Path) -> None:
         find_recordings([str(tmp_path / "notes.txt")])
     with pytest.raises(InputError, match="no recording in this folder"):
         find_recordings([str(tmp_path)])
+
+
+def test_a_kernel_may_die_of_the_last_op(lines: list[str], tmp_path: Path) -> None:
+    recording = read_recording(write(tmp_path / "died.jsonl", cut_short(lines, 6)))
+    assert recording.fatal == recording.ops[-1]
+    assert len(recording.ops) == 6
+    assert recording.end == recording.ops[-1].index + 1
+    assert recording.steps[-1] == recording.fatal, "its scenario has the op, so that it can be run again"
+    whole = read_recording(write(tmp_path / "whole.jsonl", lines))
+    assert whole.fatal is None
+    assert whole.end == whole.ops[-1].index
+    assert recording.ops[:5] == whole.ops[:5]
+
+
+def test_a_kernel_may_die_of_the_teardown(lines: list[str], tmp_path: Path) -> None:
+    recording = read_recording(write(tmp_path / "died.jsonl", cut_short(lines, len(lines) - 2)))
+    assert recording.fatal is not None
+    assert (recording.fatal.text, recording.fatal.index) == ("teardown", recording.end)
+
+
+def test_a_dead_kernel_runs_nothing(lines: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "risen.jsonl", [*cut_short(lines, 6)[:7], *lines[7:]])
+    with pytest.raises(InputError, match=r"risen.jsonl: line 8: an op after host_died, expected none"):
+        read_recording(path)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.conform.recording import read_lines
 from mmulab.record.work import Work, features, of_scenario, read_recorded
 from mmulab.scenario.text import parse_scenario, read_scenario
+from tests.conform.deaths import cut_short, write
 
 SUPPORTED = {"maxphyaddr": 40, "la57": 0, "pku": 1}
 
@@ -69,3 +71,10 @@ def test_stubs_that_no_recording_has_come_with_their_op() -> None:
 )
 def test_what_no_amd_host_can_run_has_a_reason(text: str, said: str) -> None:
     assert said in work(text).obstacle()
+
+
+def test_a_scenario_that_killed_a_kernel_is_recorded_anew(root: Path, tmp_path: Path) -> None:
+    lines = read_lines(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
+    made = read_recorded(write(tmp_path / "died.jsonl", cut_short(lines, 5)))
+    assert made.n_ops == made.ops[-1][0] + 1
+    assert made.job(SUPPORTED).splitlines()[-1] == f"end {made.n_ops}"

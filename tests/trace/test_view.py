@@ -8,7 +8,7 @@ from mmulab import events as ev
 from mmulab.machine import op as ops
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
-from mmulab.trace.view import gpa_of, guest_walk, shadow_steps
+from mmulab.trace.view import gpa_of, guest_walk, hpa_str, shadow_steps
 from mmulab.x86.pferr import ACC_ALL
 from tests.trace.conftest import scenario
 
@@ -83,3 +83,7 @@ def test_without_paging_the_address_is_physical() -> None:
     number = reads(recording)[0]
     walk = guest_walk(recording.after(number).machine, 0x1234)
     assert (walk.mode, walk.gpa, walk.steps) == ("nonpaging", 0x1234, ())
+
+
+def test_a_root_that_never_was_is_none() -> None:
+    assert [hpa_str(0x7000), hpa_str(0x7000, "#x"), hpa_str(-1, "#x")] == ["7000", "0x7000", "none"]
