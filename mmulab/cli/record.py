@@ -13,9 +13,7 @@ from mmulab.cli.path import PATH
 from mmulab.conform.record import write_recording
 from mmulab.conform.recording import SUFFIXES, find_recordings
 from mmulab.errors import InputError, named
-from mmulab.lab import paths
-from mmulab.lab.cases.table import read_case, scenario_of
-from mmulab.lab.cases.works import find_works
+from mmulab.lab.kernel_run import named_works
 from mmulab.record.boot import BootError
 from mmulab.record.host import KernelParameters, parse_parameters
 from mmulab.record.kernel_files import KernelFiles, from_build, from_deb
@@ -144,12 +142,8 @@ def _find(names: tuple[str, ...]) -> Iterator[Work]:
         path = Path(name)
         if name and path.is_dir():
             yield from _in_folder(path)
-        elif name.endswith(SUFFIXES):
-            yield read_recorded(path)
-        elif name.endswith(SUFFIX):
-            yield of_scenario(path.name.removesuffix(SUFFIX), read_scenario(path))
         else:
-            yield from _by_name(name)
+            yield from named_works(name)
 
 
 def _in_folder(folder: Path) -> Iterator[Work]:
@@ -160,17 +154,6 @@ def _in_folder(folder: Path) -> Iterator[Work]:
         return
     for path in find_recordings([str(folder)]):
         yield read_recorded(path, str(path.relative_to(folder)).partition(".jsonl")[0])
-
-
-def _by_name(name: str) -> Iterator[Work]:
-    for case in find_works([name]):
-        if case.stream:
-            raise InputError(f"{case.name}: a boot, which is no scenario; name a case or a recording")
-        if case.change is None and case.recording:
-            path = paths.data("conformance") / f"{case.recording}.jsonl.xz"
-            yield read_recorded(path, "/".join(case.name.split("/")[-2:]))
-        else:
-            yield of_scenario(case.name, scenario_of(read_case(case)))
 
 
 def _possible(works: list[Work], vendor: str | None) -> list[Work]:

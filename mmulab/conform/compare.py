@@ -8,7 +8,7 @@ in order, with all fields.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -171,7 +171,7 @@ def compare_op(
     at = (
         first_difference(theirs_events, ours_events)
         if roles
-        else first_difference(_no_roles(theirs_events), _no_roles(ours_events))
+        else first_difference(without_roles(theirs_events), without_roles(ours_events))
     )
     if at is not None:
         pair = (_item(theirs_events, at), _item(ours_events, at))
@@ -187,7 +187,8 @@ def compare_op(
     return None, agree
 
 
-def _no_roles(events: list[ev.Event]) -> list[ev.Event]:
+def without_roles(events: Sequence[ev.Event]) -> list[ev.Event]:
+    """Return events whose role words are 0, so that those of other role designs compare."""
     return [e._replace(role=0) if "role" in e._fields else e for e in events]
 
 

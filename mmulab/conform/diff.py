@@ -22,7 +22,7 @@ from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Header
 
-__all__ = ["Run", "diff_headers", "diff_runs", "model_run", "only", "whole_scenario"]
+__all__ = ["Run", "diff_headers", "diff_runs", "model_run", "only", "op_pairs", "whole_scenario"]
 
 _HOST = frozenset(("vendor", "host", "quirks", "kernel"))
 """Fields of a header that say where a scenario ran, not what it is."""
@@ -121,7 +121,7 @@ def diff_runs(ours: Run, theirs: Run, level: Level) -> tuple[int, list[OpDiff]]:
     """
     count = 0
     found = []
-    for i, j in _op_pairs(ours.ops, theirs.ops):
+    for i, j in op_pairs(ours.ops, theirs.ops):
         count += 1
         one = None if i is None else ours.ops[i]
         other = None if j is None else theirs.ops[j]
@@ -146,7 +146,7 @@ def only(ops: list[OpDiff], wanted: Callable[[Kind], bool]) -> list[OpDiff]:
     return kept
 
 
-def _op_pairs(
+def op_pairs(
     ours: tuple[RecordedOp, ...], theirs: tuple[RecordedOp, ...]
 ) -> Iterator[tuple[int | None, int | None]]:
     """Yield which op is which by number and text; one that was skipped or never came has none beside it."""

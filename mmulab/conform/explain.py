@@ -211,19 +211,24 @@ def event_str(event: ev.Event, vendor: str) -> str:
     >>> event_str(ev.kvm_mmu_pagetable_walk(0x40000000, 4), "amd")
     'walk addr=40000000 err=U'
     """
+    return " ".join(event_words(event, vendor).values())
+
+
+def event_words(event: ev.Event, vendor: str) -> dict[str, str]:
+    """Return the words of that line by the recording's keys; its name by ``e``."""
     record = encode_event(event, vendor)
-    parts = [record.pop("e")]
+    words = {"e": record.pop("e")}
     role = record.pop("r", None) if "role" in record else None
     for key, value in record.items():
         if key == "role":
-            parts.append(f"{value[2:]}[{role}]")
+            words[key] = f"{value[2:]}[{role}]"
         elif isinstance(value, dict):
-            parts.append(f"{key}={_spte_str(value)}")
+            words[key] = f"{key}={_spte_str(value)}"
         elif isinstance(value, str):
-            parts.append(f"{key}={value.removeprefix('0x')}")
+            words[key] = f"{key}={value.removeprefix('0x')}"
         else:
-            parts.append(f"{key}={value:x}")
-    return " ".join(parts)
+            words[key] = f"{key}={value:x}"
+    return words
 
 
 def _spte_str(record: dict[str, str]) -> str:

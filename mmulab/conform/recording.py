@@ -164,7 +164,16 @@ def read_recording(path: Path) -> Recording:
     InputError
         With file, line and what was expected.
     """
-    lines = read_lines(path)
+    return parse_recording(read_lines(path), path)
+
+
+def parse_recording(lines: list[str], path: Path) -> Recording:
+    """Read a recording from its lines; `path` is said where one of them is wrong.
+
+    Raises
+    ------
+    InputError
+    """
     header = _Header(path, _object(path, lines, 0)).read()
     ops: list[RecordedOp] = []
     steps: list[Step] = []

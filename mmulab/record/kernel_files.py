@@ -18,7 +18,13 @@ from mmulab.errors import InputError, named, quoted
 from mmulab.record.cache import cache_folder
 from mmulab.record.tools import call, find_tool
 
-__all__ = ["KernelFiles", "Module", "from_build", "from_deb"]
+__all__ = ["PACKAGES", "KernelFiles", "Module", "cached_package", "from_build", "from_deb"]
+
+PACKAGES = {
+    "6.1.192": "linux-image-6.1.0-56-amd64-unsigned",
+    "6.12.117": "linux-image-6.12.117+deb12-amd64-unsigned",
+}
+"""Debian's packages of the kernels that the recordings in ``data`` were made on."""
 
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([\w,-]*)\0")
 _MODULE = re.compile(r"([\w-]+)\.ko(\.xz|\.gz|\.zst)?")
@@ -160,13 +166,18 @@ def _downloaded(package: str) -> Path:
     """Download a package with apt, unless the cache has it."""
     if not _PACKAGE_NAME.fullmatch(package):
         raise InputError(f"--deb '{quoted(package)}': neither a .deb file nor a package's name")
-    folder = cache_folder("packages")
-    if not (known := sorted(folder.glob(f"{package}_*.deb"))):
+    if (known := cached_package(package)) is None:
+        folder = cache_folder("packages")
         call(f"--deb {package}", [find_tool("apt-get"), "download", package], cwd=folder)
-        known = sorted(folder.glob(f"{package}_*.deb"))
-    if not known:
+        known = cached_package(package)
+    if known is None:
         raise InputError(f"--deb {package}: apt-get download left no {package}_*.deb; run apt-get update")
-    return known[-1]
+    return known
+
+
+def cached_package(package: str) -> Path | None:
+    """Return the newest file of a package that was downloaded before; raises InputError without a cache."""
+    return max(cache_folder("packages").glob(f"{package}_*.deb"), default=None)
 
 
 def _unpack(deb: Path, folder: Path, modules: set[str]) -> None:

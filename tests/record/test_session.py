@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,8 @@ import pytest
 
 from mmulab.conform.recording import read_lines
 from mmulab.record import build, session
-from mmulab.record.kernel_files import KernelFiles, from_deb
+from mmulab.record.cache import cache_folder
+from mmulab.record.kernel_files import PACKAGES, KernelFiles, cached_package, from_deb
 from mmulab.record.link import Kind, Record
 from mmulab.record.session import Limits, Recorded, record
 from mmulab.record.take import Take
@@ -113,24 +113,18 @@ def test_a_scenario_that_takes_too_long_is_said(fake: None) -> None:
     assert found[1].lines
 
 
-PACKAGES = {
-    "6.1.192": "linux-image-6.1.0-56-amd64-unsigned",
-    "6.12.117": "linux-image-6.12.117+deb12-amd64-unsigned",
-}
-
-
 def real_kernel(release: str) -> KernelFiles:
     """Return a kernel that was downloaded before; no test downloads."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmulab/packages")
     for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
         if shutil.which(tool) is None:
             pytest.skip(f"recording on {release}: there is no {tool}")
-    found = sorted(cache.glob(f"{PACKAGES[release]}_*.deb"))
-    if not found:
+    found = cached_package(PACKAGES[release])
+    if found is None:
+        cache = cache_folder("packages")
         pytest.skip(
             f"recording on {release}: {PACKAGES[release]} is not in {cache}; apt-get download it there"
         )
-    return from_deb(str(found[0]))
+    return from_deb(str(found))
 
 
 def without_kernel(lines: list[str]) -> Iterator[Any]:
