@@ -196,9 +196,10 @@ def obstacle(work: Work, kernel: str, *, downloads: bool) -> str:
     """
     if reason := work.obstacle():
         return reason
-    package = PACKAGES.get(kernel, kernel)
+    package, release = PACKAGES.get(kernel, kernel), kernel if kernel in PACKAGES else ""
     try:
-        if not (downloads or package.endswith(".deb") or cached_package(package)):
+        if not (downloads or package.endswith(".deb") or cached_package(package, release)):
+            package += f" of {release}" if release else ""
             return f"{package} is not in the cache, and a notebook downloads nothing by itself"
     except InputError as error:
         return str(error)

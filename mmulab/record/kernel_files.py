@@ -175,9 +175,16 @@ def _downloaded(package: str) -> Path:
     return known
 
 
-def cached_package(package: str) -> Path | None:
-    """Return the newest file of a package that was downloaded before; raises InputError without a cache."""
-    return max(cache_folder("packages").glob(f"{package}_*.deb"), default=None)
+def cached_package(package: str, release: str = "") -> Path | None:
+    """Return the newest file of a package that was downloaded before, of a release only if one is given.
+
+    Raises
+    ------
+    InputError
+        There can be no cache.
+    """
+    version = f"{release}-*" if release else "*"
+    return max(cache_folder("packages").glob(f"{package}_{version}.deb"), default=None)
 
 
 def _unpack(deb: Path, folder: Path, modules: set[str]) -> None:

@@ -34,7 +34,7 @@ def bootable(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
 
     monkeypatch.setattr(module, "record", record)
     monkeypatch.setattr(module, "from_deb", lambda package: package)
-    monkeypatch.setattr(module, "cached_package", Path)
+    monkeypatch.setattr(module, "cached_package", lambda package, release: Path(package))
     monkeypatch.setattr(module, "checks", lambda: [Check("emulator", True, "here")])
     return recorded
 
@@ -76,7 +76,7 @@ def test_further_recordings_are_found(bootable: list[str]) -> None:
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ({"cached_package": lambda package: None}, "is not in the cache, and a notebook downloads nothing"),
+        ({"cached_package": lambda *_: None}, "-unsigned of 6.1.192 is not in the cache, and a notebook"),
         ({"checks": lambda: [Check("emulator", False, "install it")]}, "emulator: install it"),
     ],
     ids=["package", "emulator"],
@@ -110,7 +110,7 @@ def test_always_may_download_and_fails_if_it_cannot(
     def from_deb(package: str) -> KernelFiles:
         raise InputError(f"--deb {package}: apt-get failed with 100")
 
-    monkeypatch.setattr(module, "cached_package", lambda package: None)
+    monkeypatch.setattr(module, "cached_package", lambda *_: None)
     kernel_run(NAME, "6.1.192", "always")
     assert len(bootable) == 1
     monkeypatch.setattr(module, "from_deb", from_deb)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.record.kernel_files import from_build, from_deb
+from mmulab.record.kernel_files import cached_package, from_build, from_deb
 
 
 def module(folder: Path, name: str, depends: str, packed: bool = False) -> None:
@@ -125,6 +125,17 @@ def test_a_file_that_is_no_package_is_said(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "x.deb").write_bytes(b"not a package")
     with pytest.raises(InputError, match="no Debian package"):
         from_deb(str(tmp_path / "x.deb"))
+
+
+def test_of_a_package_in_the_cache_the_release_that_is_wanted(cache: Path) -> None:
+    folder = cache / "mmulab/packages"
+    assert cached_package("linux-image-x") is None
+    for version in ("6.1.19-9", "6.1.192-1", "6.1.192-2", "6.1.195-1"):
+        (folder / f"linux-image-x_{version}_amd64.deb").touch()
+    assert cached_package("linux-image-x", "6.1.192") == folder / "linux-image-x_6.1.192-2_amd64.deb"
+    assert cached_package("linux-image-x", "6.1.19") == folder / "linux-image-x_6.1.19-9_amd64.deb"
+    assert cached_package("linux-image-x") == folder / "linux-image-x_6.1.195-1_amd64.deb"
+    assert cached_package("linux-image") is None
 
 
 def test_a_name_that_no_package_has_is_said(cache: Path) -> None:

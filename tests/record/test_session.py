@@ -118,11 +118,11 @@ def real_kernel(release: str) -> KernelFiles:
     for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
         if shutil.which(tool) is None:
             pytest.skip(f"recording on {release}: there is no {tool}")
-    found = cached_package(PACKAGES[release])
+    found = cached_package(PACKAGES[release], release)
     if found is None:
         cache = cache_folder("packages")
         pytest.skip(
-            f"recording on {release}: {PACKAGES[release]} is not in {cache}; apt-get download it there"
+            f"recording on {release}: {PACKAGES[release]} of it is not in {cache}; apt-get download it there"
         )
     return from_deb(str(found))
 
