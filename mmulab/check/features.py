@@ -10,12 +10,14 @@ a column for each kernel (:data:`mmulab.kvm.kernel.KERNELS`)
     the model agrees with them at level ``full``. *modelled*: a test shows it, but no
     recording. *not modelled*: neither, or the model refuses it.
 ``evidence``
-    Recordings (``folder/name`` in each kernel's folder of ``data/conformance``) and
-    tests (``path::function`` in ``tests``), separated by spaces.
+    Recordings (``folder/name`` in each kernel's folder of ``data/conformance``, or in
+    that of one kernel in ``data/conformance-more``) and tests (``path::function`` in
+    ``tests``), separated by spaces.
 ``shows``
     What is in every recording of ``evidence``, claims separated by ``;``: a type of
     :mod:`mmulab.events` with fields (``pferr=9``, ``pferr&8``, ``pte&7=4``,
-    ``role.quadrant=1``), ``op VERB``, or ``stat NAME``. Terms joined by ``+`` are
+    ``role.quadrant=1``), ``op VERB``, ``stat NAME``, or ``out`` with fields of the
+    outcome (``out vec=14 err&32``). Terms joined by ``+`` are
     met in one op; ``no`` before a term says that it is nowhere, and ``*8`` behind it
     that one op has eight. ``6.1.192:`` before a claim: it is that kernel's alone.
 ``feature``
