@@ -21,7 +21,7 @@ from mmulab.record.link import Kind, Link
 from mmulab.record.take import Take
 from mmulab.record.tools import find_tool
 
-__all__ = ["HOST_MEBIBYTES", "BootError", "Host"]
+__all__ = ["HOST_MEBIBYTES", "BootError", "Host", "is_death", "own_folder"]
 
 _COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr oops=panic panic=-1"
 HOST_MEBIBYTES = 1024
@@ -62,7 +62,7 @@ class Host:
         self.facts = HostFacts()
         self.parameters = parameters
         packed = initramfs(compiled_vmm(), kernel, parameters)
-        folder, self._lock = _own_folder()
+        folder, self._lock = own_folder()
         self._folder = folder
         self._console = folder / "console"
         self._console.touch()
@@ -131,7 +131,7 @@ class Host:
                     return time.monotonic() - start
             if ended:
                 raise self._boot_error(
-                    f"the host ended before its VMM was ready (QEMU's exit code {self.process.returncode})"
+                    f"the host ended before its VMM was ready (exit code {self.process.returncode})"
                 )
             if time.monotonic() - start > seconds:
                 raise self._boot_error(
@@ -177,7 +177,12 @@ class Host:
         return console_lines(self._console.read_bytes()[start:])
 
 
-def _own_folder() -> tuple[Path, int]:
+def is_death(line: str) -> bool:
+    """Return whether a line of the kernel's tells of its death."""
+    return _DEATH.search(line) is not None
+
+
+def own_folder() -> tuple[Path, int]:
     """Make a folder that is locked while its descriptor is open, and sweep those of killed runs away."""
     top = Path(tempfile.gettempdir())
     files.sweep(top, re.escape(_PREFIX) + r"\w+", shutil.rmtree)
@@ -195,5 +200,5 @@ def console_lines(data: bytes) -> list[str]:
 
 def death_words(lines: list[str]) -> list[str]:
     """Return the kernel's last words: from the first line that tells of its death."""
-    at = next((i for i, line in enumerate(lines) if _DEATH.search(line)), 0)
+    at = next((i for i, line in enumerate(lines) if is_death(line)), 0)
     return lines[at : at + _WORDS] or ["nothing: the machine ended without a word on its console"]

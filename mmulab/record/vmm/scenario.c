@@ -255,7 +255,7 @@ static void make_vm(void)
 	stats_open(&vm_stats, vm);
 	put(REC_FRAMES, frames, mem_bytes / PAGE * 8);
 	drain_trace(0);
-	write_file(TRACING "tracing_on", "1");
+	write_trace("tracing_on", "1");
 	for (int i = 0; i < n_vcpus; i++) {
 		cpu = &vcpus[i];
 		first_registers();
@@ -277,7 +277,7 @@ static void end_vm(const char *number)
 		close(vcpus[i].fd);
 	close(vm);
 	drain_trace(1);
-	write_file(TRACING "tracing_on", "0");
+	write_trace("tracing_on", "0");
 	put(REC_OUTCOME, "out=host |", 10);
 	free(frames);
 	free(later_frames);
