@@ -119,8 +119,8 @@ PACKAGES = {
 }
 
 
-def real_kernel(release: str) -> KernelFiles:
-    """Return a kernel that was downloaded before; no test downloads."""
+def real_package(release: str) -> Path:
+    """Return the package of a kernel that was downloaded before; no test downloads."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mmulab/packages")
     for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
         if shutil.which(tool) is None:
@@ -130,7 +130,12 @@ def real_kernel(release: str) -> KernelFiles:
         pytest.skip(
             f"recording on {release}: {PACKAGES[release]} is not in {cache}; apt-get download it there"
         )
-    return from_deb(str(found[0]))
+    return found[0]
+
+
+def real_kernel(release: str) -> KernelFiles:
+    """Return the kernel of such a package."""
+    return from_deb(str(real_package(release)))
 
 
 def without_kernel(lines: list[str]) -> Iterator[Any]:

@@ -4,8 +4,8 @@
  * It is traced in an instance of its own, "mmulab-PID", by probes of a group of its own, "mmulab_PID",
  * so that nobody else's tracing is disturbed. The process that was started is not the VMM but waits for
  * it: whatever ends the VMM, a signal, its parent's death or the kernel's, instance, probes and the
- * settings of the machine are then put back. What a guard that was killed itself has left goes
- * when the next one starts. The VMM is a program of its own, not a copy: the MMU notifier would report
+ * settings of the machine are then put back. A guard that was killed itself leaves the settings quiet, and
+ * its tracing until the next one starts. The VMM is a program of its own, not a copy: the MMU notifier would report
  * each page that a copy writes for the first time.
  *
  * FOLDER/link     the link, a file that both sides map; FOLDER/probes and FOLDER/events as in init.c
