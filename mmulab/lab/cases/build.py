@@ -210,6 +210,8 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
         lower, upper = (GVA_LOWER, GVA_UPPER) if nested_paging else (LOWER, UPPER)
     else:
         shown = Tables(builder, mode_of(MODES[l2]), L2_ROOT, free)
+        if l2 == "pae":
+            builder.pdptfix(L2_ROOT)  # so that an emulated processor can run it too
         shown.identity(HELPER_S, HELPER_U)
         shown.map(L2_LOWER, GVA_LOWER if nested_paging else LOWER)
         shown.map(L2_UPPER, GVA_UPPER if nested_paging else UPPER)
