@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.errors import InputError
-from mmulab.record.boot import Host, is_death, own_folder
+from mmulab.record.boot import Host, is_death, open_folder
 from mmulab.record.build import compiled_vmm
 from mmulab.record.host import LEVELS, HostFacts, KernelParameters
 from mmulab.record.link import Link
@@ -221,26 +221,30 @@ class OwnHost(Host):
             look(Path("/"))
         self.facts = HostFacts()
         self.parameters = parameters
-        vmm = compiled_vmm()
-        self._folder, self._lock = own_folder()
-        for name, lines in (("probes", probe_lines()), ("events", event_lines())):
-            (self._folder / name).write_text("".join(f"{line}\n" for line in lines))
-        self.link = Link(self._folder / "link")
-        self._log = os.open(kernel_log, os.O_RDONLY | os.O_NONBLOCK)
-        os.lseek(self._log, 0, os.SEEK_END)
         self._heard: list[str] = []
         self._seen = 0
-        self._said = open(self._folder / "vmm", "w+")  # noqa: SIM115 - closed with the host
-        # In a session of its own: Ctrl-C comes to it through end().
-        self.process = subprocess.Popen(
-            [str(vmm), str(self._folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
-            start_new_session=True,
-        )
+        vmm = compiled_vmm()
+        with ExitStack() as opened:
+            folder = open_folder(opened)
+            for name, lines in (("probes", probe_lines()), ("events", event_lines())):
+                (folder / name).write_text("".join(f"{line}\n" for line in lines))
+            self.link = opened.enter_context(closing(Link(folder / "link")))
+            self._log = os.open(kernel_log, os.O_RDONLY | os.O_NONBLOCK)
+            opened.callback(os.close, self._log)
+            os.lseek(self._log, 0, os.SEEK_END)
+            self._said = opened.enter_context(open(folder / "vmm", "w+"))
+            # In a session of its own: Ctrl-C comes to it through end(), our death by itself.
+            self.process = subprocess.Popen(
+                [str(vmm), str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                start_new_session=True,
+            )
+            opened.callback(self._end_process)
+            self._opened = opened.pop_all()
 
-    def end(self) -> None:
+    def _end_process(self) -> None:
         """End the VMM; its guard puts the machine back."""
         self.process.terminate()
         try:
@@ -248,11 +252,6 @@ class OwnHost(Host):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.link.close()
-        self._said.close()
-        os.close(self._log)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
 
     def collect(self, take: Take, seconds: float) -> bool:
         """Take what comes of a job, as :meth:`Host.collect` does.

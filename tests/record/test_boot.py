@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.record.boot import console_lines, death_words, own_folder
+from mmulab.record.boot import _own_folder, console_lines, death_words
 
 CONSOLE = (
     b"\x1b[0m[    1.234567] kvm: warning\r\n"
@@ -39,11 +39,11 @@ def test_what_a_killed_run_left_is_swept_and_a_running_ones_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    running, held = own_folder()
-    killed, left = own_folder()
+    running, held = _own_folder()
+    killed, left = _own_folder()
     (killed / "link").touch()
     os.close(left)
-    third, other = own_folder()
+    third, other = _own_folder()
     assert running.exists()
     assert not killed.exists()
     os.close(held)

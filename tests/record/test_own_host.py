@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -201,8 +202,13 @@ def test_a_vmm_that_was_killed_is_a_failure_and_no_result(host: OwnHost, log: Pa
     assert take.error == "the VMM ended with exit code 137, and the kernel said nothing of it"
 
 
-def test_nothing_is_left_of_it(vmm: None, log: Path) -> None:
-    with OwnHost(MACHINE.kernel_parameters(), log) as host:
-        folder = host._folder
+def test_nothing_is_left_of_it(
+    vmm: None, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "tmp"
+    top.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(top))
+    with OwnHost(MACHINE.kernel_parameters(), log):
+        (folder,) = top.iterdir()
         assert {"link", "probes", "events"} <= {path.name for path in folder.iterdir()}
-    assert not folder.exists()
+    assert list(top.iterdir()) == []
