@@ -13,7 +13,12 @@ from typing import Any, Self
 
 import pytest
 
-from mmulab.conform.recording import read_lines
+from mmulab.conform.compare import Level
+from mmulab.conform.diff import Run, diff_runs, model_run
+from mmulab.conform.record import write_recording
+from mmulab.conform.recording import read_lines, read_recording
+from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.lab.cases.table import find_cases, read_case, scenario_of
 from mmulab.record import build, session
 from mmulab.record.kernel_files import KernelFiles, from_deb
 from mmulab.record.link import Kind, Record
@@ -158,6 +163,21 @@ def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) 
     found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
     for path, recorded in zip(paths, found, strict=True):
         assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
+
+
+@pytest.mark.slow
+def test_nested_cases_run_on_a_real_kernel_as_in_the_model(root: Path, tmp_path: Path) -> None:
+    names = ("npt-32-l2-64-l0-5", "nonpt-tdp-64-l2-pae-l0-5", "la57-switch-npt-4to5-l0-5")
+    all_works = [of_scenario(case.name, scenario_of(read_case(case))) for case in find_cases(names)]
+    hosts = [work.parameters() for work in all_works]
+    for recorded in record(all_works, real_kernel("6.1.192"), hosts, Limits(), print):
+        path = tmp_path / f"{recorded.work.name}.jsonl"
+        write_recording(path, recorded.lines)
+        found = read_recording(path)
+        assert {"l2", "vmexit"} <= {op.outcome["out"] for op in found.ops}
+        count, differ = diff_runs(Run.of(found), model_run(found, LINUX_6_1), Level.FULL)
+        assert count == len(found.ops)
+        assert list(differ) == []
 
 
 @pytest.mark.slow
