@@ -1,4 +1,4 @@
-"""``mmulab record``: scenarios on a real kernel, in QEMU."""
+"""``mmulab record``: scenarios on a real kernel, in QEMU or this machine's own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mmulab.lab.kernel_run import named_works
 from mmulab.record.boot import BootError
 from mmulab.record.host import KernelParameters, parse_parameters
 from mmulab.record.kernel_files import KernelFiles, from_build, from_deb
+from mmulab.record.own_host import NEEDS, Machine, read_machine
 from mmulab.record.session import Limits, Recorded, record
 from mmulab.record.work import Work, of_scenario, read_recorded
 from mmulab.scenario.text import SUFFIX, read_scenario
@@ -25,7 +26,6 @@ _NO_INTEL = (
     "--vendor intel: not yet: KVM needs VMX under it, which QEMU's TCG does not have; it would take Bochs "
     "with vmx=2 in QEMU's place"
 )
-_NO_HOST = "--host: not yet: this machine's own /dev/kvm is not used; record with --deb or --kernel"
 
 
 @click.command(name="record")
@@ -36,7 +36,12 @@ _NO_HOST = "--host: not yet: this machine's own /dev/kvm is not used; record wit
 )
 @click.option("--kernel", "image", type=PATH, metavar="BZIMAGE", help="A kernel of your own.")
 @click.option("--modules", type=PATH, metavar="DIR", help="Its build tree or lib/modules/RELEASE.")
-@click.option("--host", "this_machine", is_flag=True, help="This machine's kernel (not yet).")
+@click.option(
+    "--host",
+    "this_machine",
+    is_flag=True,
+    help="This machine's own KVM, as root: a scenario that kills its host kills THIS MACHINE.",
+)
 @click.option(
     "--vendor", type=click.Choice(["amd", "intel"]), help="Leave out what this vendor's hosts cannot run."
 )
@@ -77,13 +82,24 @@ def record_scenarios(
     Scenarios of one host run in one boot. One that the host does not survive is recorded up to there, with
     the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor' says what
     this machine lacks.
+
+    With --host nothing is booted and no module loaded: scenarios whose host is not this machine as it is are
+    left out by name, which also makes the exit code 1. Its settings and its tracing are left as they were. A
+    scenario that its host does not survive takes this machine with it, and all that is not saved.
     """
     if vendor == "intel":
         raise InputError(_NO_INTEL)
     changes = parse_parameters(settings)
-    found = _possible(list(_find(works)), vendor)
-    hosts = [work.parameters().changed(int(levels) if levels else None, changes) for work in found]
-    kernel = _kernel(deb, image, modules, this_machine)
+    machine = _this_machine(deb, image, modules, settings, levels) if this_machine else None
+    asked = _possible(list(_find(works)), vendor)
+    found = _of_machine(asked, machine) if machine else asked
+    hosts = [
+        machine.kernel_parameters()
+        if machine
+        else work.parameters().changed(int(levels) if levels else None, changes)
+        for work in found
+    ]
+    kernel = None if machine else _kernel(deb, image, modules)
     _make_folders(out, found)
     try:
         whole = _record(found, kernel, hosts, Limits(boot_limit, limit), out)
@@ -91,12 +107,12 @@ def record_scenarios(
         for line in error.tail:
             click.echo(f"  console: {line}", err=True)
         raise
-    if not whole:
+    if not whole or len(found) < len(asked):
         ctx.exit(1)
 
 
 def _record(
-    works: list[Work], kernel: KernelFiles, hosts: list[KernelParameters], limits: Limits, out: Path
+    works: list[Work], kernel: KernelFiles | None, hosts: list[KernelParameters], limits: Limits, out: Path
 ) -> bool:
     """Record and write all; return whether each ran to its end."""
     whole = 0
@@ -123,11 +139,46 @@ def _lines(recorded: Recorded) -> Iterator[str]:
         yield f"{len(recorded.lines) - 2} records in {recorded.seconds:.2f} s"
 
 
-def _kernel(deb: str | None, image: Path | None, modules: Path | None, this_machine: bool) -> KernelFiles:
-    if this_machine:
-        raise InputError(_NO_HOST)
+def _this_machine(
+    deb: str | None, image: Path | None, modules: Path | None, settings: str, levels: str | None
+) -> Machine:
+    """Return what this machine's KVM is, after a look at all that is needed of it."""
+    given = {"--deb": deb, "--kernel": image, "--modules": modules, "--kvm": settings, "--levels": levels}
+    for option, value in given.items():
+        if value:
+            raise InputError(f"--host: this machine is taken as it is; leave out {option}, or --host")
+    lacking = list(_lacking())
+    for line in lacking[:-1]:
+        click.echo(f"mmulab: {line}", err=True)
+    if lacking:
+        raise InputError(lacking[-1])
+    return read_machine()
+
+
+def _lacking() -> Iterator[str]:
+    for name, look in NEEDS.items():
+        try:
+            look(Path("/"))
+        except InputError as error:
+            yield f"--host {name}: {error}"
+
+
+def _of_machine(works: list[Work], machine: Machine) -> list[Work]:
+    """Return what this machine is the host for, and say of each other why it is not."""
+    kept = []
+    for work in works:
+        if why := machine.obstacle(work.scenario.header):
+            click.echo(f"{work.name}: left out: {why}", err=True)
+        else:
+            kept.append(work)
+    if not kept:
+        raise InputError(f"this machine is the host of none of the {len(works)} scenarios; use --deb")
+    return kept
+
+
+def _kernel(deb: str | None, image: Path | None, modules: Path | None) -> KernelFiles:
     if (deb is None) == (image is None):
-        raise InputError("which kernel: give either --deb linux-image-... or --kernel BZIMAGE --modules DIR")
+        raise InputError("which kernel: give --deb linux-image-..., --kernel BZIMAGE --modules DIR or --host")
     if image is not None:
         return from_build(image, modules)
     if modules is not None:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from mmulab.events import Event, drop_spte, kvm_flush_remote_tlbs, kvm_mmu_split_huge_page, kvm_page_fault
 from mmulab.kvm.spte import is_large_pte
-from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA, Tables, mode_of, vmcb
+from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA, Tables, mode_of
+from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.op import Mode, Op

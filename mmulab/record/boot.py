@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,9 +20,9 @@ from mmulab.record.host import HostFacts, KernelParameters
 from mmulab.record.kernel_files import KernelFiles
 from mmulab.record.link import Kind, Link
 from mmulab.record.take import Take
-from mmulab.record.tools import find_tool
+from mmulab.record.tools import end_with_parent, find_tool
 
-__all__ = ["HOST_MEBIBYTES", "BootError", "Host"]
+__all__ = ["HOST_MEBIBYTES", "BootError", "Host", "is_death", "open_folder"]
 
 _COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr oops=panic panic=-1"
 HOST_MEBIBYTES = 1024
@@ -62,19 +63,25 @@ class Host:
         self.facts = HostFacts()
         self.parameters = parameters
         packed = initramfs(compiled_vmm(), kernel, parameters)
-        folder, self._lock = _own_folder()
-        self._folder = folder
-        self._console = folder / "console"
-        self._console.touch()
-        self._seen = 0
-        image = folder / "initramfs"
-        image.write_bytes(packed)
-        self.link = Link(folder / "link")
-        command = self._command(kernel, image, folder, guest_bytes)
-        self._said = open(folder / "qemu", "w+")  # noqa: SIM115 - closed with the host
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said
-        )
+        with ExitStack() as opened:  # an interrupt leaves nothing behind
+            folder = open_folder(opened)
+            self._console = folder / "console"
+            self._console.touch()
+            self._seen = 0
+            image = folder / "initramfs"
+            image.write_bytes(packed)
+            self.link = opened.enter_context(closing(Link(folder / "link")))
+            command = self._command(kernel, image, folder, guest_bytes)
+            self._said = opened.enter_context(open(folder / "qemu", "w+"))
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no threads
+            )
+            opened.callback(self._end_process)
+            self._opened = opened.pop_all()
 
     def _command(self, kernel: KernelFiles, image: Path, folder: Path, guest_bytes: int) -> list[str]:
         # What is built in takes its parameters from the kernel's command line.
@@ -100,12 +107,11 @@ class Host:
 
     def end(self) -> None:
         """End the host at once: nothing in it is kept."""
+        self._opened.close()
+
+    def _end_process(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.link.close()
-        self._said.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock)
 
     def wait_ready(self, seconds: float) -> float:
         """Wait until the VMM takes jobs, and return how long the boot took.
@@ -131,7 +137,7 @@ class Host:
                     return time.monotonic() - start
             if ended:
                 raise self._boot_error(
-                    f"the host ended before its VMM was ready (QEMU's exit code {self.process.returncode})"
+                    f"the host ended before its VMM was ready (exit code {self.process.returncode})"
                 )
             if time.monotonic() - start > seconds:
                 raise self._boot_error(
@@ -177,8 +183,21 @@ class Host:
         return console_lines(self._console.read_bytes()[start:])
 
 
+def is_death(line: str) -> bool:
+    """Return whether a line of the kernel's tells of its death."""
+    return _DEATH.search(line) is not None
+
+
+def open_folder(opened: ExitStack) -> Path:
+    """Make a folder that is there until `opened` is closed, and sweep those of killed runs away."""
+    folder, lock = _own_folder()
+    opened.callback(os.close, lock)
+    opened.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _own_folder() -> tuple[Path, int]:
-    """Make a folder that is locked while its descriptor is open, and sweep those of killed runs away."""
+    """Make a folder that is locked while its descriptor is open."""
     top = Path(tempfile.gettempdir())
     files.sweep(top, re.escape(_PREFIX) + r"\w+", shutil.rmtree)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=top))
@@ -195,5 +214,5 @@ def console_lines(data: bytes) -> list[str]:
 
 def death_words(lines: list[str]) -> list[str]:
     """Return the kernel's last words: from the first line that tells of its death."""
-    at = next((i for i, line in enumerate(lines) if _DEATH.search(line)), 0)
+    at = next((i for i, line in enumerate(lines) if is_death(line)), 0)
     return lines[at : at + _WORDS] or ["nothing: the machine ended without a word on its console"]

@@ -51,7 +51,7 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
         reader.add_frames(frames)
     records = []
     for op in take.ops:
-        events = [encode_event(event, vendor) for page in op.pages for event in reader.events(page)]
+        events = [encode_event(event, vendor) for event in reader.events(op.pages)]
         records.append(_op(op, events, words))
     header = (
         work.described | helper_record() | facts.header(features(work.scenario.header.cpuid, facts.supported))

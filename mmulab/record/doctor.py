@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from mmulab.errors import InputError
 from mmulab.record.boot import HOST_MEBIBYTES
 from mmulab.record.build import compiled_vmm
 from mmulab.record.cache import cache_folder
+from mmulab.record.own_host import NEEDS
 from mmulab.record.tools import call, find_tool
 
 __all__ = ["Check", "checks"]
@@ -38,7 +40,7 @@ def checks() -> list[Check]:
         _checked("download", lambda: f"{find_tool('apt-get')} downloads them", needed=False),
         _checked("cache", lambda: str(cache_folder())),
         _checked("memory", _memory),
-        _this_machine(),
+        *(_checked(f"--host {name}", partial(look, Path("/")), needed=False) for name, look in NEEDS.items()),
         Check("--vendor intel", False, "not yet: needs VMX under KVM, which QEMU's TCG does not have", False),
     ]
 
@@ -66,12 +68,3 @@ def _memory() -> str:
     if mebibytes < HOST_MEBIBYTES * 3 // 2:
         raise InputError(f"{mebibytes} MiB available; a host takes {HOST_MEBIBYTES * 3 // 2}; end something")
     return f"{mebibytes} MiB available"
-
-
-def _this_machine() -> Check:
-    """Say what is here of what ``--host`` will need."""
-    lacking = [
-        path for path in ("/dev/kvm", "/sys/kernel/tracing/events/kvmmmu") if not os.access(path, os.R_OK)
-    ]
-    here = f"{' and '.join(lacking)} cannot be read" if lacking else "KVM and its trace can be read"
-    return Check("--host", False, f"not yet; {here}", False)

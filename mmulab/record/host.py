@@ -15,7 +15,7 @@ from mmulab.record.ring import EventFormat, parse_format
 from mmulab.record.tracepoints import event_words
 from mmulab.scenario.scenario import HOST_DEFAULTS
 
-__all__ = ["HostFacts", "KernelParameters", "parse_parameters"]
+__all__ = ["CPUID", "HostFacts", "KernelParameters", "parse_parameters"]
 
 _KVM = (*MODULE_PARAMETERS["amd"]["kvm"], "force_emulation_prefix")
 _AMD = MODULE_PARAMETERS["amd"]["kvm_amd"]
@@ -101,7 +101,7 @@ def parse_parameters(text: str) -> tuple[tuple[str, str, str], ...]:
     return tuple(found)
 
 
-_CPUID: dict[str, tuple[int, int, int, int, int]] = {
+CPUID: dict[str, tuple[int, int, int, int, int]] = {
     "maxphyaddr": (0x80000008, 0, 0, 0, 8),
     "pse": (1, 0, 3, 3, 1),
     "pae": (1, 0, 3, 6, 1),
@@ -122,8 +122,8 @@ _CPUID: dict[str, tuple[int, int, int, int, int]] = {
     "xsave": (1, 0, 2, 26, 1),
     "fxsr_opt": (0x80000001, 0, 3, 25, 1),
 }
-"""Leaf, index, register, lowest bit and width of each feature; ``vmm/guest.c`` has the same."""
-_IN_HEADER = tuple(_CPUID)[:15]
+"""Leaf, index, register, lowest bit and width of each feature; jobs tell the VMM."""
+_IN_HEADER = tuple(CPUID)[:15]
 """What a recording's header says of them."""
 _ADDRESS_SIZES = re.compile(r"address sizes\s*:\s*(\d+) bits physical, (\d+) bits virtual")
 _ENTRY = struct.Struct("<10I")  # struct kvm_cpuid_entry2
@@ -172,7 +172,7 @@ class HostFacts:
         leaves = {}
         for function, index, _, *registers in _ENTRY.iter_unpack(data):
             leaves[function, index] = registers
-        for name, (leaf, index, register, low, bits) in _CPUID.items():
+        for name, (leaf, index, register, low, bits) in CPUID.items():
             word = leaves.get((leaf, index), [0] * 4)[register]
             self.supported[name] = word >> low & (1 << bits) - 1
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from mmulab.errors import InputError, quoted
 
-__all__ = ["EventFormat", "Field", "parse_format", "payloads"]
+__all__ = ["EventFormat", "Field", "in_order", "parse_format", "payloads"]
 
 _PAGE_HEADER = 16
 _COMMIT_BYTES = (1 << 20) - 1
 _MISSED_EVENTS = 1 << 31
-_TYPE_BITS = 5
+_TYPE_BITS, _DELTA_BITS = 5, 27
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _FIELD = re.compile(r"field:(?P<declared>.*?);\s*offset:(\d+);\s*size:(\d+);\s*signed:(\d);")
 _NAME = re.compile(r"(\w+)\s*(\[[^\]]*\])?$")
@@ -85,15 +86,29 @@ def parse_format(text: str) -> EventFormat:
     return EventFormat(int(number[1]), name[1], tuple(fields), printed[1] if printed else "")
 
 
-def payloads(page: bytes) -> Iterator[bytes]:
-    """Yield the bytes of each event in a page, in order.
+def in_order(pages: Iterable[bytes]) -> list[bytes]:
+    """Return the bytes of each event in pages of any CPUs, in the order in which they were traced.
+
+    The trace has the clock ``counter``, which all CPUs share.
+
+    Raises
+    ------
+    InputError
+        The kernel had to drop events.
+    """
+    found = [event for page in pages for event in payloads(page)]
+    return [data for _, data in sorted(found, key=itemgetter(0))]
+
+
+def payloads(page: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the time and the bytes of each event in a page, in order.
 
     Raises
     ------
     InputError
         The kernel had to drop events: they came faster than they were read.
     """
-    (commit,) = struct.unpack_from("<Q", page, 8)
+    time, commit = struct.unpack_from("<QQ", page)
     if commit & _MISSED_EVENTS:
         raise InputError("the kernel dropped events of the trace; record fewer at once")
     at, end = _PAGE_HEADER, min(_PAGE_HEADER + (commit & _COMMIT_BYTES), len(page))
@@ -101,6 +116,8 @@ def payloads(page: bytes) -> Iterator[bytes]:
         (head,) = struct.unpack_from("<I", page, at)
         kind, delta = head & ((1 << _TYPE_BITS) - 1), head >> _TYPE_BITS
         if kind in (_TIME_EXTEND, _TIME_STAMP):
+            delta |= struct.unpack_from("<I", page, at + 4)[0] << _DELTA_BITS
+            time = delta if kind == _TIME_STAMP else time + delta
             at += 8
         elif kind == _PADDING:
             if not delta:
@@ -108,8 +125,10 @@ def payloads(page: bytes) -> Iterator[bytes]:
             at += 4 + struct.unpack_from("<I", page, at + 4)[0]
         elif kind == 0:  # the length stands in front, and counts itself
             (length,) = struct.unpack_from("<I", page, at + 4)
-            yield page[at + 8 : at + 4 + length]
+            time += delta
+            yield time, page[at + 8 : at + 4 + length]
             at += 4 + (length + 3) // 4 * 4
         else:
-            yield page[at + 4 : at + 4 + 4 * kind]
+            time += delta
+            yield time, page[at + 4 : at + 4 + 4 * kind]
             at += 4 + 4 * kind

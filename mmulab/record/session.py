@@ -12,6 +12,7 @@ from mmulab.record.boot import Host
 from mmulab.record.convert import recorded_lines
 from mmulab.record.host import HostFacts, KernelParameters
 from mmulab.record.kernel_files import KernelFiles
+from mmulab.record.own_host import OwnHost
 from mmulab.record.take import Take
 from mmulab.record.work import Work
 
@@ -59,14 +60,19 @@ class _Running(NamedTuple):
 
 
 def record(
-    works: Sequence[Work], kernel: KernelFiles, hosts: Sequence[KernelParameters], limits: Limits, told: Told
+    works: Sequence[Work],
+    kernel: KernelFiles | None,
+    hosts: Sequence[KernelParameters],
+    limits: Limits,
+    told: Told,
 ) -> Generator[Recorded, None, None]:
     """Record scenarios and yield what became of each, those of one host together.
 
     Parameters
     ----------
     works : sequence of Work
-    kernel : KernelFiles
+    kernel : KernelFiles or None
+        None: this machine's own.
     hosts : sequence of KernelParameters
         The host of each.
     limits : Limits
@@ -89,11 +95,11 @@ def record(
 
 
 def _boot(
-    works: list[Work], kernel: KernelFiles, parameters: KernelParameters, limits: Limits, told: Told
+    works: list[Work], kernel: KernelFiles | None, parameters: KernelParameters, limits: Limits, told: Told
 ) -> Generator[Recorded, None, None]:
     """Record in one boot, up to the first scenario that the host does not survive."""
     largest = max(work.scenario.header.backing_bytes for work in works)
-    with Host(kernel, parameters, largest) as host:
+    with OwnHost(parameters) if kernel is None else Host(kernel, parameters, largest) as host:
         seconds = host.wait_ready(limits.boot)
         told(f"{host.facts.texts['release']} on {parameters}: up in {seconds:.1f} s")
         before: Recorded | None = None

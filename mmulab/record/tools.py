@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 from mmulab.errors import InputError, quoted
 
-__all__ = ["PACKAGES", "call", "compiler", "find_tool"]
+__all__ = ["PACKAGES", "call", "compiler", "end_with_parent", "find_tool"]
 
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -17,6 +19,9 @@ PACKAGES = {
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
 }
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def find_tool(name: str) -> str:
@@ -38,6 +43,14 @@ def find_tool(name: str) -> str:
 def compiler() -> str:
     """Return the C compiler: ``$CC``, or gcc; raises InputError."""
     return find_tool(os.environ.get("CC") or "gcc")
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends, even by SIGKILL: for a child to call before its program.
+
+    Source: prctl(2)
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def call(what: str, command: list[str], cwd: Path | None = None) -> str:

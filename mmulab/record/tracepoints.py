@@ -21,7 +21,7 @@ from mmulab.kvm.event_words import EVENTS_6_1, EventWords
 from mmulab.kvm.kernel import KERNELS
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK
 from mmulab.kvm.svm.nested import SVM_EXITS
-from mmulab.record.ring import EventFormat, payloads
+from mmulab.record.ring import EventFormat, in_order
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK
 
 __all__ = ["RawReader", "event_words", "exit_name"]
@@ -109,15 +109,15 @@ class RawReader:
         for page, frame in enumerate(frames):
             self.frames.setdefault(frame, page)
 
-    def events(self, page: bytes) -> Iterator[ev.Event]:
-        """Yield the events of one page of the trace, in canonical form.
+    def events(self, pages: Iterable[bytes]) -> Iterator[ev.Event]:
+        """Yield the events of pages of the trace, in canonical form.
 
         Raises
         ------
         InputError
             The kernel dropped events, or there is one that nobody asked for.
         """
-        for data in payloads(page):
+        for data in in_order(pages):
             number = int.from_bytes(data[:2], "little")
             if number not in self.formats:
                 raise InputError(f"the trace has an event of the unknown ID {number}")

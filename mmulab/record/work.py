@@ -10,7 +10,7 @@ from mmulab import files
 from mmulab.conform.record import scenario_record
 from mmulab.conform.recording import Recording, read_lines, read_recording, scenario_name
 from mmulab.errors import named
-from mmulab.record.host import KernelParameters
+from mmulab.record.host import CPUID, KernelParameters
 from mmulab.scenario.grammar import format_step, op_name
 from mmulab.scenario.helpers import STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import Scenario
@@ -89,7 +89,8 @@ class Work:
         lines.append(f"vcpus {self.scenario.vcpus:x}")
         lines.append("sregs " + " ".join(f"{value:x}" for value in h.regs))
         lines += [f"slot {s.id:x} {s.gpa:x} {s.size:x} {s.flags:x} {s.offset:x}" for s in h.slots]
-        lines += [f"feature {key} {value:x}" for key, value in features(h.cpuid, supported).items()]
+        for key, value in features(h.cpuid, supported).items():
+            lines.append(" ".join(["feature", key, *(f"{number:x}" for number in (*CPUID[key], value))]))
         lines += [f"helper {at:x} {data.hex()}" for at, data in helper_lines(h.vendor, ops_of_pages).items()]
         lines += [f"fill {f.gpa:x} {f.length:x} {f.byte:x}" for f in h.fills]
         lines += [f"value {v.size:x} {v.gpa:x} {v.value:x}" for v in h.values]

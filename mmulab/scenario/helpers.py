@@ -113,7 +113,8 @@ STUBS_OF_OPS: dict[type[Op], Stub] = {ops.Invpcid: Stub.INVPCID, ops.Smm: Stub.R
 # laid out as SYSENTER and SYSEXIT want them (SDM 2B); 40 and 48 are the 64-bit code segments.
 _GDT_32 = "0000000000000000 ffff0000009bcf00 ffff00000093cf00 ffff000000fbcf00 ffff000000f3cf00"
 _GDT_64 = "ffff0000009baf00 ffff000000fbaf00"
-_KERNEL_CS32, _KERNEL_SS, _KERNEL_CS64 = 0x08, 0x10, 0x40
+KERNEL_CS32, KERNEL_SS, KERNEL_CS64 = 0x08, 0x10, 0x40
+GDT_BYTES = 0x50
 _GATE = b"\x00\x8e"  # an interrupt gate of CPL 0
 _LINE = 16
 
@@ -143,10 +144,10 @@ def helper_lines(vendor: str, more: Iterable[Stub] = ()) -> dict[int, bytes]:
     """
     pieces = {
         HELPER_S + GDT: bytes.fromhex(_GDT_32),
-        HELPER_S + GDT + _KERNEL_CS64: bytes.fromhex(_GDT_64),
-        HELPER_S + IDT32: b"".join(_gate(v, _KERNEL_CS32, 8) for v in range(VECTORS)),
-        HELPER_S + IDT64: b"".join(_gate(v, _KERNEL_CS64, 16) for v in range(VECTORS)),
-        HELPER_S + TSS32: _stack(4) + _KERNEL_SS.to_bytes(4, "little"),
+        HELPER_S + GDT + KERNEL_CS64: bytes.fromhex(_GDT_64),
+        HELPER_S + IDT32: b"".join(_gate(v, KERNEL_CS32, 8) for v in range(VECTORS)),
+        HELPER_S + IDT64: b"".join(_gate(v, KERNEL_CS64, 16) for v in range(VECTORS)),
+        HELPER_S + TSS32: _stack(4) + KERNEL_SS.to_bytes(4, "little"),
         HELPER_S + TSS64: _stack(4),
         HELPER_S + HANDLERS: b"".join(bytes((0xE6, v, 0xEB, 0xFE)) for v in range(VECTORS)),
     }

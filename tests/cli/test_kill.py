@@ -147,6 +147,19 @@ def check_compare_output(text: str, finished: bool) -> None:
     assert {cell["design"] for cell in cells} <= {"D0", "D5"}
 
 
+def check_diff_output(text: str, finished: bool) -> None:
+    if not text:
+        assert not finished
+        return
+    answer = json.loads(text)
+    done = answer["scenarios"]["total"]
+    assert answer["scenarios"]["differ"] == 0
+    assert answer.get("not_run", 0) == len(_TDP) - done
+    assert answer.get("interrupted", False) == (done < len(_TDP))
+    assert not finished or done == len(_TDP)
+
+
+_TDP = sorted((ROOT / "data/conformance/6.1.192/tdp0").iterdir())
 _FUZZ = sorted((ROOT / "data/conformance/6.1.192/sh").glob("fuzz-32-*"))
 RECORDINGS = len(_FUZZ)
 COMMANDS = {
@@ -170,6 +183,12 @@ COMMANDS = {
         nothing,
         check_nothing_written,
         check_compare_output,
+    ),
+    "diff": Command(
+        ["diff", _TDP[0].parent, "model", "--json", "--jobs", "2"],
+        nothing,
+        check_nothing_written,
+        check_diff_output,
     ),
 }
 
@@ -289,3 +308,55 @@ def test_stopped_at_any_moment(
 ) -> None:
     for moment in range(MOMENTS):
         stop_at(name, number, whole_time(name) * moment / MOMENTS, tmp_path / str(moment))
+
+
+# record: it waits for a host that never comes up ----------------------------------
+
+FAKES = {
+    "qemu-system-x86_64": "#!/bin/sh\n: > started\nexec sleep 1000\n",
+    "cc": '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n',
+}
+RECORD = ["record", ROOT / "tests/scenario/examples/first_fault.mmu", "--kernel", "bzImage", "--out", "out"]
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator and a compiler that do nothing, and folders of the test's own."""
+    programs = tmp_path / "bin"
+    for name in ("bin", "tmp"):
+        (tmp_path / name).mkdir()
+    for name, text in FAKES.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def stop_record(number: signal.Signals, place: Path) -> None:
+    command = Command(RECORD, lambda at: (at / "bzImage").touch(), check_nothing_written, lambda *_: None)
+    run = Run(command, place)
+    while not (place / "started").exists():
+        assert not run.ends_within(0.01), run.process.stderr
+    run.stop(number)
+    out, err = run.process.communicate()
+    run.wait_for_the_others()
+    assert (run.process.returncode, out, err) == (CODES[number], "", SAID.get(CODES[number], ""))
+    assert sorted(path.name for path in place.iterdir()) == ["bzImage", "out", "started"]
+    assert list((place / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_record_stopped_while_it_waits_for_the_boot(
+    number: signal.Signals, fakes: None, tmp_path: Path
+) -> None:
+    stop_record(number, tmp_path / "place")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_next_record_sweeps_what_a_killed_one_left(fakes: None, tmp_path: Path) -> None:
+    stop_record(signal.SIGKILL, tmp_path / "first")
+    assert len(list((tmp_path / "tmp").iterdir())) == 1
+    stop_record(signal.SIGTERM, tmp_path / "second")
+    assert list((tmp_path / "tmp").iterdir()) == []

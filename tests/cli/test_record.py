@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.record.own_host import NEEDS
 from tests.conftest import CommandLine
 
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
@@ -15,12 +16,13 @@ EXAMPLE = "tests/scenario/examples/first_fault.mmu"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "which kernel: give either --deb"),
-        (["--deb", "x.deb", "--kernel", "bzImage"], "which kernel: give either --deb"),
+        ([], "which kernel: give --deb"),
+        (["--deb", "x.deb", "--kernel", "bzImage"], "which kernel: give --deb"),
         (["--deb", "x.deb"], "x.deb: no such file"),
         (["--deb", "x.deb", "--modules", "m"], "--modules m: goes with --kernel"),
         (["--kernel", "ghost"], "ghost: no such file"),
-        (["--host"], "--host: not yet"),
+        (["--host", "--deb", "x.deb"], "--host: this machine is taken as it is; leave out --deb"),
+        (["--host", "--kvm", "npt=1"], "--host: this machine is taken as it is; leave out --kvm"),
         (["--vendor", "intel", "--deb", "x.deb"], "--vendor intel: not yet"),
         (["--deb", "x.deb", "--kvm", "ghost=1"], "--kvm 'ghost=1': known are npt"),
     ],
@@ -51,6 +53,25 @@ def test_two_scenarios_of_one_name_are_refused(command: CommandLine, root: Path,
 def test_a_boot_is_no_scenario(command: CommandLine) -> None:
     said = command.error("record", "stream/boot-686-nonpae", "--out", "out", "--kernel", "bzImage")
     assert "a boot, which is no scenario" in said
+
+
+def test_a_machine_that_is_no_host_is_told_all_that_it_lacks(
+    command: CommandLine, root: Path, tmp_path: Path
+) -> None:
+    checks = json.loads(command("doctor", "--json").stdout)["checks"]
+    own = [check for check in checks if check["name"].startswith("--host ")]
+    assert len(own) == len(NEEDS)
+    lacking = [f"mmulab: {check['name']}: {check['says']}" for check in own if not check["ok"]]
+    if not lacking:
+        pytest.skip("record --host would run: this machine has all that it needs")
+    done = command("record", "--host", root / EXAMPLE, "--out", "out")
+    assert (done.returncode, done.stderr.splitlines()) == (2, lacking)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_own_kvm_risks(command: CommandLine) -> None:
+    said = " ".join(command("record", "--help").stdout.split())
+    assert "a scenario that kills its host kills THIS MACHINE" in said
 
 
 def test_doctor_says_a_line_for_each_thing(command: CommandLine) -> None:

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.record.ring import parse_format, payloads
+from mmulab.record.ring import in_order, parse_format, payloads
 
 FORMAT = """name: kvm_mmu_set_spte
 ID: 1234
@@ -23,10 +23,10 @@ print fmt: "gfn %llx", REC->gfn
 """
 
 
-def page(*pieces: bytes, flags: int = 0) -> bytes:
+def page(*pieces: bytes, flags: int = 0, time: int = 77) -> bytes:
     """A page of the ring buffer: a time, the bytes that are used, and these."""
     body = b"".join(pieces)
-    return struct.pack("<QQ", 77, len(body) | flags) + body
+    return struct.pack("<QQ", time, len(body) | flags) + body
 
 
 def head(kind: int, delta: int = 1) -> bytes:
@@ -50,17 +50,29 @@ def test_a_format_without_a_name_is_refused() -> None:
 def test_short_and_long_events_come_in_order() -> None:
     short = head(2) + b"abcdefgh"
     long = head(0) + struct.pack("<I", 4 + 5) + b"12345" + bytes(3)
-    assert list(payloads(page(short, long, short))) == [b"abcdefgh", b"12345", b"abcdefgh"]
+    assert list(payloads(page(short, long, short))) == [
+        (78, b"abcdefgh"),
+        (79, b"12345"),
+        (80, b"abcdefgh"),
+    ]
 
 
-def test_times_and_discarded_events_are_passed_over() -> None:
-    extend, stamp = head(30) + bytes(4), head(31) + bytes(4)
+def test_a_time_may_be_extended_or_set_and_discarded_events_have_none() -> None:
+    extend, stamp = head(30, 2) + struct.pack("<I", 1), head(31, 500) + bytes(4)
     discarded = head(29) + struct.pack("<I", 8) + bytes(4)
-    assert list(payloads(page(extend, stamp, discarded, head(1) + b"wxyz"))) == [b"wxyz"]
+    event = head(1) + b"wxyz"
+    assert list(payloads(page(extend, event))) == [(77 + 2 + (1 << 27) + 1, b"wxyz")]
+    assert list(payloads(page(extend, stamp, discarded, event))) == [(501, b"wxyz")]
+
+
+def test_events_of_two_cpus_come_in_the_order_of_their_clock() -> None:
+    first = page(head(1) + b"1st ", head(1, 5) + b"4th ", time=10)
+    second = page(head(1, 3) + b"2nd ", head(1, 2) + b"3rd ", time=9)
+    assert in_order([first, second]) == [b"1st ", b"2nd ", b"3rd ", b"4th "]
 
 
 def test_padding_ends_a_page() -> None:
-    assert list(payloads(page(head(1) + b"wxyz", head(29, 0), b"rubbish!"))) == [b"wxyz"]
+    assert list(payloads(page(head(1) + b"wxyz", head(29, 0), b"rubbish!"))) == [(78, b"wxyz")]
 
 
 def test_events_that_were_dropped_are_said() -> None:

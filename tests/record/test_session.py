@@ -12,7 +12,12 @@ from typing import Any, Self
 
 import pytest
 
-from mmulab.conform.recording import read_lines
+from mmulab.conform.compare import Level
+from mmulab.conform.diff import Run, diff_runs, model_run
+from mmulab.conform.record import write_recording
+from mmulab.conform.recording import read_lines, read_recording
+from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.lab.cases.table import find_cases, read_case, scenario_of
 from mmulab.record import build, session
 from mmulab.record.cache import cache_folder
 from mmulab.record.kernel_files import PACKAGES, KernelFiles, cached_package, from_deb
@@ -113,8 +118,8 @@ def test_a_scenario_that_takes_too_long_is_said(fake: None) -> None:
     assert found[1].lines
 
 
-def real_kernel(release: str) -> KernelFiles:
-    """Return a kernel that was downloaded before; no test downloads."""
+def real_package(release: str) -> Path:
+    """Return the package of a kernel that was downloaded before; no test downloads."""
     for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
         if shutil.which(tool) is None:
             pytest.skip(f"recording on {release}: there is no {tool}")
@@ -124,7 +129,12 @@ def real_kernel(release: str) -> KernelFiles:
         pytest.skip(
             f"recording on {release}: {PACKAGES[release]} of it is not in {cache}; apt-get download it there"
         )
-    return from_deb(str(found))
+    return found
+
+
+def real_kernel(release: str) -> KernelFiles:
+    """Return the kernel of such a package."""
+    return from_deb(str(real_package(release)))
 
 
 def without_kernel(lines: list[str]) -> Iterator[Any]:
@@ -147,6 +157,21 @@ def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) 
     found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
     for path, recorded in zip(paths, found, strict=True):
         assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
+
+
+@pytest.mark.slow
+def test_nested_cases_run_on_a_real_kernel_as_in_the_model(root: Path, tmp_path: Path) -> None:
+    names = ("npt-32-l2-64-l0-5", "nonpt-tdp-64-l2-pae-l0-5", "la57-switch-npt-4to5-l0-5")
+    all_works = [of_scenario(case.name, scenario_of(read_case(case))) for case in find_cases(names)]
+    hosts = [work.parameters() for work in all_works]
+    for recorded in record(all_works, real_kernel("6.1.192"), hosts, Limits(), print):
+        path = tmp_path / f"{recorded.work.name}.jsonl"
+        write_recording(path, recorded.lines)
+        found = read_recording(path)
+        assert {"l2", "vmexit"} <= {op.outcome["out"] for op in found.ops}
+        count, differ = diff_runs(Run.of(found), model_run(found, LINUX_6_1), Level.FULL)
+        assert count == len(found.ops)
+        assert list(differ) == []
 
 
 @pytest.mark.slow

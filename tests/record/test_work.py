@@ -24,7 +24,7 @@ def test_a_scenario_becomes_lines(root: Path) -> None:
     assert lines[:3] == ["mem 1000000", "thp 0", "manualdirty 0"]  # memory first, for what is put into it
     assert "sregs 80010031 10000 10 0" in lines
     assert "slot 0 0 1000000 0 0" in lines
-    assert {"feature maxphyaddr 28", "feature la57 0", "feature pku 0"} <= set(lines)
+    assert {"feature maxphyaddr 80000008 0 0 0 8 28", "feature la57 7 0 2 10 1 0"} <= set(lines)
     assert "helper 1800 8b030000000000000000000000000000" in lines  # the stub of a read
     assert lines[-4:] == ["ops", "0 rd u 4 40000000", "1 wr u 4 40000008 1", "end 2"]
 

@@ -452,7 +452,9 @@ def nested_svm_vmexit(vcpu: Vcpu) -> None:
     single_stepped |= bool(nested.l1["rflags"] & X86_EFLAGS_TF)
     _restore_l1(vcpu, nested.l1)
     if emit is not None:
-        reason = _REASONS.get(nested.exit_code, hex(nested.exit_code))
+        # The tracepoint's exit code is the VMCB's lower half: SVM_EXIT_ERR is 0xffffffff in it.
+        code = nested.exit_code & 0xFFFFFFFF
+        reason = _REASONS.get(code, hex(code))
         emit(
             ev.kvm_nested_vmexit_inject(
                 reason, nested.exit_info_1, nested.exit_info_2, nested.idt_vectoring or None

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 
-from mmulab.kvm.svm.nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
+from mmulab.lab.cases.vmcb import vmcb, with_svme
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder
@@ -31,7 +31,7 @@ from mmulab.x86.mode import (
     PagingMode,
     paging_mode,
 )
-from mmulab.x86.regs import EFER_SVME, X86_CR0_PG, X86_CR4_PSE
+from mmulab.x86.regs import X86_CR0_PG, X86_CR4_PSE
 
 L1_ROOT, NPT_ROOT, L2_ROOT, VMCB_GPA = 0x10000, 0x14000, 0x18000, 0xB000
 TABLES = 0x40000
@@ -139,11 +139,6 @@ def _add(builder: ScenarioBuilder, *steps: Op) -> None:
         builder.op(op)
 
 
-def _with_svme(regs: Regs) -> Regs:
-    """VMRUN wants EFER.SVME, in L2's registers too (APM 2, 15.5.1)."""
-    return regs._replace(efer=regs.efer | EFER_SVME)
-
-
 def plain_guest(mode: str, l0: int, *, vendor: str = "amd", pse: bool = True, **host: int) -> Scenario:
     """Return a guest without a guest of its own.
 
@@ -206,7 +201,7 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
     builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=host_of(l0, **host))
     marks(builder)
     free = _free()
-    regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
+    regs = with_svme(MODES[l1]._replace(cr3=L1_ROOT))
     builder.sregs(*regs)
     own = Tables(builder, mode_of(regs), L1_ROOT, free)
     own.identity(HELPER_S, HELPER_U)
@@ -215,6 +210,8 @@ def nested_guest(l1: str, l2: str, l0: int, *, nested_paging: bool, **host: int)
         lower, upper = (GVA_LOWER, GVA_UPPER) if nested_paging else (LOWER, UPPER)
     else:
         shown = Tables(builder, mode_of(MODES[l2]), L2_ROOT, free)
+        if l2 == "pae":
+            builder.pdptfix(L2_ROOT)  # so that an emulated processor can run it too
         shown.identity(HELPER_S, HELPER_U)
         shown.map(L2_LOWER, GVA_LOWER if nested_paging else LOWER)
         shown.map(L2_UPPER, GVA_UPPER if nested_paging else UPPER)
@@ -241,7 +238,7 @@ def npt_of_nonpaging_l2(l1: str, l0: int) -> tuple[ScenarioBuilder, Tables, Tabl
     builder = ScenarioBuilder(l1, cpu={"svm": 1}, host=host_of(l0, npt=1, tdp_mmu=0))
     marks(builder)
     free = _free()
-    regs = _with_svme(MODES[l1]._replace(cr3=L1_ROOT))
+    regs = with_svme(MODES[l1]._replace(cr3=L1_ROOT))
     builder.sregs(*regs)
     own = Tables(builder, mode_of(regs), L1_ROOT, free)
     npt = Tables(builder, mode_of(regs), NPT_ROOT, free)
@@ -285,30 +282,6 @@ def nested_root_write(l1: str, l0: int) -> Scenario:
     _add(builder, enter, _read(GVA_LOWER), leave, _write(TABLE_VA, first | TABLE_FLAGS))
     _add(builder, enter, _read(GVA_LOWER), leave)
     return builder.build()
-
-
-def vmcb(builder: ScenarioBuilder, gpa: int, l2: Regs, nested_cr3: int | None) -> None:
-    """Put a VMCB at `gpa`: what concerns paging of it (APM 2, appendix B).
-
-    Parameters
-    ----------
-    builder : ScenarioBuilder
-    gpa : int
-    l2 : Regs
-        L2's registers; SVME is added, as VMRUN demands.
-    nested_cr3 : int or None
-        Root of the nested tables; None: no nested paging.
-    """
-    builder.fill(gpa, _PAGE, 0)
-    fields = {"asid": 1, **_with_svme(l2)._asdict()}
-    if nested_cr3 is not None:
-        fields |= {"nested_ctl": SVM_NESTED_CTL_NP_ENABLE, "nested_cr3": nested_cr3}
-    for name, value in fields.items():
-        offset, size = VMCB[name]
-        builder.value(size, gpa + offset, value)
-    word, bit = divmod(SVM_EXITS["vmrun"], 32)
-    assert SVM_EXITS["vmmcall"] == SVM_EXITS["vmrun"] + 1
-    builder.value(4, gpa + 4 * word, 0b11 << bit)
 
 
 ROOT5 = 0x11000
@@ -363,7 +336,7 @@ def la57_switch_nested(first: str, l0: int) -> Scenario:
     _two_way_tables(builder, NPT_ROOT)
     vmcb(builder, VMCB_GPA, MODES["np"], NPT_ROOT)
     roots = {"64": HELPER_PML4, "57": ROOT5}
-    regs = {mode: _with_svme(MODES[mode]._replace(cr3=cr3)) for mode, cr3 in roots.items()}
+    regs = {mode: with_svme(MODES[mode]._replace(cr3=cr3)) for mode, cr3 in roots.items()}
     old, new = _in_order(regs, first)
     builder.sregs(*old)
     visit = [ops.Vmrun(VMCB_GPA), _read(ENTRY_VA), ops.Vmmcall()]

@@ -23,8 +23,8 @@ from mmulab.lab.cases.build import (
     VMCB_GPA,
     Tables,
     mode_of,
-    vmcb,
 )
+from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode
 from mmulab.scenario.builder import ScenarioBuilder

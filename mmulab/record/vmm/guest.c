@@ -188,21 +188,29 @@ void set_sregs(void)
 		note(REC_NOTE, "KVM_SET_SREGS: %s", strerror(errno));
 }
 
-static const struct feature { const char *key; u32 leaf, index; int reg, low, bits; } features[] = {
-	{ "maxphyaddr", 0x80000008, 0, 0, 0, 8 }, { "gbpages", 0x80000001, 0, 3, 26, 1 },
-	{ "fxsr_opt", 0x80000001, 0, 3, 25, 1 }, { "nx", 0x80000001, 0, 3, 20, 1 },
-	{ "lm", 0x80000001, 0, 3, 29, 1 }, { "svm", 0x80000001, 0, 2, 2, 1 }, { "pse36", 1, 0, 3, 17, 1 },
-	{ "pge", 1, 0, 3, 13, 1 }, { "pae", 1, 0, 3, 6, 1 }, { "pse", 1, 0, 3, 3, 1 },
-	{ "xsave", 1, 0, 2, 26, 1 }, { "pcid", 1, 0, 2, 17, 1 }, { "vmx", 1, 0, 2, 5, 1 },
-	{ "fsgsbase", 7, 0, 1, 0, 1 }, { "smep", 7, 0, 1, 7, 1 }, { "smap", 7, 0, 1, 20, 1 },
-	{ "invpcid", 7, 0, 1, 10, 1 }, { "umip", 7, 0, 2, 2, 1 }, { "pku", 7, 0, 2, 3, 1 },
-	{ "la57", 7, 0, 2, 16, 1 },
-};
+/* Where each feature stands in CPUID; the scenario says it (mmulab/record/host.py). */
+static struct feature {
+	char key[16];
+	u32 leaf, index, reg, low, bits;
+} features[MAX_FEATURES];
+
+/* Learn where a feature stands: its leaf, index, register, lowest bit and width. */
+void know_feature(const char *key, const u64 *place)
+{
+	struct feature *f = features;
+
+	while (f < features + MAX_FEATURES && f->key[0] && strcmp(f->key, key))
+		f++;
+	if (f == features + MAX_FEATURES)
+		die("feature %s: the VMM keeps no more than %d", key, MAX_FEATURES);
+	*f = (struct feature){ .leaf = place[0], .index = place[1], .reg = place[2], .low = place[3], .bits = place[4] };
+	snprintf(f->key, sizeof(f->key), "%s", key);
+}
 
 /* Return where a feature stands in a vCPU's CPUID, NULL if it has no such leaf. */
 static u32 *feature_word(struct cpuid *cpuid, const char *key, const struct feature **found)
 {
-	for (const struct feature *f = features; f < features + sizeof(features) / sizeof(*f); f++) {
+	for (const struct feature *f = features; f < features + MAX_FEATURES && f->key[0]; f++) {
 		if (strcmp(f->key, key))
 			continue;
 		*found = f;

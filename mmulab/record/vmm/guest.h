@@ -7,6 +7,7 @@
 
 #define MAX_VCPUS 8
 #define MAX_SLOTS 64
+#define MAX_FEATURES 64
 
 /* The helper pages: where things lie in them (mmulab/scenario/helpers.py). */
 enum {
@@ -81,6 +82,7 @@ void stats_open(struct stats *s, int owner);
 void flat_segments(int cpl, int l);
 int is_long(void);
 void set_sregs(void);
+void know_feature(const char *key, const u64 *place);
 void change_feature(struct cpuid *cpuid, const char *key, u32 value);
 
 void catch_alarm(void);

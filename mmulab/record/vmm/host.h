@@ -22,10 +22,23 @@ void put(int kind, const void *data, u32 bytes);
 void note(int kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void power_off(void) __attribute__((noreturn));
 int write_file(const char *path, const char *text);
+int write_trace(const char *name, const char *text);
 void drain_trace(int send);
 
 /* What makes a scenario impossible ends this host; the next scenario gets a fresh boot. */
 #define die(...) do { note(REC_ERROR, __VA_ARGS__); power_off(); } while (0)
+
+/* Settings of the whole machine, with those of one CPU (quiet.c). */
+void save_settings(int cpu);
+void restore_settings(int cpu);
+void keep_quiet(int cpu);
+
+/* A machine that was not booted for it (own_host.c): where it is traced, and what init.c does there too. */
+extern char trace_folder[64], probe_group[32];
+int own_host(int count, char **arg);
+char *read_file(const char *path);
+void use_link(u8 *all, u64 bytes);
+void record_on(const char *folder, int cpu) __attribute__((noreturn));
 
 void open_kvm(void);
 void run_scenario(char *text);

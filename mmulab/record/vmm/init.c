@@ -1,5 +1,5 @@
 /*
- * The first and only process of a recording host.
+ * The first and only process of a recording host, or a process of a machine that is used as it is (own_host.c).
  *
  * It mounts what it needs, loads KVM, turns tracing on and then runs the
  * scenarios (scenario.c) that come through the link. Everything goes back through
@@ -16,7 +16,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +30,7 @@
 #include "host.h"
 
 #define IDLE_SECONDS 120	/* without a word from outside: nobody is there any more */
+#define MAX_CPUS 1024
 
 /* The link: words at its start, a mailbox for one job, a ring for what goes out. */
 enum { WORD_JOB = 1, WORD_JOB_BYTES, WORD_PRODUCED, WORD_CONSUMED };
@@ -42,10 +42,14 @@ static volatile u64 *link_words;
 static u8 *link_mailbox, *link_ring;
 static u64 ring_bytes;
 
+char trace_folder[64] = TRACING, probe_group[32] = "kprobes";
+
 /* ---- the link ------------------------------------------------------------ */
 
 void power_off(void)
 {
+	if (getpid() != 1)
+		_exit(1);
 	reboot(RB_POWER_OFF);
 	for (;;)
 		pause();
@@ -98,6 +102,14 @@ void note(int kind, const char *format, ...)
 	put(kind, text, strlen(text));
 }
 
+void use_link(u8 *all, u64 bytes)
+{
+	link_words = (void *)all;
+	link_mailbox = all + MAILBOX;
+	link_ring = all + RING;
+	ring_bytes = bytes - RING;
+}
+
 static void open_link(void)
 {
 	const char *top = "/sys/bus/pci/devices";
@@ -129,10 +141,7 @@ static void open_link(void)
 
 		if (all == MAP_FAILED)
 			break;
-		link_words = (void *)all;
-		link_mailbox = all + MAILBOX;
-		link_ring = all + RING;
-		ring_bytes = st.st_size - RING;
+		use_link(all, st.st_size);
 		return;
 	}
 	printf("mmulab: no link: no ivshmem device with memory (%s)\n", strerror(errno));
@@ -143,7 +152,7 @@ static void open_link(void)
 
 static char file_text[1 << 20];
 
-static char *read_file(const char *path)
+char *read_file(const char *path)
 {
 	int fd = open(path, O_RDONLY);
 	ssize_t got, all = 0;
@@ -176,9 +185,21 @@ static void send_file(const char *name, const char *path)
 		put_parts(REC_FILE, name, strlen(name) + 1, text, strlen(text));
 }
 
-/* Call `each` with every line of one of our own files. */
-static void each_line(const char *path, void (*each)(char *line))
+/* Write a file of the folder that we trace in. */
+int write_trace(const char *name, const char *text)
 {
+	char path[512];
+
+	snprintf(path, sizeof(path), "%s%s", trace_folder, name);
+	return write_file(path, text);
+}
+
+/* Call `each` with every line of one of our own files. */
+static void each_line(const char *folder, const char *name, void (*each)(char *line))
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", folder, name);
 	char *text = read_file(path), *copy = strdup(text ? text : ""), *rest = copy, *line;
 
 	while ((line = strsep(&rest, "\n")))
@@ -206,10 +227,10 @@ static void add_probe(char *line)
 	char path[256], text[512], *rest = strchr(line, ' ');
 
 	*rest++ = 0;
-	snprintf(path, sizeof(path), TRACING "events/kprobes/%s/format", line);
+	snprintf(path, sizeof(path), TRACING "events/%s/%s/format", probe_group, line);
 	if (!access(path, F_OK))
 		return;
-	snprintf(text, sizeof(text), "p:%s %s\n", line, rest);
+	snprintf(text, sizeof(text), "p:%s/%s %s\n", probe_group, line, rest);
 	if (write_file(TRACING "kprobe_events", text))
 		return;
 	snprintf(text, sizeof(text), "format/kprobes/%s", line);
@@ -225,8 +246,8 @@ static void add_event(char *name)
 	snprintf(path, sizeof(path), TRACING "events/%s/format", name);
 	snprintf(text, sizeof(text), "format/%s", name);
 	send_file(text, path);
-	snprintf(path, sizeof(path), TRACING "events/%s/enable", name);
-	write_file(path, "1");	/* a kernel without this event has nothing to report by it */
+	snprintf(path, sizeof(path), "events/%s/enable", name);
+	write_trace(path, "1");	/* a kernel without this event has nothing to report by it */
 }
 
 static void send_folder(const char *what, const char *path)
@@ -269,47 +290,52 @@ static void describe_host(void)
 	send_folder("param/kvm_intel", "/sys/module/kvm_intel/parameters");
 }
 
-static void start_tracing(void)
+static void start_tracing(const char *folder, int cpu)
 {
-	DIR *folder = opendir(TRACING "events/kvmmmu");
+	DIR *events = opendir(TRACING "events/kvmmmu");
 	struct dirent *entry;
+	char path[128];
 
-	write_file(TRACING "tracing_on", "0");
-	write_file(TRACING "buffer_size_kb", "16384");
-	each_line("/probes", add_probe);
-	each_line("/events", add_event);
-	write_file(TRACING "events/kprobes/enable", "1");
-	while (folder && (entry = readdir(folder)))	/* what there is, though only /events is recorded */
+	write_trace("tracing_on", "0");
+	write_trace("trace_clock", "counter");	/* what order the events of several CPUs have */
+	snprintf(path, sizeof(path), "per_cpu/cpu%d/buffer_size_kb", cpu);
+	write_trace(path, "16384");
+	each_line(folder, "probes", add_probe);
+	each_line(folder, "events", add_event);
+	snprintf(path, sizeof(path), "events/%s/enable", probe_group);
+	if (write_trace(path, "1"))
+		die("no function of KVM's can be probed; its kernel needs CONFIG_KPROBE_EVENTS and no lockdown");
+	while (events && (entry = readdir(events)))	/* what there is, though only `events` is recorded */
 		if (entry->d_name[0] != '.' && strcmp(entry->d_name, "enable") && strcmp(entry->d_name, "filter"))
 			put_parts(REC_FILE, "kvmmmu", 7, entry->d_name, strlen(entry->d_name));
-	if (folder)
-		closedir(folder);
+	if (events)
+		closedir(events);
 }
 
-/*
- * Nothing may come between two ops of its own accord. KVM yields, and flushes early, where
- * need_resched() is set; khugepaged collapses what the scenario has split.
- */
-static void keep_quiet(void)
+static int trace_fds[MAX_CPUS], n_trace_fds;
+
+static void open_trace(void)
 {
-	struct sched_param priority = { .sched_priority = 50 };
+	char path[128];
+	int fd;
 
-	write_file("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "4000000000");
-	write_file("/proc/sys/kernel/sched_rt_runtime_us", "-1");
-	write_file("/sys/kernel/debug/sched/fair_server/cpu0/runtime", "0");
-	if (sched_setscheduler(0, SCHED_FIFO, &priority))
-		die("SCHED_FIFO: %s", strerror(errno));
+	while (n_trace_fds < MAX_CPUS) {
+		snprintf(path, sizeof(path), "%sper_cpu/cpu%d/trace_pipe_raw", trace_folder, n_trace_fds);
+		fd = open(path, O_RDONLY | O_NONBLOCK);
+		if (fd < 0)
+			break;
+		trace_fds[n_trace_fds++] = fd;
+	}
+	if (!n_trace_fds)
+		die("trace_pipe_raw: %s", strerror(errno));
 }
 
-static int trace_fd;
-
-/* Send what was traced since the last call, as pages of the kernel's ring buffer. */
-void drain_trace(int send)
+static void drain_cpu(int fd, int send)
 {
 	static u8 page[PAGE];
 	ssize_t got;
 
-	while ((got = read(trace_fd, page, sizeof(page))) >= 16) {
+	while ((got = read(fd, page, sizeof(page))) >= 16) {
 		u64 used = *(u64 *)(page + 8) & 0xfffff;
 
 		if (!used)
@@ -319,7 +345,17 @@ void drain_trace(int send)
 	}
 }
 
-static void serve(void)
+/*
+ * Send what was traced since the last call, as pages of the kernel's ring buffers: KVM's workers,
+ * which zap for it, may run on any CPU.
+ */
+void drain_trace(int send)
+{
+	for (int i = 0; i < n_trace_fds; i++)
+		drain_cpu(trace_fds[i], send);
+}
+
+static void __attribute__((noreturn)) serve(void)
 {
 	u64 done = 0;
 
@@ -341,18 +377,24 @@ static void serve(void)
 	}
 }
 
-int main(void)
+/* All that is the same on a machine that was booted for it and on any other: `folder` has our files. */
+void record_on(const char *folder, int cpu)
 {
-	mount_all();
-	open_link();
-	each_line("/modules", load_module);
 	describe_host();
-	start_tracing();
-	keep_quiet();
-	trace_fd = open(TRACING "per_cpu/cpu0/trace_pipe_raw", O_RDONLY | O_NONBLOCK);
-	if (trace_fd < 0)
-		die("trace_pipe_raw: %s", strerror(errno));
+	start_tracing(folder, cpu);
+	keep_quiet(cpu);
+	open_trace();
 	open_kvm();
 	printf("mmulab: ready\n");
 	serve();
+}
+
+int main(int count, char **arg)
+{
+	if (getpid() != 1)
+		return own_host(count, arg);
+	mount_all();
+	open_link();
+	each_line("", "modules", load_module);
+	record_on("", 0);
 }

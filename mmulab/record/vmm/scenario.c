@@ -2,7 +2,8 @@
  * A scenario: makes its VM, runs its ops and ends it. It comes as lines of text, its beginning first:
  *
  *   mem BYTES        thp 0|1          manualdirty 0|1        vcpus N        pdptfix GPA
- *   sregs CR0 CR3 CR4 EFER            slot ID GPA SIZE FLAGS OFFSET         feature KEY VALUE
+ *   sregs CR0 CR3 CR4 EFER            slot ID GPA SIZE FLAGS OFFSET
+ *   feature KEY LEAF INDEX REGISTER LOWEST BITS VALUE
  *   helper GPA BYTES                  fill GPA LEN BYTE                     value SIZE GPA VALUE
  *
  * then `ops`, an op a line with its number in front (mmulab/scenario/grammar.py), and `end NUMBER`,
@@ -190,10 +191,10 @@ static void put_bytes(u64 at, const char *digits)
 /* One line of a scenario's beginning. */
 static void header_line(char *line)
 {
-	char *key = strsep(&line, " "), *word[5] = { 0 };
-	u64 x[5];
+	char *key = strsep(&line, " "), *word[7] = { 0 };
+	u64 x[7];
 
-	for (int i = 0; i < 5; i++) {
+	for (int i = 0; i < 7; i++) {
 		word[i] = strsep(&line, " ");
 		x[i] = hex(word[i]);
 	}
@@ -212,7 +213,7 @@ static void header_line(char *line)
 			.slot = x[0], .guest_phys_addr = x[1], .memory_size = x[2], .flags = x[3], .userspace_addr = x[4],
 		};
 	else if (!strcmp(key, "feature"))
-		change_feature(&supported, word[0], x[1]);
+		know_feature(word[0], x + 1), change_feature(&supported, word[0], x[6]);
 	else if (!strcmp(key, "helper"))
 		put_bytes(x[0], word[1]);
 	else if (!strcmp(key, "fill"))
@@ -255,7 +256,7 @@ static void make_vm(void)
 	stats_open(&vm_stats, vm);
 	put(REC_FRAMES, frames, mem_bytes / PAGE * 8);
 	drain_trace(0);
-	write_file(TRACING "tracing_on", "1");
+	write_trace("tracing_on", "1");
 	for (int i = 0; i < n_vcpus; i++) {
 		cpu = &vcpus[i];
 		first_registers();
@@ -277,7 +278,7 @@ static void end_vm(const char *number)
 		close(vcpus[i].fd);
 	close(vm);
 	drain_trace(1);
-	write_file(TRACING "tracing_on", "0");
+	write_trace("tracing_on", "0");
 	put(REC_OUTCOME, "out=host |", 10);
 	free(frames);
 	free(later_frames);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -13,13 +14,14 @@ from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.state import Request
 from mmulab.kvm.svm.nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
+from mmulab.lab.cases import build
 from mmulab.lab.cases.judge import NPF_FINAL, NPF_TABLE
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind, Teardown
 from mmulab.scenario.helpers import HELPER_S
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.runner import run as run_scenario
-from mmulab.scenario.scenario import MODES
+from mmulab.scenario.scenario import MODES, Value
 from mmulab.scenario.text import parse_scenario
 from mmulab.x86.pferr import PF_VECTOR, PFERR_PRESENT_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import (
@@ -212,6 +214,17 @@ def test_vmrun_is_undefined_without_svme_or_paging(header: str) -> None:
     text = f"mmulab-scenario 1\nmode {mode}\n{header}\n{root}ops\nvmrun b000\nend\n"
     (result,) = [r for r in run_scenario(parse_scenario(text)) if r.text.startswith("vmrun")]
     assert (result.outcome.kind, result.outcome.vector) == (OutcomeKind.EXC, 6)
+
+
+def test_an_entry_that_fails_after_the_checks_is_an_exit_with_half_its_code() -> None:
+    """The tracepoint has the lower 32 bits of the VMCB's exit code (recorded: ffffffff)."""
+    case = build.nested_guest("64", "pae", 4, nested_paging=False, npt=1)
+    writable_pdpte = Value(8, build.L2_ROOT, 0b11)  # where that bit is reserved
+    bad = replace(case.header, values=(*case.header.values, writable_pdpte))
+    (_, entry) = islice(Runner(replace(case, header=bad)).results(), 2)
+    assert exit_of(entry)["code"] == SVM_EXIT_ERR
+    (exit,) = [e for e in entry.events if isinstance(e, ev.kvm_nested_vmexit_inject)]
+    assert exit.reason == "0xffffffff"
 
 
 def test_l2_that_turns_svm_off_is_refused() -> None:
