@@ -17,12 +17,11 @@ from mmulab.conform.recording import read_lines
 from mmulab.record import build, session
 from mmulab.record.kernel_files import KernelFiles, from_deb
 from mmulab.record.link import Kind, Record
-from mmulab.record.session import Limits, Recorded, record
+from mmulab.record.session import Recorded, record
 from mmulab.record.take import Take
 from mmulab.record.work import Work, of_scenario, read_recorded
 from mmulab.scenario.text import parse_scenario, read_scenario
 
-LIMITS = Limits()
 KERNEL = KernelFiles(Path("bzImage"), {}, frozenset())
 
 
@@ -76,8 +75,9 @@ def works(*ops: str) -> list[Work]:
     return [of_scenario(f"w{i}", parse_scenario(text)) for i, text in enumerate(texts)]
 
 
-def run(all_works: list[Work], limits: Limits = LIMITS) -> list[Recorded]:
-    return list(record(all_works, KERNEL, [work.parameters() for work in all_works], limits, lambda _: None))
+def run(all_works: list[Work], seconds: float | None = None) -> list[Recorded]:
+    hosts = [work.parameters() for work in all_works]
+    return list(record(all_works, KERNEL, hosts, lambda _: None, scenario_seconds=seconds))
 
 
 def test_many_scenarios_boot_once(fake: None) -> None:
@@ -108,7 +108,7 @@ def test_what_the_vmm_cannot_run_has_no_recording(fake: None) -> None:
 
 
 def test_a_scenario_that_takes_too_long_is_said(fake: None) -> None:
-    found = run(works("cr3 2", "nop"), Limits(scenario=3))
+    found = run(works("cr3 2", "nop"), seconds=3)
     assert found[0].words == ["no answer within 3 s"]
     assert found[1].lines
 
@@ -150,7 +150,7 @@ def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) 
         for name in ("sh/mmio-pae", "nested48/nested-64-l2-32")
     ]
     all_works = [read_recorded(path) for path in paths]
-    found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
+    found = list(record(all_works, kernel, [work.parameters() for work in all_works], print))
     for path, recorded in zip(paths, found, strict=True):
         assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
 
@@ -163,7 +163,7 @@ def test_a_panic_is_a_result_and_the_next_scenario_runs(root: Path, monkeypatch:
     first = of_scenario("first", read_scenario(root / "tests/scenario/examples/first_fault.mmu"))
     killer = replace(first, ops=(first.ops[0], (1, "panic"), (2, first.ops[1][1])), n_ops=3)
     all_works = [killer, first]
-    died, whole = record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print)
+    died, whole = record(all_works, kernel, [work.parameters() for work in all_works], print)
     assert any("sysrq" in line.lower() for line in died.words)
     assert any(line.startswith("Kernel panic") for line in died.words)
     records = [json.loads(line) for line in died.lines]

@@ -172,9 +172,9 @@ void flat_segments(int cpl, int l)
 	s->ds = s->es = s->ss;
 	segment(&s->fs, 0x20 | cpl, 3, cpl, 0, 1);
 	s->gs = s->fs;
-	/* An available TSS, not a busy one: QEMU 7.2's TCG aborts on that type in the cached descriptor. */
-	s->tr = (struct kvm_segment){ .base = PAGE_S + (lma ? TSS64 : TSS32), .limit = 0x67, .type = 9,
-				      .present = 1, .selector = 0x28 };
+	/* A busy TSS, as VMX wants it. On AMD an available one: QEMU 7.2's TCG aborts on a busy one here. */
+	s->tr = (struct kvm_segment){ .base = PAGE_S + (lma ? TSS64 : TSS32), .limit = 0x67,
+				      .type = intel ? 11 : 9, .present = 1, .selector = 0x28 };
 	s->ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
 	s->gdt.base = PAGE_S + GDT;
 	s->gdt.limit = 0x4f;
@@ -320,7 +320,7 @@ static void say_port(int port)
 	int after_exit = 0;
 
 	/* Single-stepped, KVM puts a #DB into L1 at a nested exit, which L1 takes right behind its VMRUN. */
-	if (port == 1 && cpu->in_l2 && stack_word(0) == PAGE_S + STUBS + 16 * VMRUN + 3) {
+	if (!intel && port == 1 && cpu->in_l2 && stack_word(0) == PAGE_S + STUBS + 16 * VMRUN + 3) {
 		port = PORT_L1;
 		after_exit = 1;
 	}
@@ -329,6 +329,10 @@ static void say_port(int port)
 	} else if (port == PORT_L2) {
 		cpu->in_l2 = 1;
 		say(" out=l2");
+	} else if (port == PORT_VMFAIL) {
+		say_vmx_fail();
+	} else if (port == PORT_L1 && intel) {
+		say_vmx_exit();
 	} else if (port == PORT_L1) {
 		cpu->in_l2 = 0;
 		say(" out=vmexit");
