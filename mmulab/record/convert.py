@@ -52,8 +52,8 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
         reader.add_frames(frames)
     records = []
     for op in take.ops:
-        events = [encode_event(event, vendor) for page in op.pages for event in reader.events(page)]
-        records.append(_op(op, events, words))
+        events = reader.exits.of_op([event for page in op.pages for event in reader.events(page)])
+        records.append(_op(op, [encode_event(event, vendor) for event in events], words))
     header = (
         work.described
         | helper_record()

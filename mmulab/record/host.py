@@ -28,6 +28,8 @@ _WITH_TDP = ("tdp_mmu", "eptad", "unrestricted_guest", "pml")
 kernels turn them off by themselves, and differ in whether they say so."""
 _FORCED = {"nx_huge_pages": "force"}
 """Parameters whose 1 is another word; 'auto' would look for the processor's fault."""
+_SHOWN = {"0": "N", "1": "Y", "force": "Y"}
+"""How a module shows what it was told."""
 _SETTING = re.compile(r"(?:(kvm|kvm_amd|kvm_intel)\.)?([a-z]\w*)=([\w-]+)")
 LEVELS = {48: 4, 57: 5}
 
@@ -212,6 +214,15 @@ class HostFacts:
         for module, name, _ in parameters.modules:
             if f"param/{module}/{name}" not in self.texts:
                 raise InputError(f"--kvm {name}: {self.texts['release']} has no {module}.{name}")
+
+    def otherwise(self, parameters: KernelParameters) -> list[str]:
+        """Return in what the modules did not take what they were told, as where the processor lacks it."""
+        found = []
+        for module, name, value in parameters.modules:
+            has = self.texts.get(f"param/{module}/{name}", "").strip()
+            if value in _SHOWN and has not in (value, _SHOWN[value]):
+                found.append(f"the host has {module}.{name}={has}, not {value}")
+        return found
 
     def header(self, vendor: str, cpuid: Mapping[str, int]) -> dict[str, Any]:
         """Return ``cpuid`` and ``host`` of a recording's header."""

@@ -98,6 +98,8 @@ def _boot(
     with Host(kernel, parameters, largest) as host:
         seconds = host.wait_ready(limits.boot)
         told(f"{host.facts.texts['release']} on {parameters}: up in {seconds:.1f} s")
+        for line in host.facts.otherwise(parameters):
+            told(line)
         before: Recorded | None = None
         for work in works:
             running = _Running(work, Take(), time.monotonic())

@@ -102,6 +102,13 @@ def test_a_parameter_that_the_modules_do_not_have_is_said() -> None:
         host.check(wanted.changed(None, (("kvm", "ghost", "1"),)))
 
 
+def test_what_a_module_did_not_take_is_said() -> None:
+    host, wanted = facts(), KernelParameters.of_header("amd", HOST_DEFAULTS)
+    assert host.otherwise(wanted) == []
+    changed = wanted.changed(None, (("kvm_amd", "npt", "1"), ("kvm", "tdp_mmu", "force")))
+    assert host.otherwise(changed) == ["the host has kvm_amd.npt=N, not 1"]
+
+
 def test_a_host_without_address_sizes_is_said() -> None:
     with pytest.raises(InputError, match="address sizes"):
         _ = HostFacts().phys_bits

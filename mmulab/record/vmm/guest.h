@@ -11,7 +11,7 @@
 /* The helper pages: where things lie in them (mmulab/scenario/helpers.py). */
 enum {
 	PAGE_S = 0x1000, PAGE_U = 0x2000, GDT = 0x000, IDT32 = 0x100, IDT64 = 0x200, TSS32 = 0x480,
-	TSS64 = 0x500, OPERAND = 0x7c0, STUBS = 0x800, STACK_TOP = 0xff0,
+	TSS64 = 0x500, HANDLERS = 0x600, VECTORS = 32, OPERAND = 0x7c0, STUBS = 0x800, STACK_TOP = 0xff0,
 };
 enum stub {
 	RD4, WR4, RD8, WR8, CR3, CR0, CR4, INVLPG, WRMSR, CX8, NOP, XCHG, SYSEXIT, SYSENTER, VMRUN,
