@@ -1,8 +1,8 @@
-"""``mmulab record``: scenarios on a real kernel, in QEMU or this machine's own."""
+"""``mmulab record``: scenarios on a real kernel, in QEMU, in Bochs or this machine's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,18 +14,20 @@ from mmulab.conform.record import write_recording
 from mmulab.conform.recording import SUFFIXES, find_recordings
 from mmulab.errors import InputError, named
 from mmulab.lab.kernel_run import named_works
-from mmulab.record.boot import BootError
+from mmulab.record.boot import EMULATORS, BootError
 from mmulab.record.host import KernelParameters, parse_parameters
 from mmulab.record.kernel_files import KernelFiles, from_build, from_deb
 from mmulab.record.own_host import NEEDS, Machine, read_machine
-from mmulab.record.session import Limits, Recorded, record
+from mmulab.record.session import Recorded, record
 from mmulab.record.work import Work, of_scenario, read_recorded
 from mmulab.scenario.text import SUFFIX, read_scenario
 
-_NO_INTEL = (
-    "--vendor intel: not yet: KVM needs VMX under it, which QEMU's TCG does not have; it would take Bochs "
-    "with vmx=2 in QEMU's place"
-)
+_A_HOST = {"amd": "an AMD host", "intel": "an Intel host", None: "any host"}
+
+
+def _usual(limit: str) -> str:
+    """Say what is usual of a limit, for each emulator."""
+    return ", ".join(f"{getattr(e.limits, limit):g} in {e.name}" for e in EMULATORS.values())
 
 
 @click.command(name="record")
@@ -46,18 +48,22 @@ _NO_INTEL = (
     "--vendor", type=click.Choice(["amd", "intel"]), help="Leave out what this vendor's hosts cannot run."
 )
 @click.option(
-    "--kvm", "settings", default="", metavar="NAME=VALUE,..", help="Module parameters: npt=0,tdp_mmu=0."
+    "--kvm", "settings", default="", metavar="NAME=VALUE,..", help="Module parameters: npt=0,ept=0,tdp_mmu=0."
 )
 @click.option("--levels", type=click.Choice(["4", "5"]), help="Levels of the host's own tables.")
 @click.option(
     "--limit",
     type=click.FloatRange(1),
-    default=Limits().scenario,
-    show_default=True,
+    default=None,
+    show_default=_usual("scenario"),
     help="Seconds a scenario.",
 )
 @click.option(
-    "--boot-limit", type=click.FloatRange(1), default=Limits().boot, show_default=True, help="Seconds a boot."
+    "--boot-limit",
+    type=click.FloatRange(1),
+    default=None,
+    show_default=_usual("boot"),
+    help="Seconds a boot.",
 )
 @click.pass_context
 def record_scenarios(
@@ -71,14 +77,15 @@ def record_scenarios(
     vendor: str | None,
     settings: str,
     levels: str | None,
-    limit: float,
-    boot_limit: float,
+    limit: float | None,
+    boot_limit: float | None,
 ) -> None:
     """Run scenarios on a real kernel and write its recordings to DIR.
 
     SCENARIO is a scenario file (.mmu), a recording, whose scenario is recorded anew, the name of a case or
     recording ('mmulab cases', conformance/6.1.192/sh/basic-32), or a folder of files. The host, its module
     parameters and levels, is the one that the scenario's header names; --kvm and --levels change it.
+    AMD hosts run in QEMU, Intel ones in Bochs.
     Scenarios of one host run in one boot. One that the host does not survive is recorded up to there, with
     the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor' says what
     this machine lacks.
@@ -87,8 +94,6 @@ def record_scenarios(
     left out by name, which also makes the exit code 1. Its settings and its tracing are left as they were. A
     scenario that its host does not survive takes this machine with it, and all that is not saved.
     """
-    if vendor == "intel":
-        raise InputError(_NO_INTEL)
     changes = parse_parameters(settings)
     machine = _this_machine(deb, image, modules, settings, levels) if this_machine else None
     asked = _possible(list(_find(works)), vendor)
@@ -99,10 +104,12 @@ def record_scenarios(
         else work.parameters().changed(int(levels) if levels else None, changes)
         for work in found
     ]
+    if machine is None:
+        _check_hosts(found, hosts, changes)
     kernel = None if machine else _kernel(deb, image, modules)
     _make_folders(out, found)
     try:
-        whole = _record(found, kernel, hosts, Limits(boot_limit, limit), out)
+        whole = _write(record(found, kernel, hosts, _told, boot_limit, limit), len(found), out)
     except BootError as error:
         for line in error.tail:
             click.echo(f"  console: {line}", err=True)
@@ -111,20 +118,22 @@ def record_scenarios(
         ctx.exit(1)
 
 
-def _record(
-    works: list[Work], kernel: KernelFiles | None, hosts: list[KernelParameters], limits: Limits, out: Path
-) -> bool:
-    """Record and write all; return whether each ran to its end."""
+def _told(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _write(results: Generator[Recorded, None, None], count: int, out: Path) -> bool:
+    """Write all recordings as they come; return whether each ran to its end."""
     whole = 0
-    with closing(record(works, kernel, hosts, limits, lambda line: click.echo(line, err=True))) as each:
+    with closing(results) as each:
         for number, recorded in enumerate(each, 1):
             if recorded.lines:
                 write_recording(out / f"{recorded.work.name}{SUFFIXES[0]}", recorded.lines)
             whole += not (recorded.error or recorded.words)
             for line in _lines(recorded):
-                click.echo(f"[{number}/{len(works)}] {recorded.work.name}: {line}")
-    click.echo(f"{whole} of {len(works)} scenarios recorded whole, in {out}")
-    return whole == len(works)
+                click.echo(f"[{number}/{count}] {recorded.work.name}: {line}")
+    click.echo(f"{whole} of {count} scenarios recorded whole, in {out}")
+    return whole == count
 
 
 def _lines(recorded: Recorded) -> Iterator[str]:
@@ -208,17 +217,33 @@ def _in_folder(folder: Path) -> Iterator[Work]:
 
 
 def _possible(works: list[Work], vendor: str | None) -> list[Work]:
-    """Return what an AMD host can run; that scenarios are left out must have been asked for."""
-    kept = [work for work in works if not work.obstacle()]
-    left_out = [work for work in works if work.obstacle()]
-    if left_out and vendor is None:
-        mend = f"--vendor amd leaves out what no AMD host can run, {len(left_out)} of {len(works)}"
-        raise InputError(f"{left_out[0].name}: {left_out[0].obstacle()}; {mend}")
+    """Return what can run, of one vendor if that is asked for; that more is left out must have been, too."""
+    mine = [work for work in works if vendor in (None, work.scenario.header.vendor)]
+    kept = [work for work in mine if not work.obstacle()]
+    hindered = [work for work in mine if work.obstacle()]
+    if hindered and vendor is None:
+        makers = " or ".join(sorted({work.scenario.header.vendor for work in hindered}))
+        mend = f"--vendor {makers} leaves out what cannot run, {len(hindered)} of {len(works)}"
+        raise InputError(f"{hindered[0].name}: {hindered[0].obstacle()}; {mend}")
     if not kept:
-        raise InputError(f"none of the {len(works)} scenarios can run on an AMD host; name others")
-    if left_out:
-        click.echo(f"left out: {len(left_out)} scenarios that no AMD host can run", err=True)
+        raise InputError(f"none of the {len(works)} scenarios can run on {_A_HOST[vendor]}; name others")
+    if len(kept) < len(works):
+        left_out = len(works) - len(kept)
+        click.echo(f"left out: {left_out} scenarios that cannot run on {_A_HOST[vendor]}", err=True)
     return kept
+
+
+def _check_hosts(
+    works: list[Work], hosts: list[KernelParameters], changes: Iterable[tuple[str, str, str]]
+) -> None:
+    """Refuse a host that its emulator cannot be, and a parameter that no host has."""
+    for work, host in zip(works, hosts, strict=True):
+        if obstacle := EMULATORS[host.vendor].obstacle(host):
+            raise InputError(f"{work.name}: {obstacle}")
+    names = {name for host in hosts for _, name, _ in host.modules}
+    for module, name, _ in changes:
+        if name not in names:
+            raise InputError(f"--kvm {name}: of {module}, which the hosts of these scenarios do not load")
 
 
 def _make_folders(out: Path, works: list[Work]) -> None:

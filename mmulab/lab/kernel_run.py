@@ -21,7 +21,7 @@ from mmulab.lab.cases.works import find_works
 from mmulab.record.boot import BootError
 from mmulab.record.doctor import checks
 from mmulab.record.kernel_files import PACKAGES, cached_package, from_deb
-from mmulab.record.session import Limits, record
+from mmulab.record.session import record
 from mmulab.record.work import Work, of_scenario, read_recorded
 from mmulab.scenario.scenario import HOST_DEFAULTS, Header
 from mmulab.scenario.text import SUFFIX, read_scenario
@@ -33,7 +33,6 @@ WHEN = AUTO, NEVER, ALWAYS = "auto", "never", "always"
 MISSING = "missing"
 """As ``auto``, but only where ``data`` has no recording."""
 _SETS = ("conformance", "conformance-more")
-LIMITS = Limits()
 _FULL_NAME = re.compile(rf"(?:{'|'.join(_SETS)})/[^/]+/(.+)")
 
 
@@ -126,7 +125,6 @@ def kernel_run(
     kernel: str,
     when: str,
     told: Callable[[str], None] = lambda line: None,
-    limits: Limits = LIMITS,
 ) -> KernelRun:
     """Run a scenario on a real kernel, or read how it ran there.
 
@@ -140,8 +138,6 @@ def kernel_run(
         One of :data:`WHEN`, or :data:`MISSING`.
     told : callable
         Is told of the boot, and how long it took.
-    limits : Limits
-        Seconds that boot and scenario may take.
 
     Raises
     ------
@@ -155,10 +151,10 @@ def kernel_run(
         path = Path(name)
     if when == MISSING and path is not None:
         return _run(read_lines(path), path, ())
-    why = f"record is '{NEVER}'" if when == NEVER else obstacle(work, kernel, downloads=when == ALWAYS)
+    why = f"record is '{NEVER}'" if when == NEVER else obstacle(work, kernel, waits=when == ALWAYS)
     if not why:
         try:
-            return _recorded(work, kernel, told, limits)
+            return _recorded(work, kernel, told)
         except InputError as error:
             why = str(error)
     if when == ALWAYS:
@@ -183,7 +179,7 @@ def _release(kernel: str) -> str:
         return ""
 
 
-def obstacle(work: Work, kernel: str, *, downloads: bool) -> str:
+def obstacle(work: Work, kernel: str, *, waits: bool) -> str:
     """Return why this machine cannot record a scenario on a kernel; empty: it can.
 
     Parameters
@@ -191,14 +187,16 @@ def obstacle(work: Work, kernel: str, *, downloads: bool) -> str:
     work : Work
     kernel : str
         As :func:`kernel_run` takes it.
-    downloads : bool
-        Whether a package that is not in the cache may be downloaded.
+    waits : bool
+        Whether a package that is not in the cache may be downloaded, and a slow boot waited for.
     """
     if reason := work.obstacle():
         return reason
+    if work.parameters().vendor == "intel" and not waits:
+        return f"an Intel host takes minutes to boot; record '{ALWAYS}' waits for it"
     package, release = PACKAGES.get(kernel, kernel), kernel if kernel in PACKAGES else ""
     try:
-        if not (downloads or package.endswith(".deb") or cached_package(package, release)):
+        if not (waits or package.endswith(".deb") or cached_package(package, release)):
             package += f" of {release}" if release else ""
             return f"{package} is not in the cache, and a notebook downloads nothing by itself"
     except InputError as error:
@@ -206,12 +204,12 @@ def obstacle(work: Work, kernel: str, *, downloads: bool) -> str:
     return next((f"{check.name}: {check.says}" for check in checks() if check.needed and not check.ok), "")
 
 
-def _recorded(work: Work, kernel: str, told: Callable[[str], None], limits: Limits) -> KernelRun:
+def _recorded(work: Work, kernel: str, told: Callable[[str], None]) -> KernelRun:
     """Record a scenario now."""
     parameters = work.parameters()
     try:
         files_of = from_deb(PACKAGES.get(kernel, kernel))
-        with closing(record([work], files_of, [parameters], limits, told)) as each:
+        with closing(record([work], files_of, [parameters], told)) as each:
             (recorded,) = each
     except BootError as error:
         said = f"; its console's last line: {quoted(error.tail[-1], 120)}" if error.tail else ""

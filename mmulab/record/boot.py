@@ -1,4 +1,4 @@
-"""A recording host while it runs: QEMU, the link to it and its console."""
+"""A recording host while it runs: its emulator, the link to it and its console."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from typing import Self
 
 from mmulab import files
 from mmulab.errors import InputError
+from mmulab.record.bochs import BOCHS
 from mmulab.record.build import compiled_vmm, initramfs
+from mmulab.record.emulator import HOST_MEBIBYTES, Boot, Emulator
 from mmulab.record.host import HostFacts, KernelParameters
 from mmulab.record.kernel_files import KernelFiles
 from mmulab.record.link import Kind, Link
+from mmulab.record.qemu import QEMU
 from mmulab.record.take import Take
-from mmulab.record.tools import end_with_parent, find_tool
+from mmulab.record.tools import end_with_parent
 
-__all__ = ["HOST_MEBIBYTES", "BootError", "Host", "is_death", "open_folder"]
+__all__ = ["EMULATORS", "BootError", "Host", "is_death", "open_folder"]
+
+EMULATORS: dict[str, Emulator] = {"amd": QEMU, "intel": BOCHS}
+"""By the host's vendor."""
 
 _COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr oops=panic panic=-1"
-HOST_MEBIBYTES = 1024
-"""Memory of the host beside the guest's."""
 _PREFIX = "mmulab-record-"
 _PAUSE = 0.002
 _TAIL = 25
@@ -62,7 +66,8 @@ class Host:
     def __init__(self, kernel: KernelFiles, parameters: KernelParameters, guest_bytes: int) -> None:
         self.facts = HostFacts()
         self.parameters = parameters
-        packed = initramfs(compiled_vmm(), kernel, parameters)
+        self.emulator = EMULATORS[parameters.vendor]
+        packed = initramfs(compiled_vmm(), kernel, parameters, self.emulator.drivers)
         with ExitStack() as opened:  # an interrupt leaves nothing behind
             folder = open_folder(opened)
             self._console = folder / "console"
@@ -71,8 +76,11 @@ class Host:
             image = folder / "initramfs"
             image.write_bytes(packed)
             self.link = opened.enter_context(closing(Link(folder / "link")))
-            command = self._command(kernel, image, folder, guest_bytes)
-            self._said = opened.enter_context(open(folder / "qemu", "w+"))
+            mebibytes = HOST_MEBIBYTES + (guest_bytes >> 20)
+            files_of = (kernel.image, image, folder / "link", self._console)
+            boot = Boot(folder, *files_of, self._arguments(), parameters, mebibytes)
+            command = self.emulator.command(boot)
+            self._said = opened.enter_context(open(folder / "emulator", "w+", errors="replace"))
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -83,19 +91,10 @@ class Host:
             opened.callback(self._end_process)
             self._opened = opened.pop_all()
 
-    def _command(self, kernel: KernelFiles, image: Path, folder: Path, guest_bytes: int) -> list[str]:
+    def _arguments(self) -> str:
         # What is built in takes its parameters from the kernel's command line.
         told = " ".join(f"{module}.{name}={value}" for module, name, value in self.parameters.modules)
-        link = f"memory-backend-file,id=link,size={len(self.link.memory)},mem-path={folder / 'link'},share=on"
-        return [
-            find_tool("qemu-system-x86_64"),
-            *("-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-smp", "1"),
-            *("-cpu", f"max,la57={'on' if self.parameters.levels == 5 else 'off'}"),
-            *("-m", str(HOST_MEBIBYTES + (guest_bytes >> 20))),
-            *("-serial", f"file:{self._console}"),
-            *("-kernel", str(kernel.image), "-initrd", str(image), "-append", f"{_COMMAND_LINE} {told}"),
-            *("-object", link, "-device", "ivshmem-plain,memdev=link"),
-        ]
+        return f"{_COMMAND_LINE} {self.emulator.arguments} {told} MMULAB_LINK={self.emulator.link}"
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmulab import files
@@ -42,25 +43,37 @@ def compiled_vmm() -> Path:
     return program
 
 
-def initramfs(vmm: Path, kernel: KernelFiles, parameters: KernelParameters) -> bytes:
+def initramfs(
+    vmm: Path, kernel: KernelFiles, parameters: KernelParameters, drivers: Sequence[str] = ()
+) -> bytes:
     """Return the initramfs of a host: the VMM as its first process, KVM's modules, what to trace.
+
+    Parameters
+    ----------
+    vmm : Path
+    kernel : KernelFiles
+    parameters : KernelParameters
+    drivers : sequence of str
+        Modules that the link needs.
 
     Raises
     ------
     InputError
         A module is missing.
     """
-    modules = kernel.needed("kvm_amd")
+    first = kernel.needed(*drivers)
+    modules = kernel.needed(f"kvm_{parameters.vendor}")
     order = [" ".join([f"{name}.ko", *parameters.of_module(name)]) for name, _ in modules]
     entries = [
         cpio.folder("dev"),
         cpio.console(),
         cpio.file("init", files.read_bytes(vmm), 0o755),
         cpio.folder("lib"),
-        *(cpio.file(f"lib/{name}.ko", data) for name, data in modules),
+        *(cpio.file(f"lib/{name}.ko", data) for name, data in (*first, *modules)),
+        cpio.file("drivers", _text([f"{name}.ko" for name, _ in first])),
         cpio.file("modules", _text(order)),
         cpio.file("probes", _text(probe_lines())),
-        cpio.file("events", _text(event_lines())),
+        cpio.file("events", _text(event_lines(parameters.vendor))),
     ]
     return gzip.compress(cpio.archive(entries), 1, mtime=0)
 

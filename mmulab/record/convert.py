@@ -24,7 +24,7 @@ _NOT_KVMS_OWN = re.compile("halt|exits|signal|host_state|preempt|blocking|guest_
 """Statistics that depend on time, or count what the events say."""
 _OF_THE_HOST = ("fpu_reload", "req_event")
 """Statistics that count what the host's own tasks cause."""
-_NUMBERS = ("ret", "vec", "zf", "errno", "sub", "l1db")
+_NUMBERS = ("ret", "vec", "cf", "zf", "errno", "sub", "l1db")
 """Keys of an outcome that are JSON numbers; others are hexadecimal text."""
 _TEXTS = ("out", "dirty")
 
@@ -46,15 +46,17 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
         The trace has gaps, or events that are unknown.
     """
     vendor = work.scenario.header.vendor
-    reader = RawReader(facts.formats, facts.words(), facts.phys_bits)
+    reader = RawReader(vendor, facts.formats, facts.words(), facts.phys_bits)
     for frames in take.frames:
         reader.add_frames(frames)
     records = []
     for op in take.ops:
-        events = [encode_event(event, vendor) for event in reader.events(op.pages)]
-        records.append(_op(op, events, words))
+        events = reader.exits.of_op(list(reader.events(op.pages)))
+        records.append(_op(op, [encode_event(event, vendor) for event in events], words))
     header = (
-        work.described | helper_record() | facts.header(features(work.scenario.header.cpuid, facts.supported))
+        work.described
+        | helper_record()
+        | facts.header(vendor, features(work.scenario.header.cpuid, facts.supported))
     )
     if work.scenario.vcpus > 1:
         header["vcpus"] = work.scenario.vcpus

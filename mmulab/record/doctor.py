@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.record.boot import HOST_MEBIBYTES
+from mmulab.record.bochs import needed_files
 from mmulab.record.build import compiled_vmm
 from mmulab.record.cache import cache_folder
+from mmulab.record.emulator import HOST_MEBIBYTES
 from mmulab.record.own_host import NEEDS
 from mmulab.record.tools import call, find_tool
 
@@ -40,8 +41,8 @@ def checks() -> list[Check]:
         _checked("download", lambda: f"{find_tool('apt-get')} downloads them", needed=False),
         _checked("cache", lambda: str(cache_folder())),
         _checked("memory", _memory),
+        _checked("intel hosts", _bochs, needed=False),
         *(_checked(f"--host {name}", partial(look, Path("/")), needed=False) for name, look in NEEDS.items()),
-        Check("--vendor intel", False, "not yet: needs VMX under KVM, which QEMU's TCG does not have", False),
     ]
 
 
@@ -58,6 +59,12 @@ def _emulator() -> str:
         raise InputError(f"{qemu}: it has no device ivshmem-plain; install Debian's qemu-system-x86")
     version = call("emulator", [qemu, "--version"]).splitlines()[0]
     return f"{qemu}, {version.removeprefix('QEMU emulator ')}"
+
+
+def _bochs() -> str:
+    bochs, _ = find_tool("bochs"), find_tool("xorriso")
+    needed_files()
+    return f"{bochs} runs them"
 
 
 def _memory() -> str:

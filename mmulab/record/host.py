@@ -18,12 +18,19 @@ from mmulab.scenario.scenario import HOST_DEFAULTS
 __all__ = ["CPUID", "HostFacts", "KernelParameters", "parse_parameters"]
 
 _KVM = (*MODULE_PARAMETERS["amd"]["kvm"], "force_emulation_prefix")
-_AMD = MODULE_PARAMETERS["amd"]["kvm_amd"]
-_MODULES = (("kvm", _KVM), ("kvm_amd", _AMD))
-_ALWAYS = ("npt", "tdp_mmu")
+_MODULES = {
+    vendor: {"kvm": _KVM, f"kvm_{vendor}": modules[f"kvm_{vendor}"]}
+    for vendor, modules in MODULE_PARAMETERS.items()
+}
+_TDP = {"amd": "npt", "intel": "ept"}
+_WITH_TDP = ("tdp_mmu", "eptad", "unrestricted_guest", "pml")
+"""Parameters that are always told, since a kernel has defaults of its own, but only where TDP is on:
+kernels turn them off by themselves, and differ in whether they say so."""
 _FORCED = {"nx_huge_pages": "force"}
 """Parameters whose 1 is another word; 'auto' would look for the processor's fault."""
-_SETTING = re.compile(r"(?:(kvm|kvm_amd)\.)?([a-z]\w*)=([\w-]+)")
+_SHOWN = {"0": "N", "1": "Y", "force": "Y"}
+"""How a module shows what it was told."""
+_SETTING = re.compile(r"(?:(kvm|kvm_amd|kvm_intel)\.)?([a-z]\w*)=([\w-]+)")
 LEVELS = {48: 4, 57: 5}
 
 
@@ -45,20 +52,21 @@ class KernelParameters(NamedTuple):
 
     @classmethod
     def of_header(cls, vendor: str, host: Mapping[str, int]) -> KernelParameters:
-        """Return what a scenario's header wants: npt, tdp_mmu and what is not a host's default."""
-        chosen = []
-        for module, names in _MODULES:
+        """Return what a scenario's header wants: npt or ept, what that brings, and what is not a default."""
+        chosen, tdp = [], _TDP[vendor]
+        for module, names in _MODULES[vendor].items():
             for name in names:
                 value = host[name]
-                if name == "tdp_mmu" and not host["npt"]:
-                    continue  # kernels turn it off by themselves, and differ in whether they say so
-                if name in _ALWAYS or value != HOST_DEFAULTS[name]:
+                if name in _WITH_TDP and not host[tdp]:
+                    continue
+                if name in (tdp, *_WITH_TDP) or value != HOST_DEFAULTS[name]:
                     chosen.append((module, name, _FORCED.get(name, "1") if value else "0"))
         return cls(vendor, LEVELS[host["virt_bits"]], tuple(chosen))
 
     def changed(self, levels: int | None, settings: tuple[tuple[str, str, str], ...]) -> KernelParameters:
-        """Return this host with other levels and parameters."""
-        told = {(module, name): value for module, name, value in (*self.modules, *settings)}
+        """Return this host with other levels and parameters, those of the other vendor's module left out."""
+        mine = [setting for setting in settings if setting[0] in _MODULES[self.vendor]]
+        told = {(module, name): value for module, name, value in (*self.modules, *mine)}
         modules = tuple((module, name, value) for (module, name), value in told.items())
         return self._replace(levels=levels or self.levels, modules=modules)
 
@@ -74,7 +82,8 @@ class KernelParameters(NamedTuple):
 def parse_parameters(text: str) -> tuple[tuple[str, str, str], ...]:
     """Read ``npt=0,tdp_mmu=0``: module, parameter and value of each.
 
-    A parameter that is not known by name needs its module in front: ``kvm_amd.avic=1``.
+    A parameter that is not known by name needs its module in front: ``kvm_amd.avic=1``. One that both
+    vendors' modules have is set in both.
 
     Raises
     ------
@@ -91,13 +100,15 @@ def parse_parameters(text: str) -> tuple[tuple[str, str, str], ...]:
         if match is None:
             raise InputError(f"--kvm '{quoted(word)}': expected NAME=VALUE or MODULE.NAME=VALUE, as npt=0")
         module, name, value = match.groups()
-        known = "kvm" if name in _KVM else "kvm_amd" if name in _AMD else None
-        if module is None and known is None:
-            names = ", ".join((*_AMD, *_KVM))
+        modules = {m: names for vendor in _MODULES.values() for m, names in vendor.items()}
+        known = [module] if module else [m for m, names in modules.items() if name in names]
+        if not known:
+            told = ", ".join(dict.fromkeys(name for names in modules.values() for name in names))
             raise InputError(
-                f"--kvm '{quoted(word)}': known are {names}; say kvm.{name} or kvm_amd.{name} of others"
+                f"--kvm '{quoted(word)}': known are {told}; say kvm.{name}, kvm_amd.{name} or "
+                f"kvm_intel.{name} of others"
             )
-        found.append((module or known or "", name, value))
+        found += [(owner, name, value) for owner in known]
     return tuple(found)
 
 
@@ -116,6 +127,7 @@ CPUID: dict[str, tuple[int, int, int, int, int]] = {
     "pku": (7, 0, 2, 3, 1),
     "la57": (7, 0, 2, 16, 1),
     "svm": (0x80000001, 0, 2, 2, 1),
+    "vmx": (1, 0, 2, 5, 1),
     "pcid": (1, 0, 2, 17, 1),
     "invpcid": (7, 0, 1, 10, 1),
     "fsgsbase": (7, 0, 1, 0, 1),
@@ -123,8 +135,9 @@ CPUID: dict[str, tuple[int, int, int, int, int]] = {
     "fxsr_opt": (0x80000001, 0, 3, 25, 1),
 }
 """Leaf, index, register, lowest bit and width of each feature; jobs tell the VMM."""
-_IN_HEADER = tuple(CPUID)[:15]
-"""What a recording's header says of them."""
+_NESTED = {"amd": "svm", "intel": "vmx"}
+_IN_HEADER = tuple(CPUID)[:16]
+"""What a recording's header says of them, of the last but one and two that of its vendor."""
 _ADDRESS_SIZES = re.compile(r"address sizes\s*:\s*(\d+) bits physical, (\d+) bits virtual")
 _ENTRY = struct.Struct("<10I")  # struct kvm_cpuid_entry2
 
@@ -202,15 +215,29 @@ class HostFacts:
             if f"param/{module}/{name}" not in self.texts:
                 raise InputError(f"--kvm {name}: {self.texts['release']} has no {module}.{name}")
 
-    def header(self, cpuid: Mapping[str, int]) -> dict[str, Any]:
+    def otherwise(self, parameters: KernelParameters) -> list[str]:
+        """Return in what the modules did not take what they were told, as where the processor lacks it."""
+        found = []
+        for module, name, value in parameters.modules:
+            has = self.texts.get(f"param/{module}/{name}", "").strip()
+            if value in _SHOWN and has not in (value, _SHOWN[value]):
+                found.append(f"the host has {module}.{name}={has}, not {value}")
+        return found
+
+    def header(self, vendor: str, cpuid: Mapping[str, int]) -> dict[str, Any]:
         """Return ``cpuid`` and ``host`` of a recording's header."""
-        known = {f"param/{module}/{name}": f"{module}.{name}" for module, names in _MODULES for name in names}
+        known = {
+            f"param/{module}/{name}": f"{module}.{name}"
+            for module, names in _MODULES[vendor].items()
+            for name in names
+        }
+        told_of = [key for key in _IN_HEADER if key not in _NESTED.values() or key == _NESTED[vendor]]
         told = sorted(
             (label, self.texts[name].strip()) for name, label in known.items() if name in self.texts
         )
         phys_bits, virt_bits = self._address_sizes()
         return {
-            "cpuid": {name: cpuid[name] for name in _IN_HEADER}
+            "cpuid": {name: cpuid[name] for name in told_of}
             | ({"invpcid": 1} if cpuid["invpcid"] else {}),
             "host": {
                 "kernel": f"{self.texts['release']} {self.texts['version']}",

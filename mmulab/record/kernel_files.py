@@ -28,7 +28,9 @@ PACKAGES = {
 
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([\w,-]*)\0")
 _MODULE = re.compile(r"([\w-]+)\.ko(\.xz|\.gz|\.zst)?")
-_OF_PACKAGES = ("kvm", "kvm_amd", "irqbypass", "ccp")
+_OF_KVM = ("kvm", "kvm_amd", "irqbypass", "ccp", "kvm_intel")
+_OF_DISKS = ("ata_piix", "libata", "sd_mod", "scsi_mod", "scsi_common", "t10_pi", "crc64", "crc64_rocksoft")
+_OF_PACKAGES = {*_OF_KVM, *_OF_DISKS, "crc_t10dif", "crct10dif_common"}
 """What Debian's kernels need; another one's package is read again for what is missing."""
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
@@ -60,8 +62,8 @@ class KernelFiles(NamedTuple):
     built_in: frozenset[str]
     modules_told: bool = True
 
-    def needed(self, name: str) -> list[Module]:
-        """Return a module and what it depends on, in the order of loading.
+    def needed(self, *names: str) -> list[Module]:
+        """Return modules and what they depend on, in the order of loading.
 
         Raises
         ------
@@ -69,7 +71,8 @@ class KernelFiles(NamedTuple):
             One is neither there nor built in.
         """
         found: dict[str, bytes] = {}
-        self._collect(_plain(name), found)
+        for name in names:
+            self._collect(_plain(name), found)
         return [Module(*item) for item in found.items()]
 
     def _collect(self, name: str, found: dict[str, bytes]) -> None:
@@ -78,7 +81,8 @@ class KernelFiles(NamedTuple):
         if name not in self.modules:
             raise InputError(
                 f"{named(self.image)}: no module {name}.ko beside it, and modules.builtin does not have it; "
-                f"build KVM with CONFIG_KVM and CONFIG_KVM_AMD"
+                f"build it: KVM with CONFIG_KVM and CONFIG_KVM_AMD or CONFIG_KVM_INTEL, for Bochs "
+                f"CONFIG_ATA_PIIX and CONFIG_BLK_DEV_SD"
             )
         data = _unpacked(self.modules[name])
         depends = _DEPENDS.search(data)
@@ -129,21 +133,20 @@ def from_deb(package: str) -> KernelFiles:
     with open(deb, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     folder = cache_folder("kernels", f"{deb.stem.partition('_')[0]}-{digest}")
-    found = _unpacked_package(deb, folder)
-    while lacking := _lacking(found):
-        _unpack(deb, folder, lacking)
-        before, found = found, _files_in(found.image, folder)
-        if found == before:  # the package does not have it: said where it is needed
-            break
-    return found
+    lacking = set(_OF_PACKAGES)
+    while True:  # what the package does not have is said where it is needed
+        found = _unpacked_package(deb, folder, lacking)
+        if lacking == (lacking := lacking | _lacking(found)):
+            return found
 
 
-def _unpacked_package(deb: Path, folder: Path) -> KernelFiles:
-    """Return the files in `folder`, after unpacking what every kernel needs if nothing is there yet."""
+def _unpacked_package(deb: Path, folder: Path, wanted: set[str]) -> KernelFiles:
+    """Return the files in `folder`, after unpacking what was not yet looked for."""
     complete = folder / "unpacked"
-    if not complete.exists():
-        _unpack(deb, folder, set(_OF_PACKAGES))
-        complete.touch()
+    looked_for = set(complete.read_text().split()) if complete.exists() else set()
+    if not wanted <= looked_for:
+        _unpack(deb, folder, wanted - looked_for)
+        files.write_bytes(complete, " ".join(sorted(wanted | looked_for)).encode())
     images = sorted(folder.glob("**/boot/vmlinuz-*"))
     if not images:
         complete.unlink()

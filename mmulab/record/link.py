@@ -1,7 +1,7 @@
-"""The link to a recording host: memory that both sides see, a mailbox for one job and a ring for answers.
+"""The link to a recording host: a file that both sides see, a mailbox for one job and a ring for answers.
 
-``vmm/init.c`` is the other side. What the host has written is here at once and
-stays here when its kernel dies.
+``vmm/link.h`` is the other side: there the file is the memory of a device, or a
+disk. What the host has written is here at once and stays here when its kernel dies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ __all__ = ["LINK_BYTES", "Kind", "Link", "Record"]
 
 LINK_BYTES = 64 << 20
 _MAILBOX, _RING = 0x1000, 0x400000
-_JOB, _JOB_BYTES, _PRODUCED, _CONSUMED = 8, 16, 24, 32
+_JOB, _JOB_BYTES, _CONSUMED, _PRODUCED = 8, 16, 24, 512
+"""Words; a disk is written by sectors, so what the host writes lies in one of its own."""
 _POWER_OFF = (1 << 64) - 1
 _HEAD = 8
 
@@ -57,7 +58,7 @@ class Link:
     Parameters
     ----------
     path : Path
-        The file that is the device's memory; it is made.
+        The file that is the device's memory, or the disk; it is made.
     size : int
         Bytes of it, a power of two.
     """

@@ -226,7 +226,7 @@ class OwnHost(Host):
         vmm = compiled_vmm()
         with ExitStack() as opened:
             folder = open_folder(opened)
-            for name, lines in (("probes", probe_lines()), ("events", event_lines())):
+            for name, lines in (("probes", probe_lines()), ("events", event_lines(parameters.vendor))):
                 (folder / name).write_text("".join(f"{line}\n" for line in lines))
             self.link = opened.enter_context(closing(Link(folder / "link")))
             self._log = os.open(kernel_log, os.O_RDONLY | os.O_NONBLOCK)

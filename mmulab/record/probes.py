@@ -22,7 +22,7 @@ _ARGUMENTS = {
 _OTHER_ARGUMENTS = {"__kvm_mmu_unprotect_gfn_and_retry"}
 """Functions that a kernel enters for the event, but with other arguments than the event has."""
 
-_NOT_RECORDED = {"kvm_nested_vmenter", "kvm_nested_vmenter_failed"}
+_NOT_RECORDED = {"amd": {"kvm_nested_vmenter", "kvm_nested_vmenter_failed"}, "intel": set[str]()}
 """Tracepoints that recordings of AMD hosts do not have: VMRUN is an op there, and says it."""
 
 
@@ -41,11 +41,11 @@ def probe_lines() -> list[str]:
     return lines
 
 
-def event_lines() -> list[str]:
+def event_lines(vendor: str) -> list[str]:
     """Return ``GROUP/NAME`` of each tracepoint that a recording has."""
     return [
         f"{group}/{kind.__name__}"
         for group, kinds in (("kvmmmu", ev.KVMMMU), ("kvm", ev.KVM))
         for kind in kinds
-        if kind.__name__ not in _NOT_RECORDED
+        if kind.__name__ not in _NOT_RECORDED[vendor]
     ]

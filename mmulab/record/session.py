@@ -8,24 +8,18 @@ from contextlib import closing
 from typing import NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.record.boot import Host
+from mmulab.record.boot import EMULATORS, Host
 from mmulab.record.convert import recorded_lines
+from mmulab.record.emulator import Limits
 from mmulab.record.host import HostFacts, KernelParameters
 from mmulab.record.kernel_files import KernelFiles
 from mmulab.record.own_host import OwnHost
 from mmulab.record.take import Take
 from mmulab.record.work import Work
 
-__all__ = ["Limits", "Recorded", "departures", "record"]
+__all__ = ["Recorded", "departures", "record"]
 
 Told = Callable[[str], None]
-
-
-class Limits(NamedTuple):
-    """Seconds that may pass: for a boot, and for a scenario."""
-
-    boot: float = 120
-    scenario: float = 60
 
 
 class Recorded(NamedTuple):
@@ -63,8 +57,9 @@ def record(
     works: Sequence[Work],
     kernel: KernelFiles | None,
     hosts: Sequence[KernelParameters],
-    limits: Limits,
     told: Told,
+    boot_seconds: float | None = None,
+    scenario_seconds: float | None = None,
 ) -> Generator[Recorded, None, None]:
     """Record scenarios and yield what became of each, those of one host together.
 
@@ -75,15 +70,18 @@ def record(
         None: this machine's own.
     hosts : sequence of KernelParameters
         The host of each.
-    limits : Limits
     told : callable
         Is told of each boot.
+    boot_seconds, scenario_seconds : float or None
+        What may pass; None: what the emulator needs.
 
     Raises
     ------
     BootError, InputError
     """
     for parameters in dict.fromkeys(hosts):
+        usual = EMULATORS[parameters.vendor].limits
+        limits = Limits(boot_seconds or usual.boot, scenario_seconds or usual.scenario)
         rest = [work for work, host in zip(works, hosts, strict=True) if host == parameters]
         while rest:
             done = 0
@@ -102,6 +100,8 @@ def _boot(
     with OwnHost(parameters) if kernel is None else Host(kernel, parameters, largest) as host:
         seconds = host.wait_ready(limits.boot)
         told(f"{host.facts.texts['release']} on {parameters}: up in {seconds:.1f} s")
+        for line in host.facts.otherwise(parameters):
+            told(line)
         before: Recorded | None = None
         for work in works:
             running = _Running(work, Take(), time.monotonic())

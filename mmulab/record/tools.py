@@ -11,13 +11,21 @@ from pathlib import Path
 
 from mmulab.errors import InputError, quoted
 
-__all__ = ["PACKAGES", "call", "compiler", "end_with_parent", "find_tool"]
+__all__ = ["PACKAGES", "call", "compiler", "end_with_parent", "find_file", "find_tool"]
 
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "gcc": "gcc libc6-dev",
     "apt-get": "apt",
     "dpkg-deb": "dpkg",
+    "bochs": "bochs bochs-sdl",
+    "xorriso": "xorriso",
+    "env": "coreutils",
+}
+_FILE_PACKAGES = {
+    "/usr/share/bochs": "bochsbios",
+    "/usr/lib/ISOLINUX": "isolinux",
+    "/usr/lib/syslinux": "syslinux-common",
 }
 
 
@@ -38,6 +46,20 @@ def find_tool(name: str) -> str:
         mend = f"apt-get install {package}" if package else "install it, or set CC to another"
         raise InputError(f"{quoted(name)}: there is no such program; {mend}")
     return path
+
+
+def find_file(path: str) -> Path:
+    """Return a file that a package brings.
+
+    Raises
+    ------
+    InputError
+        There is none; the message says what to install.
+    """
+    if not Path(path).exists():
+        package = next(name for top, name in _FILE_PACKAGES.items() if path.startswith(f"{top}/"))
+        raise InputError(f"{path}: there is no such file; apt-get install {package}")
+    return Path(path)
 
 
 def compiler() -> str:

@@ -4,8 +4,7 @@ A host-physical address becomes what a recording has in its place
 (:mod:`mmulab.conform.values`): the page of the guest's backing, or that it is a
 shadow page.
 
-Source: Linux 6.1 and 6.12 ``arch/x86/kvm/trace.h``, ``mmu/mmutrace.h``,
-``arch/x86/include/uapi/asm/svm.h`` (``SVM_EXIT_*``)
+Source: Linux 6.1 and 6.12 ``arch/x86/kvm/trace.h``, ``mmu/mmutrace.h``
 """
 
 from __future__ import annotations
@@ -20,44 +19,18 @@ from mmulab.errors import InputError
 from mmulab.kvm.event_words import EVENTS_6_1, EventWords
 from mmulab.kvm.kernel import KERNELS
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK
-from mmulab.kvm.svm.nested import SVM_EXITS
+from mmulab.record.exits import EXITS
 from mmulab.record.ring import EventFormat, in_order
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK
 
-__all__ = ["RawReader", "event_words", "exit_name"]
+__all__ = ["RawReader", "event_words"]
 
-_HOST_INTERRUPT = 0x60
-_OTHER_EXITS = {
-    0x46: "ud",
-    0x4D: "gp",
-    0x51: "ac",
-    0x52: "mc",
-    0x61: "nmi",
-    0x64: "vintr",
-    0x6E: "rdtsc",
-    0x72: "cpuid",
-    0x78: "hlt",
-    0x7A: "invlpga",
-}
 _RW = {0: "unsatisfied-read", 1: "read", 2: "write"}
 _SATISFIED = re.compile(r"REC->ret == (\d+), REC->ret == (\d+)")
-_VALID = 1 << 31
 _PFN_ERROR = 1 << 52
 """A ``kvm_pfn_t`` from here on is no frame but says why there is none (``KVM_PFN_ERR_*``)."""
 _EMPTY = (0, 1 << 63)
 """Empty entries: 6.1's, and 6.12's ``SHADOW_NONPRESENT_VALUE``."""
-
-
-def exit_name(code: int) -> str:
-    """Return how ``kvm_exit`` prints an exit of SVM, in lower case, or the number.
-
-    >>> exit_name(0x4E), exit_name(0x13), exit_name(0x999)
-    ('pf', 'write_cr3', '0x999')
-    """
-    names = {number: name for name, number in SVM_EXITS.items()} | _OTHER_EXITS
-    if code < 0x20:
-        return f"{'write' if code & 0x10 else 'read'}_cr{code & 0xF}"
-    return names.get(code, hex(code))
 
 
 def event_words(formats: Iterable[EventFormat]) -> EventWords:
@@ -88,6 +61,7 @@ class RawReader:
 
     Parameters
     ----------
+    vendor : {"amd", "intel"}
     formats : mapping of int to EventFormat
         By ID.
     words : EventWords
@@ -96,7 +70,10 @@ class RawReader:
         Of the host's processor: which bits of an spte are a frame.
     """
 
-    def __init__(self, formats: Mapping[int, EventFormat], words: EventWords, phys_bits: int) -> None:
+    def __init__(
+        self, vendor: str, formats: Mapping[int, EventFormat], words: EventWords, phys_bits: int
+    ) -> None:
+        self.exits = EXITS[vendor]
         self.formats = formats
         self.words = words
         self.frame_mask = (1 << phys_bits) - 1 & ~0xFFF
@@ -133,7 +110,7 @@ class RawReader:
         own since the last time.
         """
         if name == "kvm_exit":
-            if raw["exit_reason"] == _HOST_INTERRUPT:
+            if self.exits.is_hosts(raw["exit_reason"]):
                 return False
             self._injected = False
         if name == "kvm_inj_exception":
@@ -141,7 +118,7 @@ class RawReader:
             self._injected = True
             return not again
         if name == "kvm_nested_vmexit":
-            return bool(raw["exit_reason"] != _HOST_INTERRUPT)
+            return not self.exits.is_hosts(raw["exit_reason"])
         return not (name == "drop_spte" and raw["old_spte"] in _EMPTY)
 
     def _event(self, name: str, raw: dict[str, Any]) -> ev.Event:
@@ -207,16 +184,7 @@ class RawReader:
         return ev.drop_spte(raw["sptep"] & 0xFFF, self._spte(raw["old_spte"]))
 
     def _exit(self, raw: dict[str, Any]) -> ev.Event:
-        reason = exit_name(raw["exit_reason"])
-        is_fault, info = reason in ("pf", "npf"), (raw["info1"], raw["info2"])
-        return ev.kvm_exit(
-            reason,
-            raw["guest_rip"],
-            error_code=info[0] if is_fault else None,
-            address=info[1] if is_fault else None,
-            qualification=info[0] if reason in ("ioio", "msr") else None,
-            idt_vectoring=raw["intr_info"] if raw["intr_info"] & _VALID else None,
-        )
+        return self.exits.exit(raw)
 
     def _inj_exception(self, raw: dict[str, Any]) -> ev.Event:
         code = raw["error_code"] if raw["has_error"] else None
@@ -229,11 +197,16 @@ class RawReader:
     def _mmio(self, raw: dict[str, Any]) -> ev.Event:
         return ev.kvm_mmio(_RW[raw["type"]], raw["len"], raw["gpa"])
 
+    def _nested_vmenter(self, raw: dict[str, Any]) -> ev.Event:
+        return ev.kvm_nested_vmenter(
+            raw["vmcb"], raw["nested_rip"], bool(raw["tdp_enabled"]), raw["guest_pgd"]
+        )
+
     def _nested_vmexit(self, raw: dict[str, Any]) -> ev.Event:
-        return ev.kvm_nested_vmexit(exit_name(raw["exit_reason"]), raw["info1"], raw["info2"])
+        return self.exits.nested_exit(raw)
 
     def _nested_vmexit_inject(self, raw: dict[str, Any]) -> ev.Event:
-        return ev.kvm_nested_vmexit_inject(exit_name(raw["exit_code"]), raw["exit_info1"], raw["exit_info2"])
+        return self.exits.injected(raw)
 
 
 _MAKERS: dict[str, Callable[[RawReader, dict[str, Any]], ev.Event]] = {
@@ -248,6 +221,7 @@ _MAKERS: dict[str, Callable[[RawReader, dict[str, Any]], ev.Event]] = {
     "kvm_inj_exception": RawReader._inj_exception,
     "kvm_emulate_insn": RawReader._emulate_insn,
     "kvm_mmio": RawReader._mmio,
+    "kvm_nested_vmenter": RawReader._nested_vmenter,
     "kvm_nested_vmexit": RawReader._nested_vmexit,
     "kvm_nested_vmexit_inject": RawReader._nested_vmexit_inject,
 }

@@ -30,6 +30,8 @@ _MADE_ANEW = (
 )
 """Keys of a recording's header that the recorder says of itself."""
 _INTEL_OPS = ("vmxon", "vmptrld", "vmclear", "vmlaunch", "vmcall", "vmw", "invept", "invvpid", "vmfunc")
+_OTHERS_OPS: dict[str, tuple[str, ...]] = {"amd": _INTEL_OPS, "intel": ()}
+_HOST = {"amd": "an AMD", "intel": "an Intel"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,14 @@ class Work:
     def obstacle(self) -> str:
         """Return why no host that can be booted runs this; empty: one can."""
         header = self.scenario.header
-        if header.vendor != "amd":
-            return "its host is Intel's, which cannot be recorded yet"
         if not header.host["x86_64"]:
             return "its host is a 32-bit kernel (x86_64=0), which cannot be recorded"
         if header.dirty_ring:
             return "its vCPUs have dirty rings, which the recorder's VMM does not make yet"
         for step in self.scenario.steps:
-            if op_name(step.op) in _INTEL_OPS:
+            if op_name(step.op) in _OTHERS_OPS[header.vendor]:
                 place = f"line {step.line}: " if step.line else ""
-                return f"{place}op {op_name(step.op)}: an AMD host has none such"
+                return f"{place}op {op_name(step.op)}: {_HOST[header.vendor]} host has none such"
         return ""
 
     def job(self, supported: dict[str, int]) -> str:

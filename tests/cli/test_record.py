@@ -23,8 +23,9 @@ EXAMPLE = "tests/scenario/examples/first_fault.mmu"
         (["--kernel", "ghost"], "ghost: no such file"),
         (["--host", "--deb", "x.deb"], "--host: this machine is taken as it is; leave out --deb"),
         (["--host", "--kvm", "npt=1"], "--host: this machine is taken as it is; leave out --kvm"),
-        (["--vendor", "intel", "--deb", "x.deb"], "--vendor intel: not yet"),
-        (["--deb", "x.deb", "--kvm", "ghost=1"], "--kvm 'ghost=1': known are npt"),
+        (["--vendor", "intel", "--deb", "x.deb"], "none of the 1 scenarios can run on an Intel host"),
+        (["--deb", "x.deb", "--kvm", "ept=0"], "--kvm ept: of kvm_intel, which the hosts"),
+        (["--deb", "x.deb", "--kvm", "ghost=1"], "--kvm 'ghost=1': known are tdp_mmu"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -34,13 +35,23 @@ def test_what_cannot_be_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_intel_scenario_is_refused_unless_it_is_left_out(command: CommandLine, root: Path) -> None:
+def test_what_no_host_can_run_is_refused_unless_it_is_left_out(
+    command: CommandLine, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ring.mmu").write_text("mmulab-scenario 1\nmode np\ndirtyring 400\nops\nnop\nend\n")
+    said = command.error("record", "ring.mmu", "--out", "out", "--deb", "x.deb")
+    assert "--vendor amd leaves out what cannot run, 1 of 1" in said
     path = root / "data/conformance/6.1.192/ept0"
-    said = command.error("record", path, "--out", "out", "--deb", "x.deb")
-    assert "its host is Intel's" in said
-    assert "--vendor amd leaves out what no AMD host can run, 16 of 16" in said
     said = command.error("record", path, "--out", "out", "--deb", "x.deb", "--vendor", "amd")
     assert "none of the 16 scenarios can run on an AMD host" in said
+
+
+def test_an_intel_host_with_5_levels_is_refused_by_name(command: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "five.mmu").write_text("mmulab-scenario 1\nhost intel\nmode np\nops\nnop\nend\n")
+    said = command.error("record", "five.mmu", "--out", "out", "--deb", "x.deb")
+    assert "five: an Intel host runs in Bochs, which has 4-level paging only; --levels 4" in said
+    said = command.error("record", "five.mmu", "--out", "out", "--deb", "x.deb", "--levels", "4")
+    assert "x.deb: no such file" in said
 
 
 def test_two_scenarios_of_one_name_are_refused(command: CommandLine, root: Path, tmp_path: Path) -> None:

@@ -25,7 +25,21 @@ def test_the_initramfs_loads_kvm_with_its_parameters(tmp_path: Path) -> None:
     assert entries["init"].data == b"program"
     assert entries["init"].mode & 0o111
     assert entries["modules"].data == b"kvm.ko\nkvm_amd.ko npt=0\n"
+    assert entries["drivers"].data == b""
     assert {"lib/kvm.ko", "lib/kvm_amd.ko", "probes", "events", "dev/console"} <= set(entries)
+
+
+def test_what_the_link_needs_is_loaded_before_it(tmp_path: Path) -> None:
+    image, top = build(tmp_path, kvm_intel="kvm", kvm="", sd_mod="scsi_mod", scsi_mod="")
+    vmm = tmp_path / "vmm"
+    vmm.write_bytes(b"program")
+    host = KernelParameters.of_header("intel", HOST_DEFAULTS)
+    packed = initramfs(vmm, from_build(image, top), host, ["sd_mod"])
+    entries = {entry.name: entry for entry in read(gzip.decompress(packed))}
+    assert entries["drivers"].data == b"scsi_mod.ko\nsd_mod.ko\n"
+    assert entries["modules"].data == b"kvm.ko\nkvm_intel.ko ept=0\n"
+    assert {"lib/scsi_mod.ko", "lib/sd_mod.ko"} <= set(entries)
+    assert b"kvm/kvm_nested_vmenter\n" in entries["events"].data
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")

@@ -27,6 +27,8 @@ def test_a_machine_with_nothing_is_told_what_to_install(
         assert says[name].needed
         assert f"apt-get install {package}" in says[name].says
     assert not says["download"].needed
+    assert says["intel hosts"] == ("intel hosts", False, says["intel hosts"].says, False)
+    assert "apt-get install bochs" in says["intel hosts"].says
     assert says["cache"].ok
     assert "\n" not in "".join(check.says for check in says.values())
 

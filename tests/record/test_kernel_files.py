@@ -115,6 +115,16 @@ def test_of_a_package_only_what_kvm_needs_is_unpacked(tmp_path: Path, cache: Pat
 
 
 @dpkg
+def test_a_cache_that_was_filled_for_less_is_filled_up(tmp_path: Path, cache: Path) -> None:
+    files = from_deb(str(package(tmp_path)))
+    told = next(cache.rglob("unpacked"))
+    assert {"kvm_intel", "kvm_amd", "odd_one"} <= set(told.read_text().split())
+    files.modules["kvm_amd"].unlink()
+    told.write_text("kvm")  # an earlier version did not look for the others
+    assert from_deb(str(tmp_path / "linux-image-test_1.deb")) == files
+
+
+@dpkg
 def test_a_package_without_a_kernel_is_said(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(InputError, match="no kernel in it"):
         from_deb(str(package(tmp_path, with_image=False)))

@@ -30,11 +30,11 @@ def word(link: Link, number: int) -> int:
 
 def put(link: Link, kind: int, data: bytes) -> None:
     """Write a record as vmm/init.c does."""
-    at, whole = word(link, 3), (8 + len(data) + 7) // 8 * 8
-    assert at + whole - word(link, 4) <= link.ring_bytes
+    at, whole = word(link, 64), (8 + len(data) + 7) // 8 * 8
+    assert at + whole - word(link, 3) <= link.ring_bytes
     for i, byte in enumerate(struct.pack("<II", kind, len(data)) + data):
         link.memory[RING + (at + i) % link.ring_bytes] = byte
-    struct.pack_into("<Q", link.memory, 24, at + whole)
+    struct.pack_into("<Q", link.memory, 512, at + whole)
 
 
 def test_a_job_lies_in_the_mailbox_before_its_number_changes(link: Link) -> None:

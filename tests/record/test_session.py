@@ -16,18 +16,19 @@ from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_runs, model_run
 from mmulab.conform.record import write_recording
 from mmulab.conform.recording import read_lines, read_recording
+from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.lab.cases.table import find_cases, read_case, scenario_of
 from mmulab.record import build, session
+from mmulab.record.bochs import needed_files
 from mmulab.record.cache import cache_folder
 from mmulab.record.kernel_files import PACKAGES, KernelFiles, cached_package, from_deb
 from mmulab.record.link import Kind, Record
-from mmulab.record.session import Limits, Recorded, record
+from mmulab.record.session import Recorded, record
 from mmulab.record.take import Take
 from mmulab.record.work import Work, of_scenario, read_recorded
 from mmulab.scenario.text import parse_scenario, read_scenario
 
-LIMITS = Limits()
 KERNEL = KernelFiles(Path("bzImage"), {}, frozenset())
 
 
@@ -37,7 +38,9 @@ class FakeHost:
     boots: list[str] = []  # noqa: RUF012 -- cleared by each test
 
     def __init__(self, kernel: KernelFiles, parameters: Any, guest_bytes: int) -> None:
-        self.facts = SimpleNamespace(texts={"release": "6.1"}, supported={"pku": 0}, phys_bits=40)
+        self.facts = SimpleNamespace(
+            texts={"release": "6.1"}, supported={"pku": 0}, phys_bits=40, otherwise=lambda _: []
+        )
         self.link = SimpleNamespace(send=self._send)
         FakeHost.boots.append(str(parameters))
 
@@ -81,8 +84,9 @@ def works(*ops: str) -> list[Work]:
     return [of_scenario(f"w{i}", parse_scenario(text)) for i, text in enumerate(texts)]
 
 
-def run(all_works: list[Work], limits: Limits = LIMITS) -> list[Recorded]:
-    return list(record(all_works, KERNEL, [work.parameters() for work in all_works], limits, lambda _: None))
+def run(all_works: list[Work], seconds: float | None = None) -> list[Recorded]:
+    hosts = [work.parameters() for work in all_works]
+    return list(record(all_works, KERNEL, hosts, lambda _: None, scenario_seconds=seconds))
 
 
 def test_many_scenarios_boot_once(fake: None) -> None:
@@ -113,14 +117,14 @@ def test_what_the_vmm_cannot_run_has_no_recording(fake: None) -> None:
 
 
 def test_a_scenario_that_takes_too_long_is_said(fake: None) -> None:
-    found = run(works("cr3 2", "nop"), Limits(scenario=3))
+    found = run(works("cr3 2", "nop"), seconds=3)
     assert found[0].words == ["no answer within 3 s"]
     assert found[1].lines
 
 
-def real_package(release: str) -> Path:
+def real_package(release: str, *tools: str) -> Path:
     """Return the package of a kernel that was downloaded before; no test downloads."""
-    for tool in ("qemu-system-x86_64", "gcc", "dpkg-deb"):
+    for tool in (*(tools or ("qemu-system-x86_64",)), "gcc", "dpkg-deb"):
         if shutil.which(tool) is None:
             pytest.skip(f"recording on {release}: there is no {tool}")
     found = cached_package(PACKAGES[release], release)
@@ -132,9 +136,9 @@ def real_package(release: str) -> Path:
     return found
 
 
-def real_kernel(release: str) -> KernelFiles:
+def real_kernel(release: str, *tools: str) -> KernelFiles:
     """Return the kernel of such a package."""
-    return from_deb(str(real_package(release)))
+    return from_deb(str(real_package(release, *tools)))
 
 
 def without_kernel(lines: list[str]) -> Iterator[Any]:
@@ -154,7 +158,22 @@ def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) 
         for name in ("sh/mmio-pae", "nested48/nested-64-l2-32")
     ]
     all_works = [read_recorded(path) for path in paths]
-    found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
+    found = list(record(all_works, kernel, [work.parameters() for work in all_works], print))
+    for path, recorded in zip(paths, found, strict=True):
+        assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
+
+
+@pytest.mark.slow
+def test_an_intel_scenario_recorded_anew_equals_the_recording(root: Path) -> None:
+    kernel = real_kernel("6.1.192", "bochs", "xorriso")
+    try:
+        needed_files()
+    except InputError as error:
+        pytest.skip(f"recording on an Intel host: {error}")
+    names = ("intel-sh/basic-64", "nested-noept-shadow/noept-64-l2-64")
+    paths = [root / f"data/conformance/6.1.192/{name}.jsonl.xz" for name in names]
+    all_works = [read_recorded(path) for path in paths]
+    found = list(record(all_works, kernel, [work.parameters() for work in all_works], print))
     for path, recorded in zip(paths, found, strict=True):
         assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
 
@@ -164,7 +183,7 @@ def test_nested_cases_run_on_a_real_kernel_as_in_the_model(root: Path, tmp_path:
     names = ("npt-32-l2-64-l0-5", "nonpt-tdp-64-l2-pae-l0-5", "la57-switch-npt-4to5-l0-5")
     all_works = [of_scenario(case.name, scenario_of(read_case(case))) for case in find_cases(names)]
     hosts = [work.parameters() for work in all_works]
-    for recorded in record(all_works, real_kernel("6.1.192"), hosts, Limits(), print):
+    for recorded in record(all_works, real_kernel("6.1.192"), hosts, print):
         path = tmp_path / f"{recorded.work.name}.jsonl"
         write_recording(path, recorded.lines)
         found = read_recording(path)
@@ -182,7 +201,7 @@ def test_a_panic_is_a_result_and_the_next_scenario_runs(root: Path, monkeypatch:
     first = of_scenario("first", read_scenario(root / "tests/scenario/examples/first_fault.mmu"))
     killer = replace(first, ops=(first.ops[0], (1, "panic"), (2, first.ops[1][1])), n_ops=3)
     all_works = [killer, first]
-    died, whole = record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print)
+    died, whole = record(all_works, kernel, [work.parameters() for work in all_works], print)
     assert any("sysrq" in line.lower() for line in died.words)
     assert any(line.startswith("Kernel panic") for line in died.words)
     records = [json.loads(line) for line in died.lines]

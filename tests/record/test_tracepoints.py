@@ -9,14 +9,14 @@ from mmulab.conform.values import FRAME_HOST, FRAME_SP, PFN_NOSLOT
 from mmulab.errors import InputError
 from mmulab.kvm.event_words import EVENTS_6_1, EVENTS_6_12, EventWords
 from mmulab.record.ring import EventFormat
-from mmulab.record.tracepoints import RawReader, event_words, exit_name
+from mmulab.record.tracepoints import RawReader, event_words
 
 PRESENT = 1 << 11
 FAST = {"cr2_or_gpa": 0, "error_code": 7, "sptep": 0x7008, "old_spte": 0, "new_spte": 0}
 
 
-def reader(words: EventWords = EVENTS_6_1) -> RawReader:
-    made = RawReader({}, words, 40)
+def reader(words: EventWords = EVENTS_6_1, vendor: str = "amd") -> RawReader:
+    made = RawReader(vendor, {}, words, 40)
     made.add_frames([0x500, 0x501])
     return made
 
@@ -80,11 +80,18 @@ def test_dropping_an_empty_entry_is_no_event() -> None:
     assert reader()._is_seen("drop_spte", {"old_spte": PRESENT})
 
 
-def test_exits_have_their_names() -> None:
-    assert [exit_name(code) for code in (0x04, 0x13, 0x41, 0x400, 0x999)] == [
-        "read_cr4",
-        "write_cr3",
-        "db",
-        "npf",
-        "0x999",
+def test_an_entry_into_l2_has_the_root_that_the_kernel_names() -> None:
+    raw = {"vmcb": 0xB000, "nested_rip": 0x18F0, "tdp_enabled": 1, "guest_pgd": 0x1405E, "isa": 1}
+    made = reader(vendor="intel")._event("kvm_nested_vmenter", raw)
+    assert made == ev.kvm_nested_vmenter(0xB000, 0x18F0, True, 0x1405E)
+
+
+def test_what_the_hosts_clock_causes_on_intel_is_left_out() -> None:
+    made = reader(vendor="intel")
+    assert [made._is_seen("kvm_exit", {"exit_reason": code}) for code in (1, 52, 48, 0)] == [
+        False,
+        False,
+        True,
+        True,
     ]
+    assert not made._is_seen("kvm_nested_vmexit", {"exit_reason": 1})

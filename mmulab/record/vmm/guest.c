@@ -14,6 +14,7 @@
 #include "guest.h"
 
 #define SECONDS_PER_OP 10
+#define DR7_NOTHING 0x400	/* no breakpoint */
 #define READ_FROM_DEVICE 0xd0d0d0d0d0d0d0d0ull
 
 struct vcpu vcpus[MAX_VCPUS], *cpu;
@@ -172,9 +173,9 @@ void flat_segments(int cpl, int l)
 	s->ds = s->es = s->ss;
 	segment(&s->fs, 0x20 | cpl, 3, cpl, 0, 1);
 	s->gs = s->fs;
-	/* An available TSS, not a busy one: QEMU 7.2's TCG aborts on that type in the cached descriptor. */
-	s->tr = (struct kvm_segment){ .base = PAGE_S + (lma ? TSS64 : TSS32), .limit = 0x67, .type = 9,
-				      .present = 1, .selector = 0x28 };
+	/* A busy TSS, as VMX wants it. On AMD an available one: QEMU 7.2's TCG aborts on a busy one here. */
+	s->tr = (struct kvm_segment){ .base = PAGE_S + (lma ? TSS64 : TSS32), .limit = 0x67,
+				      .type = intel ? 11 : 9, .present = 1, .selector = 0x28 };
 	s->ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
 	s->gdt.base = PAGE_S + GDT;
 	s->gdt.limit = 0x4f;
@@ -328,7 +329,7 @@ static void say_port(int port)
 	int after_exit = 0;
 
 	/* Single-stepped, KVM puts a #DB into L1 at a nested exit, which L1 takes right behind its VMRUN. */
-	if (port == 1 && cpu->in_l2 && stack_word(0) == PAGE_S + STUBS + 16 * VMRUN + 3) {
+	if (!intel && port == 1 && cpu->in_l2 && stack_word(0) == PAGE_S + STUBS + 16 * VMRUN + 3) {
 		port = PORT_L1;
 		after_exit = 1;
 	}
@@ -337,6 +338,10 @@ static void say_port(int port)
 	} else if (port == PORT_L2) {
 		cpu->in_l2 = 1;
 		say(" out=l2");
+	} else if (port == PORT_VMFAIL) {
+		say_vmx_fail();
+	} else if (port == PORT_L1 && intel) {
+		say_vmx_exit();
 	} else if (port == PORT_L1) {
 		cpu->in_l2 = 0;
 		say(" out=vmexit");
@@ -375,15 +380,42 @@ static void say_exit(void)
 	}
 }
 
+/*
+ * What stops the guest, beside its own exits. On Intel it is always #DB: Bochs 2.7 keeps the trap of a
+ * single step when the stepped instruction leaves the guest, and brings it at the next entry.
+ */
+static void set_guest_debug(int step)
+{
+	struct kvm_guest_debug debug = { .arch.debugreg[7] = DR7_NOTHING };
+
+	if (step)
+		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+	else if (intel)
+		debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+	if (ioctl(cpu->fd, KVM_SET_GUEST_DEBUG, &debug))
+		die("KVM_SET_GUEST_DEBUG: %s", strerror(errno));
+}
+
+/*
+ * Such a trap: no instruction has run since `rip` or since the exception or the exit that it led to, or
+ * nobody wants to step. The guest goes on.
+ */
+static int is_old_trap(int step, u64 rip)
+{
+	if (!intel || cpu->run->exit_reason != KVM_EXIT_DEBUG)
+		return 0;
+	return !step || regs.rip == rip || regs.rip == PAGE_S + STUBS + 16 * HOST_RIP ||
+	       (regs.rip >= PAGE_S + HANDLERS && regs.rip < PAGE_S + HANDLERS + 4 * VECTORS);
+}
+
 /* Run from `regs` until the instruction is over, single-stepped or up to the next OUT. */
 void run_instruction(int step)
 {
-	struct kvm_guest_debug debug = { .control = step ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0 };
-	int exits = 0, answered = 0;
+	int exits = 0, answered = 0, mmio;
+	u64 rip = regs.rip;
 
 	ioctl(cpu->fd, KVM_SET_REGS, &regs);
-	if (ioctl(cpu->fd, KVM_SET_GUEST_DEBUG, &debug))
-		die("KVM_SET_GUEST_DEBUG: %s", strerror(errno));
+	set_guest_debug(step);
 	alarm_rang = 0;
 	for (;;) {
 		if (answered >= 0 && enter()) {
@@ -393,17 +425,20 @@ void run_instruction(int step)
 			dead = 1;
 			return;
 		}
-		if (cpu->run->exit_reason != KVM_EXIT_MMIO)
-			break;
+		mmio = cpu->run->exit_reason == KVM_EXIT_MMIO;
+		if (!mmio) {
+			ioctl(cpu->fd, KVM_GET_REGS, &regs);
+			if (!is_old_trap(step, rip))
+				break;
+		}
 		if (++exits > 32) {
 			say(" out=toomanyexits");
 			return;
 		}
-		answered = answer_mmio();
+		answered = mmio ? answer_mmio() : 0;
 		if (answered > 0)
 			return;
 	}
-	ioctl(cpu->fd, KVM_GET_REGS, &regs);
 	ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
 	say_exit();
 }

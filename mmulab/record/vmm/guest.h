@@ -12,16 +12,18 @@
 /* The helper pages: where things lie in them (mmulab/scenario/helpers.py). */
 enum {
 	PAGE_S = 0x1000, PAGE_U = 0x2000, GDT = 0x000, IDT32 = 0x100, IDT64 = 0x200, TSS32 = 0x480,
-	TSS64 = 0x500, OPERAND = 0x7c0, STUBS = 0x800, STACK_TOP = 0xff0,
+	TSS64 = 0x500, HANDLERS = 0x600, VECTORS = 32, OPERAND = 0x7c0, STUBS = 0x800, STACK_TOP = 0xff0,
 };
 enum stub {
 	RD4, WR4, RD8, WR8, CR3, CR0, CR4, INVLPG, WRMSR, CX8, NOP, XCHG, SYSEXIT, SYSENTER, VMRUN,
-	L2_START, VMMCALL, RD1, WR1, INVPCID = 30, RSM,
+	L2_START, VMMCALL, RD1, WR1, VMXON, VMPTRLD, VMCLEAR, VMLAUNCH, VMRESUME, INVEPT, INVVPID, VMWRITE,
+	VMCALL, HOST_RIP, VMFUNC, INVPCID, RSM,
 };
 /* A handler's port is its vector; the others say where an OUT stands. */
-enum { PORT_SMI = 0xfb, PORT_L2 = 0xfd, PORT_L1 = 0xfe };
+enum { PORT_SMI = 0xfb, PORT_VMFAIL, PORT_L2, PORT_L1 };
 
-enum { CR0_PE = 1, CR4_PAE = 0x20, EFER_LMA = 0x400, EFER_SVME = 0x1000, RFLAGS = 2, AC = 0x40000, ZF = 0x40 };
+enum { CR0_PE = 1, CR4_PAE = 0x20, CR4_VMXE = 0x2000, EFER_LMA = 0x400, EFER_SVME = 0x1000 };
+enum { RFLAGS = 2, CF = 1, ZF = 0x40, AC = 0x40000 };
 #define CR0_PG (1u << 31)
 
 /* The nested guest's control block: AMD's manual, volume 2, appendix B. */
@@ -65,7 +67,7 @@ struct slot {
 extern struct vcpu vcpus[MAX_VCPUS], *cpu;
 extern struct kvm_regs regs;
 extern struct stats vm_stats;
-extern int vm, n_vcpus, dead;
+extern int vm, n_vcpus, dead, intel;
 extern u8 *mem;
 extern u64 mem_bytes;
 
@@ -94,5 +96,11 @@ struct slot *slot_of(u32 id);
 int set_slot(u32 id, u64 size, u32 flags);
 void fix_pdptes(void);
 void run_op(char *line);
+
+void vmx_allow(void);
+void vmx_load(const char *number, u64 gpa);
+int vmx_op(char **arg);
+void say_vmx_exit(void);
+void say_vmx_fail(void);
 
 #endif

@@ -37,7 +37,6 @@ void keep_quiet(int cpu);
 extern char trace_folder[64], probe_group[32];
 int own_host(int count, char **arg);
 char *read_file(const char *path);
-void use_link(u8 *all, u64 bytes);
 void record_on(const char *folder, int cpu) __attribute__((noreturn));
 
 void open_kvm(void);

@@ -3,10 +3,10 @@
  *
  * It mounts what it needs, loads KVM, turns tracing on and then runs the
  * scenarios (scenario.c) that come through the link. Everything goes back through
- * the link as it happens, so that nothing is lost when the kernel dies. The link
- * is the memory of an ivshmem device, a file of the machine outside: no driver
- * stands between.
+ * the link as it happens, so that nothing is lost when the kernel dies.
  *
+ * MMULAB_LINK   in the environment: `disk`, or else the memory of a device
+ * /drivers   modules that the link needs, as /modules
  * /modules   "FILE PARAMETER.." a line, in the order of loading
  * /probes    "EVENT FUNCTION ARGUMENT.." a line; of several with one EVENT the
  *            first whose function the kernel has wins
@@ -20,27 +20,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
+#include <termios.h>
 #include <unistd.h>
 #include "host.h"
+#include "link.h"
 
 #define IDLE_SECONDS 120	/* without a word from outside: nobody is there any more */
 #define MAX_CPUS 1024
 
-/* The link: words at its start, a mailbox for one job, a ring for what goes out. */
-enum { WORD_JOB = 1, WORD_JOB_BYTES, WORD_PRODUCED, WORD_CONSUMED };
-#define MAILBOX 0x1000ull
-#define RING 0x400000ull
-#define POWER_OFF (~0ull)
-
-static volatile u64 *link_words;
-static u8 *link_mailbox, *link_ring;
-static u64 ring_bytes;
+static const struct link *host_link;
 
 char trace_folder[64] = TRACING, probe_group[32] = "kprobes";
 
@@ -64,26 +57,44 @@ static void wait_a_moment(int *left)
 
 static void ring_put(u64 at, const void *data, u64 bytes)
 {
-	u64 start = at % ring_bytes, head = ring_bytes - start < bytes ? ring_bytes - start : bytes;
+	u64 ring_bytes = host_link->bytes - RING, start = at % ring_bytes;
+	u64 head = ring_bytes - start < bytes ? ring_bytes - start : bytes;
 
-	memcpy(link_ring + start, data, head);
-	memcpy(link_ring, (const u8 *)data + head, bytes - head);
+	if (head)
+		host_link->write(RING + start, data, head);
+	if (bytes > head)
+		host_link->write(RING, (const u8 *)data + head, bytes - head);
+}
+
+/* What is to be seen outside even if nothing follows: an op's start, before the kernel may die of it. */
+static int ends_a_part(int kind)
+{
+	return kind == REC_BEGIN || kind == REC_READY || kind == REC_ERROR || kind == REC_DONE;
 }
 
 static void put_parts(int kind, const void *first, u32 first_bytes, const void *second, u32 second_bytes)
 {
-	u64 at = link_words[WORD_PRODUCED];
+	static u64 produced, consumed;
 	u32 head[2] = { kind, first_bytes + second_bytes };
 	u64 whole = (8 + head[1] + 7) & ~7ull;
 	int left = IDLE_SECONDS * 2000;
 
-	while (at + whole - link_words[WORD_CONSUMED] > ring_bytes)
+	if (!host_link) {
+		printf("mmulab: %.*s\n", (int)first_bytes, (const char *)first);
+		return;
+	}
+	/* A sector less: a disk's last write goes on to the sector's end. */
+	while (produced + whole + SECTOR - consumed > host_link->bytes - RING) {
+		host_link->publish(produced, 1);
 		wait_a_moment(&left);
-	ring_put(at, head, 8);
-	ring_put(at + 8, first, first_bytes);
-	ring_put(at + 8 + first_bytes, second, second_bytes);
-	__sync_synchronize();
-	link_words[WORD_PRODUCED] = at + whole;
+		consumed = host_link->word(WORD_CONSUMED);
+	}
+	ring_put(produced, head, 8);
+	ring_put(produced + 8, first, first_bytes);
+	ring_put(produced + 8 + first_bytes, second, second_bytes);
+	ring_put(produced + 8 + head[1], "\0\0\0\0\0\0\0", whole - 8 - head[1]);
+	produced += whole;
+	host_link->publish(produced, ends_a_part(kind));
 }
 
 void put(int kind, const void *data, u32 bytes)
@@ -102,50 +113,18 @@ void note(int kind, const char *format, ...)
 	put(kind, text, strlen(text));
 }
 
-void use_link(u8 *all, u64 bytes)
+void use_link(const struct link *link)
 {
-	link_words = (void *)all;
-	link_mailbox = all + MAILBOX;
-	link_ring = all + RING;
-	ring_bytes = bytes - RING;
+	host_link = link;
 }
 
 static void open_link(void)
 {
-	const char *top = "/sys/bus/pci/devices";
-	DIR *folder = opendir(top);
-	struct dirent *entry;
-	char path[512], id[32];
-	struct stat st;
+	const char *kind = getenv("MMULAB_LINK");
 
-	while (folder && (entry = readdir(folder))) {
-		snprintf(path, sizeof(path), "%s/%s/modalias", top, entry->d_name);
-		int fd = open(path, O_RDONLY);
-		ssize_t got = fd < 0 ? 0 : read(fd, id, sizeof(id) - 1);
-
-		if (fd >= 0)
-			close(fd);
-		id[got > 0 ? got : 0] = 0;
-		if (strncmp(id, "pci:v00001AF4d00001110", 22))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s/enable", top, entry->d_name);
-		fd = open(path, O_WRONLY);
-		if (fd < 0 || write(fd, "1", 1) != 1)
-			printf("mmulab: cannot enable the link\n");
-		close(fd);
-		snprintf(path, sizeof(path), "%s/%s/resource2", top, entry->d_name);
-		fd = open(path, O_RDWR);
-		if (fd < 0 || fstat(fd, &st))
-			break;
-		u8 *all = mmap(0, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-
-		if (all == MAP_FAILED)
-			break;
-		use_link(all, st.st_size);
-		return;
-	}
-	printf("mmulab: no link: no ivshmem device with memory (%s)\n", strerror(errno));
-	power_off();
+	host_link = kind && !strcmp(kind, "disk") ? open_disk_link() : open_memory_link();
+	if (!host_link)
+		power_off();
 }
 
 /* ---- the kernel: files, modules, tracing ---------------------------------- */
@@ -357,20 +336,21 @@ void drain_trace(int send)
 
 static void __attribute__((noreturn)) serve(void)
 {
-	u64 done = 0;
+	u64 done = 0, job;
 
 	put(REC_READY, "", 0);
 	for (;;) {
 		int left = IDLE_SECONDS * 2000;
 
-		while (link_words[WORD_JOB] == done)
+		while ((job = host_link->word(WORD_JOB)) == done)
 			wait_a_moment(&left);
-		__sync_synchronize();
-		done = link_words[WORD_JOB];
-		if (done == POWER_OFF)
+		done = job;
+		if (job == POWER_OFF)
 			power_off();
-		char *text = strndup((char *)link_mailbox, link_words[WORD_JOB_BYTES]);
+		u64 bytes = host_link->word(WORD_JOB_BYTES);
+		char *text = calloc(1, bytes + 1);
 
+		host_link->read(MAILBOX, text, bytes);
 		run_scenario(text);
 		free(text);
 		put(REC_DONE, "", 0);
@@ -386,6 +366,7 @@ void record_on(const char *folder, int cpu)
 	open_trace();
 	open_kvm();
 	printf("mmulab: ready\n");
+	tcdrain(STDOUT_FILENO);	/* what comes on the console from now on is the kernel's */
 	serve();
 }
 
@@ -394,6 +375,7 @@ int main(int count, char **arg)
 	if (getpid() != 1)
 		return own_host(count, arg);
 	mount_all();
+	each_line("", "drivers", load_module);
 	open_link();
 	each_line("", "modules", load_module);
 	record_on("", 0);

@@ -109,6 +109,8 @@ static int guest_op(char **arg)
 	u64 value = hex(arg[1]);
 
 	memset(&regs, 0, sizeof(regs));
+	if (intel && vmx_op(arg))
+		return 1;
 	if (!strcmp(op, "rd") || !strcmp(op, "wr") || !strcmp(op, "xg")) {
 		run_access(arg);
 	} else if (!strcmp(op, "cx")) {
@@ -313,6 +315,8 @@ void run_op(char *line)
 		if (accesses(op))
 			arg[1] = *arg[1] == 'a' ? "a" : "s";
 	}
+	if (intel && !dead && !strcmp(op, "vmrun"))
+		vmx_load(number, hex(arg[1]));
 	if (dead)
 		return;
 	smm = cpu->run->flags & KVM_RUN_X86_SMM;

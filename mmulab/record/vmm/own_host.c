@@ -27,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "host.h"
+#include "link.h"
 
 #define GRACE_SECONDS 10	/* for a VMM that was killed to end; one that an oops left waiting never does */
 #define INSTANCE TRACING "instances/mmulab-%d"
@@ -35,23 +36,13 @@
 static void map_link(const char *folder)
 {
 	char path[4096];
-	struct stat st;
-	int fd;
+	const struct link *link;
 
 	snprintf(path, sizeof(path), "%s/link", folder);
-	fd = open(path, O_RDWR);
-	if (fd < 0 || fstat(fd, &st)) {
-		fprintf(stderr, "mmulab: %s: %s\n", path, strerror(errno));
+	link = open_file_link(path);
+	if (!link)
 		exit(1);
-	}
-	u8 *all = mmap(0, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-
-	if (all == MAP_FAILED) {
-		fprintf(stderr, "mmulab: %s: %s\n", path, strerror(errno));
-		exit(1);
-	}
-	close(fd);
-	use_link(all, st.st_size);
+	use_link(link);
 }
 
 /* Mount what is not there in a namespace of our own: no one else sees it, and it goes with us. */

@@ -21,8 +21,10 @@
 #include <unistd.h>
 #include "guest.h"
 
-int vm;
+int vm, intel;
 u64 mem_bytes;
+
+#define GENUINE_INTEL 0x756e6547	/* the first word of the vendor's name */
 
 static struct slot slots[MAX_SLOTS];
 static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
@@ -166,6 +168,8 @@ static void first_registers(void)
 	ioctl(cpu->fd, KVM_GET_SREGS, s);
 	if (s->efer & EFER_SVME && ioctl(cpu->fd, KVM_SET_MSRS, &hsave) != 1)
 		die("VM_HSAVE_PA: %s", strerror(errno));
+	if (intel && s->cr4 & CR4_VMXE)
+		vmx_allow();
 	if (s->cr0 != first.cr0 || s->cr4 != first.cr4 || s->efer != first.efer)
 		note(REC_NOTE, "KVM took other first registers: cr0 %llx cr4 %llx efer %llx", s->cr0, s->cr4, s->efer);
 	finish();
@@ -240,6 +244,9 @@ void open_kvm(void)
 		die("/dev/kvm: %s; KVM must be built in, or its modules given", strerror(errno));
 	catch_alarm();
 	get_supported();
+	for (u32 i = 0; i < supported.head.nent; i++)
+		if (!supported.entries[i].function)
+			intel = supported.entries[i].ebx == GENUINE_INTEL;
 	put(REC_CPUID, supported.entries, supported.head.nent * sizeof(supported.entries[0]));
 }
 
