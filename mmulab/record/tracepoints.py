@@ -229,6 +229,14 @@ class RawReader:
     def _mmio(self, raw: dict[str, Any]) -> ev.Event:
         return ev.kvm_mmio(_RW[raw["type"]], raw["len"], raw["gpa"])
 
+    def _ring_push(self, raw: dict[str, Any]) -> ev.Event:
+        return ev.kvm_dirty_ring_push(
+            raw["index"], raw["dirty_index"], raw["reset_index"], raw["slot"], raw["offset"]
+        )
+
+    def _ring_reset(self, raw: dict[str, Any]) -> ev.Event:
+        return ev.kvm_dirty_ring_reset(raw["index"], raw["dirty_index"], raw["reset_index"])
+
     def _nested_vmexit(self, raw: dict[str, Any]) -> ev.Event:
         return ev.kvm_nested_vmexit(exit_name(raw["exit_reason"]), raw["info1"], raw["info2"])
 
@@ -248,6 +256,8 @@ _MAKERS: dict[str, Callable[[RawReader, dict[str, Any]], ev.Event]] = {
     "kvm_inj_exception": RawReader._inj_exception,
     "kvm_emulate_insn": RawReader._emulate_insn,
     "kvm_mmio": RawReader._mmio,
+    "kvm_dirty_ring_push": RawReader._ring_push,
+    "kvm_dirty_ring_reset": RawReader._ring_reset,
     "kvm_nested_vmexit": RawReader._nested_vmexit,
     "kvm_nested_vmexit_inject": RawReader._nested_vmexit_inject,
 }

@@ -224,6 +224,26 @@ void change_feature(struct cpuid *cpuid, const char *key, u32 value)
 	*word = (*word & ~mask) | (value << f->low & mask);
 }
 
+/* PKRU has no register of its own in KVM's interface: it is a component of the XSAVE area. */
+int set_pkru(u32 value)
+{
+	static struct kvm_xsave area;
+	u64 *components = (u64 *)&area.region[512 / 4];
+
+	if (ioctl(cpu->fd, KVM_GET_XSAVE, &area))
+		die("KVM_GET_XSAVE: %s", strerror(errno));
+	for (u32 i = 0; i < cpu->cpuid.head.nent; i++) {
+		struct kvm_cpuid_entry2 *leaf = &cpu->cpuid.entries[i];
+
+		if (leaf->function != 0xd || leaf->index != XFEATURE_PKRU)
+			continue;
+		area.region[leaf->ebx / 4] = value;
+		*components |= 1ull << XFEATURE_PKRU;
+		return ioctl(cpu->fd, KVM_SET_XSAVE, &area);
+	}
+	die("pkru: this host's KVM has none");
+}
+
 /* ---- one instruction ------------------------------------------------------- */
 
 static void on_alarm(int signal)
@@ -357,6 +377,9 @@ static void say_exit(void)
 	case KVM_EXIT_SHUTDOWN:
 		say(" out=shutdown");
 		dead = 1;
+		break;
+	case KVM_EXIT_DIRTY_RING_FULL:
+		say(" out=dirty_ring_full");
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		say(" out=internal_error sub=%u", run->internal.suberror);

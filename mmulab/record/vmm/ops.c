@@ -228,6 +228,16 @@ static void host_op(char **arg)
 		clear_dirty_log(first_arg, hex(arg[2]), hex(arg[3]));
 	} else if (!strcmp(op, "hinval")) {
 		invalidate(first_arg, hex(arg[2]));
+	} else if (!strcmp(op, "age")) {
+		say_result(age(first_arg, hex(arg[2])));
+	} else if (!strcmp(op, "collapse")) {
+		say_result(collapse(first_arg, hex(arg[2])));
+	} else if (!strcmp(op, "getring")) {
+		harvest_ring();
+	} else if (!strcmp(op, "resetring")) {
+		say_result(ioctl(vm, KVM_RESET_DIRTY_RINGS, 0));
+	} else if (!strcmp(op, "pkru")) {
+		say_result(set_pkru(first_arg));
 	} else if (!strcmp(op, "nrpages")) {
 		say_result(ioctl(vm, KVM_SET_NR_MMU_PAGES, (unsigned long)first_arg));
 	} else if (!strcmp(op, "cpuid")) {
@@ -251,7 +261,8 @@ static void host_op(char **arg)
 static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
-				       "nrpages", "cpuid", "sregs", "panic" };
+				       "nrpages", "cpuid", "sregs", "panic", "age", "collapse", "getring",
+				       "resetring", "pkru" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))
