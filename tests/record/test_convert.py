@@ -57,3 +57,6 @@ def test_numbers_of_an_outcome_are_those_of_recordings() -> None:
         "mmio": [{"rw": "r", "gpa": "0xf0000000", "len": 4, "data": "0xd0d0d0d0"}],
     }
     assert outcome(["out=host", "ret=-22", "dirty=1,2"]) == {"out": "host", "ret": -22, "dirty": "1,2"}
+    assert outcome(["out=host", "ring=0:10,10001:5"]) == {"out": "host", "ring": "0:10,10001:5"}
+    assert outcome(["out=host", "ring="]) == {"out": "host", "ring": ""}
+    assert outcome(["out=dirty_ring_full"]) == {"out": "dirty_ring_full"}

@@ -182,10 +182,22 @@ void flat_segments(int cpl, int l)
 	s->idt.limit = lma ? 0x1ff : 0xff;
 }
 
-void set_sregs(void)
+/* Return 0, or -1 where KVM refuses `sregs`, which then are again what the vCPU has. */
+int set_sregs(void)
 {
-	if (ioctl(cpu->fd, KVM_SET_SREGS, &cpu->sregs))
-		note(REC_NOTE, "KVM_SET_SREGS: %s", strerror(errno));
+	int result = ioctl(cpu->fd, KVM_SET_SREGS, &cpu->sregs), why = errno;
+
+	if (result)
+		ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
+	errno = why;
+	return result;
+}
+
+/* For what an op needs and does not say: it would run at another CPL, or not in the stubs. */
+void must_set_sregs(void)
+{
+	if (set_sregs())
+		die("KVM_SET_SREGS refuses registers that the vCPU has: %s", strerror(errno));
 }
 
 static const struct feature { const char *key; u32 leaf, index; int reg, low, bits; } features[] = {

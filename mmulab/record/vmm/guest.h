@@ -86,7 +86,8 @@ const char *vcpu_prefix(void);
 void stats_open(struct stats *s, int owner);
 void flat_segments(int cpl, int l);
 int is_long(void);
-void set_sregs(void);
+int set_sregs(void);
+void must_set_sregs(void);
 void change_feature(struct cpuid *cpuid, const char *key, u32 value);
 int set_pkru(u32 value);
 
@@ -96,6 +97,7 @@ u64 ring_bytes(void);
 void map_ring(void *at);
 void harvest_ring(void);
 
+void try_pageout(void);
 int age(u64 at, u64 length);
 int collapse(u64 at, u64 length);
 

@@ -32,7 +32,7 @@ static void change_cpl(const char *number, int cpl, int compat)
 		return;
 	if (!is_pae()) {
 		flat_segments(cpl, l);
-		set_sregs();
+		must_set_sregs();
 		return;
 	}
 	memset(&regs, 0, sizeof(regs));
@@ -247,8 +247,10 @@ static void host_op(char **arg)
 
 		s->cr0 = first_arg, s->cr3 = hex(arg[2]), s->cr4 = hex(arg[3]), s->efer = hex(arg[4]);
 		flat_segments(0, is_long());
-		set_sregs();
-		say(" out=host");
+		if (set_sregs())
+			say_result(-1);
+		else
+			say(" out=host");
 #ifdef TEST_PANIC	/* tests compile this in: a scenario that the host does not survive */
 	} else if (!strcmp(op, "panic")) {
 		write_file("/proc/sysrq-trigger", "c");
@@ -282,7 +284,7 @@ static void settle_in_smm(const char *number)
 	say("out=host");
 	cpu->sregs.cr0 |= CR0_PE;
 	flat_segments(0, 0);
-	set_sregs();
+	must_set_sregs();
 	ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
 	/* KVM has saved TR as busy, upon which QEMU 7.2's TCG would abort after RSM. */
 	if (ioctl(cpu->fd, KVM_GET_MSRS, &smbase) == 1 && smbase.entry.data + SMRAM_TR_TYPE < mem_bytes)
@@ -319,7 +321,7 @@ void run_op(char *line)
 	} else {
 		if (cpu->sregs.cs.l != is_long()) {
 			flat_segments(0, is_long());
-			set_sregs();
+			must_set_sregs();
 		}
 		if (accesses(op))
 			arg[1] = *arg[1] == 'a' ? "a" : "s";

@@ -165,7 +165,8 @@ static void first_registers(void)
 	ioctl(cpu->fd, KVM_GET_SREGS, s);
 	s->cr0 = first.cr0, s->cr3 = first.cr3, s->cr4 = first.cr4, s->efer = first.efer;
 	flat_segments(0, is_long());
-	set_sregs();
+	if (set_sregs())
+		note(REC_NOTE, "KVM_SET_SREGS: %s", strerror(errno));
 	ioctl(cpu->fd, KVM_GET_SREGS, s);
 	if (s->efer & EFER_SVME && ioctl(cpu->fd, KVM_SET_MSRS, &hsave) != 1)
 		die("VM_HSAVE_PA: %s", strerror(errno));
@@ -246,6 +247,7 @@ void open_kvm(void)
 	if (kvm < 0)
 		die("/dev/kvm: %s; KVM must be built in, or its modules given", strerror(errno));
 	catch_alarm();
+	try_pageout();
 	get_supported();
 	put(REC_CPUID, supported.entries, supported.head.nent * sizeof(supported.entries[0]));
 }
