@@ -205,6 +205,20 @@ class Behaviours:
         "vmx/vmx.c:handle_ept_violation -> vmx/common.h:__vmx_handle_ept_violation",
         shows="ept0-host-noad/roots3-pae op 0",
     )
+    smm_needs_smram: bool = _since(
+        "6.2",
+        "89dccf82e99e",
+        "An SMI whose state-save area cannot be written ends the VM",
+        "x86.c:enter_smm -> smm.c:enter_smm",
+        shows="smm/smm-nosmram-64 op 1",
+    )
+    sregs_check_efer: bool = _since(
+        "6.12",
+        "184bd464bdb6",
+        "KVM_SET_SREGS refuses what the guest itself may not set in EFER (a backport: 6.12.117 has it)",
+        "x86.c:kvm_is_valid_sregs -> regs.c:kvm_is_valid_sregs",
+        shows="cpuid/cpuid-before-run-57 op 19",
+    )
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the behaviours that are on, in the order of the table."""

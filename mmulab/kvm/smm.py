@@ -7,7 +7,7 @@ guest memory of that space. Of the state the model has what is named in
 are saved as 0 and not restored.
 
 Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``enter_smm``, ``enter_smm_save_state_64``,
-``enter_smm_save_state_32``, ``kvm_smm_changed``); APM 2, 10.2 and 10.3.
+``enter_smm_save_state_32``, ``kvm_smm_changed``), 6.12 ``smm.c`` (``enter_smm``); APM 2, 10.2 and 10.3.
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ def enter_smm(vcpu: Vcpu) -> None:
     """Take a pending SMI: real mode without paging, at the handler's first instruction.
 
     If L2 runs, its registers are saved, and L1's are those that SMM goes on with.
-    Where no slot of address space 1 has the state-save area, the state is lost
-    without a word. The write goes past the tracking of guest tables.
+    Where no slot of address space 1 has the state-save area, 6.1 loses the state
+    without a word, and later kernels end the VM. The write goes past the tracking
+    of guest tables.
     """
     state = _registers(vcpu)
     if vcpu.nested is not None:
@@ -166,8 +167,12 @@ def enter_smm(vcpu: Vcpu) -> None:
     gpa = vcpu.smbase + STATE_SAVE_AREA
     for offset, size in _spans(gpa):
         part = int.from_bytes(data[offset : offset + size], "little")
-        if not kvm_write_guest(vcpu, gpa + offset, size, part):
-            break
+        if kvm_write_guest(vcpu, gpa + offset, size, part):
+            continue
+        if vcpu.kvm.behaviours.smm_needs_smram:
+            vcpu.kvm.make_all_cpus_request(Request.VM_DEAD)
+            return
+        break
     vcpu.rip, vcpu.cpl, vcpu.ac = SMI_HANDLER, 0, False
     vcpu.cr0 &= ~(X86_CR0_PE | X86_CR0_EM | X86_CR0_TS | X86_CR0_PG)
     set_cr4(vcpu, 0)

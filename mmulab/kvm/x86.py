@@ -7,6 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
 
 from __future__ import annotations
 
+import errno
 from typing import NoReturn
 
 from mmulab import events as ev
@@ -34,7 +35,7 @@ from mmulab.kvm.sregs import (
     kvm_valid_efer,
     unknown_efer,
 )
-from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.state import KvmRunError, Request, Vcpu
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -285,6 +286,8 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
     valid = kvm_is_valid_cr0(vcpu, cr0) and kvm_is_valid_cr4(vcpu, cr4)
     if not valid or invalid_sregs(vcpu.kvm.config, vcpu.cpu, cr0, cr3, cr4, efer):
         return -EINVAL
+    if vcpu.kvm.behaviours.sregs_check_efer and not kvm_valid_efer(vcpu.kvm.config, vcpu.cpu, efer):
+        return -EINVAL
     unknown = unknown_efer(vcpu.kvm.config, efer)
     if unknown:
         raise InputError(unknown)
@@ -314,8 +317,16 @@ def kvm_vcpu_ioctl_x86_set_xsave(vcpu: Vcpu, pkru: int) -> int:
 
 
 def serve_requests(vcpu: Vcpu) -> bool:
-    """Do what was put off until entry; False if the vCPU shuts down (triple fault)."""
+    """Do what was put off until entry; False if the vCPU shuts down (triple fault).
+
+    Raises
+    ------
+    KvmRunError
+        The VM is dead.
+    """
     requests = vcpu.requests
+    if requests & Request.VM_DEAD:
+        raise KvmRunError(errno.EIO)
     if requests & Request.MMU_FREE_OBSOLETE_ROOTS:
         vcpu.requests &= ~Request.MMU_FREE_OBSOLETE_ROOTS
         kvm_mmu_free_obsolete_roots(vcpu)
@@ -365,7 +376,7 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
 
     Raises
     ------
-    DirtyRingFullError
+    DirtyRingFullError, KvmRunError
     """
     while True:
         if vcpu.dirty_ring is not None and vcpu.dirty_ring.soft_full():

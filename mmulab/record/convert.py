@@ -26,7 +26,7 @@ _OF_THE_HOST = ("fpu_reload", "req_event")
 """Statistics that count what the host's own tasks cause."""
 _NUMBERS = ("ret", "vec", "cf", "zf", "errno", "sub", "l1db")
 """Keys of an outcome that are JSON numbers; others are hexadecimal text."""
-_TEXTS = ("out", "dirty")
+_TEXTS = ("out", "dirty", "ring")
 
 
 def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str] = ()) -> list[str]:
@@ -60,6 +60,8 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
     )
     if work.scenario.vcpus > 1:
         header["vcpus"] = work.scenario.vcpus
+    if work.nolock:
+        header["nolock"] = 1
     header["n_ops"] = work.n_ops
     header["n_ran"] = sum(record["i"] >= 0 and record["op"] != "teardown" for record in records)
     header["n_events"] = sum(len(record["ev"]) for record in records)

@@ -202,6 +202,14 @@ class RawReader:
             raw["vmcb"], raw["nested_rip"], bool(raw["tdp_enabled"]), raw["guest_pgd"]
         )
 
+    def _ring_push(self, raw: dict[str, Any]) -> ev.Event:
+        return ev.kvm_dirty_ring_push(
+            raw["index"], raw["dirty_index"], raw["reset_index"], raw["slot"], raw["offset"]
+        )
+
+    def _ring_reset(self, raw: dict[str, Any]) -> ev.Event:
+        return ev.kvm_dirty_ring_reset(raw["index"], raw["dirty_index"], raw["reset_index"])
+
     def _nested_vmexit(self, raw: dict[str, Any]) -> ev.Event:
         return self.exits.nested_exit(raw)
 
@@ -222,6 +230,8 @@ _MAKERS: dict[str, Callable[[RawReader, dict[str, Any]], ev.Event]] = {
     "kvm_emulate_insn": RawReader._emulate_insn,
     "kvm_mmio": RawReader._mmio,
     "kvm_nested_vmenter": RawReader._nested_vmenter,
+    "kvm_dirty_ring_push": RawReader._ring_push,
+    "kvm_dirty_ring_reset": RawReader._ring_reset,
     "kvm_nested_vmexit": RawReader._nested_vmexit,
     "kvm_nested_vmexit_inject": RawReader._nested_vmexit_inject,
 }

@@ -10,6 +10,7 @@ from mmulab import files
 from mmulab.conform.record import scenario_record
 from mmulab.conform.recording import Recording, read_lines, read_recording, scenario_name
 from mmulab.errors import named
+from mmulab.machine.op import Age
 from mmulab.record.host import CPUID, KernelParameters
 from mmulab.scenario.grammar import format_step, op_name
 from mmulab.scenario.helpers import STUBS_OF_OPS, helper_lines
@@ -67,13 +68,16 @@ class Work:
         header = self.scenario.header
         if not header.host["x86_64"]:
             return "its host is a 32-bit kernel (x86_64=0), which cannot be recorded"
-        if header.dirty_ring:
-            return "its vCPUs have dirty rings, which the recorder's VMM does not make yet"
         for step in self.scenario.steps:
             if op_name(step.op) in _OTHERS_OPS[header.vendor]:
                 place = f"line {step.line}: " if step.line else ""
                 return f"{place}op {op_name(step.op)}: {_HOST[header.vendor]} host has none such"
         return ""
+
+    @property
+    def nolock(self) -> bool:
+        """Whether the backing is not locked: locked pages are not aged."""
+        return any(isinstance(step.op, Age) for step in self.scenario.steps)
 
     def job(self, supported: dict[str, int]) -> str:
         """Return the scenario as the VMM reads it.
@@ -85,7 +89,8 @@ class Work:
         """
         h = self.scenario.header
         ops_of_pages = {STUBS_OF_OPS[type(s.op)] for s in self.scenario.steps if type(s.op) in STUBS_OF_OPS}
-        lines = [f"mem {h.backing_bytes:x}", f"thp {h.thp:x}", f"manualdirty {h.manual_dirty:x}"]
+        lines = [f"mem {h.backing_bytes:x}", f"nolock {self.nolock:x}", f"thp {h.thp:x}"]
+        lines += [f"manualdirty {h.manual_dirty:x}", f"dirtyring {h.dirty_ring:x}"]
         lines.append(f"vcpus {self.scenario.vcpus:x}")
         lines.append("sregs " + " ".join(f"{value:x}" for value in h.regs))
         lines += [f"slot {s.id:x} {s.gpa:x} {s.size:x} {s.flags:x} {s.offset:x}" for s in h.slots]

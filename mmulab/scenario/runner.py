@@ -186,10 +186,10 @@ class Runner:
             was_in_smm = vcpu.smm
             result = self._execute(index, format_step(step), step.op)
             yield result
-            if vcpu.smm and not was_in_smm:
-                yield self._leave_real_mode(index, vcpu)
             if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
+            if vcpu.smm and not was_in_smm:
+                yield self._leave_real_mode(index, vcpu)
         yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
 
     def _execute(self, index: int, text: str, op: Op) -> Result:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from mmulab.errors import InputError
+from mmulab.kvm.behaviours import Behaviours
 from mmulab.kvm.smm import (
     SAVE_STATE_32,
     SAVE_STATE_64,
@@ -20,15 +22,16 @@ from mmulab.kvm.state import Request
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr4
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
+from mmulab.machine.op import Outcome, OutcomeKind
 from mmulab.x86.regs import X86_CR4_VMXE
 from tests.kvm.guest import MIB, Guest
 
 AS_1 = 1 << 16
 
 
-def smm_guest(flags: int = 0, vendor: str = "amd") -> Guest:
+def smm_guest(flags: int = 0, vendor: str = "amd", **config: Any) -> Guest:
     """A guest whose address space 1 shows the same memory."""
-    guest = Guest("64", host=HostConfig(vendor=vendor, tdp=vendor == "intel"))
+    guest = Guest("64", host=HostConfig(vendor=vendor, tdp=vendor == "intel"), **config)
     guest.machine.execute(ops.SetMemslot(AS_1, 0, 8 * MIB, flags, 0))
     return guest
 
@@ -67,6 +70,15 @@ def test_read_only_memory_keeps_nothing() -> None:
     enter_smm(guest.vcpu)
     assert guest.load(0x30000 + STATE_SAVE_AREA + 0x158, 8) == 0
     assert guest.vcpu.smm == 1
+
+
+def test_later_kernels_end_the_vm_where_nothing_can_be_kept() -> None:
+    guest = smm_guest(flags=2, behaviours=Behaviours(smm_needs_smram=True))
+    kvm_vcpu_ioctl_smi(guest.vcpu)
+    assert guest.machine.execute(ops.Nop()) == Outcome(OutcomeKind.HANG, error=5)
+    assert guest.vcpu.requests & Request.VM_DEAD
+    assert guest.vcpu.cr0 == guest.regs[0]  # the way in was not gone to its end
+    assert guest.machine.execute(ops.Nop()) == Outcome(OutcomeKind.HANG, error=5)
 
 
 def test_an_smi_is_a_request_for_the_next_entry() -> None:

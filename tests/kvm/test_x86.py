@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
+from mmulab.kvm.behaviours import Behaviours
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.state import Request
 from mmulab.kvm.x86 import (
+    EINVAL,
     GeneralProtectionError,
     kvm_invalidate_pcid,
     kvm_set_cr0,
@@ -293,6 +295,16 @@ def test_the_vmm_resets_a_pae_guest_always_and_others_by_change() -> None:
         with guest.watch() as seen:
             set_sregs(guest.vcpu, *guest.regs)
         assert resets(seen) == count
+
+
+def test_whether_the_vmm_may_set_what_the_guest_may_not_is_a_matter_of_the_kernel() -> None:
+    """``kvm_is_valid_sregs``: 6.1 does not look whether the guest's CPUID has what EFER turns on."""
+    for refuses in (False, True):
+        behaviours = Behaviours(sregs_check_efer=refuses)
+        guest = Guest("64", cpu=CpuModel(nx=False), off=EFER_NX << 64, behaviours=behaviours)
+        cr0, cr3, cr4, efer = guest.regs
+        result = set_sregs(guest.vcpu, cr0, cr3, cr4, efer | EFER_NX)
+        assert (result, guest.vcpu.efer) == ((-EINVAL, efer) if refuses else (None, efer | EFER_NX))
 
 
 def test_a_changed_pdpte_ends_the_root() -> None:

@@ -116,8 +116,12 @@ def test_always_may_download_and_fails_if_it_cannot(
     monkeypatch.setattr(module, "from_deb", from_deb)
     with pytest.raises(InputError, match=r"record 'always': --deb linux-image\S+: apt-get failed with 100"):
         kernel_run(NAME, "6.1.192", "always")
-    with pytest.raises(InputError, match="record 'always': its host is Intel's"):
-        kernel_run("nested-ept/ept-basic-ad-l132", "6.1.192", "always")
+
+
+def test_no_notebook_waits_for_a_slow_boot_unless_told_to(bootable: list[str]) -> None:
+    run = kernel_run("intel-sh/basic-64", "6.1.192", "auto")
+    assert run.notes == ("not recorded anew: an Intel host takes minutes to boot; record 'always' waits for it",)
+    assert not bootable
 
 
 def test_what_is_neither_recorded_nor_in_data_is_refused(bootable: list[str]) -> None:

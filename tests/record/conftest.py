@@ -1,4 +1,4 @@
-"""What hosts said of scenarios whose recordings are in data/conformance, as it came over the link."""
+"""What hosts said of scenarios whose recordings are in data, as it came over the link."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from mmulab.record.take import Take
 from mmulab.record.work import Work, read_recorded
 
 SAMPLES = {
-    "6.1.192-sh-mmio-pae": "6.1.192/sh/mmio-pae",
-    "6.12.117-nested48-nested-large-thp-64": "6.12.117/nested48/nested-large-thp-64",
+    "6.1.192-sh-mmio-pae": "conformance/6.1.192/sh/mmio-pae",
+    "6.12.117-nested48-nested-large-thp-64": "conformance/6.12.117/nested48/nested-large-thp-64",
+    "6.12.117-age-collapse-64": "conformance-more/6.12.117/age/collapse-64",
+    "6.12.117-dirtyring-dirtyring-64": "conformance-more/6.12.117/dirtyring/dirtyring-64",
 }
 
 
@@ -43,7 +45,7 @@ def load(name: str, root: Path) -> Sample:
             facts.add_cpuid(payload)
         else:
             take.add(Record(kind, payload))
-    path = root / "data/conformance" / f"{SAMPLES[name]}.jsonl.xz"
+    path = root / "data" / f"{SAMPLES[name]}.jsonl.xz"
     return Sample(path, read_recorded(path), facts, take)
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from mmulab.conform.recording import read_lines
 from mmulab.errors import InputError
+from mmulab.machine.op import Age
 from mmulab.record.convert import outcome, recorded_lines
 from mmulab.record.take import TakenOp
+from mmulab.scenario.grammar import Step
 from tests.record.conftest import Sample
 
 
@@ -32,6 +34,13 @@ def test_an_op_that_the_host_did_not_survive_has_the_kernels_words(sample: Sampl
     whole = read_lines(sample.path)
     assert lines[1:4] == [json.loads(line) for line in whole[1:4]]
     assert lines[-1] == {"end": 1, "stats_total": {}}
+
+
+def test_the_header_says_that_memory_was_not_locked(sample: Sample) -> None:
+    scenario = sample.work.scenario
+    aged = replace(scenario, steps=(*scenario.steps, Step(Age(0, 0x1000))))
+    work = replace(sample.work, scenario=aged)
+    assert json.loads(recorded_lines(work, sample.take, sample.facts)[0])["nolock"] == 1
 
 
 def test_frames_that_nobody_knows_are_counted(sample: Sample) -> None:
@@ -57,3 +66,6 @@ def test_numbers_of_an_outcome_are_those_of_recordings() -> None:
         "mmio": [{"rw": "r", "gpa": "0xf0000000", "len": 4, "data": "0xd0d0d0d0"}],
     }
     assert outcome(["out=host", "ret=-22", "dirty=1,2"]) == {"out": "host", "ret": -22, "dirty": "1,2"}
+    assert outcome(["out=host", "ring=0:10,10001:5"]) == {"out": "host", "ring": "0:10,10001:5"}
+    assert outcome(["out=host", "ring="]) == {"out": "host", "ring": ""}
+    assert outcome(["out=dirty_ring_full"]) == {"out": "dirty_ring_full"}

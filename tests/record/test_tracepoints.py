@@ -75,6 +75,14 @@ def test_what_host_interrupts_cause_is_left_out() -> None:
     assert not made._is_seen("kvm_nested_vmexit", {"exit_reason": 0x60})
 
 
+def test_a_ring_is_the_vcpus_index() -> None:
+    raw = {"index": 1, "dirty_index": 5, "reset_index": 2, "slot": 0x10000, "offset": 0x101}
+    assert reader()._event("kvm_dirty_ring_push", raw) == ev.kvm_dirty_ring_push(1, 5, 2, 0x10000, 0x101)
+    assert reader()._event("kvm_dirty_ring_reset", raw) == ev.kvm_dirty_ring_reset(1, 5, 2)
+    assert reader()._event("kvm_dirty_ring_exit", {"vcpu_id": 1}) == ev.kvm_dirty_ring_exit(1)
+    assert reader()._event("kvm_age_hva", {"start": 0x1000, "end": 0x2000}) == ev.kvm_age_hva()
+
+
 def test_dropping_an_empty_entry_is_no_event() -> None:
     assert not reader()._is_seen("drop_spte", {"old_spte": 1 << 63})
     assert reader()._is_seen("drop_spte", {"old_spte": PRESENT})

@@ -183,10 +183,22 @@ void flat_segments(int cpl, int l)
 	s->idt.limit = lma ? 0x1ff : 0xff;
 }
 
-void set_sregs(void)
+/* Return 0, or -1 where KVM refuses `sregs`, which then are again what the vCPU has. */
+int set_sregs(void)
 {
-	if (ioctl(cpu->fd, KVM_SET_SREGS, &cpu->sregs))
-		note(REC_NOTE, "KVM_SET_SREGS: %s", strerror(errno));
+	int result = ioctl(cpu->fd, KVM_SET_SREGS, &cpu->sregs), why = errno;
+
+	if (result)
+		ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
+	errno = why;
+	return result;
+}
+
+/* For what an op needs and does not say: it would run at another CPL, or not in the stubs. */
+void must_set_sregs(void)
+{
+	if (set_sregs())
+		die("KVM_SET_SREGS refuses registers that the vCPU has: %s", strerror(errno));
 }
 
 /* Where each feature stands in CPUID; the scenario says it (mmulab/record/host.py). */
@@ -231,6 +243,26 @@ void change_feature(struct cpuid *cpuid, const char *key, u32 value)
 		die("cpuid %s: this host's KVM has no such feature", key);
 	mask = ((1u << f->bits) - 1) << f->low;
 	*word = (*word & ~mask) | (value << f->low & mask);
+}
+
+/* PKRU has no register of its own in KVM's interface: it is a component of the XSAVE area. */
+int set_pkru(u32 value)
+{
+	static struct kvm_xsave area;
+	u64 *components = (u64 *)&area.region[512 / 4];
+
+	if (ioctl(cpu->fd, KVM_GET_XSAVE, &area))
+		die("KVM_GET_XSAVE: %s", strerror(errno));
+	for (u32 i = 0; i < cpu->cpuid.head.nent; i++) {
+		struct kvm_cpuid_entry2 *leaf = &cpu->cpuid.entries[i];
+
+		if (leaf->function != 0xd || leaf->index != XFEATURE_PKRU)
+			continue;
+		area.region[leaf->ebx / 4] = value;
+		*components |= 1ull << XFEATURE_PKRU;
+		return ioctl(cpu->fd, KVM_SET_XSAVE, &area);
+	}
+	die("pkru: this host's KVM has none");
 }
 
 /* ---- one instruction ------------------------------------------------------- */
@@ -370,6 +402,9 @@ static void say_exit(void)
 	case KVM_EXIT_SHUTDOWN:
 		say(" out=shutdown");
 		dead = 1;
+		break;
+	case KVM_EXIT_DIRTY_RING_FULL:
+		say(" out=dirty_ring_full");
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		say(" out=internal_error sub=%u", run->internal.suberror);

@@ -1,4 +1,7 @@
-/* A scenario (scenario.c), its ops (ops.c), its guest and one instruction of that (guest.c). */
+/*
+ * A scenario (scenario.c), its ops (ops.c, those on dirty rings in dirty_ring.c, those that reach KVM by its
+ * MMU notifier in notifier.c), its guest and one instruction of that (guest.c).
+ */
 #ifndef GUEST_H
 #define GUEST_H
 
@@ -31,6 +34,7 @@ enum {
 	VMCB_INT_SHADOW = 0x68, VMCB_EXIT = 0x70, VMCB_INFO1 = 0x78, VMCB_INFO2 = 0x80, VMCB_INT_INFO = 0x88,
 	VMCB_EVENT_INJ = 0xa8, VMCB_RFLAGS = 0x570, VMCB_RIP = 0x578, VMCB_RSP = 0x5d8, HSAVE = 0xc000,
 };
+enum { XFEATURE_PKRU = 9 };
 enum { MSR_SMBASE = 0x9e, SMRAM_TR_TYPE = 0xfe92, MSR_HSAVE = 0xc0010117 };
 
 #define MAX_STATS 200
@@ -57,6 +61,8 @@ struct vcpu {
 	struct cpuid cpuid;
 	u64 vmcb;		/* of the nested guest that ran last */
 	int in_l2;
+	struct kvm_dirty_gfn *ring;
+	u32 harvested;		/* entries of the ring, from the start */
 };
 
 /* A memslot: its place in the guest, and its place in the backing. */
@@ -83,9 +89,21 @@ const char *vcpu_prefix(void);
 void stats_open(struct stats *s, int owner);
 void flat_segments(int cpl, int l);
 int is_long(void);
-void set_sregs(void);
+int set_sregs(void);
+void must_set_sregs(void);
 void know_feature(const char *key, const u64 *place);
 void change_feature(struct cpuid *cpuid, const char *key, u32 value);
+int set_pkru(u32 value);
+
+extern u32 ring_entries;
+void enable_dirty_rings(void);
+u64 ring_bytes(void);
+void map_ring(void *at);
+void harvest_ring(void);
+
+void try_pageout(void);
+int age(u64 at, u64 length);
+int collapse(u64 at, u64 length);
 
 void catch_alarm(void);
 void start_at(u64 rip, u64 rflags);

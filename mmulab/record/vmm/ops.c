@@ -32,7 +32,7 @@ static void change_cpl(const char *number, int cpl, int compat)
 		return;
 	if (!is_pae()) {
 		flat_segments(cpl, l);
-		set_sregs();
+		must_set_sregs();
 		return;
 	}
 	memset(&regs, 0, sizeof(regs));
@@ -230,6 +230,16 @@ static void host_op(char **arg)
 		clear_dirty_log(first_arg, hex(arg[2]), hex(arg[3]));
 	} else if (!strcmp(op, "hinval")) {
 		invalidate(first_arg, hex(arg[2]));
+	} else if (!strcmp(op, "age")) {
+		say_result(age(first_arg, hex(arg[2])));
+	} else if (!strcmp(op, "collapse")) {
+		say_result(collapse(first_arg, hex(arg[2])));
+	} else if (!strcmp(op, "getring")) {
+		harvest_ring();
+	} else if (!strcmp(op, "resetring")) {
+		say_result(ioctl(vm, KVM_RESET_DIRTY_RINGS, 0));
+	} else if (!strcmp(op, "pkru")) {
+		say_result(set_pkru(first_arg));
 	} else if (!strcmp(op, "nrpages")) {
 		say_result(ioctl(vm, KVM_SET_NR_MMU_PAGES, (unsigned long)first_arg));
 	} else if (!strcmp(op, "cpuid")) {
@@ -239,8 +249,10 @@ static void host_op(char **arg)
 
 		s->cr0 = first_arg, s->cr3 = hex(arg[2]), s->cr4 = hex(arg[3]), s->efer = hex(arg[4]);
 		flat_segments(0, is_long());
-		set_sregs();
-		say(" out=host");
+		if (set_sregs())
+			say_result(-1);
+		else
+			say(" out=host");
 #ifdef TEST_PANIC	/* tests compile this in: a scenario that the host does not survive */
 	} else if (!strcmp(op, "panic")) {
 		write_file("/proc/sysrq-trigger", "c");
@@ -253,7 +265,8 @@ static void host_op(char **arg)
 static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
-				       "nrpages", "cpuid", "sregs", "panic" };
+				       "nrpages", "cpuid", "sregs", "panic", "age", "collapse", "getring",
+				       "resetring", "pkru" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))
@@ -273,7 +286,7 @@ static void settle_in_smm(const char *number)
 	say("out=host");
 	cpu->sregs.cr0 |= CR0_PE;
 	flat_segments(0, 0);
-	set_sregs();
+	must_set_sregs();
 	ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
 	/* KVM has saved TR as busy, upon which QEMU 7.2's TCG would abort after RSM. */
 	if (ioctl(cpu->fd, KVM_GET_MSRS, &smbase) == 1 && smbase.entry.data + SMRAM_TR_TYPE < mem_bytes)
@@ -310,7 +323,7 @@ void run_op(char *line)
 	} else {
 		if (cpu->sregs.cs.l != is_long()) {
 			flat_segments(0, is_long());
-			set_sregs();
+			must_set_sregs();
 		}
 		if (accesses(op))
 			arg[1] = *arg[1] == 'a' ? "a" : "s";

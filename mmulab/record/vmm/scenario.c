@@ -1,14 +1,15 @@
 /*
  * A scenario: makes its VM, runs its ops and ends it. It comes as lines of text, its beginning first:
  *
- *   mem BYTES        thp 0|1          manualdirty 0|1        vcpus N        pdptfix GPA
+ *   mem BYTES        nolock 0|1       thp 0|1          manualdirty 0|1
+ *   vcpus N          dirtyring N      pdptfix GPA
  *   sregs CR0 CR3 CR4 EFER            slot ID GPA SIZE FLAGS OFFSET
  *   feature KEY LEAF INDEX REGISTER LOWEST BITS VALUE
  *   helper GPA BYTES                  fill GPA LEN BYTE                     value SIZE GPA VALUE
  *
  * then `ops`, an op a line with its number in front (mmulab/scenario/grammar.py), and `end NUMBER`,
- * the number of the teardown. Numbers of ops are decimal, the others hexadecimal. `mem` and then `thp`
- * stand before whatever is put into memory.
+ * the number of the teardown. Numbers of ops are decimal, the others hexadecimal. `mem`, `nolock`
+ * and then `thp` stand before whatever is put into memory.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,10 +32,11 @@ static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
 static u64 pdptfix[8];
 static struct kvm_sregs first;
 static struct cpuid supported;
-static int kvm, n_slots, n_pdptfix, thp, manual_dirty;
+static int kvm, n_slots, n_pdptfix, nolock, thp, manual_dirty;
 static void *mapped, *runs;
 static u64 mapped_bytes, runs_bytes;
 static u64 *frames, *later_frames;
+static int reusable;		/* small pages, in which no op has changed anything but bytes */
 
 /* ---- memory ---------------------------------------------------------------- */
 
@@ -78,7 +80,7 @@ static void map_memory(void)
 	mem = (u8 *)(((u64)mapped + align - 1) & ~(align - 1));
 	madvise(mem, mem_bytes, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	memset(mem, 0x90, mem_bytes);
-	if (mlock(mem, mem_bytes))
+	if (!nolock && mlock(mem, mem_bytes))
 		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
 	if (thp)	/* what an op splits stays split */
 		madvise(mem, mem_bytes, MADV_NOHUGEPAGE);
@@ -86,17 +88,16 @@ static void map_memory(void)
 
 /*
  * The guest's backing: there from the start, and its host frames never change. To make it takes longer
- * than a scenario of 50 ops, so small pages, which no op can split, serve the next scenario of that size too.
+ * than a scenario of 50 ops, so small locked pages, unless an op has put others in their place, serve the
+ * next scenario of that size too.
  */
 static void make_memory(void)
 {
-	static int small_pages;
-
-	if (!mapped || !small_pages || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
+	if (!mapped || !reusable || nolock || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
 		if (mapped)
 			munmap(mapped, mapped_bytes);
 		map_memory();
-		small_pages = !thp;
+		reusable = !nolock && !thp;
 	} else {
 		memset(mem, 0x90, mem_bytes);
 	}
@@ -137,18 +138,21 @@ static void make_vcpu(int number)
 	stats_open(&cpu->stats, cpu->fd);
 }
 
-/* All of a VM's kvm_run areas in one mapping, so that one munmap() ends them: the MMU notifier reports each. */
+/* All of a VM's kvm_run areas and rings in one mapping, so that one munmap() ends them: the MMU notifier reports each. */
 static void map_runs(void)
 {
 	int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	u8 *all;
 
-	runs_bytes = (u64)size * n_vcpus;
+	runs_bytes = (size + ring_bytes()) * n_vcpus;
 	runs = all = mmap(0, runs_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	for (int i = 0; i < n_vcpus; i++) {
 		vcpus[i].run = mmap(all + i * size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, vcpus[i].fd, 0);
 		if (vcpus[i].run == MAP_FAILED)
 			die("kvm_run: %s", strerror(errno));
+		cpu = &vcpus[i];
+		if (ring_entries)
+			map_ring(all + size * n_vcpus + ring_bytes() * i);
 	}
 }
 
@@ -164,7 +168,8 @@ static void first_registers(void)
 	ioctl(cpu->fd, KVM_GET_SREGS, s);
 	s->cr0 = first.cr0, s->cr3 = first.cr3, s->cr4 = first.cr4, s->efer = first.efer;
 	flat_segments(0, is_long());
-	set_sregs();
+	if (set_sregs())
+		note(REC_NOTE, "KVM_SET_SREGS: %s", strerror(errno));
 	ioctl(cpu->fd, KVM_GET_SREGS, s);
 	if (s->efer & EFER_SVME && ioctl(cpu->fd, KVM_SET_MSRS, &hsave) != 1)
 		die("VM_HSAVE_PA: %s", strerror(errno));
@@ -206,6 +211,10 @@ static void header_line(char *line)
 		mem_bytes = x[0];
 	else if (!strcmp(key, "thp"))
 		thp = x[0], make_memory();
+	else if (!strcmp(key, "nolock"))
+		nolock = x[0];
+	else if (!strcmp(key, "dirtyring"))
+		ring_entries = x[0];
 	else if (!strcmp(key, "manualdirty"))
 		manual_dirty = x[0];
 	else if (!strcmp(key, "vcpus"))
@@ -243,6 +252,7 @@ void open_kvm(void)
 	if (kvm < 0)
 		die("/dev/kvm: %s; KVM must be built in, or its modules given", strerror(errno));
 	catch_alarm();
+	try_pageout();
 	get_supported();
 	for (u32 i = 0; i < supported.head.nent; i++)
 		if (!supported.entries[i].function)
@@ -257,6 +267,7 @@ static void make_vm(void)
 	if (manual_dirty && ioctl(vm, KVM_ENABLE_CAP, &manual))
 		die("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: %s", strerror(errno));
 	make_slots();
+	enable_dirty_rings();
 	for (int i = 0; i < n_vcpus; i++)
 		make_vcpu(i);
 	map_runs();
@@ -274,8 +285,10 @@ static void end_vm(const char *number)
 {
 	send_total();
 	read_frames(later_frames);
-	if (memcmp(frames, later_frames, mem_bytes / PAGE * 8))
+	if (memcmp(frames, later_frames, mem_bytes / PAGE * 8)) {
 		put(REC_FRAMES, later_frames, mem_bytes / PAGE * 8);
+		reusable = 0;
+	}
 	begin(number, "teardown");
 	munmap(runs, runs_bytes);
 	for (int i = 0; i < n_vcpus; i++)
@@ -297,7 +310,7 @@ void run_scenario(char *text)
 
 	memset(vcpus, 0, sizeof(vcpus));
 	memset(slots, 0, sizeof(slots));
-	n_slots = n_pdptfix = manual_dirty = dead = 0;
+	n_slots = n_pdptfix = nolock = manual_dirty = ring_entries = dead = 0;
 	n_vcpus = 1;
 	get_supported();
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
