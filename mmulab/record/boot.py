@@ -77,7 +77,11 @@ class Host:
         mebibytes = HOST_MEBIBYTES + (guest_bytes >> 20)
         files_of = (kernel.image, image, folder / "link", self._console)
         boot = Boot(folder, *files_of, self._arguments(), parameters, mebibytes)
-        command = self.emulator.command(boot)
+        try:
+            command = self.emulator.command(boot)
+        except BaseException:
+            self._drop()
+            raise
         self._said = open(folder / "emulator", "w+", errors="replace")  # noqa: SIM115 - closed with the host
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said
@@ -100,8 +104,11 @@ class Host:
         """End the host at once: nothing in it is kept."""
         self.process.kill()
         self.process.wait()
-        self.link.close()
         self._said.close()
+        self._drop()
+
+    def _drop(self) -> None:
+        self.link.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock)
 
