@@ -19,7 +19,7 @@ floor  room                    what lives there
 7      :mod:`mmulab.widgets`   the notebooks' controls and figures
 6      ``mmulab.check``        the architectural oracle, invariants, explorer and
                                shrinker, the catalogue of historical bugs
-6      ``mmulab.record``       the same scenarios on a real kernel in QEMU, as recordings
+6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as recordings
 5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
                                of ops
 5      ``mmulab.workload``     guest builders and workloads

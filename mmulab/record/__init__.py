@@ -1,4 +1,4 @@
-"""Scenarios on a real kernel: a host that boots in QEMU, a VMM in it, its trace as recordings.
+"""Scenarios on a real kernel: a host that boots in an emulator, a VMM in it, its trace as recordings.
 
 ``vmm/`` is the C program that is the host's only process; the rest builds that
 host (:mod:`mmulab.record.build`), boots it and talks with it

@@ -172,13 +172,13 @@ def _without_old_traps(events: list[ev.Event]) -> list[ev.Event]:
     guest once more, at the next entry, before any instruction (``vmm/guest.c``).
     """
     exits = [at for at, event in enumerate(events) if isinstance(event, ev.kvm_exit)]
-    old = {at for at in exits[:-1] if _is_trap(events[at])}
-    old |= {at + 1 for at in old if _is_trap(events[at + 1])}
+    old = {at for at in exits[:-1] if _is_trap(events[at], ev.kvm_exit)}
+    old |= {at + 1 for at in old if _is_trap(events[at + 1], ev.kvm_nested_vmexit)}
     return [event for at, event in enumerate(events) if at not in old]
 
 
-def _is_trap(event: ev.Event) -> bool:
-    return isinstance(event, ev.kvm_exit | ev.kvm_nested_vmexit) and event.reason == "db"
+def _is_trap(event: ev.Event, kind: type[ev.kvm_exit] | type[ev.kvm_nested_vmexit]) -> bool:
+    return isinstance(event, kind) and event.reason == "db"
 
 
 _SVM_INTERRUPT = 0x60

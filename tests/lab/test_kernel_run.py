@@ -120,7 +120,8 @@ def test_always_may_download_and_fails_if_it_cannot(
 
 def test_no_notebook_waits_for_a_slow_boot_unless_told_to(bootable: list[str]) -> None:
     run = kernel_run("intel-sh/basic-64", "6.1.192", "auto")
-    assert run.notes == ("not recorded anew: an Intel host takes minutes to boot; record 'always' waits for it",)
+    says = "an Intel host takes minutes to boot; record 'always' waits for it"
+    assert run.notes == (f"not recorded anew: {says}",)
     assert not bootable
 
 

@@ -52,6 +52,7 @@ def test_a_trap_after_which_the_op_went_on_is_left_out() -> None:
     assert INTEL.of_op([ev.kvm_mmu_load(), trap, fault, last]) == [ev.kvm_mmu_load(), fault, last]
     assert INTEL.of_op([trap, nested, trap, nested, last, nested]) == [last, nested]
     assert INTEL.of_op([trap, fault, nested]) == [fault, nested]
+    assert INTEL.of_op([trap, last]) == [last]
     assert EXITS["amd"].of_op([trap, fault]) == [trap, fault]
 
 
