@@ -38,8 +38,8 @@ def test_what_cannot_be_is_said_in_one_line(
 def test_what_no_host_can_run_is_refused_unless_it_is_left_out(
     command: CommandLine, root: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "ring.mmu").write_text("mmulab-scenario 1\nmode np\ndirtyring 400\nops\nnop\nend\n")
-    said = command.error("record", "ring.mmu", "--out", "out", "--deb", "x.deb")
+    (tmp_path / "vmx.mmu").write_text("mmulab-scenario 1\nmode np\nops\nvmxon 1000\nend\n")
+    said = command.error("record", "vmx.mmu", "--out", "out", "--deb", "x.deb")
     assert "--vendor amd leaves out what cannot run, 1 of 1" in said
     path = root / "data/conformance/6.1.192/ept0"
     said = command.error("record", path, "--out", "out", "--deb", "x.deb", "--vendor", "amd")
