@@ -12,7 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-from mmulab.conform.recording import read_lines
+from mmulab.conform.compare import Level, compare
+from mmulab.conform.recording import parse_recording, read_lines
+from mmulab.lab.kernel_run import named_works
 from mmulab.record import build, session
 from mmulab.record.cache import cache_folder
 from mmulab.record.kernel_files import PACKAGES, KernelFiles, cached_package, from_deb
@@ -147,6 +149,19 @@ def test_scenarios_recorded_anew_equal_the_recordings(release: str, root: Path) 
     found = list(record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print))
     for path, recorded in zip(paths, found, strict=True):
         assert list(without_kernel(recorded.lines)) == list(without_kernel(read_lines(path)))
+
+
+@pytest.mark.slow
+def test_cases_on_a_real_kernel_are_what_the_model_says() -> None:
+    kernel = real_kernel("6.1.192")
+    all_works = [
+        work
+        for name in ("npt-32-l2-32-l0-5", "npt-64-l2-pae-l0-5", "npt-pae-l2-np-l0-5")
+        for work in named_works(name)
+    ]
+    for recorded in record(all_works, kernel, [work.parameters() for work in all_works], Limits(), print):
+        recording = parse_recording(recorded.lines, Path(recorded.work.name))
+        assert compare(recording, Level.FULL).agrees, recorded.work.name
 
 
 @pytest.mark.slow

@@ -31,8 +31,12 @@ from mmulab.x86.mode import (
     PagingMode,
     paging_mode,
 )
-from mmulab.x86.regs import EFER_SVME, X86_CR0_PG, X86_CR4_PSE
+from mmulab.x86.regs import EFER_LMA, EFER_SVME, X86_CR0_PG, X86_CR4_PSE
 
+_FLAT = 0xFFFFFFFF
+"""Limit of a flat segment."""
+_DATA_SEGMENTS = (0x400, 0x420, 0x430, 0x440, 0x450)
+"""Offsets of ES, SS, DS, FS and GS in a VMCB."""
 L1_ROOT, NPT_ROOT, L2_ROOT, VMCB_GPA = 0x10000, 0x14000, 0x18000, 0xB000
 TABLES = 0x40000
 """Where further tables are taken from."""
@@ -288,7 +292,7 @@ def nested_root_write(l1: str, l0: int) -> Scenario:
 
 
 def vmcb(builder: ScenarioBuilder, gpa: int, l2: Regs, nested_cr3: int | None) -> None:
-    """Put a VMCB at `gpa`: what concerns paging of it (APM 2, appendix B).
+    """Put a VMCB at `gpa`: what concerns paging of it, and L2's segments (APM 2, appendix B).
 
     Parameters
     ----------
@@ -309,6 +313,23 @@ def vmcb(builder: ScenarioBuilder, gpa: int, l2: Regs, nested_cr3: int | None) -
     word, bit = divmod(SVM_EXITS["vmrun"], 32)
     assert SVM_EXITS["vmmcall"] == SVM_EXITS["vmrun"] + 1
     builder.value(4, gpa + 4 * word, 0b11 << bit)
+    _segments(builder, gpa, bool(l2.efer & EFER_LMA))
+
+
+def _segments(builder: ScenarioBuilder, gpa: int, long_mode: bool) -> None:
+    """Put flat segments into a VMCB, and the descriptor tables that the helper pages hold.
+
+    The model reads none of them; a processor without them runs a 32-bit L2 in 16-bit code.
+    """
+    cs = (0x40, 0xA9B) if long_mode else (0x08, 0xC9B)
+    for offset in _DATA_SEGMENTS:
+        builder.value(8, gpa + offset, _FLAT << 32 | 0xC93 << 16 | 0x10)
+    builder.value(8, gpa + VMCB["cs_attrib"][0] - 2, _FLAT << 32 | cs[1] << 16 | cs[0])
+    idt, tss = ((0x1200, 0x1FF), 0x1500) if long_mode else ((0x1100, 0xFF), 0x1480)
+    tables = (0x460, 0x1000, 0x4F, 0), (0x480, *idt, 0), (0x490, tss, 0x67, 0x890028)
+    for offset, base, limit, kind in tables:  # GDTR, IDTR, TR
+        builder.value(8, gpa + offset, limit << 32 | kind)
+        builder.value(8, gpa + offset + 8, base)
 
 
 ROOT5 = 0x11000
