@@ -26,6 +26,7 @@ from mmulab.lab.cases.judge import two_walks
 from mmulab.lab.cases.run import run_case, run_recorded, runner_of
 from mmulab.lab.cases.table import Case, Row, cases, find_cases, row
 from mmulab.machine.op import Vmrun
+from mmulab.scenario.scenario import Scenario
 from mmulab.x86.mode import VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK, VMX_EPT_RWX_MASK
 
 SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
@@ -264,3 +265,17 @@ def test_cases_are_found_by_pattern() -> None:
     assert [case.name for case in find_cases(["shadow-57-*"])] == ["shadow-57-l0-5"]
     with pytest.raises(InputError, match="case 'shadow-58': no case is called so"):
         find_cases(["shadow-57-*", "shadow-58"])
+
+
+@pytest.mark.parametrize("l2", ["32", "64"])
+def test_l2_has_the_segments_of_real_guests(root: Path, l2: str) -> None:
+    """The model reads none of them, but a kernel that records the case does."""
+
+    def segments(scenario: Scenario) -> dict[int, int]:
+        return {v.gpa: v.value for v in scenario.header.values if 0xB400 <= v.gpa < 0xB4A0}
+
+    (case,) = find_cases([f"npt-64-l2-{l2}-l0-5"])
+    assert case.scenario is not None
+    recorded = read_recording(root / f"data/conformance/6.1.192/nested57/nested-64-l2-{l2}.jsonl.xz").scenario
+    assert len(segments(recorded)) == 12
+    assert segments(case.scenario()) == {**segments(case.scenario()), **segments(recorded)}
