@@ -72,9 +72,9 @@ ata0-master: type=disk, path={link}, mode=flat, cylinders={cylinders}, heads={he
 ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
 ata1-master: type=cdrom, path={disc}, status=inserted
 com1: enabled=1, mode=file, dev={console}
-log: {log}
+log: -
 panic: action=fatal
-error: action=report
+error: action=ignore
 info: action=ignore
 debug: action=ignore
 """
@@ -127,7 +127,6 @@ def _command(boot: Boot) -> list[str]:
             sectors=_SECTORS,
             disc=disc,
             console=boot.console,
-            log=boot.folder / "log",
         )
     )
     debugger.write_text("c\n")
