@@ -5,7 +5,8 @@ is a disk, and the kernel lies on a disc that ISOLINUX boots. It ends where the
 host triple-faults, which is how the kernel is told to restart.
 
 Debian's 2.7 has processors with 4-level paging only. Its physical addresses have
-40 bits whatever the model.
+40 bits whatever the model. What it does otherwise than a processor, as far as
+recordings show it, is in :mod:`mmulab.record.bochs_trace`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from mmulab import files
 from mmulab.errors import InputError
+from mmulab.record.bochs_trace import as_of_a_processor
 from mmulab.record.emulator import Boot, Emulator, Limits
 from mmulab.record.flat_kernel import flat_image
 from mmulab.record.host import KernelParameters
@@ -149,4 +151,5 @@ BOCHS = Emulator(
     limits=Limits(boot=900, scenario=600),
     command=_command,
     obstacle=_obstacle,
+    corrected=as_of_a_processor,
 )

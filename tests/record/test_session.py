@@ -19,6 +19,7 @@ from mmulab.record import build, session
 from mmulab.record.bochs import needed_files
 from mmulab.record.kernel_files import KernelFiles, from_deb
 from mmulab.record.link import Kind, Record
+from mmulab.record.qemu import QEMU
 from mmulab.record.session import Recorded, record
 from mmulab.record.take import Take
 from mmulab.record.work import Work, of_scenario, read_recorded
@@ -37,6 +38,7 @@ class FakeHost:
             texts={"release": "6.1"}, supported={"pku": 0}, phys_bits=40, otherwise=lambda _: []
         )
         self.link = SimpleNamespace(send=self._send)
+        self.emulator = QEMU
         FakeHost.boots.append(str(parameters))
 
     def __enter__(self) -> Self:
