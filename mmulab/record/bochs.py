@@ -5,7 +5,8 @@ is a disk, and the kernel lies on a disc that ISOLINUX boots. It ends where the
 host triple-faults, which is how the kernel is told to restart.
 
 Debian's 2.7 has processors with 4-level paging only. Its physical addresses have
-40 bits whatever the model.
+40 bits whatever the model. What it does otherwise than a processor, as far as
+recordings show it, is in :mod:`mmulab.record.bochs_trace`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from mmulab import files
 from mmulab.errors import InputError
+from mmulab.record.bochs_trace import as_of_a_processor
 from mmulab.record.emulator import Boot, Emulator, Limits
 from mmulab.record.flat_kernel import flat_image
 from mmulab.record.host import KernelParameters
@@ -72,9 +74,9 @@ ata0-master: type=disk, path={link}, mode=flat, cylinders={cylinders}, heads={he
 ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
 ata1-master: type=cdrom, path={disc}, status=inserted
 com1: enabled=1, mode=file, dev={console}
-log: {log}
+log: -
 panic: action=fatal
-error: action=report
+error: action=ignore
 info: action=ignore
 debug: action=ignore
 """
@@ -127,7 +129,6 @@ def _command(boot: Boot) -> list[str]:
             sectors=_SECTORS,
             disc=disc,
             console=boot.console,
-            log=boot.folder / "log",
         )
     )
     debugger.write_text("c\n")
@@ -150,4 +151,5 @@ BOCHS = Emulator(
     limits=Limits(boot=900, scenario=600),
     command=_command,
     obstacle=_obstacle,
+    corrected=as_of_a_processor,
 )

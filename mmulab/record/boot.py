@@ -67,6 +67,7 @@ class Host:
         self.facts = HostFacts()
         self.parameters = parameters
         self.emulator = EMULATORS[parameters.vendor]
+        self.corrected = self.emulator.corrected
         packed = initramfs(compiled_vmm(), kernel, parameters, self.emulator.drivers)
         with ExitStack() as opened:  # an interrupt leaves nothing behind
             folder = open_folder(opened)

@@ -13,6 +13,7 @@ from typing import Any
 from mmulab.conform.codec import encode_event
 from mmulab.conform.outcome import HOST_DIED
 from mmulab.conform.record import helper_record, json_line
+from mmulab.record.emulator import Corrected, as_it_is
 from mmulab.record.host import HostFacts
 from mmulab.record.take import Take, TakenOp
 from mmulab.record.tracepoints import RawReader
@@ -29,7 +30,13 @@ _NUMBERS = ("ret", "vec", "cf", "zf", "errno", "sub", "l1db")
 _TEXTS = ("out", "dirty", "ring")
 
 
-def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str] = ()) -> list[str]:
+def recorded_lines(
+    work: Work,
+    take: Take,
+    facts: HostFacts,
+    words: Sequence[str] = (),
+    corrected: Corrected = as_it_is,
+) -> list[str]:
     """Return the lines of a recording.
 
     Parameters
@@ -39,6 +46,8 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
     facts : HostFacts
     words : sequence of str
         What the kernel said when it died; empty: it did not.
+    corrected : callable
+        Leaves out what is the emulator's own doing.
 
     Raises
     ------
@@ -51,8 +60,12 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
         reader.add_frames(frames)
     records = []
     for op in take.ops:
-        events = reader.exits.of_op(list(reader.events(op.pages)))
-        records.append(_op(op, [encode_event(event, vendor) for event in events], words))
+        told, _, counted = (op.outcome or "").partition("|")
+        events, out = corrected(list(reader.events(op.pages)), outcome(told.split()))
+        if op.outcome is None:
+            out = {"out": HOST_DIED, "words": list(words)}
+        record = _op(op, out, [encode_event(event, vendor) for event in events], _stats(counted.split()))
+        records.append(record)
     header = (
         work.described
         | helper_record()
@@ -71,12 +84,10 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
     return [json_line(record) for record in (header, *records, {"end": 1, "stats_total": total})]
 
 
-def _op(op: TakenOp, events: list[dict[str, Any]], words: Sequence[str]) -> dict[str, Any]:
-    if op.outcome is None:
-        return {"i": op.index, "op": op.text, "out": {"out": HOST_DIED, "words": list(words)}, "ev": events}
-    told, _, counted = op.outcome.partition("|")
-    record = {"i": op.index, "op": op.text, "out": outcome(told.split()), "ev": events}
-    stats = _stats(counted.split())
+def _op(
+    op: TakenOp, out: dict[str, Any], events: list[dict[str, Any]], stats: dict[str, int]
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"i": op.index, "op": op.text, "out": out, "ev": events}
     if stats:
         record["stats"] = {key: value for key, value in stats.items() if key not in _OF_THE_HOST}
     return record

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from mmulab.events import Event
 from mmulab.record.host import KernelParameters
 
-__all__ = ["HOST_MEBIBYTES", "Boot", "Emulator", "Limits"]
+__all__ = ["HOST_MEBIBYTES", "Boot", "Corrected", "Emulator", "Limits", "as_it_is"]
 
 HOST_MEBIBYTES = 1024
 """Memory of a host beside the guest's."""
+
+
+Corrected = Callable[[list[Event], dict[str, Any]], tuple[list[Event], dict[str, Any]]]
+
+
+def as_it_is(events: list[Event], outcome: dict[str, Any]) -> tuple[list[Event], dict[str, Any]]:
+    """Correct nothing."""
+    return events, outcome
 
 
 class Limits(NamedTuple):
@@ -70,6 +79,8 @@ class Emulator(NamedTuple):
         Makes what the emulator needs in the boot's folder, and returns the program and its arguments.
     obstacle : callable
         Why it cannot be the host that is wanted; empty: it can.
+    corrected : callable
+        An op's events and outcome without what only this emulator does.
     """
 
     name: str
@@ -79,3 +90,4 @@ class Emulator(NamedTuple):
     limits: Limits
     command: Callable[[Boot], list[str]]
     obstacle: Callable[[KernelParameters], str]
+    corrected: Corrected

@@ -76,15 +76,12 @@ class Exits(NamedTuple):
         Whether an exit, by its code, is no doing of the guest: it has to do with time, and is left out.
     exit, nested_exit, injected : callable
         ``kvm_exit``, ``kvm_nested_vmexit`` and ``kvm_nested_vmexit_inject`` from their fields.
-    of_op : callable
-        An op's events without what is the emulator's own doing.
     """
 
     is_hosts: Callable[[int], bool]
     exit: Callable[[Raw], ev.Event]
     nested_exit: Callable[[Raw], ev.Event]
     injected: Callable[[Raw], ev.Event]
-    of_op: Callable[[list[ev.Event]], list[ev.Event]]
 
 
 def svm_exit_name(code: int) -> str:
@@ -161,37 +158,16 @@ def _vmx_injected(raw: Raw) -> ev.Event:
     return ev.kvm_nested_vmexit_inject(name, raw["exit_info1"], raw["exit_info2"], *interrupt)
 
 
-def _all(events: list[ev.Event]) -> list[ev.Event]:
-    return events
-
-
-def _without_old_traps(events: list[ev.Event]) -> list[ev.Event]:
-    """Leave out the exits by #DB after which an op went on, and those to KVM's nested guest with them.
-
-    A single step that is over is the op's last exit. Bochs 2.7 brings the trap of a step that left the
-    guest once more, at the next entry, before any instruction (``vmm/guest.c``).
-    """
-    exits = [at for at, event in enumerate(events) if isinstance(event, ev.kvm_exit)]
-    old = {at for at in exits[:-1] if _is_trap(events[at], ev.kvm_exit)}
-    old |= {at + 1 for at in old if _is_trap(events[at + 1], ev.kvm_nested_vmexit)}
-    return [event for at, event in enumerate(events) if at not in old]
-
-
-def _is_trap(event: ev.Event, kind: type[ev.kvm_exit] | type[ev.kvm_nested_vmexit]) -> bool:
-    return isinstance(event, kind) and event.reason == "db"
-
-
 _SVM_INTERRUPT = 0x60
 _VMX_INTERRUPT, _PREEMPTION_TIMER = 1, 52
 
 EXITS: dict[str, Exits] = {
-    "amd": Exits(lambda code: code == _SVM_INTERRUPT, _svm_exit, _svm_nested_exit, _svm_injected, _all),
+    "amd": Exits(lambda code: code == _SVM_INTERRUPT, _svm_exit, _svm_nested_exit, _svm_injected),
     "intel": Exits(
         lambda code: code & _BASIC in (_VMX_INTERRUPT, _PREEMPTION_TIMER),
         _vmx_exit,
         _vmx_nested_exit,
         _vmx_injected,
-        _without_old_traps,
     ),
 }
 """By the host's vendor."""

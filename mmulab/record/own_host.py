@@ -19,6 +19,7 @@ from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.errors import InputError
 from mmulab.record.boot import Host, is_death, open_folder
 from mmulab.record.build import compiled_vmm
+from mmulab.record.emulator import as_it_is
 from mmulab.record.host import LEVELS, HostFacts, KernelParameters
 from mmulab.record.link import Link
 from mmulab.record.probes import event_lines, probe_lines
@@ -221,6 +222,7 @@ class OwnHost(Host):
             look(Path("/"))
         self.facts = HostFacts()
         self.parameters = parameters
+        self.corrected = as_it_is
         self._heard: list[str] = []
         self._seen = 0
         vmm = compiled_vmm()

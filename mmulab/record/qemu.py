@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.record.emulator import Boot, Emulator, Limits
+from mmulab.record.emulator import Boot, Emulator, Limits, as_it_is
 from mmulab.record.host import KernelParameters
 from mmulab.record.tools import find_tool
 
@@ -35,4 +35,5 @@ QEMU = Emulator(
     limits=Limits(boot=120, scenario=60),
     command=_command,
     obstacle=_obstacle,
+    corrected=as_it_is,
 )

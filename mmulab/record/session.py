@@ -127,7 +127,7 @@ def _recorded(host: Host, running: _Running, in_time: bool, limits: Limits) -> R
             host.last_words() if in_time else [f"no answer within {limits.scenario:g} s", *host.new_words()]
         )
     try:
-        lines = [] if take.error else recorded_lines(work, take, host.facts, words)
+        lines = [] if take.error else recorded_lines(work, take, host.facts, words, host.corrected)
     except InputError as error:  # its trace; the others' may be whole
         return Recorded(work, [], notes, str(error), words, seconds)
     return Recorded(work, lines, notes, take.error, words, seconds)

@@ -45,17 +45,6 @@ def test_an_exit_of_l2_tells_an_interruption_only_if_it_is_valid() -> None:
     assert INTEL.injected(raw) == ev.kvm_nested_vmexit_inject("ept_misconfig", 1, 2)
 
 
-def test_a_trap_after_which_the_op_went_on_is_left_out() -> None:
-    fault = ev.kvm_exit("pf", 0x1800, error_code=0, address=0x40000000)
-    trap, last = ev.kvm_exit("db", 0x1800), ev.kvm_exit("db", 0x1802)
-    nested = ev.kvm_nested_vmexit("db", 0x4000, 0, 0x80000301, 0)
-    assert INTEL.of_op([ev.kvm_mmu_load(), trap, fault, last]) == [ev.kvm_mmu_load(), fault, last]
-    assert INTEL.of_op([trap, nested, trap, nested, last, nested]) == [last, nested]
-    assert INTEL.of_op([trap, fault, nested]) == [fault, nested]
-    assert INTEL.of_op([trap, last]) == [last]
-    assert EXITS["amd"].of_op([trap, fault]) == [trap, fault]
-
-
 def test_what_svm_tells_of_the_same() -> None:
     amd = EXITS["amd"]
     raw = {**NOTHING, "exit_reason": 0x4E, "info1": 6, "info2": 0x40000000}

@@ -24,6 +24,7 @@ from mmulab.record.bochs import needed_files
 from mmulab.record.cache import cache_folder
 from mmulab.record.kernel_files import PACKAGES, KernelFiles, cached_package, from_deb
 from mmulab.record.link import Kind, Record
+from mmulab.record.qemu import QEMU
 from mmulab.record.session import Recorded, record
 from mmulab.record.take import Take
 from mmulab.record.work import Work, of_scenario, read_recorded
@@ -42,6 +43,7 @@ class FakeHost:
             texts={"release": "6.1"}, supported={"pku": 0}, phys_bits=40, otherwise=lambda _: []
         )
         self.link = SimpleNamespace(send=self._send)
+        self.corrected = QEMU.corrected
         FakeHost.boots.append(str(parameters))
 
     def __enter__(self) -> Self:
