@@ -30,7 +30,7 @@ __all__ = ["EMULATORS", "BootError", "Host", "is_death", "open_folder"]
 EMULATORS: dict[str, Emulator] = {"amd": QEMU, "intel": BOCHS}
 """By the host's vendor."""
 
-_COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr oops=panic panic=-1"
+_COMMAND_LINE = "console=ttyS0 loglevel=5 mitigations=off nokaslr no_timer_check oops=panic panic=-1"
 _PREFIX = "mmulab-record-"
 _PAUSE = 0.002
 _TAIL = 25
