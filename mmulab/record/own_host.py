@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,17 +93,24 @@ def _no_oops(top: Path) -> str:
 
 
 def _no_other_vms(top: Path) -> str:
-    for link in top.glob("proc/[0-9]*/fd/*"):
-        try:
-            target = os.readlink(link)
-        except OSError:  # ended meanwhile
-            continue
-        if target == "anon_inode:kvm-vm":
-            name = _text(link.parents[1] / "comm").strip()
+    for process in (top / "proc").iterdir():
+        if process.name.isdigit() and "anon_inode:kvm-vm" in _open_files(process):
+            name = _text(process / "comm").strip()
             raise InputError(
-                f"process {link.parts[-3]} ({name}) runs a VM, whose events would be in the trace; end it"
+                f"process {process.name} ({name}) runs a VM, whose events would be in the trace; end it"
             )
     return "no other VM runs"
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """Yield what a process has open; it may close them, or end, meanwhile."""
+    try:
+        names = os.listdir(process / "fd")
+    except OSError:
+        return
+    for name in names:
+        with suppress(OSError):
+            yield os.readlink(process / "fd" / name)
 
 
 NEEDS: dict[str, Callable[[Path], str]] = {

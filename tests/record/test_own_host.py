@@ -91,6 +91,8 @@ def test_each_thing_that_lacks_is_said_with_the_mend(
 
 def test_another_vm_is_named(top: Path) -> None:
     (top / "proc/17/fd/3").symlink_to("/dev/null")
+    (top / "proc/18").mkdir()  # it has ended: there is no fd any more
+    (top / "proc/17/fd/5").touch()  # as if it had been closed: no link any more
     assert NEEDS["VMs"](top)
     (top / "proc/17/fd/4").symlink_to("anon_inode:kvm-vm")
     with pytest.raises(InputError, match=r"process 17 \(qemu\) runs a VM"):
