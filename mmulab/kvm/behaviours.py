@@ -109,6 +109,24 @@ class Behaviours:
         "mmu.c:kvm_flush_remote_tlbs_with_address -> kvm_main.c:kvm_flush_remote_tlbs_range",
         shows="sh/accessed-dirty-32 op 34",
     )
+    nx_recovery_spares_logged: bool = _since(
+        "6.2",
+        "eb298605705a",
+        "The recovery of NX huge pages spares what lies in a slot with dirty logging, and stops counting it",
+        "mmu.c:kvm_recover_nx_lpages -> kvm_recover_nx_huge_pages",
+    )
+    nonpaging_counts_nx: bool = _since(
+        "6.2",
+        "b5b0977f4aa2",
+        "Splits of NX huge pages count, and are recovered, for a guest without paging on shadow tables too",
+        "mmu.c:direct_map",
+    )
+    nx_huge_page_is_tagged: bool = _since(
+        "6.2",
+        "76901e56fb51",
+        "With nx_huge_pages a table gives way to a huge page unless a fetch made it",
+        "mmu.c:disallowed_hugepage_adjust",
+    )
     sregs_flush_guest: bool = _since(
         "6.7",
         "4346db6e6e7a",

@@ -38,7 +38,12 @@ from mmulab.kvm.vmx.nested import vmx_leave_nested
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.kvm.x86 import is_long_mode, kvm_vcpu_ioctl_x86_set_xsave, set_sregs
-from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
+from mmulab.kvm.zap import (
+    KVM_MIN_ALLOC_MMU_PAGES,
+    kvm_mmu_change_mmu_pages,
+    kvm_mmu_zap_all,
+    kvm_recover_nx_huge_pages,
+)
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
 from mmulab.machine.op import Op, Outcome, OutcomeKind
@@ -234,6 +239,9 @@ class Machine:
                 result = self._age(gpa, length)
             case ops.Collapse(gpa=gpa, length=length):
                 result = self._collapse(gpa, length)
+            case ops.RecoverNxHugePages(ratio=ratio):
+                if ratio and self.config.host.nx_huge_pages:
+                    kvm_recover_nx_huge_pages(self.kvm, ratio)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):

@@ -215,6 +215,16 @@ class Collapse(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class RecoverNxHugePages(Op):
+    """The host's worker for NX huge pages makes one pass: a `ratio`-th of what was split may be huge again.
+
+    `ratio` is ``nx_huge_pages_recovery_ratio``; 0 turns the recovery off, and there is no pass.
+    """
+
+    ratio: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetNrMmuPages(Op):
     """``KVM_SET_NR_MMU_PAGES``."""
 

@@ -154,6 +154,7 @@ FORMS: dict[str, Form] = {
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "collapse": Form(ops.Collapse, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "nxrecover": Form(ops.RecoverNxHugePages, {"ratio": number("RATIO", 1 << 32)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,

@@ -283,6 +283,7 @@ _OPTIONAL: dict[str, Any] = {
     "dirty_bitmap": bytearray | None,
     "active_mmu_pages": dict[int, None],
     "tdp_mmu_roots": dict[int, None],
+    "possible_nx_huge_pages": dict[int, None],
     "stat": dict[str, int],
 }
 """What attributes may be whose first value does not tell."""

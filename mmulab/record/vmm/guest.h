@@ -90,6 +90,8 @@ void run_stub(enum stub stub, int user, int ac);
 
 struct slot *slot_of(u32 id);
 int set_slot(u32 id, u64 size, u32 flags);
+void recover_nx_huge_pages(u64 ratio);
+
 void fix_pdptes(void);
 void run_op(char *line);
 

@@ -1,0 +1,76 @@
+/*
+ * What the host does to the memory behind a guest of its own accord.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "guest.h"
+
+#define PARAMETERS "/sys/module/kvm/parameters/"
+#define RECOVERY_MS 400		/* from one pass of the worker to the next */
+
+/* ---- recovery of NX huge pages --------------------------------------------- */
+
+static int is_recovery_worker(const char *folder, const char *id)
+{
+	char path[300], name[32] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s/comm", folder, id);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	if (read(fd, name, sizeof(name) - 1) < 0)
+		name[0] = 0;
+	close(fd);
+	return !strncmp(name, "kvm-nx-lpage-re", 15);
+}
+
+/*
+ * The worker runs before the VMM whenever it is awake, and to its end: it yields, and flushes early, where
+ * need_resched() is set. It is a thread of the kernel, from 6.12 on one of the VMM.
+ */
+static void raise_recovery_worker(const char *folder)
+{
+	struct sched_param priority = { .sched_priority = 60 };
+	DIR *tasks = opendir(folder);
+	struct dirent *entry;
+
+	while (tasks && (entry = readdir(tasks)))
+		if (is_recovery_worker(folder, entry->d_name) &&
+		    sched_setscheduler(atoi(entry->d_name), SCHED_FIFO, &priority))
+			die("the recovery worker: %s", strerror(errno));
+	if (tasks)
+		closedir(tasks);
+}
+
+static void set_parameter(const char *path, u64 value)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
+	if (write_file(path, text))
+		die("%s: %s", path, strerror(errno));
+}
+
+/*
+ * The worker makes a pass when its period is over since the last one, and it looks when the recovery is turned
+ * on. Turned off, it has nothing to wait for; a period later it makes the one pass before the VMM goes on.
+ */
+void recover_nx_huge_pages(u64 ratio)
+{
+	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", 0);
+	set_parameter(PARAMETERS "nx_huge_pages_recovery_period_ms", RECOVERY_MS);
+	raise_recovery_worker("/proc");
+	raise_recovery_worker("/proc/self/task");
+	usleep((RECOVERY_MS + 50) * 1000);
+	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", ratio);
+	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", 0);
+	say(" out=host");
+}
