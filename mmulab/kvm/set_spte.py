@@ -43,6 +43,7 @@ from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
 
 KVM_PFN_NOSLOT = -1
 KVM_PFN_ERR_RO_FAULT = -2
+KVM_PFN_ERR_FAULT = -3
 
 
 class RetPf(IntEnum):

@@ -215,6 +215,18 @@ class Collapse(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Protect(Op):
+    """The VMM's own mapping of a range becomes inaccessible (0), read-only (1) or writable (3): ``mprotect``.
+
+    The backing is locked in memory, so what becomes writable is writable at once.
+    """
+
+    gpa: int
+    length: int
+    access: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverNxHugePages(Op):
     """The host's worker for NX huge pages makes one pass: a `ratio`-th of what was split may be huge again.
 

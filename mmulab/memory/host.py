@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 FRAME_WORDS = 512
 FRAME_BYTES = 4096
+READ_ACCESS, ALL_ACCESS = 1, 3
+"""What a mapping of the VMM's allows: reads; reads and writes. 0 is nothing."""
 
 
 class OutOfFramesError(RuntimeError):
@@ -49,6 +51,8 @@ class HostMemory:
     page_level : dict of int to int
         2 MiB runs (frame >> 9) of the backing that the host has split into 4 KiB
         pages (1), or collapsed into a huge one (2), since.
+    protection : dict of int to int
+        Frames of the backing to which the VMM has not :data:`ALL_ACCESS`.
     """
 
     __slots__ = (
@@ -62,6 +66,7 @@ class HostMemory:
         "epoch",
         "frames",
         "page_level",
+        "protection",
         "stamp",
         "words",
         "written",
@@ -85,6 +90,7 @@ class HostMemory:
         self.dwords = flat.cast("I")
         self.epoch = 1
         self.page_level: dict[int, int] = {}
+        self.protection: dict[int, int] = {}
         self._table_frames = table_frames
         self._next = 1
         self._free: list[int] = []
@@ -130,6 +136,22 @@ class HostMemory:
         `backing_level` is the size the slot's backing was made of.
         """
         return self.page_level.get(frame >> 9, backing_level)
+
+    def access(self, frame: int) -> int:
+        """Return what the VMM's mapping of a frame allows: 0, :data:`READ_ACCESS` or :data:`ALL_ACCESS`."""
+        return self.protection.get(frame, ALL_ACCESS) if self.protection else ALL_ACCESS
+
+    def is_writable(self, frame: int) -> bool:
+        """Whether the VMM's mapping of a frame allows writes at once."""
+        return not self.protection or frame not in self.protection
+
+    def protect(self, first: int, end: int, access: int) -> None:
+        """Let the VMM's mapping of the frames from `first` to below `end` allow `access`."""
+        for frame in range(first, end):
+            if access == ALL_ACCESS:
+                self.protection.pop(frame, None)
+            else:
+                self.protection[frame] = access
 
     def load64(self, hpa: int, level: int = 0) -> int:
         """Read the aligned 64-bit word at `hpa`; usable as a walk's ``load``."""

@@ -57,6 +57,7 @@ HOST_OPS = (
     ops.InvalidateHva,
     ops.Age,
     ops.Collapse,
+    ops.Protect,
     ops.RecoverNxHugePages,
     ops.SetNrMmuPages,
     ops.SetSregs,

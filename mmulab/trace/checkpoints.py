@@ -240,6 +240,7 @@ def small_state(machine: Machine, constants: Constants) -> Json:
         "vcpus": [_vcpu(vcpu, constants) for vcpu in kvm.vcpus],
         "pool": encode(memory.pool(), constants),
         "page_level": encode(memory.page_level, constants),
+        "protection": encode(memory.protection, constants),
         "machine": {
             name: encode(value, constants)
             for name, value in vars(machine).items()
@@ -311,8 +312,11 @@ def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
     check(pool, tuple[int, list[int]], "the pool of frames")
     page_level = decode(state["page_level"], constants)
     check(page_level, dict[int, int], "page_level")
+    protection = decode(state["protection"], constants)
+    check(protection, dict[int, int], "protection")
     machine.memory.restore_pool(*pool)
     machine.memory.page_level = page_level
+    machine.memory.protection = protection
 
 
 def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""NX huge pages: what counts as one that was split, and which of them a pass of the worker makes possible again."""
+"""NX huge pages: what counts as one that was split, and what a pass of the worker makes possible again."""
 
 from __future__ import annotations
 

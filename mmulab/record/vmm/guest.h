@@ -67,6 +67,7 @@ extern struct stats vm_stats;
 extern int vm, n_vcpus, dead;
 extern u8 *mem;
 extern u64 mem_bytes;
+extern int memory_is_changed;
 
 u64 hex(const char *text);
 u64 *qword(u64 offset);
@@ -90,6 +91,7 @@ void run_stub(enum stub stub, int user, int ac);
 
 struct slot *slot_of(u32 id);
 int set_slot(u32 id, u64 size, u32 flags);
+int protect_memory(u64 gpa, u64 length, u64 access);
 void recover_nx_huge_pages(u64 ratio);
 
 void fix_pdptes(void);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include "guest.h"
 
@@ -73,4 +74,15 @@ void recover_nx_huge_pages(u64 ratio)
 	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", ratio);
 	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", 0);
 	say(" out=host");
+}
+
+/* ---- protection ------------------------------------------------------------- */
+
+/* Leave the VMM nothing (0), reads (1) or all (3) of a range of the backing. */
+int protect_memory(u64 gpa, u64 length, u64 access)
+{
+	int protection = (access & 1 ? PROT_READ : 0) | (access & 2 ? PROT_WRITE : 0);
+
+	memory_is_changed = 1;
+	return mprotect(mem + gpa, length, protection);
 }

@@ -228,6 +228,8 @@ static void host_op(char **arg)
 		clear_dirty_log(first_arg, hex(arg[2]), hex(arg[3]));
 	} else if (!strcmp(op, "hinval")) {
 		invalidate(first_arg, hex(arg[2]));
+	} else if (!strcmp(op, "mprotect")) {
+		say_result(protect_memory(first_arg, hex(arg[2]), hex(arg[3])));
 	} else if (!strcmp(op, "nxrecover")) {
 		recover_nx_huge_pages(first_arg);
 	} else if (!strcmp(op, "nrpages")) {
@@ -253,7 +255,7 @@ static void host_op(char **arg)
 static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
-				       "nrpages", "cpuid", "sregs", "nxrecover", "panic" };
+				       "nrpages", "cpuid", "sregs", "mprotect", "nxrecover", "panic" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))

@@ -22,6 +22,7 @@
 
 int vm;
 u64 mem_bytes;
+int memory_is_changed;	/* an op left the backing in another state than a scenario may begin with */
 
 static struct slot slots[MAX_SLOTS];
 static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
@@ -89,11 +90,12 @@ static void make_memory(void)
 {
 	static int small_pages;
 
-	if (!mapped || !small_pages || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
+	if (!mapped || !small_pages || thp || memory_is_changed || mapped_bytes != mem_bytes + (1ull << 21)) {
 		if (mapped)
 			munmap(mapped, mapped_bytes);
 		map_memory();
 		small_pages = !thp;
+		memory_is_changed = 0;
 	} else {
 		memset(mem, 0x90, mem_bytes);
 	}
@@ -109,7 +111,8 @@ void fix_pdptes(void)
 {
 	for (int i = 0; i < n_pdptfix; i++)
 		for (int k = 0; k < 4; k++)
-			*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
+			if (*qword(pdptfix[i] + 8 * k) & 0x20)	/* it may be write-protected */
+				*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
 }
 
 /* ---- a scenario ------------------------------------------------------------ */
