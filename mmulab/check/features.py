@@ -10,8 +10,8 @@ a column for each kernel (:data:`mmulab.kvm.kernel.KERNELS`)
     the model agrees with them at level ``full``. *modelled*: a test shows it, but no
     recording. *not modelled*: neither, or the model refuses it.
 ``evidence``
-    Recordings (``folder/name`` in each kernel's folder of ``data/conformance``) and
-    tests (``path::function`` in ``tests``), separated by spaces.
+    Recordings (``folder/name`` in each kernel's folder of ``data/conformance``, or of
+    ``data/conformance-more``) and tests (``path::function`` in ``tests``), separated by spaces.
 ``shows``
     What is in every recording of ``evidence``, claims separated by ``;``: a type of
     :mod:`mmulab.events` with fields (``pferr=9``, ``pferr&8``, ``pte&7=4``,
