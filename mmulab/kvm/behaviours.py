@@ -189,6 +189,18 @@ class Behaviours:
         "x86.c:retry_instruction -> mmu.c:kvm_mmu_write_protect_fault",
         shows="tdp0/memslot-64 op 29",
     )
+    pageout_ignores_references: bool = _since(
+        "6.9",
+        "2864f3d0f583",
+        "MADV_PAGEOUT takes a page away without asking whether it was accessed",
+        "mm/vmscan.c:reclaim_pages",
+    )
+    swapin_is_writable: bool = _since(
+        "6.11",
+        "c18160dba5ff",
+        "A page that comes back from swap to be read may be written at once, so KVM maps it writable",
+        "mm/memory.c:do_swap_page",
+    )
     pte_list_keeps_tail_full: bool = _since(
         "6.4",
         "141705b78381",

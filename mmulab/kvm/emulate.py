@@ -19,13 +19,13 @@ from enum import Enum
 from mmulab import events as ev
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.inject import UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
 from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
 from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
 from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
-from mmulab.memory.host import ALL_ACCESS
 from mmulab.x86.insn import WRITES_TABLES, Instruction, Mnemonic
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
@@ -178,7 +178,7 @@ def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
             return True
     assert gpa is not None
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
-    if slot is None or slot.readonly or vcpu.kvm.memory.access(slot.frame(gpa >> 12)) != ALL_ACCESS:
+    if slot is None or slot.readonly or not access_host_page(vcpu.kvm, slot.frame(gpa >> 12), write=True):
         return False
     if vcpu.mmu.direct:
         if vcpu.kvm.indirect_shadow_pages:
@@ -335,7 +335,7 @@ def _cmpxchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value
         _write_memory(vcpu, cr2, kind, insn, value)
         return
     frame = slot.frame(gpa >> 12)
-    if vcpu.kvm.memory.access(frame) != ALL_ACCESS:
+    if not access_host_page(vcpu.kvm, frame, write=True):
         raise _UnhandleableError
     vcpu.kvm.memory.write(frame << 12 | gpa & 0xFFF, insn.size, value)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.mmio import vcpu_cache_mmio_info
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.set_spte import (
@@ -19,7 +20,6 @@ from mmulab.kvm.set_spte import (
 )
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.state import KvmRunError, Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
-from mmulab.memory.host import ALL_ACCESS, READ_ACCESS
 
 
 def page_fault_handle_page_track(vcpu: Vcpu, fault: PageFault) -> bool:
@@ -49,9 +49,8 @@ def kvm_faultin_pfn(vcpu: Vcpu, fault: PageFault) -> RetPf:
         fault.pfn = KVM_PFN_ERR_RO_FAULT
         return RetPf.CONTINUE
     frame = slot.frame(fault.gfn)
-    access = vcpu.kvm.memory.access(frame)
-    fault.map_writable = access == ALL_ACCESS and not slot.readonly
-    fault.pfn = frame if access >= (ALL_ACCESS if fault.write else READ_ACCESS) else KVM_PFN_ERR_FAULT
+    fault.pfn = frame if access_host_page(vcpu.kvm, frame, write=fault.write) else KVM_PFN_ERR_FAULT
+    fault.map_writable = not slot.readonly and not vcpu.kvm.memory.is_special(frame)
     return RetPf.CONTINUE
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
-from mmulab.memory.host import ALL_ACCESS
 from mmulab.x86.ept import (
     EPT_VIOLATION_ACC_INSTR,
     EPT_VIOLATION_ACC_READ,
@@ -48,7 +48,7 @@ def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
         return None
     memory = vcpu.kvm.memory
     frame = slot.frame(gpa >> 12)
-    if not memory.access(frame):
+    if not access_host_page(vcpu.kvm, frame):
         return None
     hpa = frame << 12 | gpa & 0xFFF
     if size == 8 and not hpa & 7:
@@ -58,13 +58,21 @@ def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
     return memory.read(hpa, size)
 
 
+def kvm_read_guest_atomic(vcpu: Vcpu, gpa: int, size: int) -> int | None:
+    """Read guest-physical memory where nothing may wait; None also if it is swapped out."""
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    if slot is not None and slot.frame(gpa >> 12) in vcpu.kvm.memory.swapped:
+        return None
+    return kvm_read_guest(vcpu, gpa, size)
+
+
 def kvm_write_guest(vcpu: Vcpu, gpa: int, size: int, value: int) -> bool:
     """Write guest-physical memory within one page; False if no slot, or the VMM's mapping, takes it."""
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
     if slot is None or slot.invalid or slot.readonly:
         return False
     frame = slot.frame(gpa >> 12)
-    if vcpu.kvm.memory.access(frame) != ALL_ACCESS:
+    if not access_host_page(vcpu.kvm, frame, write=True):
         return False
     vcpu.kvm.memory.write(frame << 12 | gpa & 0xFFF, size, value)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
@@ -187,7 +195,7 @@ class _Tables:
             if slot is None or slot.invalid:
                 return None
             frame = slot.frame(addr >> 12)
-            if not memory.access(frame):
+            if not access_host_page(vcpu.kvm, frame):
                 return None
             hpa = frame << 12 | addr & 0xFFF
             pte = memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]

@@ -50,7 +50,7 @@ def _prefetch_many(vcpu: Vcpu, sp: ShadowPage, run: list[int]) -> bool:
     if slot is None or slot.readonly or gfn + len(run) > slot.base_gfn + slot.npages:
         return False
     frames = [slot.frame(gfn + i) for i in range(len(run))]
-    writable = list(takewhile(vcpu.kvm.memory.is_writable, frames))
+    writable = list(takewhile(lambda frame: not vcpu.kvm.memory.is_special(frame), frames))
     for i, (sptep, frame) in enumerate(zip(run, writable, strict=False)):
         mmu_set_spte(vcpu, slot, sptep, sp.access, gfn + i, frame, None)
     return bool(writable)

@@ -1,11 +1,12 @@
 """What the VMM's own mapping of the backing allows, and what the host does when that changes.
 
-Source: Linux 6.1 ``mm/mprotect.c`` (``mprotect_fixup``), ``mm/huge_memory.c`` (``vma_adjust_trans_huge``).
+Source: Linux 6.1 ``mm/mprotect.c`` (``mprotect_fixup``), ``mm/huge_memory.c`` (``vma_adjust_trans_huge``),
+``mm/madvise.c`` (``madvise_pageout``), ``mm/vmscan.c`` (``shrink_folio_list``).
 """
 
 from __future__ import annotations
 
-from mmulab.kvm.mmu_notifier import kvm_unmap_hva_range
+from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
 from mmulab.kvm.state import Kvm
 
 BLOCK = 512
@@ -50,3 +51,17 @@ def _split(kvm: Kvm, edge: int, low: int, high: int) -> None:
     if edge & BLOCK - 1 and low <= block and block + BLOCK <= high:
         kvm.memory.page_level[block >> 9] = 1
         kvm_unmap_hva_range(kvm, block, block + BLOCK - 1)
+
+
+def swap_out(kvm: Kvm, first: int, last: int) -> None:
+    """Reclaim a range of 4 KiB pages, pass by pass until nothing of it is left in memory.
+
+    Before 6.9 a pass spares the pages that were accessed since the one before.
+    """
+    swapped = kvm.memory.swapped
+    while present := [frame for frame in range(first, last + 1) if frame not in swapped]:
+        for frame in present:
+            if not kvm.behaviours.pageout_ignores_references and kvm_age_hva(kvm, frame, frame):
+                continue
+            kvm_unmap_hva_range(kvm, frame, frame)
+            kvm.memory.swap_out(frame)

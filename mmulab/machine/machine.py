@@ -18,6 +18,7 @@ from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
 from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
@@ -46,7 +47,7 @@ from mmulab.kvm.zap import (
 )
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
-from mmulab.machine.host_memory import mprotect
+from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
@@ -242,6 +243,8 @@ class Machine:
                 result = self._collapse(gpa, length)
             case ops.Protect(gpa=gpa, length=length, access=access):
                 result = self._protect(gpa, length, access)
+            case ops.SwapOut(gpa=gpa, length=length):
+                result = self._swap_out(gpa, length)
             case ops.RecoverNxHugePages(ratio=ratio):
                 if ratio and self.config.host.nx_huge_pages:
                     kvm_recover_nx_huge_pages(self.kvm, ratio)
@@ -295,7 +298,7 @@ class Machine:
     def _host_write(self, gpa: int, size: int, value: int) -> None:
         """Store into the backing at an offset, behind KVM's back."""
         frame = self._backing_frame(gpa, size)
-        if self.memory.access(frame) != ALL_ACCESS:
+        if not access_host_page(self.kvm, frame, write=True):
             raise InputError(f"the VMM may not write at {gpa:#x}: its mapping is protected (mprotect)")
         self.memory.write(frame << 12 | gpa & 0xFFF, size, value)
 
@@ -328,6 +331,8 @@ class Machine:
         first, last = self._backing_range(gpa, length)
         for access in (READ_ACCESS, ALL_ACCESS):
             mprotect(self.kvm, first, last, access)
+        for frame in range(first, last + 1):
+            access_host_page(self.kvm, frame, write=True)  # the VMM touches each of them
 
     def _protect(self, gpa: int, length: int, access: int) -> int:
         """The VMM changes what it may do with a range itself.
@@ -335,18 +340,46 @@ class Machine:
         Raises
         ------
         InputError
-            It covers the page of stubs, in which the VMM reads and writes.
+            It covers the page of stubs, in which the VMM reads and writes, or pages that were swapped
+            out and not written since, of which some kernels let the VMM write at once and others not.
         """
         if gpa & FRAME_BYTES - 1:
             return -EINVAL
         if not length:
             return 0
-        first, last = self._backing_range(gpa, length)
-        stubs = self.config.stubs
-        if stubs is not None and first <= self.memory.backing + (stubs.supervisor >> 12) <= last:
-            raise InputError(f"{length:#x} bytes at {gpa:#x} hold the stubs, where the VMM writes")
+        first, last = self._range_without_stubs(gpa, length)
+        was_out = self.memory.swapped | self.memory.clean
+        if any(frame in was_out for frame in range(first, last + 1)):
+            raise InputError(f"of {length:#x} bytes at {gpa:#x} some were swapped out; write them before")
         mprotect(self.kvm, first, last, access)
         return 0
+
+    def _swap_out(self, gpa: int, length: int) -> int:
+        """The host takes a range away.
+
+        Raises
+        ------
+        InputError
+            It covers the page of stubs, protected pages or huge ones.
+        """
+        if gpa & FRAME_BYTES - 1:
+            return -EINVAL
+        if not length:
+            return 0
+        first, last = self._range_without_stubs(gpa, length)
+        for frame in range(first, last + 1):
+            if frame in self.memory.protection or self._is_huge(frame):
+                why = "a 2 MiB page" if self._is_huge(frame) else "protected (mprotect)"
+                raise InputError(f"of {length:#x} bytes at {gpa:#x} some are {why}; swap out others")
+        swap_out(self.kvm, first, last)
+        return 0
+
+    def _range_without_stubs(self, offset: int, size: int) -> tuple[int, int]:
+        first, last = self._backing_range(offset, size)
+        stubs = self.config.stubs
+        if stubs is not None and first <= self.memory.backing + (stubs.supervisor >> 12) <= last:
+            raise InputError(f"{size:#x} bytes at {offset:#x} hold the stubs, where the VMM writes")
+        return first, last
 
     def _backing_range(self, offset: int, size: int) -> tuple[int, int]:
         """Return the first and the last frame of a range of the backing."""

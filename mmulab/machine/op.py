@@ -227,6 +227,14 @@ class Protect(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class SwapOut(Op):
+    """The host swaps a range out; a page comes back, in another frame, when KVM or the VMM next needs it."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverNxHugePages(Op):
     """The host's worker for NX huge pages makes one pass: a `ratio`-th of what was split may be huge again.
 

@@ -53,6 +53,9 @@ class HostMemory:
         pages (1), or collapsed into a huge one (2), since.
     protection : dict of int to int
         Frames of the backing to which the VMM has not :data:`ALL_ACCESS`.
+    swapped, clean : dict of int to None
+        Frames of the backing that are swapped out, and those that have come back to be read: the
+        host's page table does not let them be written yet.
     """
 
     __slots__ = (
@@ -62,12 +65,14 @@ class HostMemory:
         "backing",
         "backing_frames",
         "bytes",
+        "clean",
         "dwords",
         "epoch",
         "frames",
         "page_level",
         "protection",
         "stamp",
+        "swapped",
         "words",
         "written",
     )
@@ -91,6 +96,8 @@ class HostMemory:
         self.epoch = 1
         self.page_level: dict[int, int] = {}
         self.protection: dict[int, int] = {}
+        self.swapped: dict[int, None] = {}
+        self.clean: dict[int, None] = {}
         self._table_frames = table_frames
         self._next = 1
         self._free: list[int] = []
@@ -141,9 +148,25 @@ class HostMemory:
         """Return what the VMM's mapping of a frame allows: 0, :data:`READ_ACCESS` or :data:`ALL_ACCESS`."""
         return self.protection.get(frame, ALL_ACCESS) if self.protection else ALL_ACCESS
 
-    def is_writable(self, frame: int) -> bool:
-        """Whether the VMM's mapping of a frame allows writes at once."""
-        return not self.protection or frame not in self.protection
+    def is_special(self, frame: int) -> bool:
+        """Whether the VMM's mapping of a frame does not simply allow reads and writes at once."""
+        return frame in self.protection or frame in self.swapped or frame in self.clean
+
+    def swap_out(self, frame: int) -> None:
+        """Take a frame's page away; the frame stands for it until it is back."""
+        self.clean.pop(frame, None)
+        self.swapped[frame] = None
+
+    def bring_in(self, frame: int, *, writable: bool) -> None:
+        """Bring a frame's page back, if it is swapped out."""
+        if frame in self.swapped:
+            del self.swapped[frame]
+            if not writable:
+                self.clean[frame] = None
+
+    def make_writable(self, frame: int) -> None:
+        """Let a frame's page that is there be written."""
+        self.clean.pop(frame, None)
 
     def protect(self, first: int, end: int, access: int) -> None:
         """Let the VMM's mapping of the frames from `first` to below `end` allow `access`."""

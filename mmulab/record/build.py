@@ -52,12 +52,14 @@ def initramfs(vmm: Path, kernel: KernelFiles, parameters: KernelParameters) -> b
     """
     modules = kernel.needed("kvm_amd")
     order = [" ".join([f"{name}.ko", *parameters.of_module(name)]) for name, _ in modules]
+    # The VMM loads the disk when something is swapped out.
+    disk = kernel.needed("brd") if "brd" in kernel.modules else []
     entries = [
         cpio.folder("dev"),
         cpio.console(),
         cpio.file("init", files.read_bytes(vmm), 0o755),
         cpio.folder("lib"),
-        *(cpio.file(f"lib/{name}.ko", data) for name, data in modules),
+        *(cpio.file(f"lib/{name}.ko", data) for name, data in (*modules, *disk)),
         cpio.file("modules", _text(order)),
         cpio.file("probes", _text(probe_lines())),
         cpio.file("events", _text(event_lines())),

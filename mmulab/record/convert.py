@@ -51,7 +51,11 @@ def recorded_lines(work: Work, take: Take, facts: HostFacts, words: Sequence[str
     for frames in take.frames:
         reader.add_frames(frames)
     records = []
+    before = take.frames[0] if take.frames else ()
     for op in take.ops:
+        if op.frames:
+            reader.frames_now(before, op.frames)
+            before = op.frames
         events = [encode_event(event, vendor) for page in op.pages for event in reader.events(page)]
         records.append(_op(op, events, words))
     header = (

@@ -22,8 +22,8 @@ __all__ = ["KernelFiles", "Module", "from_build", "from_deb"]
 
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([\w,-]*)\0")
 _MODULE = re.compile(r"([\w-]+)\.ko(\.xz|\.gz|\.zst)?")
-_OF_PACKAGES = ("kvm", "kvm_amd", "irqbypass", "ccp")
-"""What Debian's kernels need; another one's package is read again for what is missing."""
+_OF_PACKAGES = ("kvm", "kvm_amd", "irqbypass", "ccp", "brd")
+"""What Debian's kernels need, and a disk to swap to; of another one's package what is missing is read too."""
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 
@@ -134,7 +134,7 @@ def from_deb(package: str) -> KernelFiles:
 
 def _unpacked_package(deb: Path, folder: Path) -> KernelFiles:
     """Return the files in `folder`, after unpacking what every kernel needs if nothing is there yet."""
-    complete = folder / "unpacked"
+    complete = folder / f"unpacked-{'-'.join(_OF_PACKAGES)}"
     if not complete.exists():
         _unpack(deb, folder, set(_OF_PACKAGES))
         complete.touch()

@@ -9,7 +9,7 @@ each; a guest on an AMD host without ``nrips=1`` does not get past it, as on Lin
 6.1, whose emulator cannot tell its length. Bit 16 of a slot's ID is the number of
 its address space, as in ``KVM_SET_USER_MEMORY_REGION``: 1 is what a vCPU sees
 in system management mode, between ``smm on`` and ``smm off``. GPA of ``hw``, ``hinval``,
-``age``, ``collapse`` and ``mprotect`` is an offset into the backing.
+``age``, ``collapse``, ``mprotect`` and ``swapout`` is an offset into the backing.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ FORMS: dict[str, Form] = {
     "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "collapse": Form(ops.Collapse, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "mprotect": Form(ops.Protect, {"gpa": _PHYS, "length": number("LEN", _GPA), "access": _PROT}),
+    "swapout": Form(ops.SwapOut, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nxrecover": Form(ops.RecoverNxHugePages, {"ratio": number("RATIO", 1 << 32)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(

@@ -58,6 +58,7 @@ HOST_OPS = (
     ops.Age,
     ops.Collapse,
     ops.Protect,
+    ops.SwapOut,
     ops.RecoverNxHugePages,
     ops.SetNrMmuPages,
     ops.SetSregs,

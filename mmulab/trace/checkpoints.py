@@ -239,8 +239,7 @@ def small_state(machine: Machine, constants: Constants) -> Json:
         "slots": [_address_space(slots, constants) for slots in kvm.slots],
         "vcpus": [_vcpu(vcpu, constants) for vcpu in kvm.vcpus],
         "pool": encode(memory.pool(), constants),
-        "page_level": encode(memory.page_level, constants),
-        "protection": encode(memory.protection, constants),
+        **{name: encode(getattr(memory, name), constants) for name in _HOST_PAGES},
         "machine": {
             name: encode(value, constants)
             for name, value in vars(machine).items()
@@ -288,6 +287,13 @@ _OPTIONAL: dict[str, Any] = {
     "stat": dict[str, int],
 }
 """What attributes may be whose first value does not tell."""
+_HOST_PAGES: dict[str, Any] = {
+    "page_level": dict[int, int],
+    "protection": dict[int, int],
+    "swapped": dict[int, None],
+    "clean": dict[int, None],
+}
+"""Attributes of the memory that say how the host has the backing's pages."""
 
 
 def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
@@ -310,13 +316,11 @@ def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
         _restore_vcpu(vcpu, attributes, constants)
     pool = decode(state["pool"], constants)
     check(pool, tuple[int, list[int]], "the pool of frames")
-    page_level = decode(state["page_level"], constants)
-    check(page_level, dict[int, int], "page_level")
-    protection = decode(state["protection"], constants)
-    check(protection, dict[int, int], "protection")
     machine.memory.restore_pool(*pool)
-    machine.memory.page_level = page_level
-    machine.memory.protection = protection
+    for name, kind in _HOST_PAGES.items():
+        value = decode(state[name], constants)
+        check(value, kind, name)
+        setattr(machine.memory, name, value)
 
 
 def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:

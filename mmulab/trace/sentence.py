@@ -127,6 +127,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
         f"the VMM makes {o.length:#x} bytes behind offset {o.gpa:#x} "
         f"{('inaccessible', 'read-only', '', 'writable')[o.access]} for itself"
     ),
+    ops.SwapOut: lambda o: f"the host swaps {o.length:#x} bytes behind offset {o.gpa:#x} out",
     ops.RecoverNxHugePages: lambda o: (
         f"the host makes huge pages possible again for 1/{o.ratio} of the split NX ones" if o.ratio
         else "the host's recovery of NX huge pages is off"

@@ -1,4 +1,4 @@
-"""Protection of the VMM's own mapping, and what the guest sees of it."""
+"""What the host does to the backing: protection and swap, and what the guest sees of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_12
+from mmulab.kvm.kernel import KERNELS, LINUX_6_1, LINUX_6_12, Kernel
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.machine.machine import Machine
@@ -153,7 +154,7 @@ def test_access_is_what_was_last_said_of_a_page(steps: list[tuple[int, int, int]
         machine.execute(ops.Protect(first << 12, count << 12, access))
         wanted[first : first + count] = [access] * count
     assert [memory.access(memory.backing + i) for i in range(40)] == wanted
-    assert [memory.is_writable(memory.backing + i) for i in range(40)] == [a == 3 for a in wanted]
+    assert [memory.is_special(memory.backing + i) for i in range(40)] == [a != 3 for a in wanted]
 
 
 def test_what_the_vmm_cannot_do_is_said() -> None:
@@ -171,3 +172,84 @@ def test_a_checkpoint_keeps_it() -> None:
     one, other = machine_of(), machine_of()
     one.execute(ops.Protect(0x10000, 0x1000, 1))
     assert digest(one) != digest(other)
+
+
+def swapped(kernel: Kernel = LINUX_6_1, mode: str = "np", host: str = "shadow") -> Guest:
+    """A guest whose page DATA was read, and its table used, before the host took DATA away."""
+    guest = Guest(mode, host=HOSTS[host], behaviours=kernel.behaviours)
+    if mode != "np":
+        guest.map(GVA, DATA)
+    guest.read(DATA if mode == "np" else GVA)
+    assert guest.machine.execute(ops.SwapOut(DATA, 0x1000)).result == 0
+    assert guest.hpa(DATA) >> 12 in guest.machine.memory.swapped
+    return guest
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=str)
+def test_what_is_swapped_out_comes_back_for_a_read_writable_from_6_11_on(kernel: Kernel, host: str) -> None:
+    guest = swapped(kernel, host=host)
+    assert guest.spte(DATA) == guest.kvm.fmt.nonpresent
+    guest.read(DATA)
+    assert bool(guest.spte(DATA) & guest.kvm.fmt.host_writable) == (kernel is LINUX_6_12)
+    guest.machine.execute(ops.SwapOut(DATA, 0x1000))
+    guest.write(DATA, 7)
+    assert guest.spte(DATA) & guest.kvm.fmt.host_writable
+    assert not guest.machine.memory.swapped
+    assert not guest.machine.memory.clean
+
+
+def test_before_6_9_each_pass_asks_whether_a_page_was_accessed() -> None:
+    for kernel, asked in ((LINUX_6_1, 2), (LINUX_6_12, 0)):
+        guest = swapped(kernel)
+        assert len(guest.of(ev.kvm_age_hva)) == asked, "young the first time, old the second"
+        assert len(guest.of(ev.kvm_unmap_hva_range)) == 1
+
+
+def test_a_table_that_is_swapped_out_cannot_be_synced() -> None:
+    guest = Guest("64").map(GVA, DATA).map(GVA + 0x1000, DATA)
+    table = guest.table(GVA)
+    guest.map(GVA + 0x2000, table)
+    guest.read(GVA)
+    guest.write(GVA + 0x2000 + 0x800, 0)  # the table goes out of sync
+    assert guest.page(GVA).unsync
+    guest.machine.execute(ops.SwapOut(table, 0x1000))
+    with guest.watch() as seen:
+        guest.cr3()
+    assert any(isinstance(e, ev.kvm_mmu_prepare_zap_page) and e.gfn == table >> 12 for e in seen)
+    assert guest.read(GVA).kind is OutcomeKind.OK, "the walk brings it back"
+    assert not guest.machine.memory.swapped
+
+
+def test_prefetch_leaves_out_what_is_swapped_out() -> None:
+    guest = Guest("np")
+    guest.machine.execute(ops.SwapOut(DATA + 0x4000, 0x1000))
+    guest.read(DATA + 0x1000)
+    assert [bool(guest.spte(DATA + i * 0x1000)) for i in range(8)] == [i < 4 for i in range(8)]
+
+
+def test_the_vmm_brings_pages_back() -> None:
+    guest = swapped()
+    guest.machine.execute(ops.HostWrite(4, DATA, 9))
+    assert not guest.machine.memory.swapped
+    guest.read(DATA)
+    guest.machine.execute(ops.SwapOut(DATA, 0x2000))
+    guest.machine.execute(ops.InvalidateHva(DATA, 0x2000))
+    assert not guest.machine.memory.swapped
+    assert guest.load(DATA, 4) == 9
+
+
+def test_what_cannot_be_swapped_out_is_said() -> None:
+    machine = machine_of(thp=True, stubs=Stubs(0x1000, 0x2000))
+    assert machine.execute(ops.SwapOut(0x10, 0x1000)).result == -errno.EINVAL
+    assert machine.execute(ops.SwapOut(0x10000, 0)).result == 0
+    with pytest.raises(InputError, match="hold the stubs"):
+        machine.execute(ops.SwapOut(0, 0x10000))
+    with pytest.raises(InputError, match="some are a 2 MiB page"):
+        machine.execute(ops.SwapOut(2 * MIB, 0x1000))
+    machine.execute(ops.Protect(2 * MIB, 0x1000, 1))
+    with pytest.raises(InputError, match="some are protected"):
+        machine.execute(ops.SwapOut(2 * MIB, 0x2000))
+    machine.execute(ops.SwapOut(2 * MIB + 0x1000, 0x1000))
+    with pytest.raises(InputError, match="some were swapped out"):
+        machine.execute(ops.Protect(2 * MIB, 0x2000, 3))

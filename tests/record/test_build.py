@@ -25,7 +25,18 @@ def test_the_initramfs_loads_kvm_with_its_parameters(tmp_path: Path) -> None:
     assert entries["init"].data == b"program"
     assert entries["init"].mode & 0o111
     assert entries["modules"].data == b"kvm.ko\nkvm_amd.ko npt=0\n"
+    assert "lib/brd.ko" not in entries
     assert {"lib/kvm.ko", "lib/kvm_amd.ko", "probes", "events", "dev/console"} <= set(entries)
+
+
+def test_the_disk_to_swap_to_is_there_and_loaded_by_the_vmm(tmp_path: Path) -> None:
+    image, top = build(tmp_path, kvm_amd="kvm", kvm="", brd="")
+    (tmp_path / "vmm").write_bytes(b"program")
+    parameters = KernelParameters.of_header("amd", HOST_DEFAULTS)
+    packed = initramfs(tmp_path / "vmm", from_build(image, top), parameters)
+    entries = {entry.name: entry for entry in read(gzip.decompress(packed))}
+    assert "lib/brd.ko" in entries
+    assert b"brd" not in entries["modules"].data
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")

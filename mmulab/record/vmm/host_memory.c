@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/swap.h>
 #include <unistd.h>
 #include "guest.h"
 
@@ -85,4 +86,74 @@ int protect_memory(u64 gpa, u64 length, u64 access)
 
 	memory_is_changed = 1;
 	return mprotect(mem + gpa, length, protection);
+}
+
+/* ---- swap --------------------------------------------------------------------- */
+
+#define SWAP_DEVICE "/dev/ram0"
+#define SWAP_BYTES (64ull << 20)
+#define PASSES 8
+
+/* A swap area's first page: version and last page from byte 1024 on, the magic at its end. */
+static void make_swap_area(void)
+{
+	static u8 page[PAGE];
+	u32 head[3] = { 1, SWAP_BYTES / PAGE - 1, 0 };
+	int fd = open(SWAP_DEVICE, O_WRONLY);
+
+	memcpy(page + 1024, head, sizeof(head));
+	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
+	if (fd < 0 || write(fd, page, PAGE) != PAGE)
+		die(SWAP_DEVICE ": %s", strerror(errno));
+	close(fd);
+}
+
+static void swap_on(void)
+{
+	static int loaded;
+	char module[] = "brd.ko rd_nr=1 rd_size=65536";
+
+	if (!loaded)
+		load_module(module);
+	loaded = 1;
+	make_swap_area();
+	if (swapon(SWAP_DEVICE, 0))
+		die("swapon " SWAP_DEVICE ": %s", strerror(errno));
+	if (munlock(mem, mem_bytes))
+		die("munlock: %s", strerror(errno));
+	memory_swaps = memory_is_changed = 1;
+}
+
+void swap_off(void)
+{
+	munmap(mem, mem_bytes);		/* what is swapped out need not come back */
+	if (swapoff(SWAP_DEVICE))
+		die("swapoff " SWAP_DEVICE ": %s", strerror(errno));
+}
+
+static int is_out(u64 gpa, u64 length)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	u64 entry = 0;
+
+	for (u64 at = gpa; at < gpa + length && !(entry >> 63); at += PAGE)
+		if (pread(fd, &entry, 8, (u64)(mem + at) / PAGE * 8) != 8)
+			die("pagemap: %s", strerror(errno));
+	close(fd);
+	return !(entry >> 63);
+}
+
+/* Have the host reclaim a range until nothing of it is left; before 6.9 a pass spares what was accessed. */
+int swap_out(u64 gpa, u64 length)
+{
+	if (!memory_swaps)
+		swap_on();
+	for (int pass = 0; pass < PASSES; pass++) {
+		if (madvise(mem + gpa, length, MADV_PAGEOUT))
+			return -1;
+		if (is_out(gpa, length))
+			return 0;
+	}
+	errno = EBUSY;
+	return -1;
 }

@@ -187,7 +187,7 @@ static void each_line(const char *path, void (*each)(char *line))
 	free(copy);
 }
 
-static void load_module(char *line)
+void load_module(char *line)
 {
 	char path[256], *parameters = strchr(line, ' ');
 	int fd;

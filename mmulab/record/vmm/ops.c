@@ -230,6 +230,8 @@ static void host_op(char **arg)
 		invalidate(first_arg, hex(arg[2]));
 	} else if (!strcmp(op, "mprotect")) {
 		say_result(protect_memory(first_arg, hex(arg[2]), hex(arg[3])));
+	} else if (!strcmp(op, "swapout")) {
+		say_result(swap_out(first_arg, hex(arg[2])));
 	} else if (!strcmp(op, "nxrecover")) {
 		recover_nx_huge_pages(first_arg);
 	} else if (!strcmp(op, "nrpages")) {
@@ -255,7 +257,7 @@ static void host_op(char **arg)
 static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
-				       "nrpages", "cpuid", "sregs", "mprotect", "nxrecover", "panic" };
+				       "nrpages", "cpuid", "sregs", "mprotect", "swapout", "nxrecover", "panic" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))

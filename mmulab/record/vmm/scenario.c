@@ -22,6 +22,7 @@
 
 int vm;
 u64 mem_bytes;
+int memory_swaps;	/* pages of the backing may come and go */
 int memory_is_changed;	/* an op left the backing in another state than a scenario may begin with */
 
 static struct slot slots[MAX_SLOTS];
@@ -62,7 +63,19 @@ static void read_frames(u64 *to)
 		die("pagemap: %s", strerror(errno));
 	close(fd);
 	for (u64 i = 0; i < count; i++)
-		to[i] &= (1ull << 55) - 1;
+		to[i] = to[i] >> 63 ? to[i] & ((1ull << 55) - 1) : 0;	/* 0: it is swapped out */
+}
+
+/* Say where the backing lies, if that is somewhere else than when it was said last. */
+void send_new_frames(void)
+{
+	u64 bytes = mem_bytes / PAGE * 8;
+
+	read_frames(later_frames);
+	if (!memcmp(frames, later_frames, bytes))
+		return;
+	memcpy(frames, later_frames, bytes);
+	put(REC_FRAMES, frames, bytes);
 }
 
 static void map_memory(void)
@@ -268,9 +281,7 @@ static void make_vm(void)
 static void end_vm(const char *number)
 {
 	send_total();
-	read_frames(later_frames);
-	if (memcmp(frames, later_frames, mem_bytes / PAGE * 8))
-		put(REC_FRAMES, later_frames, mem_bytes / PAGE * 8);
+	send_new_frames();
 	begin(number, "teardown");
 	munmap(runs, runs_bytes);
 	for (int i = 0; i < n_vcpus; i++)
@@ -282,6 +293,8 @@ static void end_vm(const char *number)
 	drain_trace(1);
 	write_file(TRACING "tracing_on", "0");
 	put(REC_OUTCOME, "out=host |", 10);
+	if (memory_swaps)
+		swap_off();
 	free(frames);
 	free(later_frames);
 }
@@ -292,7 +305,7 @@ void run_scenario(char *text)
 
 	memset(vcpus, 0, sizeof(vcpus));
 	memset(slots, 0, sizeof(slots));
-	n_slots = n_pdptfix = manual_dirty = dead = 0;
+	n_slots = n_pdptfix = manual_dirty = memory_swaps = dead = 0;
 	n_vcpus = 1;
 	get_supported();
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
