@@ -150,7 +150,7 @@ def test_what_a_row_names_is_there(row: Any) -> None:
     for word in named_tests((*row.evidence, *row.remark.replace(";", " ").split())):
         path, _, name = word.partition("::")
         assert name in functions(path), word
-    for name in re.findall(r"\b(?:tests/\S+\.py|(?:sh|nested-ept)/\S+\w)", row.remark):
+    for name in re.findall(r"(?<![\w-])(?:tests/\S+\.py|(?:\w+-)*(?:sh|ept)/\S+\w)", row.remark):
         paths = [ROOT / name] if name.endswith(".py") else [path_of(k, name) for k in KERNELS]
         assert all(path.exists() for path in paths), name
 

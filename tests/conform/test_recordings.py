@@ -71,16 +71,22 @@ MORE_FOLDERS = {
     "tdpsmm0": 6,
     "tdpsmm1": 6,
 }
-"""The same of what the first recordings lack, of 6.1.192: several vCPUs, PCID, SMM, ageing, the dirty ring."""
+"""The same of what the first recordings lack: several vCPUs, PCID, SMM, ageing, the dirty ring (6.1.192)."""
 MORE_OF_EACH = {
     "mprotect-sh": 17,
     "mprotect-tdp0": 5,
     "mprotect-tdp1": 6,
+    "nommiocaching-sh": 6,
+    "nommiocaching-tdp0": 5,
+    "nommiocaching-tdp1": 4,
     "nxrecover-sh": 13,
     "nxrecover-tdp0": 5,
     "nxrecover-tdp1": 7,
+    "smmtrack-sh": 9,
+    "smmtrack-tdp0": 2,
+    "smmtrack-tdp1": 1,
 }
-"""What was recorded of each kernel: the recovery of NX huge pages, protected host pages."""
+"""What was recorded of each kernel: the recovery of NX huge pages, protected host pages, SMM, no MMIO sptes."""
 
 
 def _paths() -> list[Path]:
