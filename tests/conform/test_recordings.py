@@ -73,7 +73,7 @@ MORE_FOLDERS = {
 }
 """The same of what the first recordings lack: several vCPUs, PCID, SMM, ageing, the dirty ring (6.1.192)."""
 MORE_OF_EACH = {
-    "mprotect-sh": 17,
+    "mprotect-sh": 20,
     "mprotect-tdp0": 5,
     "mprotect-tdp1": 6,
     "nommiocaching-sh": 6,
@@ -85,8 +85,11 @@ MORE_OF_EACH = {
     "smmtrack-sh": 9,
     "smmtrack-tdp0": 2,
     "smmtrack-tdp1": 1,
+    "swapout-sh": 11,
+    "swapout-tdp0": 3,
+    "swapout-tdp1": 5,
 }
-"""What was recorded of each kernel: the recovery of NX huge pages, protected host pages, SMM, no MMIO sptes."""
+"""What was recorded of each kernel: the recovery of NX huge pages, protected and swapped pages, SMM, no MMIO sptes."""
 
 
 def _paths() -> list[Path]:
