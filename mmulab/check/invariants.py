@@ -338,7 +338,7 @@ def _statistics(s: Survey) -> Iterator[str]:
     kvm = s.kvm
     counts = Counter(PAGES_STAT[leaf.sp.level] for leaf in s.leaves)
     counts["mmu_unsync"] = sum(sp.unsync for sp in kvm.pages.values())
-    counts["nx_lpage_splits"] = sum(sp.lpage_disallowed for sp in kvm.pages.values())
+    counts["nx_lpage_splits"] = sum(frame in kvm.pages for frame in kvm.possible_nx_huge_pages)
     for name in (*PAGES_STAT[1:], "mmu_unsync", "nx_lpage_splits"):
         if kvm.stat[name] != counts[name]:
             yield f"{name} is {kvm.stat[name]}, a recount gives {counts[name]}"

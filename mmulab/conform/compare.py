@@ -19,11 +19,12 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.scenario import Header
 from mmulab.x86.markup import facts_html
 
 MMU_EVENTS = frozenset((*ev.KVMMMU, ev.kvm_page_fault, ev.kvm_inj_exception))
@@ -31,6 +32,13 @@ MMU_EVENTS = frozenset((*ev.KVMMMU, ev.kvm_page_fault, ev.kvm_inj_exception))
 
 NOT_RECORDED: dict[str, tuple[type[ev.Event], ...]] = {"amd": (ev.kvm_nested_vmenter,), "intel": ()}
 """Tracepoints that were off when a vendor's recordings were made."""
+
+
+def not_recorded(header: Header) -> tuple[type[ev.Event], ...]:
+    """Return the events that no recording of a host like this has."""
+    return NOT_RECORDED[header.vendor] + find_kernel(header.kernel).events.not_recorded()
+
+
 _STAT_PREFIXES = ("mmu_", "pages_", "pf_", "remote_tlb_flush")
 _STATS = ("invlpg", "tlb_flush", "nx_lpage_splits")
 
@@ -233,7 +241,7 @@ def compare(
     """
     fatal = recording.fatal
     ops = recording.ops if fatal is None else recording.ops[:-1]
-    not_recorded = NOT_RECORDED[recording.scenario.header.vendor]
+    absent = not_recorded(recording.scenario.header)
     total = sum(len(level.events(op.events)) for op in ops)
     done = Comparison(recording.path, len(ops), total, design=design, fatal=fatal)
     count = 0
@@ -251,7 +259,7 @@ def compare(
                 level,
                 frames,
                 count,
-                not_recorded=not_recorded,
+                not_recorded=absent,
                 roles=design is None,
             )
             done.difference = done.difference or difference

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mmulab.conform.classify import HEADER, MODEL, Delta, How, Kind, classify
 from mmulab.conform.codec import canonical
-from mmulab.conform.compare import NOT_RECORDED, Level, frame_map
+from mmulab.conform.compare import Level, frame_map, not_recorded
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.tally import WHOLE, OpDiff
@@ -67,6 +67,7 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
     """
     scenario = recording.scenario
     vendor = scenario.header.vendor
+    absent = not_recorded(scenario.header)
     numbers = dict(enumerate([*(op.index for op in recording.steps), recording.end]))
     ops: list[RecordedOp] = []
     failure = ""
@@ -74,7 +75,7 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
         runner = Runner(scenario, config=machine_config(scenario, kernel))
         frames = frame_map(runner.machine.memory)
         for result in runner.results():
-            events = (e for e in result.events if not isinstance(e, NOT_RECORDED[vendor]))
+            events = (e for e in result.events if not isinstance(e, absent))
             ops.append(
                 RecordedOp(
                     line=0,

@@ -109,6 +109,24 @@ class Behaviours:
         "mmu.c:kvm_flush_remote_tlbs_with_address -> kvm_main.c:kvm_flush_remote_tlbs_range",
         shows="sh/accessed-dirty-32 op 34",
     )
+    nx_recovery_spares_logged: bool = _since(
+        "6.2",
+        "eb298605705a",
+        "The recovery of NX huge pages spares what lies in a slot with dirty logging, and stops counting it",
+        "mmu.c:kvm_recover_nx_lpages -> kvm_recover_nx_huge_pages",
+    )
+    nonpaging_counts_nx: bool = _since(
+        "6.2",
+        "b5b0977f4aa2",
+        "Splits of NX huge pages count, and are recovered, for a guest without paging on shadow tables too",
+        "mmu.c:direct_map",
+    )
+    nx_huge_page_is_tagged: bool = _since(
+        "6.2",
+        "76901e56fb51",
+        "With nx_huge_pages a table gives way to a huge page unless a fetch made it",
+        "mmu.c:disallowed_hugepage_adjust",
+    )
     sregs_flush_guest: bool = _since(
         "6.7",
         "4346db6e6e7a",
@@ -170,6 +188,18 @@ class Behaviours:
         "An instruction is run again instead of emulated only if it hit a write-protected page",
         "x86.c:retry_instruction -> mmu.c:kvm_mmu_write_protect_fault",
         shows="tdp0/memslot-64 op 29",
+    )
+    pageout_ignores_references: bool = _since(
+        "6.9",
+        "2864f3d0f583",
+        "MADV_PAGEOUT takes a page away without asking whether it was accessed",
+        "mm/vmscan.c:reclaim_pages",
+    )
+    swapin_is_writable: bool = _since(
+        "6.11",
+        "c18160dba5ff",
+        "A page that comes back from swap to be read may be written at once, so KVM maps it writable",
+        "mm/memory.c:do_swap_page",
     )
     pte_list_keeps_tail_full: bool = _since(
         "6.4",

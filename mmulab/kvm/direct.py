@@ -16,7 +16,7 @@ from mmulab.kvm.fault import (
     kvm_faultin_pfn,
     page_fault_handle_page_track,
 )
-from mmulab.kvm.page_track import account_huge_nx_page
+from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch
 from mmulab.kvm.set_spte import (
     PageFault,
@@ -84,7 +84,7 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
     while it.okay():
         if fault.nx_huge_page_workaround_enabled:
-            disallowed_hugepage_adjust(fault, kvm.memory.words[it.sptep >> 3], it.level)
+            disallowed_hugepage_adjust(kvm, fault, kvm.memory.words[it.sptep >> 3], it.level)
         if it.level == fault.goal_level:
             break
         base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
@@ -93,8 +93,8 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         )
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
-            if fault.is_tdp and fault.huge_page_disallowed and fault.req_level >= it.level:
-                account_huge_nx_page(kvm, sp)
+            if fault.huge_page_disallowed and (fault.is_tdp or kvm.behaviours.nonpaging_counts_nx):
+                account_nx_huge_page(kvm, sp, possible=fault.req_level >= it.level)
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, ACC_ALL, base_gfn, fault.pfn, fault)

@@ -19,6 +19,7 @@ from enum import Enum
 from mmulab import events as ev
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.inject import UD_VECTOR, kvm_inject_emulated_page_fault, kvm_queue_exception
 from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
 from mmulab.kvm.mmu import X86Exception
@@ -77,6 +78,10 @@ class _GuestFault(Exception):
         self.fault = fault
 
 
+class _UnhandleableError(Exception):
+    """A locked operand cannot be written: the VMM's mapping is read-only (``X86EMUL_UNHANDLEABLE``)."""
+
+
 def _user(vcpu: Vcpu) -> int:
     return PFERR_USER_MASK if vcpu.cpl == 3 else 0
 
@@ -106,6 +111,10 @@ def x86_emulate_instruction(
     except _GuestFault as fault:
         kvm_inject_emulated_page_fault(vcpu, fault.fault)
         return Verdict.RESUME
+    except _UnhandleableError:
+        if _reexecute_instruction(vcpu, cr2, kind):
+            return Verdict.RESUME
+        return _handle_emulation_failure(vcpu, kind, insn, insn.code)
     if vcpu.emulation.mmio:
         vcpu.stat["mmio_exits"] += 1
         return Verdict.MMIO
@@ -139,10 +148,14 @@ def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction)
     if vcpu.fetch_fault is not None and not kind.skip:
         kvm_inject_emulated_page_fault(vcpu, vcpu.fetch_fault)
         return Verdict.RESUME
+    return _handle_emulation_failure(vcpu, kind, insn, b"")
+
+
+def _handle_emulation_failure(vcpu: Vcpu, kind: EmulationType, insn: Instruction, fetched: bytes) -> Verdict:
     vcpu.stat["insn_emulation_fail"] += 1
     emit = vcpu.kvm.emit
     if emit is not None:
-        emit(ev.kvm_emulate_insn(insn.rip or 0, 0, "", True))
+        emit(ev.kvm_emulate_insn(insn.rip or 0, len(fetched), fetched.hex(), True))
     if kind.skip:
         return Verdict.FAILED
     kvm_queue_exception(vcpu, UD_VECTOR)
@@ -165,7 +178,7 @@ def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
             return True
     assert gpa is not None
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
-    if slot is None or slot.readonly:
+    if slot is None or slot.readonly or not access_host_page(vcpu.kvm, slot.frame(gpa >> 12), write=True):
         return False
     if vcpu.mmu.direct:
         if vcpu.kvm.indirect_shadow_pages:
@@ -321,7 +334,10 @@ def _cmpxchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value
     if gpa is None or slot is None or slot.invalid or slot.readonly or not inside:
         _write_memory(vcpu, cr2, kind, insn, value)
         return
-    vcpu.kvm.memory.write(slot.frame(gpa >> 12) << 12 | gpa & 0xFFF, insn.size, value)
+    frame = slot.frame(gpa >> 12)
+    if not access_host_page(vcpu.kvm, frame, write=True):
+        raise _UnhandleableError
+    vcpu.kvm.memory.write(frame << 12 | gpa & 0xFFF, insn.size, value)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
     kvm_mmu_pte_write(vcpu, gpa, insn.size)
 

@@ -31,10 +31,13 @@ class EventWords:
     functions : tuple of (str, str)
         Events of functions, by name, and the function that is this kernel's;
         left out: the function is called as the event is.
+    unprobed : tuple of str
+        Those of them whose function has other arguments than the event: no recording has them.
     """
 
     ret_pf: tuple[str, ...]
     functions: tuple[tuple[str, str], ...] = ()
+    unprobed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for event, function in self.functions:
@@ -42,6 +45,10 @@ class EventWords:
                 raise InputError(f"event '{quoted(event)}': it is no function's entry, so it keeps its name")
             if not (function.isidentifier() and function.isascii()):
                 raise InputError(f"event {event}: '{quoted(function)}' is no name of a function")
+
+    def not_recorded(self) -> tuple[type[Event], ...]:
+        """Return the events that no recording of this kernel has."""
+        return tuple(EVENT_TYPES[name] for name in self.unprobed)
 
     def name(self, kind: type[Event]) -> str:
         """Return what this kernel calls an event: its tracepoint, or the function entered."""
@@ -57,5 +64,6 @@ EVENTS_6_12 = EventWords(
         ("kvm_mmu_pte_write", "kvm_mmu_track_write"),
         ("kvm_mmu_unprotect_page", "__kvm_mmu_unprotect_gfn_and_retry"),
     ),
+    unprobed=("kvm_mmu_unprotect_page",),
 )
-"""``kvm_mmu_unprotect_page`` is part of the last function now; a probe sees it entered."""
+"""``kvm_mmu_unprotect_page`` is part of the last function now, which has an address and no gfn."""

@@ -6,11 +6,20 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_faultin_pfn``,
 
 from __future__ import annotations
 
+import errno
+
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.mmio import vcpu_cache_mmio_info
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
-from mmulab.kvm.set_spte import KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, PageFault, RetPf
+from mmulab.kvm.set_spte import (
+    KVM_PFN_ERR_FAULT,
+    KVM_PFN_ERR_RO_FAULT,
+    KVM_PFN_NOSLOT,
+    PageFault,
+    RetPf,
+)
 from mmulab.kvm.shadow_page import ShadowWalk
-from mmulab.kvm.state import Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
+from mmulab.kvm.state import KvmRunError, Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
 
 
 def page_fault_handle_page_track(vcpu: Vcpu, fault: PageFault) -> bool:
@@ -39,13 +48,22 @@ def kvm_faultin_pfn(vcpu: Vcpu, fault: PageFault) -> RetPf:
     if slot.readonly and fault.write:
         fault.pfn = KVM_PFN_ERR_RO_FAULT
         return RetPf.CONTINUE
-    fault.map_writable = not slot.readonly
-    fault.pfn = slot.frame(fault.gfn)
+    frame = slot.frame(fault.gfn)
+    fault.pfn = frame if access_host_page(vcpu.kvm, frame, write=fault.write) else KVM_PFN_ERR_FAULT
+    fault.map_writable = not slot.readonly and not vcpu.kvm.memory.is_special(frame)
     return RetPf.CONTINUE
 
 
 def handle_abnormal_pfn(vcpu: Vcpu, fault: PageFault, access: int) -> RetPf:
-    """Send device accesses and writes to read-only slots on their way."""
+    """Send device accesses and writes to read-only slots on their way.
+
+    Raises
+    ------
+    KvmRunError
+        The VMM's own mapping does not allow the access: -EFAULT, with which ``KVM_RUN`` ends.
+    """
+    if fault.pfn == KVM_PFN_ERR_FAULT:
+        raise KvmRunError(errno.EFAULT)
     if fault.pfn == KVM_PFN_ERR_RO_FAULT:
         return RetPf.EMULATE
     if fault.slot is None:

@@ -78,7 +78,7 @@ def prefetch_gpte(vcpu: Vcpu, sp: ShadowPage, sptep: int, gpte: int, *, no_dirty
         vcpu, gfn, no_dirty_log=no_dirty_log and bool(access & ACC_WRITE_MASK)
     )
     # gfn_to_pfn_memslot_atomic asks for a writable page, which a read-only slot has not.
-    if slot is None or slot.readonly:
+    if slot is None or slot.readonly or vcpu.kvm.memory.is_special(slot.frame(gfn)):
         return False
     mmu_set_spte(vcpu, slot, sptep, access, gfn, slot.frame(gfn), None)
     return True

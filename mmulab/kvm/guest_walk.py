@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.x86.ept import (
@@ -41,12 +42,15 @@ PT32E_ROOT_LEVEL = 3
 
 
 def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
-    """Read guest-physical memory; None if it is in no slot."""
+    """Read guest-physical memory; None if it is in no slot, or the VMM's mapping allows no reads."""
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
     if slot is None or slot.invalid:
         return None
     memory = vcpu.kvm.memory
-    hpa = slot.frame(gpa >> 12) << 12 | gpa & 0xFFF
+    frame = slot.frame(gpa >> 12)
+    if not access_host_page(vcpu.kvm, frame):
+        return None
+    hpa = frame << 12 | gpa & 0xFFF
     if size == 8 and not hpa & 7:
         return memory.words[hpa >> 3]
     if size == 4 and not hpa & 3:
@@ -54,12 +58,23 @@ def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
     return memory.read(hpa, size)
 
 
+def kvm_read_guest_atomic(vcpu: Vcpu, gpa: int, size: int) -> int | None:
+    """Read guest-physical memory where nothing may wait; None also if it is swapped out."""
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    if slot is not None and slot.frame(gpa >> 12) in vcpu.kvm.memory.swapped:
+        return None
+    return kvm_read_guest(vcpu, gpa, size)
+
+
 def kvm_write_guest(vcpu: Vcpu, gpa: int, size: int, value: int) -> bool:
-    """Write guest-physical memory within one page; False if no slot takes it."""
+    """Write guest-physical memory within one page; False if no slot, or the VMM's mapping, takes it."""
     slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
     if slot is None or slot.invalid or slot.readonly:
         return False
-    vcpu.kvm.memory.write(slot.frame(gpa >> 12) << 12 | gpa & 0xFFF, size, value)
+    frame = slot.frame(gpa >> 12)
+    if not access_host_page(vcpu.kvm, frame, write=True):
+        return False
+    vcpu.kvm.memory.write(frame << 12 | gpa & 0xFFF, size, value)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
     return True
 
@@ -133,8 +148,8 @@ class _NestedFault(Exception):
         self.fault = fault
 
 
-class _LogFull(Exception):
-    """L1's page-modification log has no room for a page that gets dirty."""
+class _NotUpdated(Exception):
+    """A or D cannot be set: the VMM's mapping is read-only, or L1's page-modification log has no room."""
 
 
 class _Tables:
@@ -179,7 +194,10 @@ class _Tables:
             slot = lookup(addr >> 12)
             if slot is None or slot.invalid:
                 return None
-            hpa = slot.frame(addr >> 12) << 12 | addr & 0xFFF
+            frame = slot.frame(addr >> 12)
+            if not access_host_page(vcpu.kvm, frame):
+                return None
+            hpa = frame << 12 | addr & 0xFFF
             pte = memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
             if emit is not None:
                 emit(ev.kvm_mmu_paging_element(pte, level))
@@ -235,8 +253,9 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
         try:
             if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, tables, write=write):
                 return GuestWalk(w, None)
-        except _LogFull:
-            return _failed(vcpu, mmu, w, kind & (PFERR_WRITE_MASK | PFERR_USER_MASK))
+        except _NotUpdated:
+            reported = PFERR_WRITE_MASK | PFERR_USER_MASK | (PFERR_FETCH_MASK if paging.fetch_bit else 0)
+            return _failed(vcpu, mmu, w, kind & reported)
 
 
 def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
@@ -273,7 +292,7 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
 
     Raises
     ------
-    _LogFull
+    _NotUpdated
     """
     paging = mmu.paging
     assert paging is not None
@@ -291,7 +310,7 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
             if emit is not None:
                 emit(ev.kvm_mmu_set_dirty_bit(w.entry_addr[level]))
             if paging.ept and vcpu.nested is not None and not vcpu.nested.write_log_dirty(vcpu, w.va):
-                raise _LogFull
+                raise _NotUpdated
             pte |= paging.dirty_mask
         gpa = tables.gpa(w.entry_addr[level])
         # A read-only slot keeps its entry as it is: then the bits are reported, not set.
@@ -299,7 +318,8 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
             continue
         if kvm_read_guest(vcpu, gpa, width) != old:
             return False
-        kvm_write_guest(vcpu, gpa, width, pte)
+        if not kvm_write_guest(vcpu, gpa, width, pte):
+            raise _NotUpdated
         w.ptes[level] = pte
     return True
 

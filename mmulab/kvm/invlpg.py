@@ -9,7 +9,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
-from mmulab.kvm.guest_walk import kvm_read_guest
+from mmulab.kvm.guest_walk import kvm_read_guest_atomic
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
@@ -67,7 +67,7 @@ def _invlpg_leaf(vcpu: Vcpu, sptep: int, old: int) -> None:
     mmu_page_zap_pte(kvm, sp, sptep, None)
     if is_shadow_present_pte(old):
         kvm_flush_remote_tlbs_sptep(kvm, sptep)
-    gpte = kvm_read_guest(vcpu, gpa, width)
+    gpte = kvm_read_guest_atomic(vcpu, gpa, width)
     if gpte is not None:
         prefetch_gpte(vcpu, sp, sptep, gpte, no_dirty_log=False)
 

@@ -35,16 +35,16 @@ def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
     _handle_hva_range(kvm, first_frame, last_frame, _unmap_gfn_range)
 
 
-def kvm_age_hva(kvm: Kvm, first_frame: int, last_frame: int) -> None:
-    """Take what sptes know of accesses to host frames of the range (``clear_flush_young``)."""
+def kvm_age_hva(kvm: Kvm, first_frame: int, last_frame: int) -> bool:
+    """Take what sptes know of accesses to frames of the range (``clear_flush_young``); return if one was."""
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_age_hva())
-    _handle_hva_range(kvm, first_frame, last_frame, kvm_age_gfn)
+    return _handle_hva_range(kvm, first_frame, last_frame, kvm_age_gfn)
 
 
-def _handle_hva_range(kvm: Kvm, first_frame: int, last_frame: int, handler: Handler) -> None:
-    """Call `handler` on what each slot of each address space has of the range; flush once at the end."""
+def _handle_hva_range(kvm: Kvm, first_frame: int, last_frame: int, handler: Handler) -> bool:
+    """Call `handler` on what each slot of each address space has of the range; flush once if it says so."""
     flush = False
     for slots in kvm.slots:
         for slot in list(slots.slots):
@@ -55,6 +55,7 @@ def _handle_hva_range(kvm: Kvm, first_frame: int, last_frame: int, handler: Hand
                 flush |= handler(kvm, slot, first + offset, last + offset)
     if flush:
         kvm_flush_remote_tlbs(kvm)
+    return flush
 
 
 def _unmap_gfn_range(kvm: Kvm, slot: KvmMemslot, first: int, last: int) -> bool:

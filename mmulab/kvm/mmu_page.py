@@ -35,6 +35,10 @@ class ShadowPage:
     write_flooding_count : int
     shadowed_translation : dict of int to int
         Index to gfn << 12 | access of the guest entry shadowed there.
+    lpage_disallowed : bool
+        It stands where a fetch forbade a huge page (``nx_huge_page_disallowed``).
+    ptep : int
+        Of a page of the TDP MMU: host-physical address of the spte that points here; 0: it is a root.
     tdp_mmu_page, tdp_mmu_scheduled_root_to_zap : bool
         The TDP MMU made it; it is a root to be emptied.
     pae_table, pdptes, one_off : bool
@@ -61,6 +65,7 @@ class ShadowPage:
         "parent_ptes",
         "passthrough",
         "pdptes",
+        "ptep",
         "quadrant",
         "role",
         "root_count",
@@ -98,6 +103,7 @@ class ShadowPage:
         self.write_flooding_count = 0
         self.shadowed_translation: dict[int, int] = {}
         self.lpage_disallowed = False
+        self.ptep = 0
         self.tdp_mmu_page = False
         self.tdp_mmu_scheduled_root_to_zap = False
         self.pae_table = False

@@ -83,12 +83,6 @@ def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
 
 
-def account_huge_nx_page(kvm: Kvm, sp: ShadowPage) -> None:
-    """Count a page that stands in the place of an executable huge page."""
-    if not sp.lpage_disallowed:
-        sp.lpage_disallowed = True
-        kvm.stat["nx_lpage_splits"] += 1
-
 
 def _slot(kvm: Kvm, sp: ShadowPage) -> KvmMemslot:
     slot = kvm.slots[sp.smm].lookup(sp.gfn)

@@ -16,7 +16,7 @@ from mmulab.kvm.fault import (
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
-from mmulab.kvm.page_track import account_huge_nx_page
+from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.set_spte import (
@@ -157,7 +157,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         if not checks_here:
             sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
         if fault.nx_huge_page_workaround_enabled:
-            disallowed_hugepage_adjust(fault, words[it.sptep >> 3], it.level)
+            disallowed_hugepage_adjust(kvm, fault, words[it.sptep >> 3], it.level)
         if it.level == fault.goal_level:
             break
         validate_direct_spte(kvm, it.sptep, direct_access)
@@ -167,8 +167,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         )
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
-            if fault.huge_page_disallowed and fault.req_level >= it.level:
-                account_huge_nx_page(kvm, sp)
+            if fault.huge_page_disallowed:
+                account_nx_huge_page(kvm, sp, possible=fault.req_level >= it.level)
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)

@@ -6,6 +6,8 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``__direct_pte_prefetch``,
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
@@ -40,13 +42,15 @@ def direct_pte_prefetch_group(vcpu: Vcpu, sp: ShadowPage, sptep: int) -> None:
 
 
 def _prefetch_many(vcpu: Vcpu, sp: ShadowPage, run: list[int]) -> bool:
-    """Map a run of entries; False if its memory is not there whole."""
+    """Map a run of entries, up to what the host has not writable; False if the first is none such."""
     gfn = kvm_mmu_page_get_gfn(sp, spte_index(run[0]))
     slot = gfn_to_memslot_dirty_bitmap(
         vcpu, gfn, no_dirty_log=bool(sp.access & ACC_WRITE_MASK)
     )
     if slot is None or slot.readonly or gfn + len(run) > slot.base_gfn + slot.npages:
         return False
-    for i, sptep in enumerate(run):
-        mmu_set_spte(vcpu, slot, sptep, sp.access, gfn + i, slot.frame(gfn + i), None)
-    return True
+    frames = [slot.frame(gfn + i) for i in range(len(run))]
+    writable = list(takewhile(lambda frame: not vcpu.kvm.memory.is_special(frame), frames))
+    for i, (sptep, frame) in enumerate(zip(run, writable, strict=False)):
+        mmu_set_spte(vcpu, slot, sptep, sp.access, gfn + i, frame, None)
+    return bool(writable)

@@ -6,7 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_pte_write`` and beside i
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
+from mmulab.kvm.guest_walk import kvm_read_guest_atomic, kvm_write_guest
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu
@@ -84,7 +84,7 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
         # Half of an 8-byte entry: take it as a write of the whole.
         gpa &= ~7
         size = 8
-    gentry = (kvm_read_guest(vcpu, gpa, size) or 0) if size in (4, 8) else 0
+    gentry = (kvm_read_guest_atomic(vcpu, gpa, size) or 0) if size in (4, 8) else 0
     kvm.stat["mmu_pte_write"] += 1
     invalid: InvalidList = []
     flush = False

@@ -43,6 +43,7 @@ from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
 
 KVM_PFN_NOSLOT = -1
 KVM_PFN_ERR_RO_FAULT = -2
+KVM_PFN_ERR_FAULT = -3
 
 
 class RetPf(IntEnum):
@@ -262,9 +263,11 @@ def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault) -> None:
     fault.pfn &= ~((1 << 9 * (fault.goal_level - 1)) - 1)
 
 
-def disallowed_hugepage_adjust(fault: PageFault, spte: int, level: int) -> None:
-    """Go one level down where a table stands in the way of an NX huge page."""
+def disallowed_hugepage_adjust(kvm: Kvm, fault: PageFault, spte: int, level: int) -> None:
+    """Go one level down where a table stands in the way of an NX huge page, from 6.2 on one by a fetch."""
     if level > 1 and level == fault.goal_level and is_shadow_present_pte(spte) and not is_large_pte(spte):
+        if kvm.behaviours.nx_huge_page_is_tagged and not kvm.pages[spte_to_pfn(spte)].lpage_disallowed:
+            return
         mask = (1 << 9 * (level - 1)) - (1 << 9 * (level - 2))
         fault.pfn |= fault.gfn & mask
         fault.goal_level -= 1

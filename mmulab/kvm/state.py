@@ -359,6 +359,9 @@ class Kvm:
         Number of the vCPU whose ioctl this is (``kvm_get_running_vcpu``); those of the VM dirty no page.
     tdp_mmu_roots : dict of int to None
         Frames of the TDP MMU's roots, oldest first.
+    possible_nx_huge_pages : dict of int to None
+        Frames of the pages that alone stand in the way of NX huge pages, oldest first
+        (``lpage_disallowed_mmu_pages``, from 6.2 on ``possible_nx_huge_pages``).
     mmu_lock_shared : bool
         The TDP MMU is at work with the MMU lock held for reading.
     split_desc_cache, split_page_header_cache : int
@@ -393,6 +396,7 @@ class Kvm:
         "nr_memslot_pages",
         "page_hash",
         "pages",
+        "possible_nx_huge_pages",
         "running_vcpu",
         "shadow_root_allocated",
         "slots",
@@ -432,6 +436,7 @@ class Kvm:
         self.split_desc_cache = 0
         self.split_page_header_cache = 0
         self.tdp_mmu_roots: dict[int, None] = {}
+        self.possible_nx_huge_pages: dict[int, None] = {}
         self.stat = dict.fromkeys(VM_STATS, 0)
 
     def make_all_cpus_request(self, request: int) -> None:

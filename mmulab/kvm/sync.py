@@ -14,7 +14,7 @@ from mmulab.kvm.gpte import (
     prefetch_invalid_gpte,
     protect_clean_gpte,
 )
-from mmulab.kvm.guest_walk import kvm_read_guest
+from mmulab.kvm.guest_walk import kvm_read_guest_atomic
 from mmulab.kvm.mmio import sync_mmio_spte
 from mmulab.kvm.mmu import SHADOWING
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
@@ -55,7 +55,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
         if spte == empty:
             continue
-        gpte = kvm_read_guest(vcpu, first + index * width, width)
+        gpte = kvm_read_guest_atomic(vcpu, first + index * width, width)
         if gpte is None:
             return -1
         flush |= _sync_spte(vcpu, sp, index, gpte, paging)
@@ -69,7 +69,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
         return 0
     assert paging is not None
     width = paging.mode.entry_bytes
-    gpte = kvm_read_guest(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
+    gpte = kvm_read_guest_atomic(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
     return -1 if gpte is None else int(_sync_spte(vcpu, sp, index, gpte, paging))
 
 

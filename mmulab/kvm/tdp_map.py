@@ -9,6 +9,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.set_spte import (
     PageFault,
     RetPf,
@@ -45,7 +46,7 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
     root = kvm.pages[vcpu.mmu.root_hpa >> 12]
     for entry in for_each_tdp_pte(kvm, root, fault.gfn, fault.gfn + 1):
         if fault.nx_huge_page_workaround_enabled:
-            disallowed_hugepage_adjust(fault, entry.old_spte, entry.level)
+            disallowed_hugepage_adjust(kvm, fault, entry.old_spte, entry.level)
         if entry.level == fault.goal_level:
             return _set_leaf(vcpu, fault, entry)
         if is_shadow_present_pte(entry.old_spte) and not is_large_pte(entry.old_spte):
@@ -58,9 +59,8 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
                 entry.old_spte = kvm.memory.words[entry.sptep >> 3]
             sp = tdp_mmu_alloc_child(kvm, entry)
             tdp_mmu_link_sp(kvm, entry, sp, shared=True)
-        if fault.huge_page_disallowed and fault.req_level >= entry.level:
-            sp.lpage_disallowed = True
-            kvm.stat["nx_lpage_splits"] += 1
+        if fault.huge_page_disallowed:
+            account_nx_huge_page(kvm, sp, possible=fault.req_level >= entry.level)
     return RetPf.RETRY
 
 

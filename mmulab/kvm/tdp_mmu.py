@@ -16,6 +16,7 @@ from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.nx_huge_page import unaccount_nx_huge_page
 from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
@@ -71,7 +72,9 @@ def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     """Make the table below an entry."""
     parent = sptep_to_sp(kvm, entry.sptep)
     role = kvm.config.kernel.design.child(parent.role, direct=True, access=parent.access, quadrant=0)
-    return tdp_mmu_alloc_sp(kvm, entry.gfn, role)
+    sp = tdp_mmu_alloc_sp(kvm, entry.gfn, role)
+    sp.ptep = entry.sptep
+    return sp
 
 
 def kvm_tdp_mmu_get_vcpu_root(kvm: Kvm, role: int) -> int:
@@ -131,8 +134,7 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
-    if sp.lpage_disallowed:
-        kvm.stat["nx_lpage_splits"] -= 1
+    unaccount_nx_huge_page(kvm, sp)
     base = sp.frame * SPTE_ENT_PER_PAGE
     shared, frozen = kvm.mmu_lock_shared, REMOVED_SPTE | kvm.fmt.nonpresent
     for index in range(SPTE_ENT_PER_PAGE):
@@ -236,6 +238,12 @@ def kvm_tdp_mmu_zap_leafs(kvm: Kvm, as_id: int | None, start: int, end: int) -> 
                 tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
                 flush = True
     return flush
+
+
+def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: ShadowPage) -> None:
+    """Cut one table off."""
+    entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, kvm.memory.words[sp.ptep >> 3], sp.smm)
+    tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
 
 
 def _leaves(kvm: Kvm, root: ShadowPage, start: int, end: int, min_level: int = 1) -> Iterator[TdpEntry]:

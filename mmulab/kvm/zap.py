@@ -15,6 +15,7 @@ import errno
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.nx_huge_page import is_dirty_tracked, unaccount_nx_huge_page
 from mmulab.kvm.page_track import unaccount_shadowed
 from mmulab.kvm.rmap import (
     drop_spte,
@@ -32,6 +33,7 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
     kvm_tdp_mmu_zap_all,
     kvm_tdp_mmu_zap_invalidated_roots,
+    kvm_tdp_mmu_zap_sp,
 )
 from mmulab.kvm.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, mmu_unsync_walk
 
@@ -125,9 +127,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
     else:
         del kvm.active_mmu_pages[sp.frame]
         zapped_root = not is_obsolete_sp(kvm, sp)
-    if sp.lpage_disallowed:
-        kvm.stat["nx_lpage_splits"] -= 1
-        sp.lpage_disallowed = False
+    unaccount_nx_huge_page(kvm, sp)
     sp.invalid = True
     sp.role = kvm.config.kernel.design.invalidated(sp.role)
     if zapped_root:
@@ -234,6 +234,28 @@ def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
         kvm_mmu_zap_oldest_mmu_pages(kvm, kvm.n_used_mmu_pages - goal)
         goal = kvm.n_used_mmu_pages
     kvm.n_max_mmu_pages = goal
+
+
+def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
+    """Zap a `ratio`-th of the pages that alone stand in the way of NX huge pages, oldest first.
+
+    One pass of the worker; nothing is at the same time, so it never yields.
+    """
+    invalid: InvalidList = []
+    flush = False
+    for _ in range(-(-kvm.stat["nx_lpage_splits"] // ratio)):
+        first = next(iter(kvm.possible_nx_huge_pages), None)
+        if first is None:  # some went with another
+            break
+        sp = kvm.pages[first]
+        if kvm.behaviours.nx_recovery_spares_logged and is_dirty_tracked(kvm, sp):
+            unaccount_nx_huge_page(kvm, sp)
+        elif sp.tdp_mmu_page:
+            kvm_tdp_mmu_zap_sp(kvm, sp)
+            flush = True
+        else:
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+    kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
 
 
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:

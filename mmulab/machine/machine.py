@@ -18,6 +18,7 @@ from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
 from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
+from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
@@ -38,14 +39,20 @@ from mmulab.kvm.vmx.nested import vmx_leave_nested
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.kvm.x86 import is_long_mode, kvm_vcpu_ioctl_x86_set_xsave, set_sregs
-from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all
+from mmulab.kvm.zap import (
+    KVM_MIN_ALLOC_MMU_PAGES,
+    kvm_mmu_change_mmu_pages,
+    kvm_mmu_zap_all,
+    kvm_recover_nx_huge_pages,
+)
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
+from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
 from mmulab.machine.stubs import HSAVE_PA, OPERAND_OFFSET, instruction_of, operand_words, vm_entry
-from mmulab.memory.host import FRAME_BYTES, HostMemory
+from mmulab.memory.host import ALL_ACCESS, FRAME_BYTES, READ_ACCESS, HostMemory
 from mmulab.x86.insn import Instruction
 from mmulab.x86.paging import PROCESSOR
 from mmulab.x86.regs import CpuModel
@@ -234,6 +241,13 @@ class Machine:
                 result = self._age(gpa, length)
             case ops.Collapse(gpa=gpa, length=length):
                 result = self._collapse(gpa, length)
+            case ops.Protect(gpa=gpa, length=length, access=access):
+                result = self._protect(gpa, length, access)
+            case ops.SwapOut(gpa=gpa, length=length):
+                result = self._swap_out(gpa, length)
+            case ops.RecoverNxHugePages(ratio=ratio):
+                if ratio and self.config.host.nx_huge_pages:
+                    kvm_recover_nx_huge_pages(self.kvm, ratio)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):
@@ -283,7 +297,10 @@ class Machine:
 
     def _host_write(self, gpa: int, size: int, value: int) -> None:
         """Store into the backing at an offset, behind KVM's back."""
-        self.memory.write(self._backing_frame(gpa, size) << 12 | gpa & 0xFFF, size, value)
+        frame = self._backing_frame(gpa, size)
+        if not access_host_page(self.kvm, frame, write=True):
+            raise InputError(f"the VMM may not write at {gpa:#x}: its mapping is protected (mprotect)")
+        self.memory.write(frame << 12 | gpa & 0xFFF, size, value)
 
     def _set_memslot(self, op: ops.SetMemslot) -> int:
         errno = check_memory_region(op.id, op.gpa, op.size, op.flags, op.offset)
@@ -310,24 +327,64 @@ class Machine:
         return 0
 
     def _invalidate_hva(self, gpa: int, length: int) -> None:
-        """The VMM takes write permission from a range (``mprotect``) and gives it back.
+        """The VMM takes write permission from a range (``mprotect``) and gives it back."""
+        first, last = self._backing_range(gpa, length)
+        for access in (READ_ACCESS, ALL_ACCESS):
+            mprotect(self.kvm, first, last, access)
+        for frame in range(first, last + 1):
+            access_host_page(self.kvm, frame, write=True)  # the VMM touches each of them
 
-        Each of the two invalidates the range. Before the first, the mapping is
-        split at both ends, which invalidates the 2 MiB around an end inside one
-        (``vma_adjust_trans_huge``, Linux 6.1 ``mm/huge_memory.c``) and leaves
-        4 KiB pages where there was a huge one.
+    def _protect(self, gpa: int, length: int, access: int) -> int:
+        """The VMM changes what it may do with a range itself.
+
+        Raises
+        ------
+        InputError
+            It covers the page of stubs, in which the VMM reads and writes, or pages that were swapped
+            out and not written since, of which some kernels let the VMM write at once and others not.
         """
-        first = self._backing_frame(gpa, length)
-        last = first + ((gpa & 0xFFF) + length - 1 >> 12)
-        lowest = self.memory.backing
-        for edge in (first, last + 1):
-            block = edge & ~511
-            if edge & 511 and block >= lowest:
-                self.memory.page_level[block >> 9] = 1
-                kvm_unmap_hva_range(self.kvm, block, block + 511)
-            lowest = first
-        for _ in range(2):
-            kvm_unmap_hva_range(self.kvm, first, last)
+        if gpa & FRAME_BYTES - 1:
+            return -EINVAL
+        if not length:
+            return 0
+        first, last = self._range_without_stubs(gpa, length)
+        was_out = self.memory.swapped | self.memory.clean
+        if any(frame in was_out for frame in range(first, last + 1)):
+            raise InputError(f"of {length:#x} bytes at {gpa:#x} some were swapped out; write them before")
+        mprotect(self.kvm, first, last, access)
+        return 0
+
+    def _swap_out(self, gpa: int, length: int) -> int:
+        """The host takes a range away.
+
+        Raises
+        ------
+        InputError
+            It covers the page of stubs, protected pages or huge ones.
+        """
+        if gpa & FRAME_BYTES - 1:
+            return -EINVAL
+        if not length:
+            return 0
+        first, last = self._range_without_stubs(gpa, length)
+        for frame in range(first, last + 1):
+            if frame in self.memory.protection or self._is_huge(frame):
+                why = "a 2 MiB page" if self._is_huge(frame) else "protected (mprotect)"
+                raise InputError(f"of {length:#x} bytes at {gpa:#x} some are {why}; swap out others")
+        swap_out(self.kvm, first, last)
+        return 0
+
+    def _range_without_stubs(self, offset: int, size: int) -> tuple[int, int]:
+        first, last = self._backing_range(offset, size)
+        stubs = self.config.stubs
+        if stubs is not None and first <= self.memory.backing + (stubs.supervisor >> 12) <= last:
+            raise InputError(f"{size:#x} bytes at {offset:#x} hold the stubs, where the VMM writes")
+        return first, last
+
+    def _backing_range(self, offset: int, size: int) -> tuple[int, int]:
+        """Return the first and the last frame of a range of the backing."""
+        first = self._backing_frame(offset, size)
+        return first, first + ((offset & FRAME_BYTES - 1) + size - 1 >> 12)
 
     def _age(self, gpa: int, length: int) -> int:
         """The VMM offers a range for reclaim; each page that the host has there is aged once.

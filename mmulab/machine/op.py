@@ -215,6 +215,36 @@ class Collapse(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Protect(Op):
+    """The VMM's own mapping of a range becomes inaccessible (0), read-only (1) or writable (3): ``mprotect``.
+
+    The backing is locked in memory, so what becomes writable is writable at once.
+    """
+
+    gpa: int
+    length: int
+    access: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOut(Op):
+    """The host swaps a range out; a page comes back, in another frame, when KVM or the VMM next needs it."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverNxHugePages(Op):
+    """The host's worker for NX huge pages makes one pass: a `ratio`-th of what was split may be huge again.
+
+    `ratio` is ``nx_huge_pages_recovery_ratio``; 0 turns the recovery off, and there is no pass.
+    """
+
+    ratio: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetNrMmuPages(Op):
     """``KVM_SET_NR_MMU_PAGES``."""
 

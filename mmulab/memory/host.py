@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 FRAME_WORDS = 512
 FRAME_BYTES = 4096
+READ_ACCESS, ALL_ACCESS = 1, 3
+"""What a mapping of the VMM's allows: reads; reads and writes. 0 is nothing."""
 
 
 class OutOfFramesError(RuntimeError):
@@ -49,6 +51,11 @@ class HostMemory:
     page_level : dict of int to int
         2 MiB runs (frame >> 9) of the backing that the host has split into 4 KiB
         pages (1), or collapsed into a huge one (2), since.
+    protection : dict of int to int
+        Frames of the backing to which the VMM has not :data:`ALL_ACCESS`.
+    swapped, clean : dict of int to None
+        Frames of the backing that are swapped out, and those that have come back to be read: the
+        host's page table does not let them be written yet.
     """
 
     __slots__ = (
@@ -58,11 +65,14 @@ class HostMemory:
         "backing",
         "backing_frames",
         "bytes",
+        "clean",
         "dwords",
         "epoch",
         "frames",
         "page_level",
+        "protection",
         "stamp",
+        "swapped",
         "words",
         "written",
     )
@@ -85,6 +95,9 @@ class HostMemory:
         self.dwords = flat.cast("I")
         self.epoch = 1
         self.page_level: dict[int, int] = {}
+        self.protection: dict[int, int] = {}
+        self.swapped: dict[int, None] = {}
+        self.clean: dict[int, None] = {}
         self._table_frames = table_frames
         self._next = 1
         self._free: list[int] = []
@@ -130,6 +143,38 @@ class HostMemory:
         `backing_level` is the size the slot's backing was made of.
         """
         return self.page_level.get(frame >> 9, backing_level)
+
+    def access(self, frame: int) -> int:
+        """Return what the VMM's mapping of a frame allows: 0, :data:`READ_ACCESS` or :data:`ALL_ACCESS`."""
+        return self.protection.get(frame, ALL_ACCESS) if self.protection else ALL_ACCESS
+
+    def is_special(self, frame: int) -> bool:
+        """Whether the VMM's mapping of a frame does not simply allow reads and writes at once."""
+        return frame in self.protection or frame in self.swapped or frame in self.clean
+
+    def swap_out(self, frame: int) -> None:
+        """Take a frame's page away; the frame stands for it until it is back."""
+        self.clean.pop(frame, None)
+        self.swapped[frame] = None
+
+    def bring_in(self, frame: int, *, writable: bool) -> None:
+        """Bring a frame's page back, if it is swapped out."""
+        if frame in self.swapped:
+            del self.swapped[frame]
+            if not writable:
+                self.clean[frame] = None
+
+    def make_writable(self, frame: int) -> None:
+        """Let a frame's page that is there be written."""
+        self.clean.pop(frame, None)
+
+    def protect(self, first: int, end: int, access: int) -> None:
+        """Let the VMM's mapping of the frames from `first` to below `end` allow `access`."""
+        for frame in range(first, end):
+            if access == ALL_ACCESS:
+                self.protection.pop(frame, None)
+            else:
+                self.protection[frame] = access
 
     def load64(self, hpa: int, level: int = 0) -> int:
         """Read the aligned 64-bit word at `hpa`; usable as a walk's ``load``."""

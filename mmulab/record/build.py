@@ -64,12 +64,14 @@ def initramfs(
     first = kernel.needed(*drivers)
     modules = kernel.needed(f"kvm_{parameters.vendor}")
     order = [" ".join([f"{name}.ko", *parameters.of_module(name)]) for name, _ in modules]
+    # The VMM loads the disk when something is swapped out.
+    disk = kernel.needed("brd") if "brd" in kernel.modules else []
     entries = [
         cpio.folder("dev"),
         cpio.console(),
         cpio.file("init", files.read_bytes(vmm), 0o755),
         cpio.folder("lib"),
-        *(cpio.file(f"lib/{name}.ko", data) for name, data in (*first, *modules)),
+        *(cpio.file(f"lib/{name}.ko", data) for name, data in (*first, *modules, *disk)),
         cpio.file("drivers", _text([f"{name}.ko" for name, _ in first])),
         cpio.file("modules", _text(order)),
         cpio.file("probes", _text(probe_lines())),

@@ -59,7 +59,11 @@ def recorded_lines(
     for frames in take.frames:
         reader.add_frames(frames)
     records = []
+    before = take.frames[0] if take.frames else ()
     for op in take.ops:
+        if op.frames:
+            reader.frames_now(before, op.frames)
+            before = op.frames
         told, _, counted = (op.outcome or "").partition("|")
         events, out = corrected(list(reader.events(op.pages)), outcome(told.split()))
         if op.outcome is None:

@@ -30,8 +30,8 @@ _DEPENDS = re.compile(rb"(?:^|\0)depends=([\w,-]*)\0")
 _MODULE = re.compile(r"([\w-]+)\.ko(\.xz|\.gz|\.zst)?")
 _OF_KVM = ("kvm", "kvm_amd", "irqbypass", "ccp", "kvm_intel")
 _OF_DISKS = ("ata_piix", "libata", "sd_mod", "scsi_mod", "scsi_common", "t10_pi", "crc64", "crc64_rocksoft")
-_OF_PACKAGES = {*_OF_KVM, *_OF_DISKS, "crc_t10dif", "crct10dif_common"}
-"""What Debian's kernels need; another one's package is read again for what is missing."""
+_OF_PACKAGES = {*_OF_KVM, *_OF_DISKS, "crc_t10dif", "crct10dif_common", "brd"}
+"""What Debian's kernels need, and a disk to swap to; another's package is read again for what is missing."""
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 

@@ -19,8 +19,6 @@ _ARGUMENTS = {
     "drop_spte": "sptep=%si:x64 old_spte=+0(%si):x64",
 }
 """The arguments of each function that are fields of the event, and the registers that hold them at entry."""
-_OTHER_ARGUMENTS = {"__kvm_mmu_unprotect_gfn_and_retry"}
-"""Functions that a kernel enters for the event, but with other arguments than the event has."""
 
 _NOT_RECORDED = {"amd": {"kvm_nested_vmenter", "kvm_nested_vmenter_failed"}, "intel": set[str]()}
 """Tracepoints that recordings of AMD hosts do not have: VMRUN is an op there, and says it."""
@@ -33,11 +31,10 @@ def probe_lines() -> list[str]:
     """
     lines = []
     for kind in ev.FUNCTIONS:
-        functions = dict.fromkeys(kernel.events.name(kind) for kernel in KERNELS.values())
-        for function in functions:
-            if function not in _OTHER_ARGUMENTS:
-                arguments = _ARGUMENTS.get(function, "")
-                lines.append(f"{kind.__name__} {function} {arguments}".rstrip())
+        words = [k.events for k in KERNELS.values() if kind not in k.events.not_recorded()]
+        for function in dict.fromkeys(known.name(kind) for known in words):
+            arguments = _ARGUMENTS.get(function, "")
+            lines.append(f"{kind.__name__} {function} {arguments}".rstrip())
     return lines
 
 

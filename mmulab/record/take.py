@@ -21,12 +21,15 @@ class TakenOp:
     outcome : str or None
         None: the host did not come to the end of it.
     pages : list of bytes
+    frames : tuple of int
+        Host frames of the guest's backing after it, 0 for what is swapped out; empty: they are as before.
     """
 
     index: int
     text: str
     outcome: str | None = None
     pages: list[bytes] = field(default_factory=list)
+    frames: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -37,7 +40,7 @@ class Take:
     ----------
     ops : list of TakenOp
     frames : list of tuple of int
-        Host frames of the guest's backing: at the start, and at the end if they are others.
+        Host frames of the guest's backing: at the start, and whenever they were found to be others.
     total : str
         KVM's statistics before the teardown.
     notes : list of str
@@ -66,6 +69,8 @@ class Take:
             self.ops[-1].outcome = record.text
         elif kind == Kind.FRAMES:
             self.frames.append(struct.unpack(f"<{len(data) // 8}Q", data))
+            if self.ops:
+                self.ops[-1].frames = self.frames[-1]
         elif kind == Kind.TOTAL:
             self.total = record.text
         elif kind == Kind.NOTE:

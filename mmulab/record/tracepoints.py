@@ -86,6 +86,14 @@ class RawReader:
         for page, frame in enumerate(frames):
             self.frames.setdefault(frame, page)
 
+    def frames_now(self, before: Iterable[int], after: Iterable[int]) -> None:
+        """Say where the backing lies before and after the next op: of frames, later ones are what counts.
+
+        No frame is given up and taken again in one op, so an op's events mean either.
+        """
+        for frames in (before, after):
+            self.frames |= {frame: page for page, frame in enumerate(frames) if frame}
+
     def events(self, pages: Iterable[bytes]) -> Iterator[ev.Event]:
         """Yield the events of pages of the trace, in canonical form.
 

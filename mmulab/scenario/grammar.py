@@ -9,7 +9,7 @@ each; a guest on an AMD host without ``nrips=1`` does not get past it, as on Lin
 6.1, whose emulator cannot tell its length. Bit 16 of a slot's ID is the number of
 its address space, as in ``KVM_SET_USER_MEMORY_REGION``: 1 is what a vCPU sees
 in system management mode, between ``smm on`` and ``smm off``. GPA of ``hw``, ``hinval``,
-``age`` and ``collapse`` is an offset into the backing.
+``age``, ``collapse``, ``mprotect`` and ``swapout`` is an offset into the backing.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ _SIZE = _choice("SIZE", {"1": 1, "4": 4, "8": 8})
 _SIZE_48 = _choice("SIZE", {"4": 4, "8": 8})
 _SIZE_8 = _choice("SIZE", {"8": 8})
 _ON = _choice("STATE", {"on": True, "off": False})
+_PROT = _choice("PROT", {"0": 0, "1": 1, "3": 3})
 _KEY = Arg("KEY", _cpuid_key, str)
 _GVA = number("GVA", _U64)
 _PHYS = number("GPA", _GPA)
@@ -154,6 +155,9 @@ FORMS: dict[str, Form] = {
     "hinval": Form(ops.InvalidateHva, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "age": Form(ops.Age, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "collapse": Form(ops.Collapse, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "mprotect": Form(ops.Protect, {"gpa": _PHYS, "length": number("LEN", _GPA), "access": _PROT}),
+    "swapout": Form(ops.SwapOut, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
+    "nxrecover": Form(ops.RecoverNxHugePages, {"ratio": number("RATIO", 1 << 32)}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,

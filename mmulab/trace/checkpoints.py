@@ -239,7 +239,7 @@ def small_state(machine: Machine, constants: Constants) -> Json:
         "slots": [_address_space(slots, constants) for slots in kvm.slots],
         "vcpus": [_vcpu(vcpu, constants) for vcpu in kvm.vcpus],
         "pool": encode(memory.pool(), constants),
-        "page_level": encode(memory.page_level, constants),
+        **{name: encode(getattr(memory, name), constants) for name in _HOST_PAGES},
         "machine": {
             name: encode(value, constants)
             for name, value in vars(machine).items()
@@ -283,9 +283,17 @@ _OPTIONAL: dict[str, Any] = {
     "dirty_bitmap": bytearray | None,
     "active_mmu_pages": dict[int, None],
     "tdp_mmu_roots": dict[int, None],
+    "possible_nx_huge_pages": dict[int, None],
     "stat": dict[str, int],
 }
 """What attributes may be whose first value does not tell."""
+_HOST_PAGES: dict[str, Any] = {
+    "page_level": dict[int, int],
+    "protection": dict[int, int],
+    "swapped": dict[int, None],
+    "clean": dict[int, None],
+}
+"""Attributes of the memory that say how the host has the backing's pages."""
 
 
 def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
@@ -308,10 +316,11 @@ def restore_small(machine: Machine, state: Json, constants: Constants) -> None:
         _restore_vcpu(vcpu, attributes, constants)
     pool = decode(state["pool"], constants)
     check(pool, tuple[int, list[int]], "the pool of frames")
-    page_level = decode(state["page_level"], constants)
-    check(page_level, dict[int, int], "page_level")
     machine.memory.restore_pool(*pool)
-    machine.memory.page_level = page_level
+    for name, kind in _HOST_PAGES.items():
+        value = decode(state[name], constants)
+        check(value, kind, name)
+        setattr(machine.memory, name, value)
 
 
 def _exactly(found: Mapping[str, Json], names: Sequence[str], what: str) -> None:

@@ -123,6 +123,15 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.InvalidateHva: lambda o: f"the host invalidates {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.Age: lambda o: f"the host tries to reclaim {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.Collapse: lambda o: f"the host makes huge pages of {o.length:#x} bytes behind offset {o.gpa:#x}",
+    ops.Protect: lambda o: (
+        f"the VMM makes {o.length:#x} bytes behind offset {o.gpa:#x} "
+        f"{('inaccessible', 'read-only', '', 'writable')[o.access]} for itself"
+    ),
+    ops.SwapOut: lambda o: f"the host swaps {o.length:#x} bytes behind offset {o.gpa:#x} out",
+    ops.RecoverNxHugePages: lambda o: (
+        f"the host makes huge pages possible again for 1/{o.ratio} of the split NX ones" if o.ratio
+        else "the host's recovery of NX huge pages is off"
+    ),
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
     ops.SetPkru: lambda o: f"the VMM sets PKRU of vCPU {o.vcpu} to {o.value:#x}",

@@ -171,8 +171,8 @@ def test_what_a_row_names_is_there(row: Any) -> None:
     for name in recordings_in(row.evidence):
         first = [(DATA / kernel / f"{name}.jsonl.xz").exists() for kernel in KERNELS]
         assert all(first) or (not any(first) and any(path_of(kernel, name) for kernel in KERNELS)), name
-    for name in re.findall(r"\b(?:tests/\S+\.py|(?:sh|nested-ept)/\S+\w)", row.remark):
-        paths = [ROOT / name] if name.endswith(".py") else [DATA / k / f"{name}.jsonl.xz" for k in KERNELS]
+    for name in re.findall(r"(?<![\w-])(?:tests/\S+\.py|(?:\w+-)*(?:sh|ept)/\S+\w)", row.remark):
+        paths = [ROOT / name] if name.endswith(".py") else [path_of(k, name) or ROOT / name for k in KERNELS]
         assert all(path.exists() for path in paths), name
 
 

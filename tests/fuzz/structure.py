@@ -15,6 +15,7 @@ _WORDS = {
     "MODE": st.sampled_from(["s", "u", "sac"]),
     "SIZE": st.sampled_from(["1", "4", "8", "1000", "200000"]),
     "STATE": st.sampled_from(["on", "off"]),
+    "PROT": st.sampled_from(["0", "1", "3"]),
     "KEY": st.sampled_from(sorted(CPUID_DEFAULTS)),
 }
 _SMALL = st.sampled_from((0, 1, 2, 4, 5, 8, 0x3FF, 0x400, 10000))

@@ -228,11 +228,11 @@ def test_a_fault_aims_at_the_largest_page(case: str) -> None:
 
 def test_below_a_table_an_nx_huge_page_becomes_smaller(guest: Guest) -> None:
     fault = fault_at(guest, 0x605, goal_level=2, pfn=0x8600)
-    disallowed_hugepage_adjust(fault, 0, 2)
-    disallowed_hugepage_adjust(fault, BASE | PS, 2)
-    disallowed_hugepage_adjust(fault, BASE, 1)
+    disallowed_hugepage_adjust(guest.kvm, fault, 0, 2)
+    disallowed_hugepage_adjust(guest.kvm, fault, BASE | PS, 2)
+    disallowed_hugepage_adjust(guest.kvm, fault, BASE, 1)
     assert fault.goal_level == 2
-    disallowed_hugepage_adjust(fault, BASE, 2)
+    disallowed_hugepage_adjust(guest.kvm, fault, BASE, 2)
     assert (fault.goal_level, fault.pfn) == (1, 0x8605)
 
 

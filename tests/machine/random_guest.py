@@ -268,6 +268,7 @@ def host_ops(layout: Layout) -> Ops:
         st.builds(ops.InvalidateHva, places, st.sampled_from((0x1000, 0x3000))),
         st.builds(ops.Collapse, st.sampled_from((0, 2 * MIB, 4 * MIB)), st.just(2 * MIB)),
         st.builds(ops.Age, st.sampled_from((0, 2 * MIB)), st.just(2 * MIB)),
+        st.builds(ops.RecoverNxHugePages, st.sampled_from((1, 2))),
         st.builds(ops.SetNrMmuPages, st.sampled_from((64, 400))),
     )
 

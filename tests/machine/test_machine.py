@@ -168,7 +168,8 @@ def test_changing_protection_invalidates_the_ends_first(
     machine = machine_of(thp=True)
     called: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        "mmulab.machine.machine.kvm_unmap_hva_range", lambda kvm, first, last: called.append((first, last))
+        "mmulab.machine.host_memory.kvm_unmap_hva_range",
+        lambda kvm, first, last: called.append((first, last)),
     )
     machine.execute(ops.InvalidateHva(gpa, length))
     base = machine.memory.backing

@@ -26,6 +26,7 @@ def test_the_initramfs_loads_kvm_with_its_parameters(tmp_path: Path) -> None:
     assert entries["init"].mode & 0o111
     assert entries["modules"].data == b"kvm.ko\nkvm_amd.ko npt=0\n"
     assert entries["drivers"].data == b""
+    assert "lib/brd.ko" not in entries
     assert {"lib/kvm.ko", "lib/kvm_amd.ko", "probes", "events", "dev/console"} <= set(entries)
 
 
@@ -40,6 +41,16 @@ def test_what_the_link_needs_is_loaded_before_it(tmp_path: Path) -> None:
     assert entries["modules"].data == b"kvm.ko\nkvm_intel.ko ept=0\n"
     assert {"lib/scsi_mod.ko", "lib/sd_mod.ko"} <= set(entries)
     assert b"kvm/kvm_nested_vmenter\n" in entries["events"].data
+
+
+def test_the_disk_to_swap_to_is_there_and_loaded_by_the_vmm(tmp_path: Path) -> None:
+    image, top = build(tmp_path, kvm_amd="kvm", kvm="", brd="")
+    (tmp_path / "vmm").write_bytes(b"program")
+    parameters = KernelParameters.of_header("amd", HOST_DEFAULTS)
+    packed = initramfs(tmp_path / "vmm", from_build(image, top), parameters)
+    entries = {entry.name: entry for entry in read(gzip.decompress(packed))}
+    assert "lib/brd.ko" in entries
+    assert b"brd" not in entries["modules"].data
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")

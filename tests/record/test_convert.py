@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from mmulab.conform.recording import read_lines
 from mmulab.errors import InputError
 from mmulab.machine.op import Age
 from mmulab.record.convert import outcome, recorded_lines
-from mmulab.record.take import TakenOp
+from mmulab.record.link import Kind, Record
+from mmulab.record.take import Take, TakenOp
 from mmulab.scenario.grammar import Step
 from tests.record.conftest import Sample
 
@@ -46,6 +48,23 @@ def test_the_header_says_that_memory_was_not_locked(sample: Sample) -> None:
 def test_frames_that_nobody_knows_are_counted(sample: Sample) -> None:
     header = json.loads(recorded_lines(sample.work, replace(sample.take, frames=[]), sample.facts)[0])
     assert header["unknown_host_frames"] > 0
+
+
+def test_an_op_after_which_frames_are_others_names_pages_by_either(sample: Sample) -> None:
+    """Pages that have changed places before the first op are those that its events name."""
+    first = sample.take.frames[0]
+    places = (first[1], first[0], *first[2:])
+    take = Take()
+    take.add(Record(Kind.FRAMES, struct.pack(f"<{len(first)}Q", *places)))
+    for op in sample.take.ops:
+        take.add(Record(Kind.BEGIN, f"{op.index} {op.text}".encode()))
+        take.ops[-1].outcome, take.ops[-1].pages = op.outcome, op.pages
+        if len(take.ops) == 1:
+            take.add(Record(Kind.FRAMES, struct.pack(f"<{len(first)}Q", *first)))
+    take.total = sample.take.total
+    assert take.ops[0].frames == first
+    assert not take.ops[1].frames
+    assert recorded_lines(sample.work, take, sample.facts)[1:] == read_lines(sample.path)[1:]
 
 
 def test_a_gap_in_the_trace_is_said(sample: Sample) -> None:

@@ -37,6 +37,15 @@ def test_later_frames_do_not_hide_earlier_ones() -> None:
     assert (made._frame(0x500), made._frame(0x600), made._frame(0x501)) == (0, 0, 1)
 
 
+def test_of_a_frame_that_holds_one_page_after_another_the_later_one_counts() -> None:
+    made = reader()
+    made.frames_now([0x500, 0x501], [0, 0x501])  # page 0 is swapped out
+    assert (made._frame(0x500), made._frame(0x501)) == (0, 1), "the op's events still name it"
+    made.frames_now([0, 0x501], [0x600, 0x500])  # page 0 is back, page 1 lies where it lay
+    assert (made._frame(0x500), made._frame(0x600), made._frame(0x501)) == (1, 0, 1)
+    assert 0 not in made.frames
+
+
 def test_a_gfn_without_slot_has_no_frame() -> None:
     raw = {"gfn": 5, "pfn": 0x7FF0000000000002 | PFN_NOSLOT, "level": 1}
     assert reader()._event("kvm_mmu_spte_requested", raw) == ev.kvm_mmu_spte_requested(5, PFN_NOSLOT, 1)

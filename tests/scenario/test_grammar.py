@@ -30,6 +30,7 @@ LIMITS = {
     "key": st.sampled_from(["smep", "la57", "maxphyaddr"]),
     "gpa": st.integers(0, (1 << 52) - 1),
     "gva": st.integers(0, (1 << 64) - 1),
+    "access": st.sampled_from([0, 1, 3]),
     "flags": st.integers(0, 3),
     "id": st.integers(0, 0xFFFF),
     "pcid": st.integers(0, 0xFFF),

@@ -131,6 +131,8 @@ void finish(void)
 	say(" |");
 	say_all_stats(0);
 	put(REC_OUTCOME, outcome, outcome_bytes);
+	if (memory_swaps)	/* then a frame may hold another page after each op */
+		send_new_frames();
 }
 
 void send_total(void)

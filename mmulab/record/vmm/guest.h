@@ -76,6 +76,7 @@ extern struct stats vm_stats;
 extern int vm, n_vcpus, dead, intel;
 extern u8 *mem;
 extern u64 mem_bytes;
+extern int memory_is_changed, memory_swaps;
 
 u64 hex(const char *text);
 u64 *qword(u64 offset);
@@ -84,6 +85,7 @@ void begin(const char *number, const char *format, ...) __attribute__((format(pr
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void finish(void);
 void send_total(void);
+int send_new_frames(void);
 const char *vcpu_prefix(void);
 
 void stats_open(struct stats *s, int owner);
@@ -112,6 +114,11 @@ void run_stub(enum stub stub, int user, int ac);
 
 struct slot *slot_of(u32 id);
 int set_slot(u32 id, u64 size, u32 flags);
+int protect_memory(u64 gpa, u64 length, u64 access);
+int swap_out(u64 gpa, u64 length);
+void swap_off(void);
+void recover_nx_huge_pages(u64 ratio);
+
 void fix_pdptes(void);
 void run_op(char *line);
 

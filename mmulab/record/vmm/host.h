@@ -24,6 +24,7 @@ void power_off(void) __attribute__((noreturn));
 int write_file(const char *path, const char *text);
 int write_trace(const char *name, const char *text);
 void drain_trace(int send);
+void load_module(char *line);
 
 /* What makes a scenario impossible ends this host; the next scenario gets a fresh boot. */
 #define die(...) do { note(REC_ERROR, __VA_ARGS__); power_off(); } while (0)

@@ -187,7 +187,7 @@ static void each_line(const char *folder, const char *name, void (*each)(char *l
 	free(copy);
 }
 
-static void load_module(char *line)
+void load_module(char *line)
 {
 	char path[256], *parameters = strchr(line, ' ');
 	int fd;

@@ -240,6 +240,12 @@ static void host_op(char **arg)
 		say_result(ioctl(vm, KVM_RESET_DIRTY_RINGS, 0));
 	} else if (!strcmp(op, "pkru")) {
 		say_result(set_pkru(first_arg));
+	} else if (!strcmp(op, "mprotect")) {
+		say_result(protect_memory(first_arg, hex(arg[2]), hex(arg[3])));
+	} else if (!strcmp(op, "swapout")) {
+		say_result(swap_out(first_arg, hex(arg[2])));
+	} else if (!strcmp(op, "nxrecover")) {
+		recover_nx_huge_pages(first_arg);
 	} else if (!strcmp(op, "nrpages")) {
 		say_result(ioctl(vm, KVM_SET_NR_MMU_PAGES, (unsigned long)first_arg));
 	} else if (!strcmp(op, "cpuid")) {
@@ -266,7 +272,7 @@ static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
 				       "nrpages", "cpuid", "sregs", "panic", "age", "collapse", "getring",
-				       "resetring", "pkru" };
+				       "resetring", "pkru", "mprotect", "swapout", "nxrecover" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))

@@ -24,6 +24,8 @@
 
 int vm, intel;
 u64 mem_bytes;
+int memory_swaps;	/* pages of the backing may come and go */
+int memory_is_changed;	/* an op left the backing in another state than a scenario may begin with */
 
 #define GENUINE_INTEL 0x756e6547	/* the first word of the vendor's name */
 
@@ -36,7 +38,6 @@ static int kvm, n_slots, n_pdptfix, nolock, thp, manual_dirty;
 static void *mapped, *runs;
 static u64 mapped_bytes, runs_bytes;
 static u64 *frames, *later_frames;
-static int reusable;		/* small pages, in which no op has changed anything but bytes */
 
 /* ---- memory ---------------------------------------------------------------- */
 
@@ -66,7 +67,20 @@ static void read_frames(u64 *to)
 		die("pagemap: %s", strerror(errno));
 	close(fd);
 	for (u64 i = 0; i < count; i++)
-		to[i] &= (1ull << 55) - 1;
+		to[i] = to[i] >> 63 ? to[i] & ((1ull << 55) - 1) : 0;	/* 0: it is swapped out */
+}
+
+/* Say where the backing lies, and return whether that is somewhere else than when it was said last. */
+int send_new_frames(void)
+{
+	u64 bytes = mem_bytes / PAGE * 8;
+
+	read_frames(later_frames);
+	if (!memcmp(frames, later_frames, bytes))
+		return 0;
+	memcpy(frames, later_frames, bytes);
+	put(REC_FRAMES, frames, bytes);
+	return 1;
 }
 
 static void map_memory(void)
@@ -93,11 +107,15 @@ static void map_memory(void)
  */
 static void make_memory(void)
 {
-	if (!mapped || !reusable || nolock || thp || mapped_bytes != mem_bytes + (1ull << 21)) {
+	static int small_pages;
+
+	if (!mapped || !small_pages || memory_is_changed || nolock || thp ||
+	    mapped_bytes != mem_bytes + (1ull << 21)) {
 		if (mapped)
 			munmap(mapped, mapped_bytes);
 		map_memory();
-		reusable = !nolock && !thp;
+		small_pages = !nolock && !thp;
+		memory_is_changed = 0;
 	} else {
 		memset(mem, 0x90, mem_bytes);
 	}
@@ -113,7 +131,8 @@ void fix_pdptes(void)
 {
 	for (int i = 0; i < n_pdptfix; i++)
 		for (int k = 0; k < 4; k++)
-			*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
+			if (*qword(pdptfix[i] + 8 * k) & 0x20)	/* it may be write-protected */
+				*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
 }
 
 /* ---- a scenario ------------------------------------------------------------ */
@@ -284,11 +303,7 @@ static void make_vm(void)
 static void end_vm(const char *number)
 {
 	send_total();
-	read_frames(later_frames);
-	if (memcmp(frames, later_frames, mem_bytes / PAGE * 8)) {
-		put(REC_FRAMES, later_frames, mem_bytes / PAGE * 8);
-		reusable = 0;
-	}
+	memory_is_changed |= send_new_frames();
 	begin(number, "teardown");
 	munmap(runs, runs_bytes);
 	for (int i = 0; i < n_vcpus; i++)
@@ -300,6 +315,8 @@ static void end_vm(const char *number)
 	drain_trace(1);
 	write_trace("tracing_on", "0");
 	put(REC_OUTCOME, "out=host |", 10);
+	if (memory_swaps)
+		swap_off();
 	free(frames);
 	free(later_frames);
 }
@@ -310,7 +327,7 @@ void run_scenario(char *text)
 
 	memset(vcpus, 0, sizeof(vcpus));
 	memset(slots, 0, sizeof(slots));
-	n_slots = n_pdptfix = nolock = manual_dirty = ring_entries = dead = 0;
+	n_slots = n_pdptfix = nolock = manual_dirty = ring_entries = memory_swaps = dead = 0;
 	n_vcpus = 1;
 	get_supported();
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
