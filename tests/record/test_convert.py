@@ -59,8 +59,8 @@ def test_an_op_after_which_frames_are_others_names_pages_by_either(sample: Sampl
     for op in sample.take.ops:
         take.add(Record(Kind.BEGIN, f"{op.index} {op.text}".encode()))
         take.ops[-1].outcome, take.ops[-1].pages = op.outcome, op.pages
-        if len(take.ops) == 1:
-            take.add(Record(Kind.FRAMES, struct.pack(f"<{len(first)}Q", *first)))
+        if after := first if len(take.ops) == 1 else op.frames:
+            take.add(Record(Kind.FRAMES, struct.pack(f"<{len(first)}Q", *after)))
     take.total = sample.take.total
     assert take.ops[0].frames == first
     assert not take.ops[1].frames
