@@ -15,7 +15,9 @@
 #include <unistd.h>
 #include "link.h"
 
+#ifndef DISK		/* tests take a file */
 #define DISK "/dev/sda"
+#endif
 #define WAIT_SECONDS 60		/* the disk's driver looks for it behind our back */
 
 static int disk;
