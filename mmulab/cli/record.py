@@ -97,14 +97,12 @@ def record_scenarios(
     changes = parse_parameters(settings)
     machine = _this_machine(deb, image, modules, settings, levels) if this_machine else None
     asked = _possible(list(_find(works)), vendor)
-    found = _of_machine(asked, machine) if machine else asked
-    hosts = [
-        machine.kernel_parameters()
-        if machine
-        else work.parameters().changed(int(levels) if levels else None, changes)
-        for work in found
-    ]
-    if machine is None:
+    if machine:
+        found = _of_machine(asked, machine)
+        hosts = [machine.kernel_parameters()] * len(found)
+    else:
+        found = asked
+        hosts = [work.parameters().changed(int(levels) if levels else None, changes) for work in found]
         _check_hosts(found, hosts, changes)
     kernel = None if machine else _kernel(deb, image, modules)
     _make_folders(out, found)

@@ -147,7 +147,7 @@ BOCHS = Emulator(
     link="disk",
     drivers=("ata_piix", "sd_mod"),
     # Its timers run as fast as it does, so the kernel measures none of them.
-    arguments="reboot=t tsc=reliable no_timer_check lpj=4000000 nowatchdog",
+    arguments="reboot=t tsc=reliable lpj=4000000 nowatchdog",
     limits=Limits(boot=900, scenario=600),
     command=_command,
     obstacle=_obstacle,

@@ -13,7 +13,6 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -26,7 +25,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include "host.h"
 #include "link.h"
 
 #define GRACE_SECONDS 10	/* for a VMM that was killed to end; one that an oops left waiting never does */
