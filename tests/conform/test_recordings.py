@@ -80,6 +80,8 @@ MORE_6_12 = {
     "host-noeager-tdp0": 11,
     "host-noeager-tdp1": 11,
     "host-nommiocaching-sh": 7,
+    "host-nxhuge-sh": 15,
+    "host-nxhuge-tdp0": 11,
     "host-nxhuge-tdp1": 11,
     "new-tdp0": 17,
     "new-tdp1": 17,
