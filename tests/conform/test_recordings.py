@@ -89,7 +89,7 @@ MORE_OF_EACH = {
     "swapout-tdp0": 3,
     "swapout-tdp1": 5,
 }
-"""What was recorded of each kernel: the recovery of NX huge pages, protected and swapped pages, SMM, no MMIO sptes."""
+"""Those of each kernel: NX huge pages, host pages protected and swapped, tables written in SMM, no MMIO sptes."""
 
 
 def _paths() -> list[Path]:
