@@ -74,22 +74,22 @@ MORE_FOLDERS = {
 """The same of what the first recordings lack: several vCPUs, PCID, SMM, ageing, the dirty ring (6.1.192)."""
 MORE_OF_EACH = {
     "mprotect-sh": 20,
-    "mprotect-tdp0": 5,
-    "mprotect-tdp1": 6,
+    "mprotect-tdp0": 7,
+    "mprotect-tdp1": 7,
     "nommiocaching-sh": 6,
     "nommiocaching-tdp0": 5,
     "nommiocaching-tdp1": 4,
     "nxrecover-sh": 13,
-    "nxrecover-tdp0": 5,
-    "nxrecover-tdp1": 7,
+    "nxrecover-tdp0": 7,
+    "nxrecover-tdp1": 8,
     "smmtrack-sh": 9,
     "smmtrack-tdp0": 2,
     "smmtrack-tdp1": 1,
     "swapout-sh": 11,
-    "swapout-tdp0": 3,
-    "swapout-tdp1": 5,
+    "swapout-tdp0": 5,
+    "swapout-tdp1": 6,
 }
-"""Those of each kernel: NX huge pages, host pages protected and swapped, tables written in SMM, no MMIO sptes."""
+"""Those of each kernel: NX huge pages, pages protected and swapped, tables written in SMM, no MMIO sptes."""
 
 
 def _paths() -> list[Path]:
