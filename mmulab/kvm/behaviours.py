@@ -33,7 +33,8 @@ class Change(NamedTuple):
     source : str
         Functions, before and after.
     shows : str
-        Recording and op where it first shows; empty if no recording reaches it.
+        Recording and op where it first shows, in ``data/conformance`` or ``data/conformance-more``; empty
+        if no recording reaches it.
     """
 
     name: str
@@ -114,18 +115,21 @@ class Behaviours:
         "eb298605705a",
         "The recovery of NX huge pages spares what lies in a slot with dirty logging, and stops counting it",
         "mmu.c:kvm_recover_nx_lpages -> kvm_recover_nx_huge_pages",
+        shows="nxrecover-sh/nx-recover-dirtylog-32 op 19",
     )
     nonpaging_counts_nx: bool = _since(
         "6.2",
         "b5b0977f4aa2",
         "Splits of NX huge pages count, and are recovered, for a guest without paging on shadow tables too",
         "mmu.c:direct_map",
+        shows="nxrecover-sh/nx-recover-dirtylog-np op 0",
     )
     nx_huge_page_is_tagged: bool = _since(
         "6.2",
         "76901e56fb51",
         "With nx_huge_pages a table gives way to a huge page unless a fetch made it",
         "mmu.c:disallowed_hugepage_adjust",
+        shows="nxrecover-sh/nx-recover-dirtylog-32 op 63",
     )
     sregs_flush_guest: bool = _since(
         "6.7",
@@ -194,12 +198,14 @@ class Behaviours:
         "2864f3d0f583",
         "MADV_PAGEOUT takes a page away without asking whether it was accessed",
         "mm/vmscan.c:reclaim_pages",
+        shows="swapout-sh/swapout-32 op 3",
     )
     swapin_is_writable: bool = _since(
         "6.11",
         "c18160dba5ff",
         "A page that comes back from swap to be read may be written at once, so KVM maps it writable",
         "mm/memory.c:do_swap_page",
+        shows="swapout-sh/swapout-32 op 4",
     )
     pte_list_keeps_tail_full: bool = _since(
         "6.4",

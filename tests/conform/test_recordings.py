@@ -101,22 +101,22 @@ MORE_6_12 = {
 """Of AMD hosts alone; no op of 6.12's host ages a page."""
 MORE_OF_EACH = {
     "mprotect-sh": 20,
-    "mprotect-tdp0": 5,
-    "mprotect-tdp1": 6,
+    "mprotect-tdp0": 7,
+    "mprotect-tdp1": 7,
     "nommiocaching-sh": 6,
     "nommiocaching-tdp0": 5,
     "nommiocaching-tdp1": 4,
     "nxrecover-sh": 13,
-    "nxrecover-tdp0": 5,
-    "nxrecover-tdp1": 7,
+    "nxrecover-tdp0": 7,
+    "nxrecover-tdp1": 8,
     "smmtrack-sh": 9,
     "smmtrack-tdp0": 2,
     "smmtrack-tdp1": 1,
     "swapout-sh": 11,
-    "swapout-tdp0": 3,
-    "swapout-tdp1": 5,
+    "swapout-tdp0": 5,
+    "swapout-tdp1": 6,
 }
-"""Of both kernels: the recovery of NX huge pages, protected and swapped pages, SMM, no MMIO sptes."""
+"""Those of each kernel: NX huge pages, pages protected and swapped, tables written in SMM, no MMIO sptes."""
 MORE_FOLDERS = {"6.1.192": MORE_6_1 | MORE_OF_EACH, "6.12.117": MORE_6_12 | MORE_OF_EACH}
 
 
