@@ -236,7 +236,7 @@ def _check_hosts(
 ) -> None:
     """Refuse a host that its emulator cannot be, and a parameter that no host has."""
     for work, host in zip(works, hosts, strict=True):
-        if obstacle := EMULATORS[host.vendor].obstacle(host):
+        if obstacle := EMULATORS[host.vendor].obstacle(host, work.scenario.header.host):
             raise InputError(f"{work.name}: {obstacle}")
     names = {name for host in hosts for _, name, _ in host.modules}
     for module, name, _ in changes:

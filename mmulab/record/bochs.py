@@ -12,6 +12,7 @@ recordings show it, is in :mod:`mmulab.record.bochs_trace`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,9 +137,11 @@ def _command(boot: Boot) -> list[str]:
     return [find_tool("env"), "SDL_VIDEODRIVER=dummy", bochs, *started]
 
 
-def _obstacle(parameters: KernelParameters) -> str:
+def _obstacle(parameters: KernelParameters, wanted: Mapping[str, int]) -> str:
     if parameters.levels != 4:
         return "an Intel host runs in Bochs, which has 4-level paging only; --levels 4 takes such a host"
+    if wanted["ept_advanced_info"]:
+        return "its processor tells more of EPT violations (ept_advanced_info=1), which Bochs 2.7's do not"
     return ""
 
 

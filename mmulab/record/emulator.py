@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Emulator(NamedTuple):
     command : callable
         Makes what the emulator needs in the boot's folder, and returns the program and its arguments.
     obstacle : callable
-        Why it cannot be the host that is wanted; empty: it can.
+        Why it cannot be the host of these parameters that a header wants; empty: it can.
     corrected : callable
         An op's events and outcome without what only this emulator does.
     """
@@ -89,5 +89,5 @@ class Emulator(NamedTuple):
     arguments: str
     limits: Limits
     command: Callable[[Boot], list[str]]
-    obstacle: Callable[[KernelParameters], str]
+    obstacle: Callable[[KernelParameters, Mapping[str, int]], str]
     corrected: Corrected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmulab.record.emulator import Boot, Emulator, Limits, as_it_is
 from mmulab.record.host import KernelParameters
 from mmulab.record.tools import find_tool
@@ -23,7 +25,7 @@ def _command(boot: Boot) -> list[str]:
     ]
 
 
-def _obstacle(parameters: KernelParameters) -> str:
+def _obstacle(parameters: KernelParameters, wanted: Mapping[str, int]) -> str:
     return ""
 
 

@@ -71,9 +71,13 @@ def test_a_guest_that_is_too_large_is_refused(boot: Boot) -> None:
         BOCHS.command(boot._replace(mebibytes=4096))
 
 
-def test_five_levels_are_refused() -> None:
-    assert BOCHS.obstacle(KernelParameters.of_header("intel", WANTED)) == ""
-    assert "4-level" in BOCHS.obstacle(KernelParameters.of_header("intel", {**WANTED, "virt_bits": 57}))
+@pytest.mark.parametrize(
+    ("change", "said"), [({"virt_bits": 57}, "4-level"), ({"ept_advanced_info": 1}, "ept_advanced_info=1")]
+)
+def test_processors_that_it_has_not_are_refused_by_name(change: dict[str, int], said: str) -> None:
+    assert BOCHS.obstacle(KernelParameters.of_header("intel", WANTED), WANTED) == ""
+    wanted = {**WANTED, **change}
+    assert said in BOCHS.obstacle(KernelParameters.of_header("intel", wanted), wanted)
 
 
 def test_a_missing_file_names_its_package() -> None:

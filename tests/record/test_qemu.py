@@ -28,4 +28,4 @@ def test_the_link_is_memory_and_levels_are_the_hosts(
         f"memory-backend-file,id=link,size=4096,mem-path={tmp_path / 'link'},share=on"
         == command[command.index("-object") + 1]
     )
-    assert QEMU.obstacle(host) == ""
+    assert QEMU.obstacle(host, HOST_DEFAULTS) == ""
