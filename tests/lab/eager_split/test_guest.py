@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.lab.eager_split import HUGE, count_faults, eager_split, is_written
+from mmulab.lab.eager_split.guest import HUGE, count_faults, eager_split, is_written
 
 PAGES = HUGE >> 12
 
