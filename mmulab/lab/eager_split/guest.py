@@ -28,6 +28,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.workload.patterns import is_written
 from mmulab.x86.pferr import PFERR_PRESENT_MASK
 from mmulab.x86.regs import EFER_SVME
 
@@ -66,11 +67,6 @@ class FaultCounts(NamedTuple):
     splits: int
     flushes: int
     dirty: int
-
-
-def is_written(page: int, percent: int) -> bool:
-    """Whether a pass that writes `percent` of the pages, evenly, writes this one."""
-    return page * percent // 100 != (page + 1) * percent // 100
 
 
 def huge_guest(huge_pages: int, *, l1: str = "64", **host: int) -> tuple[ScenarioBuilder, Tables]:
