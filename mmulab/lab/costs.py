@@ -18,9 +18,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, quoted
 
-__all__ = ["MANY_VCPUS", "PRICES", "TWO_VCPUS", "Cost", "CostModel", "Estimate", "estimate", "winners"]
+__all__ = [
+    "MANY_VCPUS",
+    "PRICES",
+    "TWO_VCPUS",
+    "Cost",
+    "CostModel",
+    "Estimate",
+    "estimate",
+    "parse_costs",
+    "winners",
+]
 
 
 class Cost(NamedTuple):
@@ -94,7 +104,7 @@ class CostModel:
         for name, value in defaults.items():
             if name not in self.names():
                 raise InputError(f"cost '{name}': unknown; the parameters are {', '.join(self.names())}")
-            if value < 0:
+            if not 0 <= value < float("inf"):
                 raise InputError(f"cost '{name}' is {value}, expected microseconds, 0 or more")
             changes[name] = Cost(value, value, value, "given", assumed=True)
         return replace(self, **changes)
@@ -189,6 +199,25 @@ class Estimate(NamedTuple):
     def overlaps(self, other: Estimate) -> bool:
         """Whether the ranges share a point, so that nobody can say which is less."""
         return self.low <= other.high and other.low <= self.high
+
+
+def parse_costs(text: str) -> dict[str, float]:
+    """Return the parameters that a list fixes, ``fault=2.5,split=40``; ``-`` fixes none.
+
+    Raises
+    ------
+    InputError
+        A word that is no ``NAME=MICROSECONDS``.
+    """
+    found: dict[str, float] = {}
+    for word in text.split(",") if text != "-" else []:
+        name, _, value = word.strip().partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise InputError(f"costs '{quoted(text)}': expected NAME=MICROSECONDS,.. or -") from error
+    TWO_VCPUS.with_(**found)
+    return found
 
 
 def estimate(

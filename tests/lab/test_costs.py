@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.errors import InputError
-from mmulab.lab.costs import MANY_VCPUS, PRICES, TWO_VCPUS, Cost, CostModel, estimate, winners
+from mmulab.lab.costs import MANY_VCPUS, PRICES, TWO_VCPUS, Cost, CostModel, estimate, parse_costs, winners
 
 counts = st.dictionaries(st.sampled_from(sorted(PRICES)), st.integers(0, 10**6))
 PAGES, SPLITS = 262_144, 513
@@ -92,6 +92,9 @@ def test_who_wins_depends_on_the_prices() -> None:
     [
         (lambda: estimate({"luck": 1}), "count 'luck': it has no price; priced are exits, "),
         (lambda: TWO_VCPUS.with_(luck=1), "cost 'luck': unknown; the parameters are exit, fault, "),
+        (lambda: parse_costs("fault"), "costs 'fault': expected NAME=MICROSECONDS,.. or -"),
+        (lambda: parse_costs("luck=1"), "cost 'luck': unknown"),
+        (lambda: parse_costs("exit=nan"), "cost 'exit' is nan, expected microseconds"),
         (lambda: TWO_VCPUS.with_(exit=-1), "cost 'exit' is -1, expected microseconds"),
     ],
 )
@@ -103,3 +106,8 @@ def test_refusals(make: object, says: str) -> None:
 def test_counts_of_the_callers_own() -> None:
     prices = {**PRICES, "descents": {"walk_level": 4}}
     assert estimate({"descents": 2}, prices=prices).default == pytest.approx(8 * 0.04)
+
+
+def test_prices_are_given_as_text() -> None:
+    assert parse_costs("-") == {}
+    assert parse_costs("fault=2.5, split=40") == {"fault": 2.5, "split": 40}
