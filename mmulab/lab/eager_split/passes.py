@@ -131,11 +131,11 @@ class Setup(NamedTuple):
 
 
 _EVERY = [
-    Setup("tdp-mmu", "TDP MMU", {"npt": 1, "tdp_mmu": 1}),
+    Setup("tdp_mmu", "TDP MMU", {"npt": 1, "tdp_mmu": 1}),
     Setup("nested", "L2 on a host with the TDP MMU", {"npt": 1, "tdp_mmu": 1}, "64", nested=True),
     Setup("legacy", "NPT without the TDP MMU", {"npt": 1, "tdp_mmu": 0}, eager_split="shadow"),
     Setup(
-        "legacy-pml",
+        "legacy_pml",
         "EPT without the TDP MMU, and the processor logs 4 KiB pages",
         {"ept": 1, "tdp_mmu": 0, "pml": 1},
         vendor="intel",

@@ -28,10 +28,10 @@ __all__ = [
     "limits",
     "parse_numbers",
     "parse_setups",
-    "pass_series",
     "ratio",
     "recovery",
     "setups_table",
+    "share_series",
 ]
 
 OFF_ON = (False, True)
@@ -84,10 +84,10 @@ def first_version(runs: Runs, vcpus: Sequence[int]) -> Table:
     rows = []
     for count in vcpus:
         row: list[int] = [count]
-        row += [found.faults for found in runs.both("legacy-pml", "pass 1", vcpus=count)]
-        row += [found.splits for found in runs.both("legacy-pml", "enable", vcpus=count)]
+        row += [found.faults for found in runs.both("legacy_pml", "pass 1", vcpus=count)]
+        row += [found.splits for found in runs.both("legacy_pml", "enable", vcpus=count)]
         for name in ("clear 1", "clear 2"):
-            both = runs.both("legacy-pml", name, vcpus=count, init_all_set=True)
+            both = runs.both("legacy_pml", name, vcpus=count, init_all_set=True)
             row += [found.splits for found in both]
         row += [found.faults for found in runs.both("shadow", "pass 1", vcpus=count)]
         rows.append(row)
@@ -245,7 +245,7 @@ def costs(
             for percent in percents:
                 off, on = _estimates(runs, setup, percent, model)
                 better = "eager" if on.default < off.default else "lazy"
-                verdict = "cannot be told" if off.overlaps(on) else better
+                verdict = "overlap" if off.overlaps(on) else better
                 rows.append([name, setup, percent, *_ends(off), *_ends(on), verdict])
     return Table(
         "costs",
@@ -253,7 +253,7 @@ def costs(
         + [f"{how}, {end}" for how in ("off", "on") for end in ("low", "default", "high")]
         + ["cheaper"],
         rows,
-        "Microseconds, estimated: turning dirty logging on, and the first pass.",
+        "Microseconds, estimated, of one vCPU: turning dirty logging on, and the first pass.",
     )
 
 
@@ -270,15 +270,12 @@ def setups_table() -> Table:
     return Table("setups", ["tables", "what", "host", "splits eagerly"], rows, "The hosts that are measured.")
 
 
-def pass_series(runs: Runs, setup: str, percents: Sequence[int]) -> dict[str, list[int]]:
-    """Return the faults of each pass, by what was written and whether huge pages were split eagerly."""
+def share_series(runs: Runs, setup: str, percents: Sequence[int]) -> dict[str, list[int]]:
+    """Return the faults of the first pass for each share, without eager splitting and with it."""
     return {
-        f"{percent} %, {_on(eager)}": [
-            found.faults
-            for found in runs.run(setup, eager=eager, percent=percent)
-            if found.name.startswith("pass")
+        _on(eager): [
+            phase(runs.run(setup, eager=eager, percent=percent), "pass 1").faults for percent in percents
         ]
-        for percent in percents
         for eager in OFF_ON
     }
 
@@ -298,14 +295,15 @@ def first_pass(
     return labels, measures
 
 
-def parse_numbers(name: str, text: str, low: int, high: int) -> list[int]:
-    """Return the numbers of a list, ``100,50,5``.
+def parse_numbers(name: str, given: str | int, low: int, high: int) -> list[int]:
+    """Return the numbers of a list, ``100,50,5``, or the only one.
 
     Raises
     ------
     InputError
         Something is no number, out of range or there twice.
     """
+    text = str(given)
     words = [word.strip() for word in text.split(",")]
     found = [int(word) for word in words if word.isdecimal()]
     if len(found) < len(words) or not all(low <= number <= high for number in found):

@@ -64,8 +64,8 @@ def test_the_saving_is_the_share_of_what_is_not_written(setup: str) -> None:
 
 def test_with_pml_a_first_pass_is_free_of_faults() -> None:
     """The first version's figures: 0.06 s with any number of vCPUs."""
-    assert first("legacy-pml", 100, eager=True).faults == 0
-    assert first("legacy-pml", 100, eager=False).faults == PAGES
+    assert first("legacy_pml", 100, eager=True).faults == 0
+    assert first("legacy_pml", 100, eager=False).faults == PAGES
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -102,12 +102,12 @@ def test_locks_are_taken_by_shadow_pages_faults_alone() -> None:
     """``fast_page_fault`` is for direct maps; no shadow trace has one."""
     for setup in SETUPS:
         found = phase(dirty_log_perf(setup, eager=True, percent=50), "pass 2")
-        assert found.fast == (found.faults if setup in ("tdp-mmu", "legacy") else 0)
+        assert found.fast == (found.faults if setup in ("tdp_mmu", "legacy") else 0)
 
 
 def test_6_3_splits_on_the_fault() -> None:
     """``tdp_fault_splits_huge_page``: one fault a huge page, and no lower level is missing."""
-    phases = dirty_log_perf("tdp-mmu", eager=False, percent=50, kernel=LINUX_6_12)
+    phases = dirty_log_perf("tdp_mmu", eager=False, percent=50, kernel=LINUX_6_12)
     assert phase(phases, "pass 1")[2:5] == (1, 0, len(written(50)) - 1)
     assert phase(phases, "pass 1").splits == 1
 
@@ -116,7 +116,7 @@ def test_what_is_lacking_is_taken_before_logging_begins() -> None:
     def shorten(machine: Machine) -> None:
         machine.kvm.split_tables_left = 1
 
-    phases = dirty_log_perf("tdp-mmu", eager=True, huge_pages=3, shorten=shorten)
+    phases = dirty_log_perf("tdp_mmu", eager=True, huge_pages=3, shorten=shorten)
     assert phase(phases, "enable")[6:8] == (1, 1)
     assert phase(phases, "pass 1").huge_write_protect == 2
 
@@ -175,7 +175,7 @@ def test_causes_are_told_by_the_events() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"setup": "none"}, "setup 'none': unknown; the setups are tdp-mmu, nested, "),
+        ({"setup": "none"}, "setup 'none': unknown; the setups are tdp_mmu, nested, "),
         ({"setup": "nested", "passes": 0}, "passes is 0, expected 1 or more"),
         ({"setup": "nested", "vcpus": 0}, "vcpus is 0, expected 1 or more"),
         ({"setup": "nested", "percent": -1}, "percent is -1, expected 0 or more"),

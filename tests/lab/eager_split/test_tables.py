@@ -17,9 +17,9 @@ from mmulab.lab.eager_split.tables import (
     limits,
     parse_numbers,
     parse_setups,
-    pass_series,
     recovery,
     setups_table,
+    share_series,
 )
 
 PAGES = 512
@@ -55,7 +55,7 @@ def test_each_pass_by_cause(runs: Runs) -> None:
         ("nested", 5, "on", 1, PAGES, 0, 0, 25, 25, 0, 25),
         ("nested", 5, "on", 2, PAGES, 0, 0, 25, 25, 0, 25),
     )
-    assert pass_series(runs, "nested", [5]) == {"5 %, off": [493, 44], "5 %, on": [25, 25]}
+    assert share_series(runs, "nested", [5, 100]) == {"off": [493, PAGES], "on": [25, PAGES]}
     labels, measures = first_pass(runs, ["nested"], [5])
     assert labels == ["nested, 5 % written, off", "nested, 5 % written, on"]
     assert measures == {
@@ -66,7 +66,7 @@ def test_each_pass_by_cause(runs: Runs) -> None:
 
 
 def test_recovery(runs: Runs) -> None:
-    for row in recovery(runs, ["tdp-mmu", "nested"], 5).rows:
+    for row in recovery(runs, ["tdp_mmu", "nested"], 5).rows:
         assert row[2:] == (1, 0, 0, PAGES, 0, 0, 1, 0, 1)
 
 
@@ -80,9 +80,9 @@ def test_limits(runs: Runs) -> None:
 def test_a_verdict_needs_ranges_that_do_not_overlap(runs: Runs) -> None:
     verdicts = {(row[0], row[2]): row[-1] for row in costs(runs, ["nested"], [100, 5]).rows}
     assert verdicts == {
-        ("2 vCPUs", 100): "cannot be told",
+        ("2 vCPUs", 100): "overlap",
         ("2 vCPUs", 5): "eager",
-        ("64 vCPUs", 100): "cannot be told",
+        ("64 vCPUs", 100): "overlap",
         ("64 vCPUs", 5): "eager",
     }
     free = TWO_VCPUS.with_(fault=0, flush=0)
@@ -111,6 +111,7 @@ def test_all_setups_are_explained() -> None:
 )
 def test_lists_of_numbers(text: str, says: str) -> None:
     assert parse_numbers("percents", "100, 5", 0, 100) == [100, 5]
+    assert parse_numbers("percents", 5, 0, 100) == [5]
     with pytest.raises(InputError, match=says):
         parse_numbers("percents", text, 0, 100)
 
