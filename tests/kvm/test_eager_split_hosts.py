@@ -7,10 +7,12 @@ import pytest
 from mmulab import events as ev
 from mmulab.check.invariants import violations
 from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK
+from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_try_split_huge_pages
 from mmulab.lab.eager_split.guest import HUGE, MEMORY
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
-from tests.kvm.guest import MIB, Guest, W
+from tests.kvm.guest import MIB, PS, Guest, W
 from tests.kvm.nested import Nested, started
 
 EAGAIN, ENOMEM = -11, -12
@@ -94,6 +96,27 @@ def test_a_clear_splits_there_too() -> None:
     assert splits(guest.events) == []
     guest.machine.execute(ops.ClearDirtyLog(0, 0x440, 64))
     assert splits(guest.events) == [(0x400, EAGAIN), (0x400, 0)]
+
+
+def test_the_tdp_mmu_splits_a_1_gib_page_on_its_way_down() -> None:
+    """In pre-order: the page, then each of what became of it, down to 4 KiB."""
+    gib = 1 << 18
+    guest = Guest("np", host=HostConfig(tdp=True, tdp_mmu=True))
+    guest.write(0)
+    kvm = guest.kvm
+    (table,) = (sp for sp in kvm.pages.values() if (sp.level, sp.gfn) == (3, 0))
+    kvm.memory.store64(table.frame << 12 | 8, gib << 12 | PS | SPTE_MMU_PRESENT_MASK | W | 1)
+    guest.events.clear()
+    kvm_tdp_mmu_try_split_huge_pages(kvm, 0, gib, 2 * gib, 1, shared=True)
+    assert splits(guest.events) == [(gib, 0), *((gib + 512 * i, 0) for i in range(512))]
+    leaves = {
+        sp.gfn + index: spte >> 12 & 0xFFFFFFFFFF
+        for sp in kvm.pages.values()
+        if sp.level == 1 and sp.gfn >= gib
+        for index, spte in enumerate(kvm.memory.words[sp.frame * 512 : sp.frame * 512 + 512].tolist())
+    }
+    assert len(leaves) == gib
+    assert all(gfn == pfn for gfn, pfn in leaves.items())
 
 
 # Without memory -----------------------------------------------------------------------------------

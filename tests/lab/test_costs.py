@@ -25,7 +25,7 @@ def test_a_parameter_has_a_range_and_says_where_from(model: CostModel, name: str
 
 
 def test_what_is_measured_is_the_published_seconds_over_the_counts() -> None:
-    """``../shared/research`` has the figures; the counts are those of 1 GiB a vCPU."""
+    """The seconds are those of the two cover letters; the counts are those of 1 GiB a vCPU."""
     fault, many, split = TWO_VCPUS.fault, MANY_VCPUS.fault, TWO_VCPUS.split
     assert fault.low == pytest.approx(1e6 * (0.311 - 0.059) / PAGES, abs=0.005)
     assert fault.high == pytest.approx(1e6 * 0.373 / PAGES, abs=0.005)
