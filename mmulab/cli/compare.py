@@ -49,7 +49,8 @@ def compare(
     """Run each design on each case and show which are wrong, with the access, and what each costs.
 
     A case is one of 'mmulab cases', or a recording of a real kernel (conformance/6.1.192/sh/mode-switch),
-    judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded addresses;
+    judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded addresses,
+    or a workload in a paging mode on a host (workload/fork-exec/64/shadow), judged by the guest's tables;
     '*' in a name stands for anything. Of a wrong cell the page is shown that was shared, and the bit that
     would have told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the
     name by which it was asked for; design_name and design_id are its own.

@@ -40,7 +40,7 @@ def run_scenario(
     """Run the scenario in FILE and print each op with its outcome.
 
     The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run,
-    or the name of a case ('mmulab cases').
+    or the name of a case ('mmulab cases') or of a workload (workload/text-patching/64/shadow).
     A design that brings the model to a stop ends the run there, with exit code 1.
     """
     if record is not None and choice.is_own:

@@ -2,15 +2,17 @@
 
 The TDP MMU splits its own (:mod:`mmulab.kvm.tdp_mmu`). This file is about the
 sptes with reverse maps: with the TDP MMU on, those are in pages that shadow a
-nested guest's tables; with it off nothing is split. A split spte keeps the rights of the huge one; who
+nested guest's tables; with it off nothing is split, except by the series' first
+version (:data:`mmulab.kvm.kernel.EAGER_SPLIT`). A split spte keeps the rights of the huge one; who
 called protects it afterwards.
 
 Each split takes the huge spte out of its reverse map, which is then read from
 its beginning again. In 6.1.192 putting the new table in place always flushes;
-6.1 itself flushed only if part of a table that was found lay unmapped. Two
-results are reported besides success: ``-ENOSPC``, no shadow page to spare, and
-``-EAGAIN``, the caches for splitting were filled up, for which the kernel drops
-its lock. That it also drops it to be scheduled is not modelled.
+6.1 itself flushed only if part of a table that was found lay unmapped. Three
+results are reported besides success: ``-ENOSPC``, no shadow page to spare;
+``-EAGAIN``, the kernel dropped its lock, to fill the caches for splitting up or because
+another task waits for the CPU, and begins the reverse map again; ``-ENOMEM``, the host had
+nothing for the caches. The TDP MMU has no caches, and no word for being scheduled.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_slot_try_split_huge_pages``,
 ``kvm_mmu_try_split_huge_pages``, ``shadow_mmu_*``, ``topup_split_caches``); the
@@ -34,7 +36,7 @@ from mmulab.kvm.rmap import (
 from mmulab.kvm.shadow_page import kvm_mmu_child_role, kvm_mmu_get_shadow_page, link_shadow_page
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte, make_huge_page_split_spte
 from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
-from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_try_split_huge_pages
+from mmulab.kvm.tdp_mmu import ENOMEM, kvm_tdp_mmu_try_split_huge_pages, take_split_tables
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.x86.pferr import ACC_EXEC_MASK
 
@@ -64,11 +66,13 @@ def kvm_mmu_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, start: int, end: in
 
 
 def _try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, start: int, end: int, *, shared: bool) -> None:
-    if not kvm.config.uses_tdp_mmu:
+    tdp_mmu = kvm.config.uses_tdp_mmu
+    if not tdp_mmu and kvm.config.kernel.eager_split != "shadow":
         return
-    if kvm.shadow_root_allocated:
+    if not tdp_mmu or kvm.shadow_root_allocated:
         _shadow_mmu_try_split_huge_pages(kvm, slot, start, max(start, end - 1))
-    kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, start, end, PG_LEVEL_4K, shared=shared)
+    if tdp_mmu:
+        kvm_tdp_mmu_try_split_huge_pages(kvm, slot.as_id, start, end, PG_LEVEL_4K, shared=shared)
 
 
 def _shadow_mmu_try_split_huge_pages(kvm: Kvm, slot: KvmMemslot, first: int, last: int) -> None:
@@ -90,11 +94,13 @@ def _split_rmap(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> None:
 
 
 def _first_to_split(kvm: Kvm, head: PteList | None) -> int | None:
+    all_of_them = kvm.config.kernel.eager_split == "shadow"
     for sptep in pte_list_iter(head or []):
         sp = sptep_to_sp(kvm, sptep)
         # A role without guest_mode cannot show that the page is a nested guest's; the kernel
-        # warns. A derivation that needs the faulting address has none for 4-byte entries.
-        if not sp.guest_mode or sp.invalid:
+        # warns, but for the version that splits all. A derivation that needs the faulting address
+        # has none for 4-byte entries.
+        if not (sp.guest_mode or all_of_them) or sp.invalid:
             continue
         if sp.has_4_byte_gpte and not kvm.config.kernel.derivation.splits_4_byte:
             continue
@@ -110,8 +116,9 @@ def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
     result = 0
     if kvm_mmu_available_pages(kvm) <= KVM_MIN_FREE_MMU_PAGES:
         result = -ENOSPC
-    elif _topup_split_caches(kvm):
-        result = -EAGAIN
+    elif kvm.need_resched or _need_topup(kvm):
+        kvm.need_resched = False
+        result = _topup_split_caches(kvm) or -EAGAIN
     else:
         _split_huge_page(kvm, slot, huge_sptep, huge_spte)
     emit = kvm.emit
@@ -120,15 +127,21 @@ def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
     return result
 
 
-def _topup_split_caches(kvm: Kvm) -> bool:
-    """Fill each cache that has less than one split may take; return whether one had."""
-    short_of_descs = kvm.split_desc_cache < SPLIT_DESC_CACHE_MIN_NR_OBJECTS
-    short_of_pages = not kvm.split_page_header_cache
-    if short_of_descs:
+def _need_topup(kvm: Kvm) -> bool:
+    """Whether a cache has less than one split may take."""
+    return kvm.split_desc_cache < SPLIT_DESC_CACHE_MIN_NR_OBJECTS or not kvm.split_page_header_cache
+
+
+def _topup_split_caches(kvm: Kvm) -> int:
+    """Fill each cache that has less than one split may take; 0, or a negative errno if the host has nothing.
+
+    Only tables take whole pages. What the host gives is kept even if it is less than a cache holds.
+    """
+    if kvm.split_desc_cache < SPLIT_DESC_CACHE_MIN_NR_OBJECTS:
         kvm.split_desc_cache = SPLIT_DESC_CACHE_CAPACITY
-    if short_of_pages:
-        kvm.split_page_header_cache = KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE
-    return short_of_descs or short_of_pages
+    if not kvm.split_page_header_cache:
+        kvm.split_page_header_cache = take_split_tables(kvm, KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE)
+    return 0 if kvm.split_page_header_cache else -ENOMEM
 
 
 def _get_sp_for_split(kvm: Kvm, huge_sptep: int) -> ShadowPage:

@@ -38,7 +38,20 @@ The pages and entries that KVM made for the old CPUID are found again by their
 roles, in which CPUID is not. Linux 6.1 therefore refuses the change, and behind
 that ``kvm_mmu_after_set_cpuid`` has an assertion that no VM survives.
 """
-_RULES = {"cpuid_after_run": CPUID_AFTER_RUN, "free_roots_lock": FREE_ROOTS_LOCK}
+EAGER_SPLIT = {
+    "nested": "the TDP MMU's, and with it on those of nested guests: Linux 6.1 (20220516232138.1783324-1)",
+    "shadow": "all, the TDP MMU on or off: the series' first version (20220203010051.2813563-1)",
+}
+"""Whose huge pages are split eagerly.
+
+The first version split every huge spte of a reverse map, those of hosts without the TDP
+MMU too; from the fourth on ``is_tdp_mmu_enabled`` comes first.
+"""
+_RULES = {
+    "cpuid_after_run": CPUID_AFTER_RUN,
+    "free_roots_lock": FREE_ROOTS_LOCK,
+    "eager_split": EAGER_SPLIT,
+}
 _TOGGLE = re.compile(r"([+-])([a-z]\w*)")
 _VERSION = re.compile(r"\b\d+\.\d+\.[1-9]\d*\b")
 
@@ -66,6 +79,8 @@ class Kernel:
     free_roots_lock : {"write", "by_root_role"}
         How the MMU lock is held while roots are freed
         (:data:`mmulab.kvm.mmu_lock.FREE_ROOTS_LOCK`).
+    eager_split : {"nested", "shadow"}
+        Whose huge pages ``eager_page_split`` splits (:data:`EAGER_SPLIT`).
     events : EventWords
         Its own names and numbers of events.
     behaviours : Behaviours
@@ -79,6 +94,7 @@ class Kernel:
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"
     free_roots_lock: str = "write"
+    eager_split: str = "nested"
     events: EventWords = EVENTS_6_1
     behaviours: Behaviours = field(default_factory=Behaviours)
 

@@ -367,6 +367,10 @@ class Kvm:
     split_desc_cache, split_page_header_cache : int
         What the caches for eager splitting hold; tables are taken from the third,
         ``split_shadow_page_cache``, one with each header.
+    split_tables_left : int
+        Pages that the host can still give for tables of eager splitting; -1: any number.
+    need_resched : bool
+        Another task waits for the CPU, and gets it before the next split under the lock held for writing.
     stat : dict of str to int
         ``kvm_vm_stat``.
     emit : callable or None
@@ -393,6 +397,7 @@ class Kvm:
         "n_max_mmu_pages",
         "n_requested_mmu_pages",
         "n_used_mmu_pages",
+        "need_resched",
         "nr_memslot_pages",
         "page_hash",
         "pages",
@@ -402,6 +407,7 @@ class Kvm:
         "slots",
         "split_desc_cache",
         "split_page_header_cache",
+        "split_tables_left",
         "stat",
         "tdp_mmu_roots",
         "vcpus",
@@ -435,6 +441,8 @@ class Kvm:
         self.mmu_lock_shared = False
         self.split_desc_cache = 0
         self.split_page_header_cache = 0
+        self.split_tables_left = -1
+        self.need_resched = False
         self.tdp_mmu_roots: dict[int, None] = {}
         self.possible_nx_huge_pages: dict[int, None] = {}
         self.stat = dict.fromkeys(VM_STATS, 0)

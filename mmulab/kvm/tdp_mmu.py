@@ -37,6 +37,7 @@ from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
 
 PG_LEVEL_1G = 3
+ENOMEM = 12
 
 
 def is_tdp_mmu_page(sp: ShadowPage) -> bool:
@@ -327,14 +328,41 @@ def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> Shado
     return sp
 
 
+def take_split_tables(kvm: Kvm, wanted: int) -> int:
+    """Take pages for tables of eager splitting from the host; return how many it had."""
+    if kvm.split_tables_left < 0:
+        return wanted
+    got = min(wanted, kvm.split_tables_left)
+    kvm.split_tables_left -= got
+    return got
+
+
 def kvm_tdp_mmu_try_split_huge_pages(
     kvm: Kvm, as_id: int, start: int, end: int, target_level: int, *, shared: bool
 ) -> None:
-    """Split the huge pages of a range before a fault has to (eager page splitting)."""
+    """Split the huge pages of a range before a fault has to (eager page splitting).
+
+    Where the host has no page for a table the splitting ends, with the first huge page that
+    stays one; it is not told to the VMM.
+    """
     for root in roots(kvm, as_id, only_valid=True):
-        for entry in for_each_tdp_pte(kvm, root, start, end, target_level + 1):
-            if is_shadow_present_pte(entry.old_spte) and is_large_pte(entry.old_spte):
-                tdp_mmu_split_huge_page(kvm, entry, shared=shared)
+        if not _split_huge_pages_root(kvm, root, start, end, target_level, shared=shared):
+            return
+
+
+def _split_huge_pages_root(
+    kvm: Kvm, root: ShadowPage, start: int, end: int, target_level: int, *, shared: bool
+) -> bool:
+    for entry in for_each_tdp_pte(kvm, root, start, end, target_level + 1):
+        if not is_shadow_present_pte(entry.old_spte) or not is_large_pte(entry.old_spte):
+            continue
+        if not take_split_tables(kvm, 1):
+            emit = kvm.emit
+            if emit is not None:
+                emit(ev.kvm_mmu_split_huge_page(entry.gfn, entry.old_spte, entry.level, -ENOMEM))
+            return False
+        tdp_mmu_split_huge_page(kvm, entry, shared=shared)
+    return True
 
 
 def kvm_tdp_mmu_zap_collapsible_sptes(

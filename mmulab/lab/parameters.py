@@ -36,6 +36,7 @@ __all__ = [
     "integer",
     "kernel_name",
     "number",
+    "numbers",
     "resolve",
     "role_design",
     "text",
@@ -203,6 +204,11 @@ def text(*, or_integer: bool = False) -> Kind:
     if or_integer:
         return Kind("a string or an integer", lambda value: type(value) in (str, int))
     return Kind("a string", lambda value: type(value) is str)
+
+
+def numbers() -> Kind:
+    """Return the kind of a list of numbers, ``100,50``; of a single one papermill makes an int."""
+    return Kind("numbers with commas between them", lambda value: type(value) in (int, str))
 
 
 def kernel_name() -> Kind:

@@ -36,13 +36,13 @@ from mmulab.trace.known import check, find, name_of, record_fields
 from mmulab.trace.recording import DAMAGE, Info, Recording
 from mmulab.trace.versions import Versions
 
-FORMAT = 3
+FORMAT = 4
 SUFFIX = ".mmr"
 HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
 _APART = ("kernel",)
-_KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock", "events")
+_KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock", "eager_split", "events")
 """What is kept of a kernel as it is; its design, derivation and root strategy are found again by name."""
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 

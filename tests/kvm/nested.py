@@ -12,7 +12,7 @@ from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.state import Kvm
 from mmulab.lab.cases.build import VMCB_GPA
-from mmulab.lab.eager_split import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
+from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
 from mmulab.machine import op as ops
 from mmulab.machine.op import Outcome, OutcomeKind
 from mmulab.scenario.adapter import machine_config

@@ -29,7 +29,7 @@ from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page, shadow_path
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK, SPTE_TDP_AD_MASK, SPTE_TDP_AD_WRPROT_ONLY_MASK
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.lab.cases.build import VMCB_GPA
-from mmulab.lab.eager_split import HUGE, MEMORY, access, huge_guest
+from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import Mode, OutcomeKind

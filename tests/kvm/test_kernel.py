@@ -95,7 +95,7 @@ def test_a_design_in_a_kernel_of_the_users_stands_behind_the_border(tmp_path: Pa
         find_kernel(f"{own}:FAILS")
 
 
-@pytest.mark.parametrize("name", ["cpuid_after_run", "free_roots_lock"])
+@pytest.mark.parametrize("name", ["cpuid_after_run", "free_roots_lock", "eager_split"])
 def test_a_rule_that_no_kernel_has(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is 'maybe', expected "):
         LINUX_6_1.with_(**{name: "maybe"})

@@ -18,6 +18,7 @@ from mmulab.lab.parameters import (
     flag,
     integer,
     number,
+    numbers,
     resolve,
     role_design,
     text,
@@ -136,6 +137,7 @@ def test_check_leaves_the_notebooks_own_names_alone() -> None:
     [
         (integer(low=1, high=8), [1, 8], [0, 9, True, 2.0, "2"]),
         (number(high=0.5), [0, -1.5, 0.5], [0.6, "0", False]),
+        (numbers(), ["100,5", "", 5], [True, 0.5, None]),
         (choice(["square", "cube"]), ["cube"], ["round", "", 1]),
         (choice({"square": 1}), ["square"], [1]),
         (role_design(), ["D4", "pre_fix", "own:Design", "a/own.py:Design"], ["D9", "", 4]),

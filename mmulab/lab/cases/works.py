@@ -1,19 +1,21 @@
-"""What designs and kernels are compared on: cases, recordings of real kernels, recorded boots."""
+"""What designs and kernels are compared on: cases, recordings of real kernels, recorded boots, workloads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 
 from mmulab.errors import InputError
 from mmulab.lab import paths
-from mmulab.lab.cases.table import Case, cases
+from mmulab.lab.cases.table import MODE_WORDS, Case, cases
+from mmulab.workload.patterns import HOSTS, named_workloads
 
 __all__ = ["ALL", "find_works"]
 
 ALL = "all"
 """Stands for every case of ``mmulab cases``."""
-_RECORDED, _STREAM = "conformance/", "stream/"
+_RECORDED, _STREAM, WORKLOAD = "conformance/", "stream/", "workload/"
 _SUFFIX = ".jsonl.xz"
 
 
@@ -25,7 +27,8 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     patterns : iterable of str
         ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording, which is
         judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
-        is judged by the recorded addresses. ``*`` stands for anything.
+        is judged by the recorded addresses; ``workload/fork-exec/64/shadow``, a workload in a
+        paging mode on a host, judged by the guest's tables. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
 
@@ -34,14 +37,14 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     InputError
         A pattern that names nothing.
     """
-    known = {case.name: case for case in [*cases(), *_recordings(), *_streams(records)]}
+    known = {case.name: case for case in [*cases(), *_recordings(), *_streams(records), *_workloads()]}
     found: dict[str, Case] = {}
     for pattern in patterns:
         wanted = [case for name, case in known.items() if _matches(name, pattern)]
         if not wanted:
             raise InputError(
                 f"case '{pattern}': no case is called so; 'mmulab cases' lists them, recordings are "
-                f"{_RECORDED}FOLDER/NAME, boots {_STREAM}NAME"
+                f"{_RECORDED}FOLDER/NAME, boots {_STREAM}NAME, workloads {WORKLOAD}NAME/MODE/HOST"
             )
         found |= {case.name: case for case in wanted}
     return list(found.values())
@@ -59,6 +62,19 @@ def _recordings() -> list[Case]:
     found = top.glob(f"*/*/*{_SUFFIX}")
     names = sorted(str(path.relative_to(top)).removesuffix(_SUFFIX) for path in found)
     return [Case(_RECORDED + name, "recorded", "", recording=name) for name in names]
+
+
+def _workloads() -> list[Case]:
+    return [
+        Case(
+            WORKLOAD + name,
+            " ".join(f"{key}={value}" for key, value in HOSTS[host].items()),
+            MODE_WORDS[mode],
+            scenario=partial(workload.scenario, mode, host),
+            note=workload.summary,
+        )
+        for name, workload, mode, host in named_workloads()
+    ]
 
 
 def _streams(records: int | None) -> list[Case]:
