@@ -15,7 +15,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
-from mmulab.kvm.sync import kvm_sync_spte
+from mmulab.kvm.sync.page import kvm_sync_spte
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 
@@ -35,7 +35,7 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
             if not sp.unsync:
                 return
             _invlpg_leaf(vcpu, it.sptep, old)
-        if not sp.unsync_children:
+        if not kvm.sync.may_hide_below(sp):
             return
         it.next()
 
@@ -52,7 +52,7 @@ def _invalidate_in_place(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
                 mmu_page_zap_pte(kvm, sp, it.sptep, None)
             if ret:
                 kvm_flush_remote_tlbs_sptep(kvm, it.sptep)
-        if not sp.unsync_children:
+        if not kvm.sync.may_hide_below(sp):
             return
         it.next()
 

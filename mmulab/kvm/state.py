@@ -13,9 +13,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
-from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
@@ -26,6 +26,9 @@ from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
 from mmulab.x86.regs import CpuModel
+
+if TYPE_CHECKING:  # the kernel that a configuration names holds a sync policy, which knows this state
+    from mmulab.kvm.config import KvmConfig
 
 MMIO_GVA_ANY = -1
 Watch = Callable[[RoleDecision | MmuLockHeld], None]
@@ -399,6 +402,7 @@ class Kvm:
         "split_desc_cache",
         "split_page_header_cache",
         "stat",
+        "sync",
         "tdp_mmu_roots",
         "vcpus",
         "watch",
@@ -407,6 +411,7 @@ class Kvm:
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
         self.config = config
         self.behaviours = config.kernel.behaviours
+        self.sync = config.kernel.sync
         self.fmt = config.spte_format
         self.memory = memory
         self.emit = emit

@@ -346,7 +346,7 @@ def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
         vcpu.requests &= ~Request.TLB_FLUSH_GUEST
         vcpu.stat["tlb_flush"] += 1
         if not vcpu.kvm.config.tdp:
-            kvm_mmu_sync_roots(vcpu)
+            kvm_mmu_sync_roots(vcpu, everything=True)
             kvm_mmu_sync_prev_roots(vcpu)
 
 

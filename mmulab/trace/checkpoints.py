@@ -40,6 +40,7 @@ _KVM_APART = (
     "page_hash",
     "pages",
     "slots",
+    "sync",
     "vcpus",
     "watch",
 )

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.unsync import (
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes
+from mmulab.kvm.sync.unsync_children import (
     KVM_PAGE_ARRAY_NR,
-    gfn_sps_with_gptes,
     mmu_try_to_unsync_pages,
     mmu_unsync_walk,
 )

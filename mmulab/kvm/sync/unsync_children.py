@@ -4,30 +4,27 @@ A level-1 page may let the guest write its table freely; every parent, up to the
 roots, then knows through a count and a bitmap that something below is stale.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``mark_unsync``, ``__mmu_unsync_walk``,
-``mmu_try_to_unsync_pages``); the design is Avi Kivity's answer to the 2008 patches
-(4731d4c7a077).
+``mmu_try_to_unsync_pages``, ``mmu_sync_children``); the design is Avi Kivity's answer to
+the 2008 patches (4731d4c7a077).
 """
 
 from __future__ import annotations
 
-from mmulab import events as ev
+from collections.abc import Sequence
+from typing import ClassVar
+
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte, spte_to_pfn
-from mmulab.kvm.state import Kvm, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn, sync_transiently
+from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, kvm_unsync_page
+from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
 
 KVM_PAGE_ARRAY_NR = 16
-
-
-def gfn_sps_with_gptes(kvm: Kvm, gfn: int) -> list[ShadowPage]:
-    """Return the usable pages that shadow the table at `gfn`, newest first."""
-    frames = kvm.page_hash.get(gfn)
-    if not frames:
-        return []
-    pages = [kvm.pages[f] for f in frames]
-    return [sp for sp in pages if sp.has_gptes and not is_obsolete_sp(kvm, sp)]
 
 
 def mark_unsync(kvm: Kvm, sptep: int) -> None:
@@ -144,36 +141,42 @@ def mmu_unsync_walk(kvm: Kvm, sp: ShadowPage) -> list[UnsyncStep] | None:
     return vector.steps if found else None
 
 
-def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
-    """Let `sp` go out of sync."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_unsync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
-    kvm.stat["mmu_unsync"] += 1
-    sp.unsync = True
-    kvm_mmu_mark_parents_unsync(kvm, sp)
+def mmu_sync_children(vcpu: Vcpu, parent: ShadowPage) -> None:
+    """Sync every unsync page below `parent`, in batches: protect all, flush, sync each."""
+    kvm = vcpu.kvm
+    invalid: InvalidList = []
+    flush = False
+    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
+        protected = False
+        for step in steps:
+            protected |= kvm_vcpu_write_protect_gfn(vcpu, step.sp.gfn)
+        if protected:
+            kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
+            flush = False
+        for step in steps:
+            kvm_unlink_unsync_page(kvm, step.sp)
+            flush |= kvm_sync_page(vcpu, step.sp, invalid) > 0
+            step.clear_parents()
+    kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
 
 
-def kvm_unlink_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
-    """End `sp`'s being out of sync."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
-    sp.unsync = False
-    kvm.stat["mmu_unsync"] -= 1
+def mmu_zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) -> int:
+    """Zap every unsync page below `parent`; return how many."""
+    zapped = 0
+    if parent.level == 1:
+        return 0
+    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
+        for step in steps:
+            kvm_mmu_prepare_zap_page(kvm, step.sp, invalid)
+            step.clear_parents()
+            zapped += 1
+    return zapped
 
 
 def mmu_try_to_unsync_pages(
     kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
 ) -> bool:
-    """Prepare for a writable mapping of `gfn`.
-
-    Returns
-    -------
-    bool
-        True if every page that shadows `gfn` is (now) out of sync or there is
-        none; False if the mapping must stay read-only.
-    """
+    """Let all pages that shadow `gfn` go out of sync; False if one may not."""
     if kvm_slot_page_track_is_active(kvm, slot, gfn):
         return False
     for sp in gfn_sps_with_gptes(kvm, gfn):
@@ -184,4 +187,59 @@ def mmu_try_to_unsync_pages(
         if prefetch:
             return False
         kvm_unsync_page(kvm, sp)
+        kvm_mmu_mark_parents_unsync(kvm, sp)
     return True
+
+
+class UnsyncChildren(SyncPolicy):
+    """Leaves go out of sync; every parent knows, and a flush descends along the bitmaps."""
+
+    name: ClassVar[str] = "unsync_children"
+    summary: ClassVar[str] = "leaves go out of sync; parents know by a bitmap, and a flush descends (merged)"
+    source: ClassVar[str] = "4731d4c7a077 (2.6.28), as Linux 6.1 arch/x86/kvm/mmu/mmu.c has it"
+
+    def try_to_unsync(
+        self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
+    ) -> bool:
+        return mmu_try_to_unsync_pages(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
+
+    def meets(self, vcpu: Vcpu, sp: ShadowPage, addr: int | None, invalid: InvalidList) -> bool:
+        return not sp.unsync or sync_transiently(vcpu, sp, invalid)
+
+    def meets_other(
+        self,
+        kvm: Kvm,
+        vcpu: Vcpu | None,
+        sp: ShadowPage,
+        addr: int | None,
+        invalid: InvalidList,
+        *,
+        upper: bool,
+    ) -> None:
+        """Zap an unsync page that gives way to an upper-level one, which will be write-protected."""
+        if upper and sp.unsync:
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+
+    def linking(self, vcpu: Vcpu, sp: ShadowPage) -> None:
+        if sp.unsync_children:
+            mmu_sync_children(vcpu, sp)
+
+    def linked(self, kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
+        if sp.unsync_children or sp.unsync:
+            mark_unsync(kvm, sptep)
+
+    def zap_below(self, kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
+        return mmu_zap_unsync_children(kvm, sp, invalid)
+
+    def sync_roots(self, vcpu: Vcpu, roots: Sequence[ShadowPage], *, everything: bool) -> None:
+        for root in roots:
+            mmu_sync_children(vcpu, root)
+
+    def is_unsync_root(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        return bool(sp.unsync or sp.unsync_children)
+
+    def may_hide_below(self, sp: ShadowPage) -> bool:
+        return bool(sp.unsync_children)
+
+
+unsync_children = UnsyncChildren()

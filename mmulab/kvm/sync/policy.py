@@ -1,0 +1,121 @@
+"""What the engine asks about tables that the guest writes.
+
+A shadow page is *in sync* while the guest's table is write-protected: each write
+is emulated, and KVM changes the sptes with it. *Out of sync* the guest writes
+freely, and KVM compares the whole page with the table when the processor would
+have had to forget it. A policy says which pages may go out of sync, who knows of
+them, and when they are compared.
+
+A policy of one's own extends one of these classes and overrides what it does
+otherwise; the base class remembers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # the kernel holds a policy, and all of these know the kernel
+    from mmulab.kvm.memslot import KvmMemslot
+    from mmulab.kvm.mmu_page import ShadowPage
+    from mmulab.kvm.state import Kvm, Vcpu
+
+InvalidList = list[int]
+
+
+class SyncPolicy:
+    """When a shadowed table may be written, and when it is compared with its shadow.
+
+    A policy is a value and holds no state: what it remembers of a VM hangs from
+    that VM. Its text, :func:`str`, names it on the command line and in a recording.
+
+    Attributes
+    ----------
+    name, summary, source : str
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.name
+
+    # Writes -----------------------------------------------------------------------
+
+    def try_to_unsync(
+        self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
+    ) -> bool:
+        """Prepare for a writable mapping of `gfn`.
+
+        Returns
+        -------
+        bool
+            True if every page that shadows `gfn` is (now) out of sync or there is
+            none; False if the mapping must stay read-only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which pages go out of sync")
+
+    def tracks(self, sp: ShadowPage) -> bool:
+        """Whether the table is write-tracked, so that no write to it ever gets through."""
+        return sp.level > 1
+
+    def counts_floods(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        """Whether many emulated writes in a row mean that it is no table any more.
+
+        Not if such a page would have gone out of sync instead.
+        """
+        return sp.level > 1
+
+    # Pages ------------------------------------------------------------------------
+
+    def created(self, kvm: Kvm, vcpu: Vcpu | None, sp: ShadowPage, addr: int | None) -> None:
+        """Note a new page, wanted for `addr`; None: it is a root."""
+
+    def meets(self, vcpu: Vcpu, sp: ShadowPage, addr: int | None, invalid: InvalidList) -> bool:
+        """Prepare a page that a lookup for `addr` found; False: it was zapped."""
+        return True
+
+    def meets_other(
+        self,
+        kvm: Kvm,
+        vcpu: Vcpu | None,
+        sp: ShadowPage,
+        addr: int | None,
+        invalid: InvalidList,
+        *,
+        upper: bool,
+    ) -> None:
+        """Take note that a lookup passed `sp`, which shadows the same gfn in another role.
+
+        `upper`: the page that is wanted is of an upper level.
+        """
+
+    def linking(self, vcpu: Vcpu, sp: ShadowPage) -> None:
+        """Prepare what is below a page that is about to be linked."""
+
+    def linked(self, kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
+        """Note that the entry at `sptep` now points to `sp`."""
+
+    def zap_below(self, kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
+        """Zap what must not outlive `sp`, which is being zapped; return the number of pages."""
+        return 0
+
+    def zapped(self, kvm: Kvm, sp: ShadowPage) -> None:
+        """Forget a page that is out of use now."""
+
+    # Flushes ----------------------------------------------------------------------
+
+    def sync_roots(self, vcpu: Vcpu, roots: Sequence[ShadowPage], *, everything: bool) -> None:
+        """Compare what the guest's flush obliges to: below `roots`, the vCPU's current ones.
+
+        `everything`: the flush does not spare global translations.
+        """
+
+    def is_unsync_root(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        """Whether something below a root is out of sync."""
+        return False
+
+    def may_hide_below(self, sp: ShadowPage) -> bool:
+        """Whether an INVLPG that passes `sp` must look further down."""
+        return False
