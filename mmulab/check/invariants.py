@@ -57,7 +57,7 @@ class Invariant(IntFlag):
     PAGE_COUNTS = auto()
     """The lists and counts of pages are those of the pages that exist."""
     WRITE_TRACKING = auto()
-    """``gfn_track`` counts the upper-level pages that shadow each gfn."""
+    """``gfn_track`` counts the tracked pages that shadow each gfn: the upper-level ones, in Linux."""
     DISALLOW_LPAGE = auto()
     """``disallow_lpage`` counts the slot's edges and the shadowed tables."""
     STATISTICS = auto()
@@ -303,15 +303,15 @@ def _page_counts(s: Survey) -> Iterator[str]:
 
 
 def _write_tracking(s: Survey) -> Iterator[str]:
-    upper = Counter((sp.smm, sp.gfn) for sp in _accounted(s.kvm) if sp.level > 1)
+    kept = Counter((sp.smm, sp.gfn) for sp in _accounted(s.kvm) if s.kvm.sync.tracks(s.kvm, sp))
     for slot in _slots(s.kvm):
         tracked = {gfn: count for gfn, count in slot.gfn_track.items() if count}
-        wanted = {gfn: count for (smm, gfn), count in upper.items() if smm == slot.as_id and gfn in slot}
+        wanted = {gfn: count for (smm, gfn), count in kept.items() if smm == slot.as_id and gfn in slot}
         for gfn in sorted(tracked.keys() | wanted.keys()):
             if tracked.get(gfn, 0) != wanted.get(gfn, 0):
                 yield (
                     f"slot {slot.id}: gfn_track of gfn {gfn:#x} is {tracked.get(gfn, 0)}, "
-                    f"{wanted.get(gfn, 0)} upper-level pages shadow it"
+                    f"{wanted.get(gfn, 0)} tracked pages shadow it"
                 )
 
 

@@ -64,7 +64,7 @@ def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     """
     kvm.indirect_shadow_pages += 1
     slot = _slot(kvm, sp)
-    if kvm.sync.tracks(sp):
+    if kvm.sync.tracks(kvm, sp):
         slot.gfn_track[sp.gfn] = slot.gfn_track.get(sp.gfn, 0) + 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, 1)
     if kvm_mmu_slot_gfn_write_protect(kvm, slot, sp.gfn, 1):
@@ -78,7 +78,7 @@ def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     """Undo :func:`account_shadowed`."""
     kvm.indirect_shadow_pages -= 1
     slot = _slot(kvm, sp)
-    if kvm.sync.tracks(sp):
+    if kvm.sync.tracks(kvm, sp):
         slot.gfn_track[sp.gfn] -= 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
 

@@ -72,13 +72,16 @@ def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     return sp
 
 
-def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+def kvm_mmu_alloc_shadow_page(
+    kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int, addr: int | None
+) -> ShadowPage:
     """Create an empty page and write-protect what it shadows."""
     sp = mmu_alloc_unlisted_page(kvm, gfn, role)
     frame = sp.frame
     kvm.active_mmu_pages[frame] = None
     kvm.n_used_mmu_pages += 1
     kvm.page_hash.setdefault(gfn, []).insert(0, frame)
+    kvm.sync.created(kvm, vcpu, sp, addr)
     if sp.has_gptes:
         account_shadowed(kvm, sp)
     return sp
@@ -91,8 +94,7 @@ def kvm_mmu_get_shadow_page(
     sp = kvm_mmu_find_shadow_page(kvm, vcpu, gfn, role, addr)
     created = sp is None
     if sp is None:
-        sp = kvm_mmu_alloc_shadow_page(kvm, gfn, role)
-        kvm.sync.created(kvm, vcpu, sp, addr)
+        sp = kvm_mmu_alloc_shadow_page(kvm, vcpu, gfn, role, addr)
     emit = kvm.emit
     if emit is not None:
         emit(

@@ -78,7 +78,9 @@ REGS = {
 E = TypeVar("E")
 
 
-KERNEL_FIELDS = ("design", "root_strategy", "validity", "cpuid_after_run", "free_roots_lock", "behaviours")
+KERNEL_FIELDS = ("design", "root_strategy", "validity", "cpuid_after_run", "free_roots_lock")
+KERNEL_FIELDS += ("behaviours", "sync")
+
 
 class Guest:
     """One VM with a guest in `mode`, its root table, and a log of what happened.

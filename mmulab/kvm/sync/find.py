@@ -5,8 +5,9 @@ from __future__ import annotations
 from mmulab.errors import find_named
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.kvm.sync.unsync_children import unsync_children
+from mmulab.kvm.sync.write_protect import write_protect
 
-SYNC_POLICIES: dict[str, SyncPolicy] = {policy.name: policy for policy in (unsync_children,)}
+SYNC_POLICIES: dict[str, SyncPolicy] = {policy.name: policy for policy in (unsync_children, write_protect)}
 
 
 def find_sync(name: str) -> SyncPolicy:

@@ -56,9 +56,16 @@ class SyncPolicy:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say which pages go out of sync")
 
-    def tracks(self, sp: ShadowPage) -> bool:
-        """Whether the table is write-tracked, so that no write to it ever gets through."""
+    def tracks(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        """Whether the table is write-tracked, so that no write to it ever gets through.
+
+        The answer must stay the same as long as the page is in use.
+        """
         return sp.level > 1
+
+    def tracked_because(self, kvm: Kvm, gfn: int) -> str:
+        """Return why the table at `gfn` is tracked, in a word for the counts."""
+        return "upper_level"
 
     def counts_floods(self, kvm: Kvm, sp: ShadowPage) -> bool:
         """Whether many emulated writes in a row mean that it is no table any more.
@@ -70,7 +77,7 @@ class SyncPolicy:
     # Pages ------------------------------------------------------------------------
 
     def created(self, kvm: Kvm, vcpu: Vcpu | None, sp: ShadowPage, addr: int | None) -> None:
-        """Note a new page, wanted for `addr`; None: it is a root."""
+        """Note a new page, wanted for `addr` (None: it is a root), before its table is protected."""
 
     def meets(self, vcpu: Vcpu, sp: ShadowPage, addr: int | None, invalid: InvalidList) -> bool:
         """Prepare a page that a lookup for `addr` found; False: it was zapped."""
