@@ -276,7 +276,8 @@ def _unsync(s: Survey) -> Iterator[str]:
         if sp.unsync_children != sp.unsync_child_bitmap.bit_count():
             bits = sp.unsync_child_bitmap.bit_count()
             yield f"{sp!r} counts {sp.unsync_children} unsync children, its bitmap {bits}"
-    for sp, sptep, frame in s.links:
+    yield from s.kvm.sync.violations(s.kvm)
+    for sp, sptep, frame in s.links if s.kvm.sync.marks_parents else ():
         child = s.kvm.pages.get(frame)
         if child is None or not (child.unsync or child.unsync_children):
             continue  # a bit too many is cleared by the next walk that finds nothing there

@@ -68,6 +68,7 @@ def _invlpg_leaf(vcpu: Vcpu, sptep: int, old: int) -> None:
     if is_shadow_present_pte(old):
         kvm_flush_remote_tlbs_sptep(kvm, sptep)
     gpte = kvm_read_guest(vcpu, gpa, width)
+    kvm.sync_stat["entries"] += 1
     if gpte is not None:
         prefetch_gpte(vcpu, sp, sptep, gpte, no_dirty_log=False)
 

@@ -34,7 +34,7 @@ from mmulab.kvm.shadow_page import (
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Request, Vcpu, is_dummy_root, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import Request, Vcpu, is_dummy_root, spte_index, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
@@ -171,6 +171,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
+    if kvm.sync.follows_leaves and it.level == gw.level == 1:
+        kvm.sync.leaf_set(vcpu, sptep_to_sp(kvm, it.sptep), spte_index(it.sptep), gw.ptes[1])
     if ret != RetPf.SPURIOUS:
         pte_prefetch(vcpu, gw, it.sptep)
     return ret

@@ -85,7 +85,9 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
     kvm.stat["mmu_pte_write"] += 1
     invalid: InvalidList = []
     flush = False
-    for sp in gfn_sps_with_gptes(kvm, gfn):
+    pages = gfn_sps_with_gptes(kvm, gfn)
+    kvm.sync_stat["emulated_writes"] += bool(pages)
+    for sp in pages:
         if sp.invalid:
             continue
         if _detect_write_misaligned(sp, gpa, size) or _detect_write_flooding(kvm, sp):

@@ -224,7 +224,13 @@ def kvm_mmu_sync_roots(vcpu: Vcpu, *, everything: bool = False) -> None:
     if mmu.direct or mmu.root_hpa == INVALID_PAGE:
         return
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
+    stat = kvm.sync_stat
+    before = stat["syncs"]
     kvm.sync.sync_roots(vcpu, root_pages(kvm, mmu), everything=everything)
+    if vcpu.cr3_written:
+        vcpu.cr3_written = False
+        stat["cr3_writes"] += 1
+        stat["idle_cr3_writes"] += stat["syncs"] == before
 
 
 def root_pages(kvm: Kvm, mmu: Mmu) -> list[ShadowPage]:

@@ -80,6 +80,8 @@ def kvm_mmu_alloc_shadow_page(
     frame = sp.frame
     kvm.active_mmu_pages[frame] = None
     kvm.n_used_mmu_pages += 1
+    stat = kvm.sync_stat
+    stat["most_pages"] = max(stat["most_pages"], kvm.n_used_mmu_pages)
     kvm.page_hash.setdefault(gfn, []).insert(0, frame)
     kvm.sync.created(kvm, vcpu, sp, addr)
     if sp.has_gptes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mmulab.errors import find_named
+from mmulab.kvm.sync.oos_2008 import oos_2008
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.kvm.sync.unsync_children import unsync_children
 from mmulab.kvm.sync.write_protect import write_protect
 
-SYNC_POLICIES: dict[str, SyncPolicy] = {policy.name: policy for policy in (unsync_children, write_protect)}
+_BUILT_IN: tuple[SyncPolicy, ...] = (unsync_children, write_protect, oos_2008)
+SYNC_POLICIES = {policy.name: policy for policy in _BUILT_IN}
 
 
 def find_sync(name: str) -> SyncPolicy:

@@ -50,6 +50,8 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     width = paging.mode.entry_bytes
     first = get_level1_sp_gpa(sp, width)
     base, empty = sp.frame * SPTE_ENT_PER_PAGE, vcpu.kvm.fmt.nonpresent
+    stat = vcpu.kvm.sync_stat
+    stat["syncs"] += 1
     flush = False
     for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
         if spte == empty:
@@ -57,6 +59,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
         gpte = kvm_read_guest(vcpu, first + index * width, width)
         if gpte is None:
             return -1
+        stat["entries"] += 1
         flush |= _sync_spte(vcpu, sp, index, gpte, paging)
     return int(flush)
 
@@ -67,6 +70,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
     if vcpu.kvm.memory.words[sp.frame * SPTE_ENT_PER_PAGE + index] == vcpu.kvm.fmt.nonpresent:
         return 0
     assert paging is not None
+    vcpu.kvm.sync_stat["entries"] += 1
     width = paging.mode.entry_bytes
     gpte = kvm_read_guest(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
     return -1 if gpte is None else int(_sync_spte(vcpu, sp, index, gpte, paging))
@@ -86,6 +90,8 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     if invisible or gfn != kvm_mmu_page_get_gfn(sp, index):
         drop_spte(kvm, sptep)
         return True
+    if kvm.sync.follows_leaves:
+        kvm.sync.leaf_set(vcpu, sp, index, gpte)
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
         return False
     kvm_mmu_page_set_translation(sp, index, gfn, access)

@@ -12,13 +12,16 @@ otherwise; the base class remembers nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
+
+from mmulab.kvm.sync.stat import count_refused
 
 if TYPE_CHECKING:  # the kernel holds a policy, and all of these know the kernel
     from mmulab.kvm.memslot import KvmMemslot
     from mmulab.kvm.mmu_page import ShadowPage
     from mmulab.kvm.state import Kvm, Vcpu
+    from mmulab.kvm.sync.oos_state import OosState
 
 InvalidList = list[int]
 
@@ -32,14 +35,28 @@ class SyncPolicy:
     Attributes
     ----------
     name, summary, source : str
+    page_bytes, vm_bytes : int
+        Memory that it takes in the header of each shadow page, and in the VM.
+    follows_leaves : bool
+        It wants to know of each guest entry that a leaf is made of (:meth:`leaf_set`).
+    marks_parents : bool
+        Each parent of an unsync page knows of it by ``unsync_children``.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    page_bytes: ClassVar[int] = 0
+    vm_bytes: ClassVar[int] = 0
+    follows_leaves: ClassVar[bool] = False
+    marks_parents: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.name
+
+    def new_state(self) -> OosState | None:
+        """Return what the policy will remember of a new VM (``kvm.sync_state``)."""
+        return None
 
     # Writes -----------------------------------------------------------------------
 
@@ -55,6 +72,11 @@ class SyncPolicy:
             none; False if the mapping must stay read-only.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say which pages go out of sync")
+
+    def refuse(self, kvm: Kvm, reason: str) -> bool:
+        """Count a page that must stay in sync although it was to be mapped writable; return False."""
+        count_refused(kvm.sync_stat, reason)
+        return False
 
     def tracks(self, kvm: Kvm, sp: ShadowPage) -> bool:
         """Whether the table is write-tracked, so that no write to it ever gets through.
@@ -111,6 +133,9 @@ class SyncPolicy:
     def zapped(self, kvm: Kvm, sp: ShadowPage) -> None:
         """Forget a page that is out of use now."""
 
+    def leaf_set(self, vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int) -> None:
+        """Note that the leaf at `index` of a level-1 page now says what `gpte` does."""
+
     # Flushes ----------------------------------------------------------------------
 
     def sync_roots(self, vcpu: Vcpu, roots: Sequence[ShadowPage], *, everything: bool) -> None:
@@ -119,6 +144,9 @@ class SyncPolicy:
         `everything`: the flush does not spare global translations.
         """
 
+    def control_written(self, vcpu: Vcpu, roots: Sequence[ShadowPage]) -> None:
+        """Compare what a write to CR0 or CR4 obliges to, before the context is configured again."""
+
     def is_unsync_root(self, kvm: Kvm, sp: ShadowPage) -> bool:
         """Whether something below a root is out of sync."""
         return False
@@ -126,3 +154,9 @@ class SyncPolicy:
     def may_hide_below(self, sp: ShadowPage) -> bool:
         """Whether an INVLPG that passes `sp` must look further down."""
         return False
+
+    # Checks -----------------------------------------------------------------------
+
+    def violations(self, kvm: Kvm) -> Iterator[str]:
+        """Say what of the VM's state contradicts the policy's own."""
+        return iter(())

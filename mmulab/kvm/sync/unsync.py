@@ -26,6 +26,7 @@ def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
     if emit is not None:
         emit(ev.kvm_mmu_unsync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
     kvm.stat["mmu_unsync"] += 1
+    kvm.sync_stat["unsyncs"] += 1
     sp.unsync = True
 
 

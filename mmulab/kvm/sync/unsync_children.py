@@ -17,7 +17,7 @@ from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.rmap import pte_list_iter
-from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte, spte_to_pfn
+from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_large_pte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn, sync_transiently
 from mmulab.kvm.sync.policy import SyncPolicy
@@ -173,35 +173,31 @@ def mmu_zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) 
     return zapped
 
 
-def mmu_try_to_unsync_pages(
-    kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
-) -> bool:
-    """Let all pages that shadow `gfn` go out of sync; False if one may not."""
-    if kvm_slot_page_track_is_active(kvm, slot, gfn):
-        return False
-    for sp in gfn_sps_with_gptes(kvm, gfn):
-        if not can_unsync:
-            return False
-        if sp.unsync:
-            continue
-        if prefetch:
-            return False
-        kvm_unsync_page(kvm, sp)
-        kvm_mmu_mark_parents_unsync(kvm, sp)
-    return True
-
-
 class UnsyncChildren(SyncPolicy):
     """Leaves go out of sync; every parent knows, and a flush descends along the bitmaps."""
 
     name: ClassVar[str] = "unsync_children"
     summary: ClassVar[str] = "leaves go out of sync; parents know by a bitmap, and a flush descends (merged)"
     source: ClassVar[str] = "4731d4c7a077 (2.6.28), as Linux 6.1 arch/x86/kvm/mmu/mmu.c has it"
+    page_bytes: ClassVar[int] = 1 + 4 + SPTE_ENT_PER_PAGE // 8
+    """``unsync``, ``unsync_children`` and the bitmap: "512 bits = 64 bytes"."""
+    marks_parents: ClassVar[bool] = True
 
     def try_to_unsync(
         self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
     ) -> bool:
-        return mmu_try_to_unsync_pages(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
+        if kvm_slot_page_track_is_active(kvm, slot, gfn):
+            return self.refuse(kvm, self.tracked_because(kvm, gfn)) if can_unsync and not prefetch else False
+        for sp in gfn_sps_with_gptes(kvm, gfn):
+            if not can_unsync:
+                return False
+            if sp.unsync:
+                continue
+            if prefetch:
+                return False
+            kvm_unsync_page(kvm, sp)
+            kvm_mmu_mark_parents_unsync(kvm, sp)
+        return True
 
     def meets(self, vcpu: Vcpu, sp: ShadowPage, addr: int | None, invalid: InvalidList) -> bool:
         return not sp.unsync or sync_transiently(vcpu, sp, invalid)

@@ -22,7 +22,9 @@ class WriteProtect(SyncPolicy):
     def try_to_unsync(
         self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
     ) -> bool:
-        return not kvm_slot_page_track_is_active(kvm, slot, gfn)
+        if kvm_slot_page_track_is_active(kvm, slot, gfn):
+            return self.refuse(kvm, self.tracked_because(kvm, gfn)) if can_unsync and not prefetch else False
+        return True
 
     def tracks(self, kvm: Kvm, sp: ShadowPage) -> bool:
         return True
