@@ -53,7 +53,7 @@ class Invariant(IntFlag):
     WRITE_PROTECTION = auto()
     """Nothing can write a table that a synced page shadows, nor any shadowed table by a huge page."""
     UNSYNC = auto()
-    """Only level-1 pages are unsync; every parent knows of it, up to the roots."""
+    """Only pages that are not write-tracked are unsync; every parent knows of it, up to the roots."""
     PAGE_COUNTS = auto()
     """The lists and counts of pages are those of the pages that exist."""
     WRITE_TRACKING = auto()
@@ -271,7 +271,7 @@ def _write_protection(s: Survey) -> Iterator[str]:
 
 def _unsync(s: Survey) -> Iterator[str]:
     for sp in s.kvm.pages.values():
-        if sp.unsync and (sp.level != 1 or not sp.has_gptes or sp.invalid):
+        if sp.unsync and (s.kvm.sync.tracks(s.kvm, sp) or not sp.has_gptes or sp.invalid):
             yield f"{sp!r} is unsync"
         if sp.unsync_children != sp.unsync_child_bitmap.bit_count():
             bits = sp.unsync_child_bitmap.bit_count()

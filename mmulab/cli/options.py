@@ -44,7 +44,7 @@ _SYNC = click.option(
     "--sync",
     metavar="NAME",
     show_default=str(LINUX_6_1.sync),
-    help="Sync policy ('mmulab designs'): when a guest may write its tables freely.",
+    help="Sync policy ('mmulab designs'), varied as in oos_2008+index=lru, or file.py:Class.",
 )
 
 

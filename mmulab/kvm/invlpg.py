@@ -24,6 +24,7 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
     """Refresh what `root_hpa` says about `gva`, if its page is out of sync."""
     kvm = vcpu.kvm
     vcpu_clear_mmio_info(vcpu, gva)
+    kvm.sync.invalidating(vcpu, gva, root_hpa)
     if kvm.behaviours.invalidate_syncs_in_place:
         _invalidate_in_place(vcpu, gva, root_hpa)
         return

@@ -90,7 +90,8 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
     for sp in pages:
         if sp.invalid:
             continue
-        if _detect_write_misaligned(sp, gpa, size) or _detect_write_flooding(kvm, sp):
+        flooded = _detect_write_flooding(kvm, sp) and kvm.sync.may_zap(kvm, sp)
+        if _detect_write_misaligned(sp, gpa, size) or flooded:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
             kvm.stat["mmu_flooded"] += 1
             continue

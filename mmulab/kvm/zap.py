@@ -164,7 +164,7 @@ def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> bool:
     if emit is not None:
         emit(ev.kvm_mmu_unprotect_page(gfn))
     invalid: InvalidList = []
-    pages = gfn_sps_with_gptes(kvm, gfn)
+    pages = [sp for sp in gfn_sps_with_gptes(kvm, gfn) if kvm.sync.may_zap(kvm, sp)]
     for sp in pages:
         if not is_obsolete_sp(kvm, sp):
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
@@ -181,7 +181,7 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
         restart = False
         for frame in list(kvm.active_mmu_pages):
             sp = kvm.pages[frame]
-            if sp.root_count:
+            if sp.root_count or not kvm.sync.may_zap(kvm, sp):
                 continue
             unstable, zapped = prepare_zap_page(kvm, sp, invalid)
             total += zapped

@@ -31,9 +31,10 @@ not global; with a root its list is zapped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from mmulab.errors import InputError, quoted
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
@@ -43,10 +44,12 @@ from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_last_spte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm, Vcpu, sptep_to_sp
+from mmulab.kvm.sync.links import sync_links
 from mmulab.kvm.sync.oos_state import FREE, IN_ARRAY, SEVERAL_ROLES, SEVERAL_ROOTS, OosState
 from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, kvm_unsync_page
+from mmulab.kvm.sync.variations import VARIATIONS
 from mmulab.kvm.zap import InvalidList, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 from mmulab.x86.mode import PT_GLOBAL_MASK
 from mmulab.x86.regs import X86_CR4_PGE
@@ -56,24 +59,68 @@ OOS_GLOBAL_PAGES = 7
 
 @dataclass(frozen=True)
 class Oos2008(SyncPolicy):
-    """Global pages in an array of the VM, the others on a list of their root."""
+    """Global pages in an array of the VM, the others on a list of their root.
+
+    Parameters
+    ----------
+    globals, index, global_by, on_change, roots, parent_zap, inuse : str
+        See :data:`~mmulab.kvm.sync.variations.VARIATIONS`. The text of a policy names
+        those that are not the design's own: ``oos_2008+index=lru``.
+
+    Raises
+    ------
+    InputError
+        A field has another value.
+    """
+
+    globals: str = "array"
+    index: str = "round_robin"
+    global_by: str = "flag"
+    on_change: str = "stay"
+    roots: str = "in_sync"
+    parent_zap: str = "zap"
+    inuse: str = "held"
 
     name: ClassVar[str] = "oos_2008"
     summary: ClassVar[str] = "leaves of one root and role; global ones in an array of seven, others by root"
     source: ClassVar[str] = "kvm list, September 2008, msg03535 (RFC) and the reply to it"
-    page_bytes: ClassVar[int] = 2 * 16 + 8 + 1 + 1
-    """Two list heads, ``root_gfn``, ``unsync`` and ``global``."""
-    vm_bytes: ClassVar[int] = OOS_GLOBAL_PAGES * 8 + 4
     follows_leaves: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        for name, variation in VARIATIONS.items():
+            value = getattr(self, name)
+            if value not in variation.values:
+                known = " or ".join(variation.values)
+                raise InputError(f"sync policy {self.name}: {name}={quoted(value)}, expected {known}")
+
+    def __str__(self) -> str:
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        return "".join([self.name, *(f"+{name}={getattr(self, name)}" for name in changed)])
+
+    @property
+    def page_bytes(self) -> int:  # type: ignore[override]
+        """Two list heads, ``root_gfn``, ``unsync``, and ``global`` or two counters of 16 bits."""
+        return 2 * 16 + 8 + 1 + (1 if self.global_by == "flag" else 4)
+
+    @property
+    def vm_bytes(self) -> int:  # type: ignore[override]
+        """The array and its index, or a list's head."""
+        return OOS_GLOBAL_PAGES * 8 + 4 if self.globals == "array" else 16
+
     def new_state(self) -> OosState:
-        return OosState(global_pages=[FREE] * OOS_GLOBAL_PAGES)
+        places = OOS_GLOBAL_PAGES if self.globals == "array" else 0
+        return OosState(global_pages=[FREE] * places)
 
     @staticmethod
     def state(kvm: Kvm) -> OosState:
         """Return what is remembered of a VM."""
         assert isinstance(kvm.sync_state, OosState)
         return kvm.sync_state
+
+    def tracks(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        if self.roots == "unsync" and sp.frame in self.state(kvm).roots:
+            return False
+        return sp.level > 1
 
     # Pages ------------------------------------------------------------------------
 
@@ -126,11 +173,24 @@ class Oos2008(SyncPolicy):
         tree = list(_tree(vcpu.kvm, sp))
         for page in tree:
             state.root_of[page.frame] = why if page is sp else SEVERAL_ROOTS
-        self.resync(vcpu, [page for page in tree if page.unsync], invalid)
+        zapped = invalid if self.inuse == "held" else []
+        self.resync(vcpu, [page for page in tree if page.unsync], zapped)
+        if self.inuse == "freed":
+            kvm_mmu_commit_zap_page(vcpu.kvm, zapped)
+            # The hunk goes on to read the page's role.
+            assert sp.frame in vcpu.kvm.pages, f"{sp!r} was freed by its own resync"
+
+    def may_zap(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        return self.parent_zap != "refuse" or len(list(_tree(kvm, sp))) == 1
 
     def zap_below(self, kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
-        """Zap what is on the list of a root that goes."""
-        frames = list(self.state(kvm).lists.get(sp.frame, ()))
+        """Zap what is on the list of a root that goes, or lose it."""
+        state = self.state(kvm)
+        frames = list(state.lists.get(sp.frame, ()))
+        if self.parent_zap == "orphan":
+            for frame in frames:
+                state.take_off(frame)
+            return 0
         for frame in frames:
             kvm_mmu_prepare_zap_page(kvm, kvm.pages[frame], invalid)
         return len(frames)
@@ -205,6 +265,14 @@ class Oos2008(SyncPolicy):
 
     def _into_array(self, kvm: Kvm, sp: ShadowPage) -> str:
         state = self.state(kvm)
+        if self.globals == "list":
+            state.global_pages = [*state.in_array(), FREE]
+            state.index = len(state.global_pages) - 1
+        elif self.index == "lru":
+            # Free places first, then the pages by use, the least recent one at the index.
+            used = state.in_array()
+            state.global_pages = [FREE] * (OOS_GLOBAL_PAGES - len(used)) + used
+            state.index = 0
         at = state.index
         if state.global_pages[at] != FREE:
             vcpu = kvm.vcpus[kvm.running_vcpu]
@@ -217,6 +285,8 @@ class Oos2008(SyncPolicy):
             kvm_mmu_commit_zap_page(kvm, invalid)
         state.global_pages[at] = sp.frame
         state.place[sp.frame] = IN_ARRAY
+        if self.index == "lru":
+            state.use(sp.frame)
         state.index = (at + 1) % len(state.global_pages)
         return ""
 
@@ -228,14 +298,50 @@ class Oos2008(SyncPolicy):
 
     def is_global(self, kvm: Kvm, sp: ShadowPage) -> bool:
         """Whether all that the page translates is global."""
-        return sp.frame not in self.state(kvm).not_global
+        if sp.level > 1:
+            return False
+        state = self.state(kvm)
+        if self.global_by == "flag":
+            return sp.frame not in state.not_global
+        base, empty = sp.frame * SPTE_ENT_PER_PAGE, kvm.fmt.nonpresent
+        leaves = state.global_leaves.get(sp.frame, {})
+        present = kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()
+        return all(index in leaves for index, spte in enumerate(present) if spte != empty)
 
     def leaf_set(self, vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int) -> None:
-        mmu, state = vcpu.mmu, self.state(vcpu.kvm)
-        own = mmu is vcpu.walk_mmu and not vcpu.guest_mode
-        if own and gpte & PT_GLOBAL_MASK and vcpu.cr4 & X86_CR4_PGE:
+        """Note whether a leaf is global: not without CR4.PGE, nor where L1's tables for L2 are shadowed."""
+        kvm, state = vcpu.kvm, self.state(vcpu.kvm)
+        own = vcpu.mmu is vcpu.walk_mmu and not vcpu.guest_mode
+        if self.global_by == "counters":
+            state.global_leaves.setdefault(sp.frame, {}).pop(index, None)
+        if not (own and gpte & PT_GLOBAL_MASK and vcpu.cr4 & X86_CR4_PGE):
+            state.not_global[sp.frame] = 1
+        elif self.global_by == "counters":
+            state.global_leaves[sp.frame][index] = 1
+        if not sp.unsync:
             return
-        state.not_global[sp.frame] = 1
+        if self.index == "lru" and state.place.get(sp.frame) == IN_ARRAY:
+            state.use(sp.frame)
+        if self.on_change == "move":
+            self._move(kvm, sp)
+
+    def _move(self, kvm: Kvm, sp: ShadowPage) -> None:
+        """Take an unsync page to where it belongs now; without a place there it stays where it is."""
+        state = self.state(kvm)
+        place = state.place.get(sp.frame)
+        if place is None or (place == IN_ARRAY) == self.is_global(kvm, sp):
+            return
+        if place != IN_ARRAY:
+            # Not for one that would push another out: this may be in the middle of a resync.
+            if FREE in state.global_pages or self.globals == "list":
+                state.take_off(sp.frame)
+                state.index = state.global_pages.index(FREE) if self.globals == "array" else state.index
+                self._into_array(kvm, sp)
+            return
+        root = self._lookup_page_root(kvm, state.root_of[sp.frame])
+        if root is not None:
+            state.take_off(sp.frame)
+            state.link(sp.frame, root.frame)
 
     # Coming back ------------------------------------------------------------------
 
@@ -253,7 +359,10 @@ class Oos2008(SyncPolicy):
                 continue
             state.take_off(sp.frame)
             kvm_unlink_unsync_page(kvm, sp)
-            flush |= kvm_sync_page(vcpu, sp, invalid) > 0
+            if sp.level > 1:
+                flush |= sync_links(vcpu, sp)
+            else:
+                flush |= kvm_sync_page(vcpu, sp, invalid) > 0
         if flush:
             kvm_flush_remote_tlbs(kvm)
 
@@ -269,6 +378,15 @@ class Oos2008(SyncPolicy):
     def control_written(self, vcpu: Vcpu, roots: Sequence[ShadowPage]) -> None:
         self.sync_roots(vcpu, roots, everything=True)
 
+    def invalidating(self, vcpu: Vcpu, gva: int, root_hpa: int) -> None:
+        """Bring an unsync root into sync, whose entry on the way INVLPG must forget too."""
+        it = ShadowWalk(vcpu, root_hpa, gva)
+        if it.okay() and self.roots == "unsync":
+            root = sptep_to_sp(vcpu.kvm, it.sptep)
+            invalid: InvalidList = []
+            self.resync(vcpu, [root] if root.unsync else [], invalid)
+            kvm_mmu_commit_zap_page(vcpu.kvm, invalid)
+
     def is_unsync_root(self, kvm: Kvm, sp: ShadowPage) -> bool:
         return sp.frame in self.state(kvm).lists
 
@@ -279,6 +397,8 @@ class Oos2008(SyncPolicy):
         state = self.state(kvm)
         listed = [frame for frames in state.lists.values() for frame in frames] + state.in_array()
         unsync = [frame for frame, sp in kvm.pages.items() if sp.unsync]
+        if self.parent_zap == "orphan":
+            unsync = [frame for frame in unsync if frame in state.place]
         if sorted(listed) != sorted(unsync) or sorted(state.place) != sorted(unsync):
             yield f"frames {sorted(unsync)} are unsync, and {sorted(listed)} are on lists or in the array"
 

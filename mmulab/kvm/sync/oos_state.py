@@ -71,6 +71,11 @@ class OosState:
         """Return the frames of the global unsync pages, in the order of their places."""
         return [frame for frame in self.global_pages if frame != FREE]
 
+    def use(self, frame: int) -> None:
+        """Make a page the one of the array that was used last."""
+        self.global_pages.remove(frame)
+        self.global_pages.append(frame)
+
     def forget(self, frame: int) -> None:
         """Forget a page that is out of use."""
         self.take_off(frame)

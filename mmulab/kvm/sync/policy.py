@@ -136,6 +136,10 @@ class SyncPolicy:
     def leaf_set(self, vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int) -> None:
         """Note that the leaf at `index` of a level-1 page now says what `gpte` does."""
 
+    def may_zap(self, kvm: Kvm, sp: ShadowPage) -> bool:
+        """Whether a page may be zapped because it is flooded, old or to be unprotected."""
+        return True
+
     # Flushes ----------------------------------------------------------------------
 
     def sync_roots(self, vcpu: Vcpu, roots: Sequence[ShadowPage], *, everything: bool) -> None:
@@ -146,6 +150,9 @@ class SyncPolicy:
 
     def control_written(self, vcpu: Vcpu, roots: Sequence[ShadowPage]) -> None:
         """Compare what a write to CR0 or CR4 obliges to, before the context is configured again."""
+
+    def invalidating(self, vcpu: Vcpu, gva: int, root_hpa: int) -> None:
+        """Compare what is above the leaf, before an INVLPG looks at the leaf of `gva` below a root."""
 
     def is_unsync_root(self, kvm: Kvm, sp: ShadowPage) -> bool:
         """Whether something below a root is out of sync."""
