@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from mmulab.errors import InputError
 from mmulab.lab import paths
 from mmulab.lab.cases.table import Case, cases
+from mmulab.lab.sync.witnesses import witnesses
 
 __all__ = ["ALL", "find_works"]
 
@@ -25,7 +26,8 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     patterns : iterable of str
         ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording, which is
         judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
-        is judged by the recorded addresses. ``*`` stands for anything.
+        is judged by the recorded addresses; ``sync/two-modes-64``, a guest that tells sync
+        policies apart. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
 
@@ -34,7 +36,7 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     InputError
         A pattern that names nothing.
     """
-    known = {case.name: case for case in [*cases(), *_recordings(), *_streams(records)]}
+    known = {case.name: case for case in [*cases(), *witnesses(), *_recordings(), *_streams(records)]}
     found: dict[str, Case] = {}
     for pattern in patterns:
         wanted = [case for name, case in known.items() if _matches(name, pattern)]

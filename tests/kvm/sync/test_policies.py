@@ -107,7 +107,9 @@ class Model:
             assert seen.hpa == guest.hpa(wanted)
 
 
-PLACES = st.tuples(st.integers(0, TABLES - 1), st.integers(0, ENTRIES - 1))
+PLACES = st.tuples(
+    st.one_of(st.integers(0, TABLES - 1), st.integers(TABLES - 2, TABLES - 1)), st.integers(0, ENTRIES - 1)
+)
 STEPS = st.one_of(
     st.tuples(st.just("edit"), PLACES, st.integers(0, 3)),
     st.tuples(st.just("edit"), PLACES, st.integers(0, 3)),
@@ -115,6 +117,8 @@ STEPS = st.one_of(
     st.tuples(st.just("invlpg"), PLACES),
     st.tuples(st.just("relink"), PLACES),
     st.tuples(st.just("flush"), st.integers(0, 1)),
+    st.tuples(st.just("flush"), st.just(0)),
+    st.tuples(st.just("check"), PLACES),
     st.tuples(st.just("flush_all")),
 )
 
