@@ -53,11 +53,11 @@ class Invariant(IntFlag):
     WRITE_PROTECTION = auto()
     """Nothing can write a table that a synced page shadows, nor any shadowed table by a huge page."""
     UNSYNC = auto()
-    """Only level-1 pages are unsync; every parent knows of it, up to the roots."""
+    """Only pages that are not write-tracked are unsync; every parent knows of it, up to the roots."""
     PAGE_COUNTS = auto()
     """The lists and counts of pages are those of the pages that exist."""
     WRITE_TRACKING = auto()
-    """``gfn_track`` counts the upper-level pages that shadow each gfn."""
+    """``gfn_track`` counts the tracked pages that shadow each gfn: the upper-level ones, in Linux."""
     DISALLOW_LPAGE = auto()
     """``disallow_lpage`` counts the slot's edges and the shadowed tables."""
     STATISTICS = auto()
@@ -271,12 +271,13 @@ def _write_protection(s: Survey) -> Iterator[str]:
 
 def _unsync(s: Survey) -> Iterator[str]:
     for sp in s.kvm.pages.values():
-        if sp.unsync and (sp.level != 1 or not sp.has_gptes or sp.invalid):
+        if sp.unsync and (s.kvm.sync.tracks(s.kvm, sp) or not sp.has_gptes or sp.invalid):
             yield f"{sp!r} is unsync"
         if sp.unsync_children != sp.unsync_child_bitmap.bit_count():
             bits = sp.unsync_child_bitmap.bit_count()
             yield f"{sp!r} counts {sp.unsync_children} unsync children, its bitmap {bits}"
-    for sp, sptep, frame in s.links:
+    yield from s.kvm.sync.violations(s.kvm)
+    for sp, sptep, frame in s.links if s.kvm.sync.marks_parents else ():
         child = s.kvm.pages.get(frame)
         if child is None or not (child.unsync or child.unsync_children):
             continue  # a bit too many is cleared by the next walk that finds nothing there
@@ -303,15 +304,15 @@ def _page_counts(s: Survey) -> Iterator[str]:
 
 
 def _write_tracking(s: Survey) -> Iterator[str]:
-    upper = Counter((sp.smm, sp.gfn) for sp in _accounted(s.kvm) if sp.level > 1)
+    kept = Counter((sp.smm, sp.gfn) for sp in _accounted(s.kvm) if s.kvm.sync.tracks(s.kvm, sp))
     for slot in _slots(s.kvm):
         tracked = {gfn: count for gfn, count in slot.gfn_track.items() if count}
-        wanted = {gfn: count for (smm, gfn), count in upper.items() if smm == slot.as_id and gfn in slot}
+        wanted = {gfn: count for (smm, gfn), count in kept.items() if smm == slot.as_id and gfn in slot}
         for gfn in sorted(tracked.keys() | wanted.keys()):
             if tracked.get(gfn, 0) != wanted.get(gfn, 0):
                 yield (
                     f"slot {slot.id}: gfn_track of gfn {gfn:#x} is {tracked.get(gfn, 0)}, "
-                    f"{wanted.get(gfn, 0)} upper-level pages shadow it"
+                    f"{wanted.get(gfn, 0)} tracked pages shadow it"
                 )
 
 

@@ -11,6 +11,7 @@ import click
 from mmulab.cli import signals
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 
 
@@ -66,4 +67,5 @@ def _details(found: Row) -> Iterator[str]:
         link.name if link.gfn is None else f"{link.name} (gfn {link.gfn:x})" for link in run.chain
     )
     yield "    made:   " + ", ".join(f"{n} x {role}" for role, n in run.created.items())
+    yield f"    {sync_counts(run.machine.kvm)}"
     yield "    events: " + ", ".join(f"{n} {name}" for name, n in run.counts.items())

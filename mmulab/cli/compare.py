@@ -11,6 +11,7 @@ from mmulab.cli import signals
 from mmulab.cli.drift import compare_kernels
 from mmulab.cli.options import KernelChoice, rule_options
 from mmulab.cli.progress import progress
+from mmulab.cli.syncs import compare_policies
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
@@ -30,6 +31,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option(
     "--kernels", metavar="NAME,..", help="Compare kernels instead: the first with each other one."
 )
+@click.option("--syncs", metavar="NAME,..", help="Compare sync policies instead.")
 @click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
@@ -39,6 +41,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 def compare(
     designs: str | None,
     kernels: str | None,
+    syncs: str | None,
     cases: str,
     choice: KernelChoice,
     limit: int | None,
@@ -57,12 +60,23 @@ def compare(
 
     With --kernels 6.1,6.12 each case runs on both, with each change between them alone and with all
     but it: page faults, flushes, syncs, zaps and emulations more or fewer, and where it first shows.
+
+    With --syncs unsync_children,write_protect,oos_2008 each case runs under each policy: who is wrong
+    where, emulated writes, syncs, CR3 writes that synced nothing, pages that could not go out of sync and
+    why, memory. An access of a recording is right as recorded, or as the guest's own tables say.
     """
     if kernels is not None:
-        if designs is not None or choice.given:
+        if designs is not None or syncs is not None or choice.given:
             raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
         works = find_works([name.strip() for name in cases.split(",")], records=limit)
         compare_kernels(kernels, works, jobs=jobs, details=details, as_json=as_json)
+        return
+    if syncs is not None:
+        if designs is not None or choice.sync is not None:
+            raise InputError("--syncs: compares policies under one design; leave --designs and --sync out")
+        works = find_works([name.strip() for name in cases.split(",")], records=limit)
+        kernel = choice.over(LINUX_6_1) if choice.given else None
+        compare_policies(syncs, works, kernel=kernel, jobs=jobs, details=details, as_json=as_json)
         return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
     chosen = [find_design(name) for name in names]

@@ -11,7 +11,14 @@ import click
 from mmulab.kvm.roles.derivation import DERIVATIONS
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
+from mmulab.kvm.sync.find import SYNC_POLICIES
 from mmulab.lab.designs.era import LATER
+
+_TITLES = {
+    "derivations": "child-role derivations",
+    "root_strategies": "root strategies",
+    "sync_policies": "sync policies",
+}
 
 
 @click.command()
@@ -28,6 +35,10 @@ def designs(as_json: bool) -> None:
         },
         "root_strategies": {
             kept.name: {"summary": kept.summary, "source": kept.source} for kept in ROOT_STRATEGIES.values()
+        },
+        "sync_policies": {
+            policy.name: {"summary": policy.summary, "source": policy.source}
+            for policy in SYNC_POLICIES.values()
         },
     }
     for line in [json.dumps(known)] if as_json else _lines(known):
@@ -59,8 +70,8 @@ def _lines(known: dict[str, Any]) -> Iterator[str]:
         yield "     bits:   " + " ".join(map(_field, design["fields"]))
         later = design["before"]
         yield "     modes:  " + (f"of its time, before {', '.join(later)}" if later else "all")
-    for title, choices in (("child-role derivations", "derivations"), ("root strategies", "root_strategies")):
-        yield f"{title}:"
+    for choices in ("derivations", "root_strategies", "sync_policies"):
+        yield f"{_TITLES[choices]}:"
         for name, rule in known[choices].items():
             yield f"     {name:22} {rule['summary']}"
             yield f"     {'':22} source: {rule['source']}"

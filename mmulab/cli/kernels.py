@@ -30,7 +30,7 @@ def kernels(ctx: click.Context, as_json: bool) -> None:
         return
     for kernel in KERNELS.values():
         click.echo(f"{kernel.name:12} {kernel.source}")
-        rules = f"{kernel.derivation.name}, {kernel.root_strategy.name} roots"
+        rules = f"{kernel.derivation.name}, {kernel.root_strategy.name} roots, {kernel.sync}"
         click.echo(f"{'':12} design {kernel.design.id} {kernel.design.name}, {rules}")
         for name in kernel.behaviours.names():
             click.echo(f"{'':12} + {name}")
@@ -93,6 +93,7 @@ def _record(kernel: Kernel) -> dict[str, object]:
         "design": kernel.design.name,
         "derivation": kernel.derivation.name,
         "root_strategy": kernel.root_strategy.name,
+        "sync": str(kernel.sync),
         "behaviours": list(kernel.behaviours.names()),
     }
 

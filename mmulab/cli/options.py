@@ -12,6 +12,7 @@ from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import find_root_strategy
+from mmulab.kvm.sync.find import find_sync
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,6 +40,12 @@ _ROOTS = click.option(
     show_default=LINUX_6_1.root_strategy.name,
     help="What roots above the guest's own tables are: special, shadow or one_off.",
 )
+_SYNC = click.option(
+    "--sync",
+    metavar="NAME",
+    show_default=str(LINUX_6_1.sync),
+    help="Sync policy ('mmulab designs'), varied as in oos_2008+index=lru, or file.py:Class.",
+)
 
 
 class KernelChoice(NamedTuple):
@@ -48,6 +55,7 @@ class KernelChoice(NamedTuple):
     design: str | None = None
     derivation: str | None = None
     roots: str | None = None
+    sync: str | None = None
 
     @property
     def given(self) -> bool:
@@ -61,8 +69,8 @@ class KernelChoice(NamedTuple):
 
     @property
     def changes_design(self) -> bool:
-        """Whether words or roots may differ from the kernel's own."""
-        return any(value is not None for value in (self.design, self.derivation, self.roots))
+        """Whether words, roots or syncs may differ from the kernel's own."""
+        return any(value is not None for value in (self.design, self.derivation, self.roots, self.sync))
 
     def over(self, base: Kernel) -> Kernel:
         """Return the kernel that was asked for, and `base` in what was not.
@@ -70,7 +78,7 @@ class KernelChoice(NamedTuple):
         Raises
         ------
         InputError
-            A kernel, behaviour, design, derivation or root strategy is unknown.
+            A kernel, behaviour, design, derivation, root strategy or sync policy is unknown.
         """
         kernel = base if self.kernel is None else find_kernel(self.kernel)
         if self.design is not None:
@@ -79,17 +87,19 @@ class KernelChoice(NamedTuple):
             kernel = kernel.with_(derivation=find_derivation(self.derivation))
         if self.roots is not None:
             kernel = kernel.with_(root_strategy=find_root_strategy(self.roots))
+        if self.sync is not None:
+            kernel = kernel.with_(sync=find_sync(self.sync))
         return kernel
 
 
 def kernel_options(command: Command) -> Command:
-    """Add ``--kernel``, ``--design``, ``--derivation`` and ``--roots``: the argument `choice`."""
-    return _KERNEL(_DESIGN(_DERIVATION(_ROOTS(_chooses(command)))))
+    """Add ``--kernel``, ``--design``, ``--derivation``, ``--roots`` and ``--sync``: the argument `choice`."""
+    return _KERNEL(_DESIGN(_DERIVATION(_ROOTS(_SYNC(_chooses(command))))))
 
 
 def rule_options(command: Command) -> Command:
     """Add them without ``--design``, for a command that takes several designs."""
-    return _KERNEL(_DERIVATION(_ROOTS(_chooses(command))))
+    return _KERNEL(_DERIVATION(_ROOTS(_SYNC(_chooses(command)))))
 
 
 def kernel_design_options(command: Command) -> Command:

@@ -43,7 +43,8 @@ def replay(
     The physical address that each access reaches is compared with the recorded one. The first that
     differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
     code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
-    Interrupted, it counts, and with --record keeps, what was replayed; in JSON 'interrupted' is true.
+    A line begins with 'sync': what the sync policy did. Interrupted, it counts, and with --record
+    keeps, what was replayed; in JSON 'interrupted' is true.
     """
     kernel = choice.over(LINUX_6_1)
     chosen, rule = kernel.design, kernel.derivation
@@ -97,6 +98,7 @@ def _lines(result: ReplayResult) -> Iterator[str]:
         f"shadow pages: created {result.shadow_pages}, flooded {stats['mmu_flooded']}, in use at the end "
         f"{result.shadow_pages_in_use}"
     )
+    yield str(result.sync)
     if result.mismatch is not None:
         yield from _mismatch_lines(result.mismatch)
     if result.interrupted:
@@ -118,7 +120,7 @@ def _mismatch_lines(mismatch: Mismatch) -> Iterator[str]:
 
 
 def _as_json(result: ReplayResult, name: str, kernel: Kernel) -> dict[str, Any]:
-    record = result._asdict()
+    record = {**result._asdict(), "sync": result.sync.record()}
     if not result.interrupted:
         del record["interrupted"]
     mismatch = result.mismatch

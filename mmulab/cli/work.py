@@ -35,7 +35,7 @@ def read_work(file: str) -> Scenario:
         return read_recording(Path(file)).scenario
     if not file or os.path.lexists(file):
         return read_scenario(file)
-    for case in find_works(["*", "conformance/*", "workload/*"]):
+    for case in find_works(["*", "sync/*", "conformance/*", "workload/*"]):
         if case.name == file:
             return scenario_of(read_case(case))
     raise InputError(f"{named(file)}: neither a file nor a case; 'mmulab cases' lists the cases")

@@ -20,13 +20,18 @@ from mmulab.kvm.set_spte import (
 )
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.state import KvmRunError, Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
+from mmulab.kvm.sync.stat import count_refused
 
 
 def page_fault_handle_page_track(vcpu: Vcpu, fault: PageFault) -> bool:
     """Whether the guest writes a tracked page, which only the emulator can do."""
     if fault.rsvd or not fault.present or not fault.write:
         return False
-    return kvm_slot_page_track_is_active(vcpu.kvm, fault.slot, fault.gfn)
+    kvm = vcpu.kvm
+    if not kvm_slot_page_track_is_active(kvm, fault.slot, fault.gfn):
+        return False
+    count_refused(kvm.sync_stat, kvm.sync.tracked_because(kvm, fault.gfn))
+    return True
 
 
 def shadow_page_table_clear_flood(vcpu: Vcpu, addr: int) -> None:

@@ -10,7 +10,7 @@ from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import drop_spte
 from mmulab.kvm.set_spte import mmu_set_spte
-from mmulab.kvm.state import Vcpu
+from mmulab.kvm.state import Vcpu, spte_index
 from mmulab.x86.mode import (
     PT64_NX_SHIFT,
     PT_BASE_ADDR_MASK,
@@ -81,4 +81,6 @@ def prefetch_gpte(vcpu: Vcpu, sp: ShadowPage, sptep: int, gpte: int, *, no_dirty
     if slot is None or slot.readonly or vcpu.kvm.memory.is_special(slot.frame(gfn)):
         return False
     mmu_set_spte(vcpu, slot, sptep, access, gfn, slot.frame(gfn), None)
+    if vcpu.kvm.sync.follows_leaves:
+        vcpu.kvm.sync.leaf_set(vcpu, sp, spte_index(sptep), gpte)
     return True

@@ -15,7 +15,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
-from mmulab.kvm.sync import kvm_sync_spte
+from mmulab.kvm.sync.page import kvm_sync_spte
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 
@@ -24,6 +24,7 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
     """Refresh what `root_hpa` says about `gva`, if its page is out of sync."""
     kvm = vcpu.kvm
     vcpu_clear_mmio_info(vcpu, gva)
+    kvm.sync.invalidating(vcpu, gva, root_hpa)
     if kvm.behaviours.invalidate_syncs_in_place:
         _invalidate_in_place(vcpu, gva, root_hpa)
         return
@@ -35,7 +36,7 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
             if not sp.unsync:
                 return
             _invlpg_leaf(vcpu, it.sptep, old)
-        if not sp.unsync_children:
+        if not kvm.sync.may_hide_below(sp):
             return
         it.next()
 
@@ -52,7 +53,7 @@ def _invalidate_in_place(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
                 mmu_page_zap_pte(kvm, sp, it.sptep, None)
             if ret:
                 kvm_flush_remote_tlbs_sptep(kvm, it.sptep)
-        if not sp.unsync_children:
+        if not kvm.sync.may_hide_below(sp):
             return
         it.next()
 
@@ -68,6 +69,7 @@ def _invlpg_leaf(vcpu: Vcpu, sptep: int, old: int) -> None:
     if is_shadow_present_pte(old):
         kvm_flush_remote_tlbs_sptep(kvm, sptep)
     gpte = kvm_read_guest_atomic(vcpu, gpa, width)
+    kvm.sync_stat["entries"] += 1
     if gpte is not None:
         prefetch_gpte(vcpu, sp, sptep, gpte, no_dirty_log=False)
 

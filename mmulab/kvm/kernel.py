@@ -25,6 +25,8 @@ from mmulab.kvm.roles.design_check import is_built_in
 from mmulab.kvm.roles.foreign import load_design, load_value
 from mmulab.kvm.roles.root_strategy import RootStrategy, special
 from mmulab.kvm.spte import SpteFormat, ept_format, shadow_format
+from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.kvm.sync.unsync_children import unsync_children
 from mmulab.kvm.validity import VALIDITIES, Validity
 
 CPUID_AFTER_RUN = {
@@ -72,6 +74,8 @@ class Kernel:
         How the roles of child pages come about.
     root_strategy : RootStrategy
         How the tables above the guest's own are kept.
+    sync : SyncPolicy
+        Which shadow pages may go out of sync, and when they are compared.
     validity : Validity
         How contexts are marked as not valid when CPUID changes.
     cpuid_after_run : {"refuse", "allow", "bug"}
@@ -91,6 +95,7 @@ class Kernel:
     design: RoleDesign = DESIGNS["passthrough"]
     derivation: Derivation = parity
     root_strategy: RootStrategy = special
+    sync: SyncPolicy = unsync_children
     validity: Validity = VALIDITIES["valid"]
     cpuid_after_run: str = "refuse"
     free_roots_lock: str = "write"

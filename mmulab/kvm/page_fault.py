@@ -151,7 +151,11 @@ def kvm_mmu_do_page_fault(
         nx_huge_page_workaround_enabled=vcpu.kvm.config.nx_huge_pages,
     )
     vcpu.stat["pf_taken"] += 1
+    stat = vcpu.kvm.sync_stat
+    unsyncs = stat["unsyncs"]
     ret = HANDLERS[vcpu.mmu.kind](vcpu, fault)
+    if ret == RetPf.WRITE_PROTECTED or stat["unsyncs"] != unsyncs:
+        stat["write_protect_faults"] += 1
     emulation_type.write_pf_to_sp = fault.write_fault_to_shadow_pgtable
     return ret
 

@@ -60,11 +60,11 @@ def kvm_slot_page_track_is_active(kvm: Kvm, slot: KvmMemslot | None, gfn: int) -
 def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     """Write-protect the guest table that a new shadow page shadows.
 
-    An upper-level page is tracked for good; a level-1 page may go out of sync.
+    One that may not go out of sync is tracked for good; Linux tracks the upper levels.
     """
     kvm.indirect_shadow_pages += 1
     slot = _slot(kvm, sp)
-    if sp.level > 1:
+    if kvm.sync.tracks(kvm, sp):
         slot.gfn_track[sp.gfn] = slot.gfn_track.get(sp.gfn, 0) + 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, 1)
     if kvm_mmu_slot_gfn_write_protect(kvm, slot, sp.gfn, 1):
@@ -78,7 +78,7 @@ def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     """Undo :func:`account_shadowed`."""
     kvm.indirect_shadow_pages -= 1
     slot = _slot(kvm, sp)
-    if sp.level > 1:
+    if kvm.sync.tracks(kvm, sp):
         slot.gfn_track[sp.gfn] -= 1
     update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
 

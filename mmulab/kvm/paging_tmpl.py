@@ -34,8 +34,7 @@ from mmulab.kvm.shadow_page import (
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Request, Vcpu, is_dummy_root, sptep_to_sp, vcpu_memslots
-from mmulab.kvm.sync import mmu_sync_children
+from mmulab.kvm.state import Request, Vcpu, is_dummy_root, spte_index, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
@@ -141,8 +140,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         gfn = sptep_to_sp(kvm, it.sptep).gfn if above else gw.table[child_level] >> 12
         access = ACC_ALL if above else gw.pt_access[child_level]
         sp = kvm_mmu_get_child_sp(vcpu, it.sptep, gfn, direct=False, access=access, addr=fault.addr)
-        if sp is not None and sp.unsync_children:
-            mmu_sync_children(vcpu, sp)
+        if sp is not None:
+            kvm.sync.linking(vcpu, sp)
         if not above and _gpte_changed(vcpu, gw, child_level):
             return RetPf.RETRY
         if sp is not None:
@@ -172,6 +171,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         it.next()
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
+    if kvm.sync.follows_leaves and it.level == gw.level == 1:
+        kvm.sync.leaf_set(vcpu, sptep_to_sp(kvm, it.sptep), spte_index(it.sptep), gw.ptes[1])
     if ret != RetPf.SPURIOUS:
         pte_prefetch(vcpu, gw, it.sptep)
     return ret

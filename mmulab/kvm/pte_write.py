@@ -9,8 +9,8 @@ from mmulab import events as ev
 from mmulab.kvm.guest_walk import kvm_read_guest_atomic, kvm_write_guest
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
-from mmulab.kvm.state import Vcpu
-from mmulab.kvm.unsync import gfn_sps_with_gptes
+from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes
 from mmulab.kvm.zap import (
     InvalidList,
     kvm_mmu_prepare_zap_page,
@@ -31,12 +31,9 @@ def emulator_write_phys(vcpu: Vcpu, gpa: int, size: int, value: int) -> bool:
     return True
 
 
-def _detect_write_flooding(sp: ShadowPage) -> bool:
-    """Whether the page is written so often that it is likely no table any more.
-
-    A level-1 page would have gone out of sync instead, so it does not count.
-    """
-    if sp.level == 1:
+def _detect_write_flooding(kvm: Kvm, sp: ShadowPage) -> bool:
+    """Whether the page is written so often that it is likely no table any more."""
+    if not kvm.sync.counts_floods(kvm, sp):
         return False
     sp.write_flooding_count += 1
     return sp.write_flooding_count >= WRITE_FLOODING_LIMIT
@@ -88,10 +85,13 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
     kvm.stat["mmu_pte_write"] += 1
     invalid: InvalidList = []
     flush = False
-    for sp in gfn_sps_with_gptes(kvm, gfn):
+    pages = gfn_sps_with_gptes(kvm, gfn)
+    kvm.sync_stat["emulated_writes"] += bool(pages)
+    for sp in pages:
         if sp.invalid:
             continue
-        if _detect_write_misaligned(sp, gpa, size) or _detect_write_flooding(sp):
+        flooded = _detect_write_flooding(kvm, sp) and kvm.sync.may_zap(kvm, sp)
+        if _detect_write_misaligned(sp, gpa, size) or flooded:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
             kvm.stat["mmu_flooded"] += 1
             continue

@@ -24,6 +24,7 @@ from mmulab.kvm.mmu import (
     root_previous,
 )
 from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
@@ -37,7 +38,6 @@ from mmulab.kvm.state import (
     to_shadow_page,
     vcpu_memslots,
 )
-from mmulab.kvm.sync import mmu_sync_children
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
 from mmulab.kvm.zap import (
     InvalidList,
@@ -215,8 +215,8 @@ def _errno_without_level(mmu: Mmu) -> int:
     return EFAULT if mmu.cpu_role.level >= PT64_ROOT_4LEVEL else EIO
 
 
-def kvm_mmu_sync_roots(vcpu: Vcpu) -> None:
-    """Sync every unsync page below the current root."""
+def kvm_mmu_sync_roots(vcpu: Vcpu, *, everything: bool = False) -> None:
+    """Sync every unsync page below the current root; `everything`: global ones need not be spared."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
     emit = kvm.emit
     if emit is not None:
@@ -224,23 +224,31 @@ def kvm_mmu_sync_roots(vcpu: Vcpu) -> None:
     if mmu.direct or mmu.root_hpa == INVALID_PAGE:
         return
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
-    if to_shadow_page(kvm, mmu.root_hpa) is not None:
-        if is_unsync_root(kvm, mmu.root_hpa):
-            mmu_sync_children(vcpu, kvm.pages[mmu.root_hpa >> 12])
-        return
+    stat = kvm.sync_stat
+    before = stat["syncs"]
+    kvm.sync.sync_roots(vcpu, root_pages(kvm, mmu), everything=everything)
+    if vcpu.cr3_written:
+        vcpu.cr3_written = False
+        stat["cr3_writes"] += 1
+        stat["idle_cr3_writes"] += stat["syncs"] == before
+
+
+def root_pages(kvm: Kvm, mmu: Mmu) -> list[ShadowPage]:
+    """Return the pages of the current root: itself, or those that a special root points to."""
+    root = to_shadow_page(kvm, mmu.root_hpa)
+    if root is not None:
+        return [root]
     if is_dummy_root(kvm, mmu.root_hpa):
-        return
-    for i in range(4):
-        root = pae_root_entry(kvm, mmu, i)
-        sp = to_shadow_page(kvm, root)
-        if root != INVALID_PAE_ROOT and sp is not None:
-            mmu_sync_children(vcpu, sp)
+        return []
+    entries = [pae_root_entry(kvm, mmu, i) for i in range(4)]
+    found = [to_shadow_page(kvm, entry) for entry in entries if entry != INVALID_PAE_ROOT]
+    return [sp for sp in found if sp is not None]
 
 
 def is_unsync_root(kvm: Kvm, root_hpa: int) -> bool:
     """Whether something below the root is out of sync."""
     sp = to_shadow_page(kvm, root_hpa) if root_hpa != INVALID_PAGE else None
-    return sp is not None and bool(sp.unsync or sp.unsync_children)
+    return sp is not None and kvm.sync.is_unsync_root(kvm, sp)
 
 
 def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:

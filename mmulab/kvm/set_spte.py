@@ -36,7 +36,6 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
-from mmulab.kvm.unsync import mmu_try_to_unsync_pages
 from mmulab.kvm.zap import drop_parent_pte
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
@@ -150,9 +149,7 @@ def make_spte(
         # and its D bit is left as it was made.
         was_writable = is_last_spte(old_spte, level) and is_writable_pte(old_spte)
         if not was_writable:
-            wrprot = not mmu_try_to_unsync_pages(
-                kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch
-            )
+            wrprot = not kvm.sync.try_to_unsync(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
             if wrprot:
                 spte &= ~(PT_WRITABLE_MASK | fmt.mmu_writable)
             elif ad_enabled:

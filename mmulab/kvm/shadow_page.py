@@ -24,24 +24,22 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, is_dummy_root, is_obsolete_sp, spte_index, sptep_to_sp
-from mmulab.kvm.sync import sync_transiently
-from mmulab.kvm.unsync import mark_unsync
 from mmulab.kvm.zap import (
     InvalidList,
     drop_parent_pte,
     kvm_mmu_commit_zap_page,
-    kvm_mmu_prepare_zap_page,
     kvm_mmu_remote_flush_or_zap,
     mmu_page_zap_pte,
 )
 from mmulab.x86.mode import PT_BASE_ADDR_MASK
 
 
-def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -> ShadowPage | None:
-    """Look for a usable page of this gfn and role.
+def kvm_mmu_find_shadow_page(
+    kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int, addr: int | None = None
+) -> ShadowPage | None:
+    """Look for a usable page of this gfn and role, to translate `addr` (None: a root).
 
-    A page of another role that is out of sync gives way to a new upper-level
-    page, which will be write-protected. `vcpu` may be None for a direct role.
+    `vcpu` may be None for a direct role.
     """
     invalid: InvalidList = []
     found: ShadowPage | None = None
@@ -51,14 +49,12 @@ def kvm_mmu_find_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -
         if is_obsolete_sp(kvm, sp):
             continue
         if sp.role != role:
-            if upper and sp.unsync:
-                kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+            kvm.sync.meets_other(kvm, vcpu, sp, addr, invalid, upper=upper)
             continue
         if not sp.direct:
-            if sp.unsync:
-                assert vcpu is not None
-                if not sync_transiently(vcpu, sp, invalid):
-                    break
+            assert vcpu is not None
+            if not kvm.sync.meets(vcpu, sp, addr, invalid):
+                break
             sp.write_flooding_count = 0
         found = sp
         break
@@ -76,24 +72,31 @@ def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     return sp
 
 
-def kvm_mmu_alloc_shadow_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
+def kvm_mmu_alloc_shadow_page(
+    kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int, addr: int | None
+) -> ShadowPage:
     """Create an empty page and write-protect what it shadows."""
     sp = mmu_alloc_unlisted_page(kvm, gfn, role)
     frame = sp.frame
     kvm.active_mmu_pages[frame] = None
     kvm.n_used_mmu_pages += 1
+    stat = kvm.sync_stat
+    stat["most_pages"] = max(stat["most_pages"], kvm.n_used_mmu_pages)
     kvm.page_hash.setdefault(gfn, []).insert(0, frame)
+    kvm.sync.created(kvm, vcpu, sp, addr)
     if sp.has_gptes:
         account_shadowed(kvm, sp)
     return sp
 
 
-def kvm_mmu_get_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) -> ShadowPage:
-    """Find or create the page of this gfn and role."""
-    sp = kvm_mmu_find_shadow_page(kvm, vcpu, gfn, role)
+def kvm_mmu_get_shadow_page(
+    kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int, addr: int | None = None
+) -> ShadowPage:
+    """Find or create the page of this gfn and role, to translate `addr` (None: a root)."""
+    sp = kvm_mmu_find_shadow_page(kvm, vcpu, gfn, role, addr)
     created = sp is None
     if sp is None:
-        sp = kvm_mmu_alloc_shadow_page(kvm, gfn, role)
+        sp = kvm_mmu_alloc_shadow_page(kvm, vcpu, gfn, role, addr)
     emit = kvm.emit
     if emit is not None:
         emit(
@@ -147,7 +150,7 @@ def kvm_mmu_get_child_sp(
         child = kvm.pages.get(spte_to_pfn(spte))
         if child is not None and child.gfn == gfn and child.role == role:
             return None
-    return kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
+    return kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role, addr)
 
 
 def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
@@ -163,8 +166,7 @@ def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
         entry = make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled)
     kvm.memory.store64(sptep, entry)
     pte_list_add(sp.parent_ptes, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
-    if sp.unsync_children or sp.unsync:
-        mark_unsync(kvm, sptep)
+    kvm.sync.linked(kvm, sptep, sp)
 
 
 def validate_direct_spte(kvm: Kvm, sptep: int, direct_access: int) -> None:

@@ -13,19 +13,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
-from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.sync.oos_state import OosState
+from mmulab.kvm.sync.stat import SYNC_STATS
 from mmulab.kvm.validity import RoleDecision
 from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
 from mmulab.x86.regs import CpuModel
+
+if TYPE_CHECKING:  # the kernel that a configuration names holds a sync policy, which knows this state
+    from mmulab.kvm.config import KvmConfig
 
 MMIO_GVA_ANY = -1
 Watch = Callable[[RoleDecision | MmuLockHeld], None]
@@ -185,6 +190,8 @@ class Vcpu:
     ----------
     id : int
     cr0, cr2, cr3, cr4, efer, rip : int
+    cr3_written : bool
+        CR3 was loaded, and what that obliges to sync was not looked for yet.
     hw_cr4 : int
         What the processor has of CR4's SMEP, SMAP and PKE while KVM shadows (:mod:`mmulab.kvm.hw_cr4`).
     cpl : int
@@ -245,6 +252,7 @@ class Vcpu:
         "cr0",
         "cr2",
         "cr3",
+        "cr3_written",
         "cr4",
         "dirty_ring",
         "efer",
@@ -292,6 +300,7 @@ class Vcpu:
         self.cr0 = 0x60000010
         self.cr2 = self.cr3 = self.cr4 = self.efer = 0
         self.hw_cr4 = 0
+        self.cr3_written = False
         self.rip = 0
         self.cpl = 0
         self.ac = False
@@ -373,6 +382,11 @@ class Kvm:
         Another task waits for the CPU, and gets it before the next split under the lock held for writing.
     stat : dict of str to int
         ``kvm_vm_stat``.
+    sync : SyncPolicy
+    sync_stat : dict of str to int
+        What the policy has done and cost (:mod:`mmulab.kvm.sync.counts`).
+    sync_state : OosState or None
+        What the policy remembers, if that is not with the pages.
     emit : callable or None
         Event sink.
     watch : callable or None
@@ -409,6 +423,9 @@ class Kvm:
         "split_page_header_cache",
         "split_tables_left",
         "stat",
+        "sync",
+        "sync_stat",
+        "sync_state",
         "tdp_mmu_roots",
         "vcpus",
         "watch",
@@ -417,6 +434,9 @@ class Kvm:
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
         self.config = config
         self.behaviours = config.kernel.behaviours
+        self.sync = config.kernel.sync
+        self.sync_stat = dict.fromkeys(SYNC_STATS, 0)
+        self.sync_state: OosState | None = self.sync.new_state()
         self.fmt = config.spte_format
         self.memory = memory
         self.emit = emit

@@ -26,6 +26,7 @@ from mmulab.kvm.roots import (
     kvm_mmu_sync_prev_roots,
     kvm_mmu_sync_roots,
     kvm_mmu_unload,
+    root_pages,
 )
 from mmulab.kvm.smm import enter_smm
 from mmulab.kvm.sregs import (
@@ -125,6 +126,7 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     if not cr0 & X86_CR0_PG and ((is_long_mode(vcpu) and cs_l) or vcpu.cr4 & X86_CR4_PCIDE):
         raise GeneralProtectionError
     set_cr0(vcpu, cr0)
+    _sync_after_control_write(vcpu)
     if vcpu.efer & EFER_LME:
         vcpu.efer = vcpu.efer | EFER_LMA if cr0 & X86_CR0_PG else vcpu.efer & ~EFER_LMA
     only_wp = cr0 ^ old == X86_CR0_WP
@@ -137,6 +139,13 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
         vcpu.requests |= Request.TLB_FLUSH_GUEST
     if (cr0 ^ old) & KVM_MMU_CR0_ROLE_BITS:
         kvm_mmu_reset_context(vcpu)
+
+
+def _sync_after_control_write(vcpu: Vcpu) -> None:
+    """Let the sync policy follow a write to CR0 or CR4, while the context is still the one before."""
+    mmu = vcpu.mmu
+    if not mmu.direct and mmu.root_hpa != INVALID_PAGE:
+        vcpu.kvm.sync.control_written(vcpu, root_pages(vcpu.kvm, mmu))
 
 
 def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
@@ -163,6 +172,7 @@ def kvm_set_cr4(vcpu: Vcpu, cr4: int) -> None:
     if enables_pcid and (vcpu.cr3 & X86_CR3_PCID_MASK or not is_long_mode(vcpu)):
         raise GeneralProtectionError
     set_cr4(vcpu, cr4)
+    _sync_after_control_write(vcpu)
     if (cr4 ^ old) & KVM_MMU_CR4_ROLE_BITS:
         kvm_mmu_reset_context(vcpu)
     if not vcpu.kvm.config.tdp and enables_pcid:
@@ -235,6 +245,7 @@ def kvm_set_cr3(vcpu: Vcpu, cr3: int) -> None:
             kvm_mmu_new_pgd(vcpu, cr3)
         vcpu.cr3 = cr3
     if not skip_flush:
+        vcpu.cr3_written = True
         kvm_invalidate_pcid(vcpu, pcid)
 
 
@@ -295,6 +306,7 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> int | None
     changed = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) != (cr0, cr3, cr4, efer)
     vcpu.cr3, vcpu.efer, vcpu.cr0 = cr3, efer, cr0
     set_cr4(vcpu, cr4)
+    _sync_after_control_write(vcpu)
     vcpu.gif |= not efer & EFER_SVME
     if is_pae_paging(vcpu):
         load_pdptrs(vcpu, cr3)
@@ -357,7 +369,7 @@ def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
         vcpu.requests &= ~Request.TLB_FLUSH_GUEST
         vcpu.stat["tlb_flush"] += 1
         if not vcpu.kvm.config.tdp:
-            kvm_mmu_sync_roots(vcpu)
+            kvm_mmu_sync_roots(vcpu, everything=True)
             kvm_mmu_sync_prev_roots(vcpu)
 
 

@@ -29,13 +29,13 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
     kvm_tdp_mmu_zap_all,
     kvm_tdp_mmu_zap_invalidated_roots,
     kvm_tdp_mmu_zap_sp,
 )
-from mmulab.kvm.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, mmu_unsync_walk
 
 KVM_MIN_ALLOC_MMU_PAGES = 64
 KVM_MIN_FREE_MMU_PAGES = 5
@@ -73,18 +73,6 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
     return 0
 
 
-def _zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) -> int:
-    zapped = 0
-    if parent.level == 1:
-        return 0
-    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
-        for step in steps:
-            kvm_mmu_prepare_zap_page(kvm, step.sp, invalid)
-            step.clear_parents()
-            zapped += 1
-    return zapped
-
-
 def _unlink_children(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
     zapped, empty = 0, kvm.fmt.nonpresent
     base = sp.frame * SPTE_ENT_PER_PAGE
@@ -108,7 +96,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
     if emit is not None:
         emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
     kvm.stat["mmu_shadow_zapped"] += 1
-    nr_zapped = _zap_unsync_children(kvm, sp, invalid)
+    nr_zapped = kvm.sync.zap_below(kvm, sp, invalid)
     nr_zapped += _unlink_children(kvm, sp, invalid)
     while sp.parent_ptes:
         drop_parent_pte(kvm, sp, sp.parent_ptes[0][0])
@@ -117,6 +105,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
         unaccount_shadowed(kvm, sp)
     if sp.unsync:
         kvm_unlink_unsync_page(kvm, sp)
+    kvm.sync.zapped(kvm, sp)
     zapped_root = False
     if not sp.root_count:
         nr_zapped += 1
@@ -175,7 +164,7 @@ def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> bool:
     if emit is not None:
         emit(ev.kvm_mmu_unprotect_page(gfn))
     invalid: InvalidList = []
-    pages = gfn_sps_with_gptes(kvm, gfn)
+    pages = [sp for sp in gfn_sps_with_gptes(kvm, gfn) if kvm.sync.may_zap(kvm, sp)]
     for sp in pages:
         if not is_obsolete_sp(kvm, sp):
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
@@ -192,7 +181,7 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
         restart = False
         for frame in list(kvm.active_mmu_pages):
             sp = kvm.pages[frame]
-            if sp.root_count:
+            if sp.root_count or not kvm.sync.may_zap(kvm, sp):
                 continue
             unstable, zapped = prepare_zap_page(kvm, sp, invalid)
             total += zapped

@@ -21,6 +21,7 @@ from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.sync.oos_state import OosState
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, Memslots
@@ -40,6 +41,7 @@ _KVM_APART = (
     "page_hash",
     "pages",
     "slots",
+    "sync",
     "vcpus",
     "watch",
 )
@@ -285,6 +287,8 @@ _OPTIONAL: dict[str, Any] = {
     "tdp_mmu_roots": dict[int, None],
     "possible_nx_huge_pages": dict[int, None],
     "stat": dict[str, int],
+    "sync_stat": dict[str, int],
+    "sync_state": OosState | None,
 }
 """What attributes may be whose first value does not tell."""
 _HOST_PAGES: dict[str, Any] = {

@@ -26,6 +26,8 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import find_root_strategy
+from mmulab.kvm.sync.find import find_sync
+from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.machine.config import MachineConfig, check_bounds
 from mmulab.machine.op import SetMemslot
 from mmulab.trace.checkpoints import FRAMES, SMALL, Checkpoints
@@ -122,6 +124,7 @@ def _put_kernel(kernel: Kernel, constants: Constants) -> Json:
         },
         "derivation": derivation.name,
         "root_strategy": kernel.root_strategy.name,
+        "sync": str(kernel.sync),
     }
 
 
@@ -150,13 +153,14 @@ def open_recording(
     *,
     designs: Mapping[str, RoleDesign] | None = None,
     derivations: Mapping[str, Derivation] | None = None,
+    syncs: Mapping[str, SyncPolicy] | None = None,
 ) -> Recording:
     """Open a recording. No file makes mmulab run or write anything but the model itself.
 
     Parameters
     ----------
     path : str or pathlib.Path
-    designs, derivations : mapping, optional
+    designs, derivations, syncs : mapping, optional
         A user's own, by the names under which the recording keeps them.
 
     Raises
@@ -167,7 +171,7 @@ def open_recording(
     """
     path = Path(path)
     with open_archive(path, f"copy it again, or {AGAIN}") as archive:
-        return _Reader(archive, designs or {}, derivations or {}).read()
+        return _Reader(archive, designs or {}, derivations or {}, syncs or {}).read()
 
 
 class _Reader:
@@ -176,10 +180,12 @@ class _Reader:
         archive: Archive,
         designs: Mapping[str, RoleDesign],
         derivations: Mapping[str, Derivation],
+        syncs: Mapping[str, SyncPolicy],
     ) -> None:
         self.archive = archive
         self.designs = designs
         self.derivations = {**DERIVATIONS, **derivations}
+        self.syncs = syncs
 
     def read(self) -> Recording:
         header = self._header()
@@ -306,8 +312,21 @@ class _Reader:
             design=self._design(item["design"]),
             derivation=self._derivation(item["derivation"]),
             root_strategy=find_root_strategy(item["root_strategy"]),
+            sync=self._sync(item["sync"]),
             behaviours=Behaviours(**{name: name in item["behaviours"] for name in CHANGES}),
         )
+
+    def _sync(self, name: Json) -> SyncPolicy:
+        check(name, str, "sync policy")
+        if name in self.syncs:
+            return self.syncs[name]
+        if ":" in name:
+            shown = quoted(name)
+            raise InputError(
+                f"sync policy '{shown}' is not one of mmulab's; "
+                f"give syncs={{'{shown}': ..}} to open_recording"
+            )
+        return find_sync(name)
 
     def _derivation(self, name: Json) -> Derivation:
         check(name, str, "derivation")

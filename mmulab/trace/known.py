@@ -21,6 +21,7 @@ from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.kvm.state import Emulation, MmioAccess
 from mmulab.kvm.svm.nested import SvmNested
+from mmulab.kvm.sync.oos_state import OosState
 from mmulab.kvm.validity import Validity
 from mmulab.kvm.vmx.nested import VmxNested
 from mmulab.kvm.vmx.vmcs12 import VmxState
@@ -59,7 +60,7 @@ RECORDS = {
     **OUTCOMES,
     **EVENTS,
     **_named(CpuModel, CpuRole, Emulation, HostConfig, Mmu, MmioAccess, ops.Mmio, Paging, PagingMode),
-    **_named(DirtyRing, EventWords, RoleFacts, SlotConfig, Stubs, Validity, VmxState, X86Exception),
+    **_named(DirtyRing, EventWords, OosState, RoleFacts, SlotConfig, Stubs, Validity, VmxState, X86Exception),
 }
 ENUMS = _named(ops.Mode, ops.OutcomeKind)
 OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {

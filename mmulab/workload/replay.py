@@ -22,6 +22,7 @@ from mmulab.errors import InputError
 from mmulab.events import EventSink
 from mmulab.kvm.kernel import LINUX_6_1, Kernel
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.sync.counts import sync_counts
 from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
@@ -429,6 +430,7 @@ class Replay:
             shadow_pages=stats["mmu_cache_miss"],
             shadow_pages_in_use=len(kvm.pages),
             stats=stats,
+            sync=sync_counts(kvm),
             mismatch=mismatch,
             interrupted=stopped,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmulab.kvm.sync.counts import SyncCounts
+
 
 class Mismatch(NamedTuple):
     """The access at which a replay stopped.
@@ -53,6 +55,8 @@ class ReplayResult(NamedTuple):
     shadow_pages_in_use : int
     stats : dict of str to int
         KVM's statistics.
+    sync : SyncCounts
+        What the sync policy did and cost.
     mismatch : Mismatch or None
     interrupted : bool
         It was stopped; `records` and `accesses` count what was replayed until then.
@@ -66,5 +70,6 @@ class ReplayResult(NamedTuple):
     shadow_pages: int
     shadow_pages_in_use: int
     stats: dict[str, int]
+    sync: SyncCounts
     mismatch: Mismatch | None
     interrupted: bool = False

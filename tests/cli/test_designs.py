@@ -10,6 +10,7 @@ from mmulab.cli.main import run
 from mmulab.kvm.roles.derivation import DERIVATIONS
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
+from mmulab.kvm.sync.find import SYNC_POLICIES
 
 
 def test_every_design_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,8 +19,10 @@ def test_every_design_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     for design in DESIGNS.values():
         (found,) = [line for line in lines if line.split()[:2] == [design.id, design.name]]
         assert design.summary in found
-    rules, roots = lines.index("child-role derivations:"), lines.index("root strategies:")
-    for part, known in ((lines[rules + 1 : roots], DERIVATIONS), (lines[roots + 1 :], ROOT_STRATEGIES)):
+    titles = ("child-role derivations:", "root strategies:", "sync policies:")
+    rules, roots, syncs = map(lines.index, titles)
+    parts = (lines[rules + 1 : roots], lines[roots + 1 : syncs], lines[syncs + 1 :])
+    for part, known in zip(parts, (DERIVATIONS, ROOT_STRATEGIES, SYNC_POLICIES), strict=True):
         assert [name for name in (line.split()[0] for line in part) if name != "source:"] == list(known)
 
 

@@ -11,7 +11,7 @@ from tests.conftest import CommandLine
 def test_the_kernels_and_their_behaviours(command: CommandLine) -> None:
     lines = command("kernels").stdout.splitlines()
     assert lines[0].startswith("6.1.192 ")
-    assert lines[1].strip() == "design D4 passthrough, parity, special roots"
+    assert lines[1].strip() == "design D4 passthrough, parity, special roots, unsync_children"
     said = json.loads(command("kernels", "--json").stdout)
     assert [kernel["name"] for kernel in said["kernels"]] == ["6.1.192", "6.12.117"]
     assert [change["name"] for change in said["behaviours"]] == list(CHANGES)

@@ -35,7 +35,7 @@ _HIGHEST = {"level": 15, "quadrant": 3, "access": 7}
 """What facts may say at most, where they are no flags; 255 for ``smm``."""
 
 
-class _Border:
+class Border:
     """Around all code of one user's design.
 
     Parameters
@@ -142,10 +142,10 @@ def load_design(reference: str) -> RoleDesign:
         There is none, or it is no design that could run.
     """
     where, _, wanted = reference.rpartition(":")
-    border = _Border(reference)
+    border = Border(reference)
     # What a user's file prints when it is read must not come between the lines of an answer.
     with contextlib.redirect_stdout(sys.stderr):
-        module, digest = _module(border, where)
+        module, digest = module_of(border, where)
         found = border.run("", lambda: getattr(module, wanted, None))
         if not (isinstance(found, type) and issubclass(found, RoleDesign)):
             base = f"{RoleDesign.__module__}.{RoleDesign.__name__}"
@@ -166,9 +166,9 @@ def load_value(reference: str, kind: type[T], what: str) -> T:
         There is none, or it is of another kind.
     """
     where, _, wanted = reference.rpartition(":")
-    border = _Border(reference, what)
+    border = Border(reference, what)
     with contextlib.redirect_stdout(sys.stderr):
-        module, _digest = _module(border, where)
+        module, _digest = module_of(border, where)
         found = border.run("", lambda: getattr(module, wanted, None))
     if not isinstance(found, kind):
         why = f"{where} has no {wanted}" if found is None else f"{wanted} is no {kind.__name__}"
@@ -176,7 +176,7 @@ def load_value(reference: str, kind: type[T], what: str) -> T:
     return found
 
 
-def _module(border: _Border, where: str) -> tuple[ModuleType, str]:
+def module_of(border: Border, where: str) -> tuple[ModuleType, str]:
     """Return the module that a design is in, and the digest of its file."""
     if where.endswith(".py"):
         border.file = where
@@ -189,7 +189,7 @@ def _module(border: _Border, where: str) -> tuple[ModuleType, str]:
         return module, ""
 
 
-def _from_file(border: _Border, path: str) -> tuple[ModuleType, str]:
+def _from_file(border: Border, path: str) -> tuple[ModuleType, str]:
     """Execute a file as a module of its own."""
     try:
         source = read_bytes(path, limits.TEXT_BYTES)
@@ -204,7 +204,7 @@ def _from_file(border: _Border, path: str) -> tuple[ModuleType, str]:
     return module, digest
 
 
-def _behind(border: _Border, found: type[RoleDesign], digest: str) -> RoleDesign:
+def _behind(border: Border, found: type[RoleDesign], digest: str) -> RoleDesign:
     """Return a design of the user's class, with its attributes checked and its methods guarded."""
     guarded = _guarded(border, found, digest)
     for name in ATTRIBUTES:
@@ -221,13 +221,13 @@ def _behind(border: _Border, found: type[RoleDesign], digest: str) -> RoleDesign
     return design
 
 
-def _check(border: _Border, name: str, value: object) -> None:
+def _check(border: Border, name: str, value: object) -> None:
     why = attribute_problem(name, value)
     if why is not None:
         raise border.error("", why)
 
 
-def _guarded(border: _Border, found: type[RoleDesign], digest: str) -> type[RoleDesign]:
+def _guarded(border: Border, found: type[RoleDesign], digest: str) -> type[RoleDesign]:
     """Return a subclass of the user's class that checks what each method gives and what it raises."""
 
     class Guarded(found):  # type: ignore[valid-type, misc]
@@ -296,7 +296,7 @@ def _contexts() -> Iterator[tuple[RoleFacts, CpuRole]]:
         )
 
 
-def _probe(border: _Border, design: RoleDesign) -> None:
+def _probe(border: Border, design: RoleDesign) -> None:
     """Refuse a design that fails whatever it is asked; where it fails here and there, a run shows it."""
     failures = []
     for count, (facts, cpu) in enumerate(_contexts(), 1):
@@ -309,7 +309,7 @@ def _probe(border: _Border, design: RoleDesign) -> None:
     raise failures[0]
 
 
-def _round_trip(border: _Border, design: RoleDesign, facts: RoleFacts, cpu: CpuRole) -> None:
+def _round_trip(border: Border, design: RoleDesign, facts: RoleFacts, cpu: CpuRole) -> None:
     word = design.pack(facts, cpu)
     if design.pack(facts, cpu) != word:
         raise border.error(".pack", "gave two words of the same facts")

@@ -20,6 +20,7 @@ from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab import paths
 from mmulab.lab.cases.build import (
     below_level_5,
@@ -349,6 +350,7 @@ class Row:
             "pages": run.created,
             "chain": [link._asdict() for link in run.chain],
             "events": run.counts,
+            "sync": sync_counts(run.machine.kvm).record(),
             OLD_DESIGN: {
                 "verdict": "wrong" if old.wrong or run.wrong else "correct",
                 "first_wrong": old.wrong._asdict() if old.wrong else None,

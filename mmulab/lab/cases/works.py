@@ -9,6 +9,7 @@ from functools import partial
 from mmulab.errors import InputError
 from mmulab.lab import paths
 from mmulab.lab.cases.table import MODE_WORDS, Case, cases
+from mmulab.lab.sync.witnesses import witnesses
 from mmulab.workload.patterns import HOSTS, named_workloads
 
 __all__ = ["ALL", "find_works"]
@@ -28,7 +29,8 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
         ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording, which is
         judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
         is judged by the recorded addresses; ``workload/fork-exec/64/shadow``, a workload in a
-        paging mode on a host, judged by the guest's tables. ``*`` stands for anything.
+        paging mode on a host, judged by the guest's tables; ``sync/two-modes-64``, a guest that
+        tells sync policies apart. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
 
@@ -37,7 +39,8 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
     InputError
         A pattern that names nothing.
     """
-    known = {case.name: case for case in [*cases(), *_recordings(), *_streams(records), *_workloads()]}
+    every = [*cases(), *witnesses(), *_recordings(), *_streams(records), *_workloads()]
+    known = {case.name: case for case in every}
     found: dict[str, Case] = {}
     for pattern in patterns:
         wanted = [case for name, case in known.items() if _matches(name, pattern)]

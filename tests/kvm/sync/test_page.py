@@ -8,7 +8,8 @@ from mmulab import events as ev
 from mmulab.check.invariants import violations
 from mmulab.kvm.spte import is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import spte_index
-from mmulab.kvm.sync import kvm_sync_page, kvm_vcpu_write_protect_gfn, mmu_sync_children, sync_page
+from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn, sync_page
+from mmulab.kvm.sync.unsync_children import mmu_sync_children
 from mmulab.machine import op as ops
 from mmulab.x86.regs import X86_CR0_WP
 from tests.kvm.guest import DATA, GVA, HOLE, NX, PAGE, A, D, Guest, P, U, W

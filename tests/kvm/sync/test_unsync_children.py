@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.unsync import (
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes
+from mmulab.kvm.sync.unsync_children import (
     KVM_PAGE_ARRAY_NR,
-    gfn_sps_with_gptes,
-    mmu_try_to_unsync_pages,
     mmu_unsync_walk,
 )
 from mmulab.kvm.zap import kvm_mmu_prepare_zap_page
@@ -111,7 +110,7 @@ def test_who_may_unsync(guest: Guest) -> None:
     leaf, upper = guest.table(GVA) >> 12, guest.table(GVA, 2) >> 12
 
     def attempt(gfn: int, *, can_unsync: bool = True, prefetch: bool = False) -> bool:
-        return mmu_try_to_unsync_pages(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
+        return kvm.sync.try_to_unsync(kvm, slot, gfn, can_unsync=can_unsync, prefetch=prefetch)
 
     assert not attempt(upper)
     assert not attempt(leaf, prefetch=True)

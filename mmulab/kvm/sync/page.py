@@ -1,7 +1,7 @@
-"""Bringing unsync pages up to date.
+"""Bringing an unsync page up to date.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(sync_page)``), ``mmu.c``
-(``kvm_sync_page``, ``mmu_sync_children``).
+(``kvm_sync_page``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from mmulab.kvm.rmap import (
 from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, spte_to_pfn
 from mmulab.kvm.state import Vcpu, vcpu_memslots
-from mmulab.kvm.unsync import kvm_unlink_unsync_page, mmu_unsync_walk
-from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
+from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page
 from mmulab.x86.paging import Paging
 
 
@@ -51,6 +50,8 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     width = paging.mode.entry_bytes
     first = get_level1_sp_gpa(sp, width)
     base, empty = sp.frame * SPTE_ENT_PER_PAGE, vcpu.kvm.fmt.nonpresent
+    stat = vcpu.kvm.sync_stat
+    stat["syncs"] += 1
     flush = False
     for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
         if spte == empty:
@@ -58,6 +59,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
         gpte = kvm_read_guest_atomic(vcpu, first + index * width, width)
         if gpte is None:
             return -1
+        stat["entries"] += 1
         flush |= _sync_spte(vcpu, sp, index, gpte, paging)
     return int(flush)
 
@@ -68,6 +70,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
     if vcpu.kvm.memory.words[sp.frame * SPTE_ENT_PER_PAGE + index] == vcpu.kvm.fmt.nonpresent:
         return 0
     assert paging is not None
+    vcpu.kvm.sync_stat["entries"] += 1
     width = paging.mode.entry_bytes
     gpte = kvm_read_guest_atomic(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
     return -1 if gpte is None else int(_sync_spte(vcpu, sp, index, gpte, paging))
@@ -87,6 +90,8 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     if invisible or gfn != kvm_mmu_page_get_gfn(sp, index):
         drop_spte(kvm, sptep)
         return True
+    if kvm.sync.follows_leaves:
+        kvm.sync.leaf_set(vcpu, sp, index, gpte)
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
         return False
     kvm_mmu_page_set_translation(sp, index, gfn, access)
@@ -121,25 +126,6 @@ def kvm_vcpu_write_protect_gfn(vcpu: Vcpu, gfn: int) -> bool:
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     return kvm_mmu_slot_gfn_write_protect(vcpu.kvm, slot, gfn, 1)
-
-
-def mmu_sync_children(vcpu: Vcpu, parent: ShadowPage) -> None:
-    """Sync every unsync page below `parent`, in batches: protect all, flush, sync each."""
-    kvm = vcpu.kvm
-    invalid: InvalidList = []
-    flush = False
-    while (steps := mmu_unsync_walk(kvm, parent)) is not None:
-        protected = False
-        for step in steps:
-            protected |= kvm_vcpu_write_protect_gfn(vcpu, step.sp.gfn)
-        if protected:
-            kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
-            flush = False
-        for step in steps:
-            kvm_unlink_unsync_page(kvm, step.sp)
-            flush |= kvm_sync_page(vcpu, step.sp, invalid) > 0
-            step.clear_parents()
-    kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
 
 
 def sync_transiently(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> bool:

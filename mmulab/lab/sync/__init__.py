@@ -1,0 +1,1 @@
+"""Sync policies compared on the same work."""
