@@ -85,6 +85,7 @@ def _sregs(op: Any) -> str:
     return f"the VMM sets the registers of vCPU {op.vcpu}: {registers}"
 
 
+_PROTECTED = {0: "inaccessible", 1: "read-only"}
 _OPS: dict[type, Callable[[Any], str]] = {
     ops.Read: lambda o: f"vCPU {o.vcpu} reads {o.size} bytes at {o.gva:#x} {_MODES[o.mode]}",
     ops.Write: lambda o: f"vCPU {o.vcpu} writes {o.value:#x} ({o.size} bytes) to {o.gva:#x} {_MODES[o.mode]}",
@@ -125,7 +126,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ops.Collapse: lambda o: f"the host makes huge pages of {o.length:#x} bytes behind offset {o.gpa:#x}",
     ops.Protect: lambda o: (
         f"the VMM makes {o.length:#x} bytes behind offset {o.gpa:#x} "
-        f"{('inaccessible', 'read-only', '', 'writable')[o.access]} for itself"
+        f"{_PROTECTED.get(o.access, 'writable')} for itself"
     ),
     ops.SwapOut: lambda o: f"the host swaps {o.length:#x} bytes behind offset {o.gpa:#x} out",
     ops.RecoverNxHugePages: lambda o: (
