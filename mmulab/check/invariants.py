@@ -33,7 +33,8 @@ from mmulab.kvm.spte import (
     is_writable_pte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import PAGES_STAT, Kvm, Request, is_obsolete_sp, spte_index
+from mmulab.kvm.stat import PAGES_STAT
+from mmulab.kvm.state import Kvm, Request, is_obsolete_sp, spte_index
 
 
 class Invariant(IntFlag):

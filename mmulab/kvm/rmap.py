@@ -22,7 +22,8 @@ from mmulab.kvm.spte import (
     is_writable_pte,
     mark_spte_for_access_track,
 )
-from mmulab.kvm.state import PAGES_STAT, Kvm, spte_index, sptep_to_sp
+from mmulab.kvm.stat import PAGES_STAT
+from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
 from mmulab.x86.mode import PT_WRITABLE_MASK
 

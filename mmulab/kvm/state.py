@@ -21,6 +21,7 @@ from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.stat import VCPU_STATS, VM_STATS
 from mmulab.kvm.sync.oos_state import OosState
 from mmulab.kvm.sync.stat import SYNC_STATS
 from mmulab.kvm.validity import RoleDecision
@@ -79,40 +80,6 @@ class Emulation:
     zf: int | None = None
     gpa: int = -1
     mmio: list[MmioAccess] = field(default_factory=list)
-
-
-VCPU_STATS = (
-    "pf_taken",
-    "pf_fixed",
-    "pf_emulate",
-    "pf_spurious",
-    "pf_fast",
-    "pf_mmio_spte_created",
-    "pf_guest",
-    "tlb_flush",
-    "invlpg",
-    "insn_emulation",
-    "insn_emulation_fail",
-    "mmio_exits",
-)
-VM_STATS = (
-    "mmu_shadow_zapped",
-    "mmu_pte_write",
-    "mmu_pde_zapped",
-    "mmu_flooded",
-    "mmu_recycled",
-    "mmu_cache_miss",
-    "mmu_unsync",
-    "pages_4k",
-    "pages_2m",
-    "pages_1g",
-    "nx_lpage_splits",
-    "max_mmu_rmap_size",
-    "max_mmu_page_hash_collisions",
-    "remote_tlb_flush",
-    "remote_tlb_flush_requests",
-)
-PAGES_STAT = ("", "pages_4k", "pages_2m", "pages_1g")
 
 
 class KvmRunError(Exception):

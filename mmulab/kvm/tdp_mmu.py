@@ -31,7 +31,8 @@ from mmulab.kvm.spte import (
     mark_spte_for_access_track,
     spte_to_pfn,
 )
-from mmulab.kvm.state import PAGES_STAT, Kvm, sptep_to_sp
+from mmulab.kvm.stat import PAGES_STAT
+from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
