@@ -18,7 +18,7 @@ from mmulab.kvm.kernel import recorded_kernel
 from mmulab.lab import paths
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works
-from mmulab.record.boot import BootError
+from mmulab.record.boot import EMULATORS, BootError
 from mmulab.record.doctor import checks
 from mmulab.record.kernel_files import PACKAGES, cached_package, from_deb
 from mmulab.record.session import record
@@ -190,9 +190,10 @@ def obstacle(work: Work, kernel: str, *, waits: bool) -> str:
     waits : bool
         Whether a package that is not in the cache may be downloaded, and a slow boot waited for.
     """
-    if reason := work.obstacle():
+    host = work.parameters()
+    if reason := work.obstacle() or EMULATORS[host.vendor].obstacle(host, work.scenario.header.host):
         return reason
-    if work.parameters().vendor == "intel" and not waits:
+    if host.vendor == "intel" and not waits:
         return f"an Intel host takes minutes to boot; record '{ALWAYS}' waits for it"
     package, release = PACKAGES.get(kernel, kernel), kernel if kernel in PACKAGES else ""
     try:

@@ -64,7 +64,7 @@ _OTHER_VMX_EXITS = {
 _VMX_NAMES = {number: name for name, number in EXIT_REASONS.items()} | _OTHER_VMX_EXITS
 _EXCEPTIONS = {1: "db", 2: "nmi", 3: "bp", 6: "ud", 8: "df", 13: "gp", 14: "pf", 17: "ac", 18: "mc"}
 _BASIC, _FAILED_ENTRY = 0xFFFF, 1 << 31
-_WITH_QUALIFICATION = ("ept_violation", "cr", "ioio", "invlpg")
+_WITH_QUALIFICATION = ("ept_violation", "cr", "ioio", "invlpg", "invpcid")
 
 
 class Exits(NamedTuple):

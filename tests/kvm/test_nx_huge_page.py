@@ -7,6 +7,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
 from mmulab.kvm.nx_huge_page import account_nx_huge_page, unaccount_nx_huge_page
+from mmulab.kvm.zap import kvm_mmu_zap_all
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from tests.kvm.guest import GVA, MIB, NX, PS, Guest
@@ -96,3 +97,13 @@ def test_without_nx_huge_pages_there_is_no_pass() -> None:
     guest = Guest("np", thp=True)
     guest.fetch(GVA)
     assert recover(guest, 1) == []
+
+
+def test_a_page_in_place_of_a_huge_one_is_counted_once(guest: Guest) -> None:
+    guest.read(GVA)
+    sp = guest.page(GVA)
+    for _ in range(2):
+        account_nx_huge_page(guest.kvm, sp, possible=True)
+    assert guest.kvm.stat["nx_lpage_splits"] == 1
+    kvm_mmu_zap_all(guest.kvm)
+    assert guest.kvm.stat["nx_lpage_splits"] == 0

@@ -7,7 +7,6 @@ import pytest
 from mmulab import events as ev
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.page_track import (
-    account_huge_nx_page,
     account_shadowed,
     init_lpage_info,
     kvm_slot_page_track_is_active,
@@ -116,13 +115,3 @@ def test_a_huge_page_shrinks_where_a_table_lies_in_it() -> None:
     assert guest.page(GVA).direct
     assert 1 not in guest.path(GVA + 2 * MIB)
     assert guest.kvm.stat["pages_2m"] == 1
-
-
-def test_a_page_in_place_of_a_huge_one_is_counted_once(guest: Guest) -> None:
-    guest.read(GVA)
-    sp = guest.page(GVA)
-    for _ in range(2):
-        account_huge_nx_page(guest.kvm, sp)
-    assert guest.kvm.stat["nx_lpage_splits"] == 1
-    kvm_mmu_zap_all(guest.kvm)
-    assert guest.kvm.stat["nx_lpage_splits"] == 0

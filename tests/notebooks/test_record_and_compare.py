@@ -52,11 +52,11 @@ def test_what_another_model_does_otherwise_is_found(papermill: Papermill) -> Non
     assert "no other kernel is asked for" in json.dumps(done.notebook.cells)
 
 
-def test_no_amd_host_can_run_it_so_it_is_read(papermill: Papermill) -> None:
+def test_an_intel_host_is_not_waited_for_so_it_is_read(papermill: Papermill) -> None:
     done = papermill(NAME, scenario="conformance/6.1.192/nested-ept/ept-basic-noad")
     assert all(row[-1] for row in tables(done)["ops"].rows)
     page = export(done.notebook, NAME)
-    assert "not recorded anew: its host is Intel's, which cannot be recorded yet" in page
+    assert "not recorded anew: an Intel host takes minutes to boot; record 'always' waits for it" in page
     assert "an Intel machine in Bochs" in page
 
 
@@ -65,7 +65,7 @@ def test_recorded_now(papermill: Papermill) -> None:
     """As the recordings in data have it, to the byte of the table."""
     scenario = "sh/mmio-pae"
     for kernel in ("6.1.192", "6.12.117"):
-        if why := obstacle(find_work(scenario, kernel), kernel, downloads=False):
+        if why := obstacle(find_work(scenario, kernel), kernel, waits=False):
             pytest.skip(f"recording on {kernel}: {why}")
     given = {"scenario": scenario, "op": "first"}
     done = papermill(NAME, record="always", **given)
@@ -83,8 +83,8 @@ def test_recorded_now(papermill: Papermill) -> None:
         ({"record": "maybe"}, "parameter 'record' is 'maybe'; it must be one of auto, never, always"),
         ({"kernel": "5.0.1", "record": "never"}, "and data has no recording of it on 5.0.1"),
         (
-            {"scenario": "nested-ept/ept-basic-noad", "record": "always"},
-            "record 'always': its host is Intel's, which cannot be recorded yet",
+            {"scenario": "ept0-pml/basic-32", "record": "always"},
+            "record 'always': its processor tells more of EPT violations",
         ),
         ({"other_kernel": "6.1.192", "record": "never"}, "kernels 6.1.192 and 6.1.192 are the same"),
         ({"op": 99, "record": "never"}, "op '99': neither first nor most nor one of -1 to 23"),

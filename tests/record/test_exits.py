@@ -36,6 +36,7 @@ def test_only_some_exits_tell_their_qualification() -> None:
         "ept_violation", 0x1800, qualification=0x181, idt_vectoring=PAGE_FAULT
     )
     assert INTEL.exit({**NOTHING, "exit_reason": 50, "info1": 7}) == ev.kvm_exit("invept", 0x1800)
+    assert INTEL.exit({**NOTHING, "exit_reason": 58}) == ev.kvm_exit("invpcid", 0x1800, qualification=0)
 
 
 def test_an_exit_of_l2_tells_an_interruption_only_if_it_is_valid() -> None:

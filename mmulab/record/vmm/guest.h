@@ -1,11 +1,13 @@
 /*
- * A scenario (scenario.c), its ops (ops.c, those on dirty rings in dirty_ring.c, those that reach KVM by its
- * MMU notifier in notifier.c), its guest and one instruction of that (guest.c).
+ * The VMM, from the top: a scenario (scenario.c); its ops (ops.c, vmx.c; the host's in dirty_ring.c,
+ * notifier.c and host_memory.c); one instruction of its guest (guest.c, vmcs12.c) and what is said of it
+ * (said.c); its vCPUs (vcpu.c) and its memory (memory.c).
  */
 #ifndef GUEST_H
 #define GUEST_H
 
 #include <linux/kvm.h>
+#include <stdlib.h>
 #include "host.h"
 
 #define MAX_VCPUS 8
@@ -78,14 +80,17 @@ extern u8 *mem;
 extern u64 mem_bytes;
 extern int memory_is_changed, memory_swaps;
 
-u64 hex(const char *text);
+static inline u64 hex(const char *text)
+{
+	return text ? strtoull(text, 0, 16) : 0;
+}
+
 u64 *qword(u64 offset);
 
 void begin(const char *number, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void finish(void);
 void send_total(void);
-int send_new_frames(void);
 const char *vcpu_prefix(void);
 
 void stats_open(struct stats *s, int owner);
@@ -112,6 +117,11 @@ void start_at(u64 rip, u64 rflags);
 void run_instruction(int step);
 void run_stub(enum stub stub, int user, int ac);
 
+void make_memory(int nolock, int thp);
+void end_memory(void);
+void send_frames(void);
+int send_new_frames(void);
+int add_pdptfix(u64 gpa);
 struct slot *slot_of(u32 id);
 int set_slot(u32 id, u64 size, u32 flags);
 int protect_memory(u64 gpa, u64 length, u64 access);
@@ -125,7 +135,11 @@ void run_op(char *line);
 void vmx_allow(void);
 void vmx_load(const char *number, u64 gpa);
 int vmx_op(char **arg);
+
+u64 current_vmcs(void);
+int is_launched(void);
 void say_vmx_exit(void);
 void say_vmx_fail(void);
+void say_vmx_flags(void);
 
 #endif

@@ -30,6 +30,5 @@ const struct link *open_memory_link(void);
 const struct link *open_disk_link(void);
 const struct link *open_file_link(const char *path);
 
-void use_link(const struct link *link);
 
 #endif

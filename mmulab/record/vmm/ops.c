@@ -295,7 +295,7 @@ static void settle_in_smm(const char *number)
 	must_set_sregs();
 	ioctl(cpu->fd, KVM_GET_SREGS, &cpu->sregs);
 	/* KVM has saved TR as busy, upon which QEMU 7.2's TCG would abort after RSM. */
-	if (ioctl(cpu->fd, KVM_GET_MSRS, &smbase) == 1 && smbase.entry.data + SMRAM_TR_TYPE < mem_bytes)
+	if (!intel && ioctl(cpu->fd, KVM_GET_MSRS, &smbase) == 1 && smbase.entry.data + SMRAM_TR_TYPE < mem_bytes)
 		mem[smbase.entry.data + SMRAM_TR_TYPE] &= ~2;
 }
 

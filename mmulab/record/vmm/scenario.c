@@ -22,120 +22,14 @@
 #include <unistd.h>
 #include "guest.h"
 
-int vm, intel;
-u64 mem_bytes;
-int memory_swaps;	/* pages of the backing may come and go */
-int memory_is_changed;	/* an op left the backing in another state than a scenario may begin with */
-
 #define GENUINE_INTEL 0x756e6547	/* the first word of the vendor's name */
 
-static struct slot slots[MAX_SLOTS];
 static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
-static u64 pdptfix[8];
 static struct kvm_sregs first;
 static struct cpuid supported;
-static int kvm, n_slots, n_pdptfix, nolock, thp, manual_dirty;
-static void *mapped, *runs;
-static u64 mapped_bytes, runs_bytes;
-static u64 *frames, *later_frames;
-
-/* ---- memory ---------------------------------------------------------------- */
-
-/* Slots by ID; its bit 16 is the address space. */
-struct slot *slot_of(u32 id)
-{
-	return &slots[(id >> 16 & 1) * 32 + (id & 31)];
-}
-
-int set_slot(u32 id, u64 size, u32 flags)
-{
-	struct slot *slot = slot_of(id);
-	struct kvm_userspace_memory_region region = {
-		.slot = id, .flags = flags, .guest_phys_addr = slot->gpa, .memory_size = size,
-		.userspace_addr = (u64)mem + slot->offset,
-	};
-
-	return ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
-}
-
-static void read_frames(u64 *to)
-{
-	u64 count = mem_bytes / PAGE;
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-
-	if (fd < 0 || pread(fd, to, 8 * count, (u64)mem / PAGE * 8) != (ssize_t)(8 * count))
-		die("pagemap: %s", strerror(errno));
-	close(fd);
-	for (u64 i = 0; i < count; i++)
-		to[i] = to[i] >> 63 ? to[i] & ((1ull << 55) - 1) : 0;	/* 0: it is swapped out */
-}
-
-/* Say where the backing lies, and return whether that is somewhere else than when it was said last. */
-int send_new_frames(void)
-{
-	u64 bytes = mem_bytes / PAGE * 8;
-
-	read_frames(later_frames);
-	if (!memcmp(frames, later_frames, bytes))
-		return 0;
-	memcpy(frames, later_frames, bytes);
-	put(REC_FRAMES, frames, bytes);
-	return 1;
-}
-
-static void map_memory(void)
-{
-	u64 align = thp ? 1ull << 30 : 1ull << 21;
-
-	mapped_bytes = mem_bytes + align;
-	mapped = mmap(0, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (mapped == MAP_FAILED)
-		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
-	mem = (u8 *)(((u64)mapped + align - 1) & ~(align - 1));
-	madvise(mem, mem_bytes, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	memset(mem, 0x90, mem_bytes);
-	if (!nolock && mlock(mem, mem_bytes))
-		die("%llu bytes of memory: %s", (unsigned long long)mem_bytes, strerror(errno));
-	if (thp)	/* what an op splits stays split */
-		madvise(mem, mem_bytes, MADV_NOHUGEPAGE);
-}
-
-/*
- * The guest's backing: there from the start, and its host frames never change. To make it takes longer
- * than a scenario of 50 ops, so small locked pages, unless an op has put others in their place, serve the
- * next scenario of that size too.
- */
-static void make_memory(void)
-{
-	static int small_pages;
-
-	if (!mapped || !small_pages || memory_is_changed || nolock || thp ||
-	    mapped_bytes != mem_bytes + (1ull << 21)) {
-		if (mapped)
-			munmap(mapped, mapped_bytes);
-		map_memory();
-		small_pages = !nolock && !thp;
-		memory_is_changed = 0;
-	} else {
-		memset(mem, 0x90, mem_bytes);
-	}
-	memset(mem + PAGE_S, 0, PAGE);
-	memset(mem + PAGE_U, 0, PAGE);
-	frames = malloc(mem_bytes / PAGE * 8);
-	later_frames = malloc(mem_bytes / PAGE * 8);
-	read_frames(frames);
-}
-
-/* QEMU 7.2's TCG sets A in the PDPTEs that it reads, which KVM then takes for a reserved bit. */
-void fix_pdptes(void)
-{
-	for (int i = 0; i < n_pdptfix; i++)
-		for (int k = 0; k < 4; k++)
-			if (*qword(pdptfix[i] + 8 * k) & 0x20)	/* it may be write-protected */
-				*qword(pdptfix[i] + 8 * k) &= ~0x20ull;
-}
-
-/* ---- a scenario ------------------------------------------------------------ */
+static int kvm, n_slots, nolock, manual_dirty;
+static void *runs;
+static u64 runs_bytes;
 
 static void make_vcpu(int number)
 {
@@ -229,7 +123,7 @@ static void header_line(char *line)
 	if (!strcmp(key, "mem"))
 		mem_bytes = x[0];
 	else if (!strcmp(key, "thp"))
-		thp = x[0], make_memory();
+		make_memory(nolock, x[0]);
 	else if (!strcmp(key, "nolock"))
 		nolock = x[0];
 	else if (!strcmp(key, "dirtyring"))
@@ -252,9 +146,7 @@ static void header_line(char *line)
 		memset(mem + x[0], x[2], x[1]);
 	else if (!strcmp(key, "value"))
 		memcpy(mem + x[1], &x[2], x[0]);
-	else if (!strcmp(key, "pdptfix") && n_pdptfix < 8)
-		pdptfix[n_pdptfix++] = x[0];
-	else
+	else if (strcmp(key, "pdptfix") || !add_pdptfix(x[0]))
 		die("line '%s': not one of a scenario's beginning", key);
 }
 
@@ -291,7 +183,7 @@ static void make_vm(void)
 		make_vcpu(i);
 	map_runs();
 	stats_open(&vm_stats, vm);
-	put(REC_FRAMES, frames, mem_bytes / PAGE * 8);
+	send_frames();
 	drain_trace(0);
 	write_trace("tracing_on", "1");
 	for (int i = 0; i < n_vcpus; i++) {
@@ -317,8 +209,7 @@ static void end_vm(const char *number)
 	put(REC_OUTCOME, "out=host |", 10);
 	if (memory_swaps)
 		swap_off();
-	free(frames);
-	free(later_frames);
+	end_memory();
 }
 
 void run_scenario(char *text)
@@ -326,8 +217,7 @@ void run_scenario(char *text)
 	char *line, *last = "0";
 
 	memset(vcpus, 0, sizeof(vcpus));
-	memset(slots, 0, sizeof(slots));
-	n_slots = n_pdptfix = nolock = manual_dirty = ring_entries = memory_swaps = dead = 0;
+	n_slots = nolock = manual_dirty = ring_entries = dead = 0;
 	n_vcpus = 1;
 	get_supported();
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
