@@ -14,7 +14,8 @@
 /*
  * Nothing may come between two ops of its own accord. KVM yields, and flushes early, where
  * need_resched() is set; khugepaged collapses what the scenario has split; compaction gives
- * other frames also to what is locked; NX huge pages are recovered once a minute. An op may change the last two.
+ * other frames also to what is locked; NX huge pages are recovered once a minute. What has no quiet value
+ * is here because an op changes it.
  */
 static struct setting {
 	const char *path, *quiet;
