@@ -118,6 +118,8 @@ def scenario_record(scenario: Scenario) -> dict[str, Any]:
         record["thp"] = 1
     if h.manual_dirty:
         record["manualdirty"] = 1
+    if h.disable_nx_huge_pages:
+        record["nxdisable"] = 1
     if h.vcpus > 1:
         record["vcpus"] = h.vcpus
     if h.dirty_ring:

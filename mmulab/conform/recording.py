@@ -262,6 +262,7 @@ class _Header:
             mem=hex_value(self._get("backing_size")),
             thp=bool(self._switch("thp")),
             manual_dirty=bool(self._switch("manualdirty")),
+            disable_nx_huge_pages=bool(self._switch("nxdisable")),
             vcpus=count_value(self.record.get("vcpus", 1), 1),
             dirty_ring=count_value(self.record.get("dirtyring", 0), 0),
             cpu={name: count_value(v, 0) for name, v in object_value(self._get("cpuid")).items()},

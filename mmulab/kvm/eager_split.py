@@ -24,6 +24,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
+from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     PTE_LIST_EXT,
@@ -162,7 +163,7 @@ def _split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int, huge_spte: int
     One that points to a table may lead to less than the huge page mapped.
     """
     sp = _get_sp_for_split(kvm, huge_sptep)
-    executable = bool(sp.access & ACC_EXEC_MASK) and kvm.config.nx_huge_pages
+    executable = bool(sp.access & ACC_EXEC_MASK) and is_nx_huge_page_enabled(kvm)
     words = kvm.memory.words
     for index in range(SPTE_ENT_PER_PAGE):
         sptep = sp.frame << 12 | index << 3

@@ -1,7 +1,8 @@
-"""NX huge pages: what a fetch has split, and how it may become huge again.
+"""NX huge pages: whether a VM has them, what a fetch has split, and how it may become huge again.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``account_huge_nx_page``, ``unaccount_huge_nx_page``,
-``kvm_recover_nx_lpages``), ``tdp_mmu.c`` (``kvm_tdp_mmu_zap_sp``); 6.12 ``mmu.c``
+``kvm_recover_nx_lpages``), ``mmu_internal.h`` (``is_nx_huge_page_enabled``), ``tdp_mmu.c``
+(``kvm_tdp_mmu_zap_sp``); 6.12 ``mmu.c``
 (``track_possible_nx_huge_page``, ``kvm_recover_nx_huge_pages``).
 """
 
@@ -10,6 +11,11 @@ from __future__ import annotations
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Kvm
+
+
+def is_nx_huge_page_enabled(kvm: Kvm) -> bool:
+    """Whether this VM's huge pages are not executable: the host has it so, and the VMM did not opt out."""
+    return kvm.nx_huge_pages and not kvm.disable_nx_huge_pages
 
 
 def account_nx_huge_page(kvm: Kvm, sp: ShadowPage, *, possible: bool) -> None:

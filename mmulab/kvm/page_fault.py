@@ -17,6 +17,7 @@ from mmulab.kvm.emulate import (
     x86_emulate_instruction,
 )
 from mmulab.kvm.mmio import check_mmio_spte, mmio_info_in_cache, vcpu_cache_mmio_info
+from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.paging_tmpl import page_fault
 from mmulab.kvm.set_spte import PageFault, RetPf
 from mmulab.kvm.shadow_page import shadow_path
@@ -148,7 +149,7 @@ def kvm_mmu_do_page_fault(
         rsvd=bool(error_code & PFERR_RSVD_MASK),
         user=bool(error_code & PFERR_USER_MASK),
         is_tdp=vcpu.mmu.kind == "tdp",
-        nx_huge_page_workaround_enabled=vcpu.kvm.config.nx_huge_pages,
+        nx_huge_page_workaround_enabled=is_nx_huge_page_enabled(vcpu.kvm),
     )
     vcpu.stat["pf_taken"] += 1
     stat = vcpu.kvm.sync_stat

@@ -15,6 +15,7 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmio import mark_mmio_spte
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     drop_spte,
@@ -130,7 +131,7 @@ def make_spte(
     ad_enabled = spte_ad_enabled(spte)
     if not prefetch and ad_enabled:
         spte |= fmt.accessed
-    if level > 1 and pte_access & ACC_EXEC_MASK and kvm.config.nx_huge_pages:
+    if level > 1 and pte_access & ACC_EXEC_MASK and is_nx_huge_page_enabled(kvm):
         pte_access &= ~ACC_EXEC_MASK
     spte |= fmt.x if pte_access & ACC_EXEC_MASK else fmt.nx
     if pte_access & ACC_USER_MASK:

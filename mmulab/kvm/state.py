@@ -335,6 +335,10 @@ class Kvm:
         Number of the vCPU whose ioctl this is (``kvm_get_running_vcpu``); those of the VM dirty no page.
     tdp_mmu_roots : dict of int to None
         Frames of the TDP MMU's roots, oldest first.
+    nx_huge_pages : bool
+        The host's parameter as it is now.
+    disable_nx_huge_pages : bool
+        ``KVM_CAP_VM_DISABLE_NX_HUGE_PAGES``: it does not hold for this VM.
     possible_nx_huge_pages : dict of int to None
         Frames of the pages that alone stand in the way of NX huge pages, oldest first
         (``lpage_disallowed_mmu_pages``, from 6.2 on ``possible_nx_huge_pages``).
@@ -366,6 +370,7 @@ class Kvm:
         "behaviours",
         "config",
         "dirty_ring_size",
+        "disable_nx_huge_pages",
         "dummy_root",
         "emit",
         "fmt",
@@ -380,6 +385,7 @@ class Kvm:
         "n_used_mmu_pages",
         "need_resched",
         "nr_memslot_pages",
+        "nx_huge_pages",
         "page_hash",
         "pages",
         "possible_nx_huge_pages",
@@ -422,6 +428,8 @@ class Kvm:
         self.dummy_root = 0
         self.shadow_root_allocated = False
         self.manual_dirty_log_protect = 0
+        self.nx_huge_pages = config.nx_huge_pages
+        self.disable_nx_huge_pages = False
         self.dirty_ring_size = 0
         self.running_vcpu = 0
         self.mmu_invalidate_in_progress = False

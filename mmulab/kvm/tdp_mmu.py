@@ -16,7 +16,7 @@ from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.nx_huge_page import unaccount_nx_huge_page
+from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
@@ -317,7 +317,7 @@ def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> Shado
     """Put a table in the place of a huge page, which maps the same; return it."""
     huge = entry.old_spte
     sp = tdp_mmu_alloc_child(kvm, entry)
-    executable = bool(sp.access & ACC_EXEC_MASK) and kvm.config.nx_huge_pages
+    executable = bool(sp.access & ACC_EXEC_MASK) and is_nx_huge_page_enabled(kvm)
     for index in range(SPTE_ENT_PER_PAGE):
         spte = make_huge_page_split_spte(kvm.fmt, huge, sp.level, index, executable=executable)
         kvm.memory.store64((sp.frame * SPTE_ENT_PER_PAGE + index) << 3, spte)

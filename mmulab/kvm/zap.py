@@ -5,7 +5,8 @@ once and frees what is on the list. A root in use cannot be freed yet: it stays
 behind as *invalid*.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``__kvm_mmu_prepare_zap_page``,
-``kvm_mmu_commit_zap_page``, ``kvm_mmu_zap_all_fast``, ``make_mmu_pages_available``).
+``kvm_mmu_commit_zap_page``, ``kvm_mmu_zap_all_fast``, ``make_mmu_pages_available``,
+``set_nx_huge_pages``).
 """
 
 from __future__ import annotations
@@ -245,6 +246,16 @@ def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
         else:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
     kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
+
+
+def set_nx_huge_pages(kvm: Kvm, enabled: bool) -> None:
+    """Write the module parameter at run time: another value makes every page of every VM obsolete.
+
+    The worker for the recovery is woken too, and sleeps on: its next pass is an op of its own.
+    """
+    if enabled != kvm.nx_huge_pages:
+        kvm.nx_huge_pages = enabled
+        kvm_mmu_zap_all_fast(kvm)
 
 
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:

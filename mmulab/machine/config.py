@@ -162,6 +162,8 @@ class MachineConfig:
     manual_dirty : int
         Argument of ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``: 1 protects pages
         only when the VMM clears the log, 3 begins with all pages dirty too.
+    disable_nx_huge_pages : bool
+        ``KVM_CAP_VM_DISABLE_NX_HUGE_PAGES``: the host's ``nx_huge_pages`` does not hold for this VM.
     dirty_ring : int
         Entries of each vCPU's dirty ring (``KVM_CAP_DIRTY_LOG_RING``); 0: there is none.
     slots : tuple of SlotConfig
@@ -178,6 +180,7 @@ class MachineConfig:
     backing_bytes: int = 1 << 24
     thp: bool = False
     manual_dirty: int = 0
+    disable_nx_huge_pages: bool = False
     dirty_ring: int = 0
     slots: tuple[SlotConfig, ...] = ()
     stubs: Stubs | None = None

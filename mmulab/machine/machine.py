@@ -44,6 +44,7 @@ from mmulab.kvm.zap import (
     kvm_mmu_change_mmu_pages,
     kvm_mmu_zap_all,
     kvm_recover_nx_huge_pages,
+    set_nx_huge_pages,
 )
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
@@ -103,6 +104,7 @@ class Machine:
         )
         self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
+        self.kvm.disable_nx_huge_pages = config.disable_nx_huge_pages
         for _ in range(config.vcpus):
             kvm_mmu_create(self.kvm, config.cpu)
             self.kvm.vcpus[-1].hsave_msr = HSAVE_PA
@@ -246,8 +248,10 @@ class Machine:
             case ops.SwapOut(gpa=gpa, length=length):
                 result = self._swap_out(gpa, length)
             case ops.RecoverNxHugePages(ratio=ratio):
-                if ratio and self.config.host.nx_huge_pages:
+                if ratio and self.kvm.nx_huge_pages:
                     kvm_recover_nx_huge_pages(self.kvm, ratio)
+            case ops.SetNxHugePages(enabled=enabled):
+                set_nx_huge_pages(self.kvm, enabled)
             case ops.SetNrMmuPages(count=count):
                 result = self._set_nr_mmu_pages(count)
             case ops.SetSregs(cr0=cr0, cr3=cr3, cr4=cr4, efer=efer):

@@ -245,6 +245,13 @@ class RecoverNxHugePages(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class SetNxHugePages(Op):
+    """The host's module parameter ``nx_huge_pages`` is written: "force" or "off"."""
+
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetNrMmuPages(Op):
     """``KVM_SET_NR_MMU_PAGES``."""
 

@@ -91,6 +91,7 @@ class Work:
         ops_of_pages = {STUBS_OF_OPS[type(s.op)] for s in self.scenario.steps if type(s.op) in STUBS_OF_OPS}
         lines = [f"mem {h.backing_bytes:x}", f"nolock {self.nolock:x}", f"thp {h.thp:x}"]
         lines += [f"manualdirty {h.manual_dirty:x}", f"dirtyring {h.dirty_ring:x}"]
+        lines.append(f"nxdisable {h.disable_nx_huge_pages:x}")
         lines.append(f"vcpus {self.scenario.vcpus:x}")
         lines.append("sregs " + " ".join(f"{value:x}" for value in h.regs))
         lines += [f"slot {s.id:x} {s.gpa:x} {s.size:x} {s.flags:x} {s.offset:x}" for s in h.slots]

@@ -63,6 +63,7 @@ def machine_config(
         backing_bytes=header.backing_bytes,
         thp=header.thp,
         manual_dirty=header.manual_dirty,
+        disable_nx_huge_pages=header.disable_nx_huge_pages,
         dirty_ring=header.dirty_ring,
         slots=tuple(SlotConfig(*slot) for slot in header.slots),
         stubs=Stubs(supervisor=HELPER_S, user=HELPER_U),

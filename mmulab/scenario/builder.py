@@ -108,7 +108,7 @@ class ScenarioBuilder:
     vendor : {"amd", "intel"}
     mem : int
         Bytes of backing.
-    thp, manual_dirty : bool
+    thp, manual_dirty, disable_nx_huge_pages : bool
     vcpus, dirty_ring : int
         See :class:`~mmulab.scenario.scenario.Header`.
     cpu, host : dict of str to int, optional
@@ -131,6 +131,7 @@ class ScenarioBuilder:
         mem: int = DEFAULT_MEM,
         thp: bool = False,
         manual_dirty: bool = False,
+        disable_nx_huge_pages: bool = False,
         vcpus: int = 1,
         dirty_ring: int = 0,
         cpu: dict[str, int] | None = None,
@@ -146,6 +147,7 @@ class ScenarioBuilder:
         self.mem = aligned("mem", within("mem", mem, HELPER_PML4 + _PAGE, MAX_MEM))
         self.thp = thp
         self.manual_dirty = manual_dirty
+        self.disable_nx_huge_pages = disable_nx_huge_pages
         if not 1 <= vcpus <= MAX_VCPUS:
             raise GrammarError(f"vcpus is {vcpus:x}, expected 1 to {MAX_VCPUS:x} (hexadecimal)")
         self.vcpus, self.dirty_ring = vcpus, dirty_ring
@@ -287,6 +289,7 @@ class ScenarioBuilder:
             mem=header.backing_bytes,
             thp=header.thp,
             manual_dirty=header.manual_dirty,
+            disable_nx_huge_pages=header.disable_nx_huge_pages,
             vcpus=header.vcpus,
             dirty_ring=header.dirty_ring,
             cpu=header.cpuid,
@@ -316,6 +319,7 @@ class ScenarioBuilder:
             backing_bytes=self.mem,
             thp=self.thp,
             manual_dirty=self.manual_dirty,
+            disable_nx_huge_pages=self.disable_nx_huge_pages,
             vcpus=self.vcpus,
             dirty_ring=self.dirty_ring,
             slots=self._all_slots(),

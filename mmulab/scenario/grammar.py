@@ -85,6 +85,7 @@ _SIZE = _choice("SIZE", {"1": 1, "4": 4, "8": 8})
 _SIZE_48 = _choice("SIZE", {"4": 4, "8": 8})
 _SIZE_8 = _choice("SIZE", {"8": 8})
 _ON = _choice("STATE", {"on": True, "off": False})
+_SWITCH = _choice("NX_HUGE_PAGES", {"0": False, "1": True})
 _PROT = _choice("PROT", {"0": 0, "1": 1, "3": 3})
 _KEY = Arg("KEY", _cpuid_key, str)
 _GVA = number("GVA", _U64)
@@ -158,6 +159,7 @@ FORMS: dict[str, Form] = {
     "mprotect": Form(ops.Protect, {"gpa": _PHYS, "length": number("LEN", _GPA), "access": _PROT}),
     "swapout": Form(ops.SwapOut, {"gpa": _PHYS, "length": number("LEN", _GPA)}),
     "nxrecover": Form(ops.RecoverNxHugePages, {"ratio": number("RATIO", 1 << 32)}),
+    "nxhuge": Form(ops.SetNxHugePages, {"enabled": _SWITCH}),
     "nrpages": Form(ops.SetNrMmuPages, {"count": number("N", 1 << 32)}),
     "sregs": Form(
         ops.SetSregs,

@@ -60,6 +60,7 @@ HOST_OPS = (
     ops.Protect,
     ops.SwapOut,
     ops.RecoverNxHugePages,
+    ops.SetNxHugePages,
     ops.SetNrMmuPages,
     ops.SetSregs,
     ops.SetCpuid,

@@ -164,6 +164,8 @@ class Header:
         The backing consists of 2 MiB huge pages of the host.
     manual_dirty : bool
         ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`` is on.
+    disable_nx_huge_pages : bool
+        ``KVM_CAP_VM_DISABLE_NX_HUGE_PAGES`` is on.
     vcpus : int
         At least as many as the steps name.
     dirty_ring : int
@@ -188,6 +190,7 @@ class Header:
     backing_bytes: int
     thp: bool = False
     manual_dirty: bool = False
+    disable_nx_huge_pages: bool = False
     vcpus: int = 1
     dirty_ring: int = 0
     slots: tuple[Slot, ...] = ()

@@ -28,6 +28,7 @@ without prefix; addresses of memory are offsets into the backing.
 ``mem BYTES``                       size of the backing
 ``thp 0|1``                         the backing is made of 2 MiB pages
 ``manualdirty 0|1``                 ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2``
+``nxdisable 0|1``                   ``KVM_CAP_VM_DISABLE_NX_HUGE_PAGES``
 ``vcpus N``                         vCPUs, at least those that ops name
 ``dirtyring N``                     entries of each vCPU's dirty ring
 ``slot0 SIZE``                      size of slot 0, at GPA 0 from the start of the backing
@@ -222,6 +223,7 @@ _SETTINGS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "vcpus": lambda args: {"vcpus": _numbers(args, "N")[0]},
     "dirtyring": lambda args: {"dirty_ring": _numbers(args, "N")[0]},
     "manualdirty": lambda args: {"manual_dirty": _switch(args)},
+    "nxdisable": lambda args: {"disable_nx_huge_pages": _switch(args)},
 }
 
 
@@ -298,6 +300,8 @@ def _header_lines(scenario: Scenario) -> Iterator[str]:
         yield "thp 1"
     if header.manual_dirty:
         yield "manualdirty 1"
+    if header.disable_nx_huge_pages:
+        yield "nxdisable 1"
     if header.vcpus > 1:
         yield f"vcpus {header.vcpus:x}"
     if header.dirty_ring:

@@ -133,6 +133,7 @@ _OPS: dict[type, Callable[[Any], str]] = {
         f"the host makes huge pages possible again for 1/{o.ratio} of the split NX ones" if o.ratio
         else "the host's recovery of NX huge pages is off"
     ),
+    ops.SetNxHugePages: lambda o: f"the host turns nx_huge_pages {'on' if o.enabled else 'off'}",
     ops.SetNrMmuPages: lambda o: f"the VMM limits the shadow pages to {o.count:#x}",
     ops.SetSregs: _sregs,
     ops.SetPkru: lambda o: f"the VMM sets PKRU of vCPU {o.vcpu} to {o.value:#x}",

@@ -13,6 +13,7 @@ from mmulab.conform.recording import Recording, read_lines, read_recording
 from mmulab.errors import InputError
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Scenario
+from mmulab.scenario.text import parse_scenario
 
 NAMES = [
     "sh/dirtylog-manual-thp-pae",
@@ -64,6 +65,18 @@ def test_a_written_recording_reads_back_and_conforms(
     assert [s._replace(line=0) for s in again.scenario.steps] == [
         s._replace(line=0) for s in original.scenario.steps
     ]
+    assert compare(again, Level.FULL).agrees
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_vm_that_opted_out_of_nx_huge_pages_stays_so(tmp_path: Path, disabled: bool) -> None:
+    header = f"mode np\nhost amd npt=1 nx_huge_pages=1\nthp 1\nnxdisable {disabled:d}"
+    scenario = parse_scenario(f"mmulab-scenario 1\n{header}\nops\nnxhuge 0\nnxhuge 1\nxc s 205000\nend\n")
+    write_recording(tmp_path / "r.jsonl", record(scenario))
+    again = read_recording(tmp_path / "r.jsonl")
+    assert again.scenario.header == scenario.header
+    assert ("nxdisable" in json.loads(read_lines(tmp_path / "r.jsonl")[0])) is disabled
+    assert ("nx_lpage_splits" in again.ops[-2].stats) is not disabled
     assert compare(again, Level.FULL).agrees
 
 

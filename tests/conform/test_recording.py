@@ -136,6 +136,7 @@ def _op(number: int, change: Callable[[dict[str, Any]], object]) -> Callable[[li
         (_header(lambda h: h["cpuid"].update(maxphyaddr="40")), "line 1: header: '40' is no number"),
         (_header(lambda h: h["cpuid"].update(odd=1)), "line 1: header: unknown CPUID feature 'odd'"),
         (_header(lambda h: h.update(thp="yes")), "line 1: header: 'yes' is no number in 0 to 1"),
+        (_header(lambda h: h.update(nxdisable=2)), "line 1: header: 2 is no number in 0 to 1"),
         (_header(lambda h: h["slots"][0].update(size="0x2000000")), "line 1: header: SIZE is 2000000"),
         (_header(lambda h: h["mem_values"].append(["0x8", "0xfffff000", "0x0"])), "header: GPA is fffff000"),
         (_header(lambda h: h["mem_values"].append(["0x3", "0x0", "0x0"])), "the size of a value is 3"),

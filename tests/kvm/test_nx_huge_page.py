@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmulab import events as ev
 from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
-from mmulab.kvm.nx_huge_page import account_nx_huge_page, unaccount_nx_huge_page
+from mmulab.kvm.nx_huge_page import account_nx_huge_page, is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.zap import kvm_mmu_zap_all
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
@@ -107,3 +109,59 @@ def test_a_page_in_place_of_a_huge_one_is_counted_once(guest: Guest) -> None:
     assert guest.kvm.stat["nx_lpage_splits"] == 1
     kvm_mmu_zap_all(guest.kvm)
     assert guest.kvm.stat["nx_lpage_splits"] == 0
+
+
+def switch(guest: Guest, enabled: bool) -> list[ev.Event]:
+    with guest.watch() as seen:
+        assert guest.machine.execute(ops.SetNxHugePages(enabled)).result is None
+    return seen
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_switching_zaps_all_and_huge_pages_come_back_with_the_other_right(host: str) -> None:
+    guest, gvas = split(host, pages=2)
+    untouched = gvas[-1] + STEP
+    guest.read(untouched)
+    assert guest.spte(untouched, 2) & (PS | NX) == PS | NX
+    assert any(isinstance(e, ev.kvm_mmu_zap_all_fast) for e in switch(guest, False))
+    assert guest.kvm.possible_nx_huge_pages == {}
+    assert guest.kvm.stat["nx_lpage_splits"] == 0
+    for gva in (*gvas, untouched):
+        guest.fetch(gva)
+        assert guest.spte(gva, 2) & (PS | NX) == PS
+    assert guest.kvm.stat["nx_lpage_splits"] == 0
+    assert any(isinstance(e, ev.kvm_mmu_zap_all_fast) for e in switch(guest, True))
+    guest.read(untouched)
+    assert guest.spte(untouched, 2) & (PS | NX) == PS | NX
+    guest.fetch(untouched)
+    assert not guest.spte(untouched, 2) & PS
+    assert not guest.spte(untouched) & NX
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_writing_the_same_value_does_nothing(enabled: bool) -> None:
+    guest = Guest("np", thp=True, host=replace(HOSTS["tdp_mmu"], nx_huge_pages=enabled))
+    guest.read(GVA)
+    assert switch(guest, enabled) == []
+    assert guest.spte(GVA, 2) & PS
+
+
+def test_while_it_is_off_there_is_no_pass() -> None:
+    guest, gvas = split("tdp_mmu")
+    switch(guest, False)
+    assert recover(guest, 1) == []
+    switch(guest, True)
+    guest.fetch(gvas[0])
+    assert any(isinstance(e, ev.kvm_mmu_prepare_zap_page) for e in recover(guest, 1))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_vm_that_opted_out_has_executable_huge_pages(host: str) -> None:
+    guest, gvas = split(host, disable_nx_huge_pages=True)
+    assert not is_nx_huge_page_enabled(guest.kvm)
+    assert [guest.spte(gva, 2) & (PS | NX) for gva in gvas] == [PS] * 3
+    assert recover(guest, 1) == []
+    assert any(isinstance(e, ev.kvm_mmu_zap_all_fast) for e in switch(guest, False)), "every VM's are zapped"
+    switch(guest, True)
+    guest.fetch(gvas[0])
+    assert guest.spte(gvas[0], 2) & (PS | NX) == PS

@@ -150,6 +150,7 @@ def random_machine(
         backing_bytes=9 * MIB,
         thp=rng.random() < 0.5,
         manual_dirty=rng.choice((0, 1, 3)),
+        disable_nx_huge_pages=seed % 4 == 0,
         slots=(SLOT0, slot1),
         vcpus=vcpus,
         table_frames=1 << 10,
@@ -269,6 +270,7 @@ def host_ops(layout: Layout) -> Ops:
         st.builds(ops.Collapse, st.sampled_from((0, 2 * MIB, 4 * MIB)), st.just(2 * MIB)),
         st.builds(ops.Age, st.sampled_from((0, 2 * MIB)), st.just(2 * MIB)),
         st.builds(ops.RecoverNxHugePages, st.sampled_from((1, 2))),
+        st.builds(ops.SetNxHugePages, st.booleans()),
         st.builds(ops.SetNrMmuPages, st.sampled_from((64, 400))),
     )
 

@@ -29,11 +29,12 @@ def machine_of(**config: object) -> Machine:
 def test_it_is_built_as_configured() -> None:
     slots = (SLOT, SlotConfig(1, 16 * MIB, 2 * MIB, KVM_MEM_LOG_DIRTY_PAGES, 4 * MIB))
     cpu = CpuModel(vendor="intel", maxphyaddr=36)
-    machine = machine_of(slots=slots, vcpus=3, cpu=cpu, manual_dirty=3, thp=True)
+    machine = machine_of(slots=slots, vcpus=3, cpu=cpu, manual_dirty=3, disable_nx_huge_pages=True, thp=True)
     assert machine.slot_configs() == slots
     assert [vcpu.id for vcpu in machine.kvm.vcpus] == [0, 1, 2]
     assert all(vcpu.cpu is cpu for vcpu in machine.kvm.vcpus)
     assert machine.kvm.manual_dirty_log_protect == 3
+    assert machine.kvm.disable_nx_huge_pages
     assert [slot.host_level for slot in machine.kvm.slots[0].slots] == [2, 2]
     assert machine.kvm.slots[0].slots[1].base_frame == machine.memory.backing + (4 * MIB >> 12)
 

@@ -22,7 +22,7 @@ def test_a_scenario_becomes_lines(root: Path) -> None:
     made = of_scenario("first", read_scenario(root / "tests/scenario/examples/first_fault.mmu"))
     lines = made.job(SUPPORTED).splitlines()
     assert lines[:3] == ["mem 1000000", "nolock 0", "thp 0"]  # memory first, for what is put into it
-    assert {"manualdirty 0", "dirtyring 0", "vcpus 1"} <= set(lines)
+    assert {"manualdirty 0", "dirtyring 0", "nxdisable 0", "vcpus 1"} <= set(lines)
     assert "sregs 80010031 10000 10 0" in lines
     assert "slot 0 0 1000000 0 0" in lines
     assert {"feature maxphyaddr 80000008 0 0 0 8 28", "feature la57 7 0 2 10 1 0"} <= set(lines)
@@ -71,6 +71,11 @@ def test_memory_that_is_aged_is_not_locked() -> None:
 def test_dirty_rings_have_their_size() -> None:
     lines = work("mode np\ndirtyring 400\nops\n@1 getring").job(SUPPORTED).splitlines()
     assert {"dirtyring 400", "vcpus 2", "0 @1 getring"} <= set(lines)
+
+
+def test_a_vm_opts_out_of_nx_huge_pages() -> None:
+    lines = work("mode np\nnxdisable 1\nops\nnxhuge 1").job(SUPPORTED).splitlines()
+    assert {"nxdisable 1", "0 nxhuge 1"} <= set(lines)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         backing_bytes=MEM,
         thp=draw(st.booleans()),
         manual_dirty=draw(st.booleans()),
+        disable_nx_huge_pages=draw(st.booleans()),
         dirty_ring=draw(st.sampled_from([0, 0x400])),
         slots=(Slot(0, 0, 0x80000, 0, 0), Slot(3, 0x200000, 0x1000, draw(st.integers(0, 3)), draw(PAGES))),
         fills=tuple(draw(st.lists(fills, max_size=3))),

@@ -64,6 +64,26 @@ def test_a_change_of_cpuid_and_the_marker_come_back(tmp_path: Path) -> None:
     assert widths == sorted(widths, reverse=True)
 
 
+def test_a_switch_of_nx_huge_pages_comes_back(tmp_path: Path) -> None:
+    """The host's parameter is state too; whether the VM opted out of it is not."""
+    builder = ScenarioBuilder("np", disable_nx_huge_pages=True)
+    built = builder.op("rd s 5000").op("nxhuge 1").op("rd s 5000").build()
+    runner = Runner(built)
+    recorder = Recorder(runner.machine, info=Info("", "", None, {}), interval=1)
+    assert len(list(runner.results())) == 5
+    save(recorder.finish(), tmp_path / "a.mmr")
+    opened = open_recording(tmp_path / "a.mmr")
+    assert opened.config.disable_nx_huge_pages
+    switched, opted_out = [], []
+    for number in range(len(opened)):
+        kvm = opened.visit(opened.moment(number)).machine.kvm
+        switched.append(kvm.nx_huge_pages)
+        opted_out.append(kvm.disable_nx_huge_pages)
+    assert (switched[0], switched[-1]) == (False, True)
+    assert switched == sorted(switched)
+    assert all(opted_out)
+
+
 def refused(path: Path, **options: Any) -> str:
     with pytest.raises(InputError) as raised:
         open_recording(path, **options)

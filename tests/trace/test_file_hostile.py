@@ -215,6 +215,7 @@ def test_a_memslot_lies_in_memory(path: Path, attribute: str, value: int) -> Non
         ("vcpus", 1 << 30),
         ("manual_dirty", 9),
         ("thp", "yes"),
+        ("disable_nx_huge_pages", "no"),
         ("cpuid_after_run", "x"),
     ],
 )

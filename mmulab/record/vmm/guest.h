@@ -128,6 +128,8 @@ int protect_memory(u64 gpa, u64 length, u64 access);
 int swap_out(u64 gpa, u64 length);
 void swap_off(void);
 void recover_nx_huge_pages(u64 ratio);
+void switch_nx_huge_pages(u64 value);
+void restore_nx_huge_pages(void);
 
 void fix_pdptes(void);
 void run_op(char *line);

@@ -17,7 +17,7 @@
 #define PARAMETERS "/sys/module/kvm/parameters/"
 #define RECOVERY_MS 400		/* from one pass of the worker to the next */
 
-/* ---- recovery of NX huge pages --------------------------------------------- */
+/* ---- NX huge pages ---------------------------------------------------------- */
 
 static int is_recovery_worker(const char *folder, const char *id)
 {
@@ -75,6 +75,32 @@ void recover_nx_huge_pages(u64 ratio)
 	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", ratio);
 	set_parameter(PARAMETERS "nx_huge_pages_recovery_ratio", 0);
 	say(" out=host");
+}
+
+static char nx_huge_pages_before[16];	/* what the host was booted with; empty: that it still has */
+
+/*
+ * Every VM's pages are zapped before the write returns. The worker is woken too, but while the ratio is 0,
+ * which it is but in a pass of recover_nx_huge_pages(), it has nothing to do and sleeps on.
+ */
+void switch_nx_huge_pages(u64 value)
+{
+	char *text = read_file(PARAMETERS "nx_huge_pages");
+
+	if (!nx_huge_pages_before[0])
+		snprintf(nx_huge_pages_before, sizeof(nx_huge_pages_before), "%s", text ? text : "");
+	if (!strncmp(nx_huge_pages_before, "never", 5))
+		die("nx_huge_pages is 'never' on this host, which cannot be switched");
+	set_parameter(PARAMETERS "nx_huge_pages", value);
+	say(" out=host");
+}
+
+/* Put back what the next scenario has to find. */
+void restore_nx_huge_pages(void)
+{
+	if (nx_huge_pages_before[0] && write_file(PARAMETERS "nx_huge_pages", nx_huge_pages_before))
+		die(PARAMETERS "nx_huge_pages: %s", strerror(errno));
+	nx_huge_pages_before[0] = 0;
 }
 
 /* ---- protection ------------------------------------------------------------- */

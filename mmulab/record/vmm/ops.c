@@ -246,6 +246,8 @@ static void host_op(char **arg)
 		say_result(swap_out(first_arg, hex(arg[2])));
 	} else if (!strcmp(op, "nxrecover")) {
 		recover_nx_huge_pages(first_arg);
+	} else if (!strcmp(op, "nxhuge")) {
+		switch_nx_huge_pages(first_arg);
 	} else if (!strcmp(op, "nrpages")) {
 		say_result(ioctl(vm, KVM_SET_NR_MMU_PAGES, (unsigned long)first_arg));
 	} else if (!strcmp(op, "cpuid")) {
@@ -272,7 +274,8 @@ static int is_host_op(const char *op)
 {
 	static const char *names[] = { "hw", "slot", "slotdel", "getdirty", "cleardirty", "hinval",
 				       "nrpages", "cpuid", "sregs", "panic", "age", "collapse", "getring",
-				       "resetring", "pkru", "mprotect", "swapout", "nxrecover" };
+				       "resetring", "pkru", "mprotect", "swapout", "nxrecover",
+				       "nxhuge" };
 
 	for (u32 i = 0; i < sizeof(names) / sizeof(*names); i++)
 		if (!strcmp(op, names[i]))

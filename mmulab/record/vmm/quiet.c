@@ -14,7 +14,8 @@
 /*
  * Nothing may come between two ops of its own accord. KVM yields, and flushes early, where
  * need_resched() is set; khugepaged collapses what the scenario has split; compaction gives
- * other frames also to what is locked.
+ * other frames also to what is locked; NX huge pages are recovered once a minute. What has no quiet value
+ * is here because an op changes it.
  */
 static struct setting {
 	const char *path, *quiet;
@@ -23,6 +24,9 @@ static struct setting {
 	{ .path = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", .quiet = "4000000000" },
 	{ .path = "/proc/sys/vm/compact_unevictable_allowed", .quiet = "0" },
 	{ .path = "/proc/sys/kernel/sched_rt_runtime_us", .quiet = "-1" },
+	{ .path = "/sys/module/kvm/parameters/nx_huge_pages_recovery_ratio", .quiet = "0" },
+	{ .path = "/sys/module/kvm/parameters/nx_huge_pages_recovery_period_ms", .quiet = "0" },
+	{ .path = "/sys/module/kvm/parameters/nx_huge_pages" },
 	{ .path = "/sys/kernel/debug/sched/fair_server/cpu%d/runtime", .quiet = "0" },
 };
 
@@ -45,7 +49,8 @@ static void save(const char *path, struct setting *setting)
 
 static void make_quiet(const char *path, struct setting *setting)
 {
-	write_file(path, setting->quiet);
+	if (setting->quiet)
+		write_file(path, setting->quiet);
 }
 
 static void restore(const char *path, struct setting *setting)

@@ -2,7 +2,7 @@
  * A scenario: makes its VM, runs its ops and ends it. It comes as lines of text, its beginning first:
  *
  *   mem BYTES        nolock 0|1       thp 0|1          manualdirty 0|1
- *   vcpus N          dirtyring N      pdptfix GPA
+ *   vcpus N          dirtyring N      nxdisable 0|1    pdptfix GPA
  *   sregs CR0 CR3 CR4 EFER            slot ID GPA SIZE FLAGS OFFSET
  *   feature KEY LEAF INDEX REGISTER LOWEST BITS VALUE
  *   helper GPA BYTES                  fill GPA LEN BYTE                     value SIZE GPA VALUE
@@ -27,7 +27,7 @@
 static struct kvm_userspace_memory_region first_slots[MAX_SLOTS];
 static struct kvm_sregs first;
 static struct cpuid supported;
-static int kvm, n_slots, nolock, manual_dirty;
+static int kvm, n_slots, nolock, manual_dirty, nx_disable;
 static void *runs;
 static u64 runs_bytes;
 
@@ -130,6 +130,8 @@ static void header_line(char *line)
 		ring_entries = x[0];
 	else if (!strcmp(key, "manualdirty"))
 		manual_dirty = x[0];
+	else if (!strcmp(key, "nxdisable"))
+		nx_disable = x[0];
 	else if (!strcmp(key, "vcpus"))
 		n_vcpus = x[0];
 	else if (!strcmp(key, "sregs"))
@@ -173,10 +175,13 @@ void open_kvm(void)
 
 static void make_vm(void)
 {
+	struct kvm_enable_cap executable = { .cap = KVM_CAP_VM_DISABLE_NX_HUGE_PAGES };
 	struct kvm_enable_cap manual = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { 1 } };
 
 	if (manual_dirty && ioctl(vm, KVM_ENABLE_CAP, &manual))
 		die("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: %s", strerror(errno));
+	if (nx_disable && ioctl(vm, KVM_ENABLE_CAP, &executable))
+		die("KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: %s", strerror(errno));
 	make_slots();
 	enable_dirty_rings();
 	for (int i = 0; i < n_vcpus; i++)
@@ -209,6 +214,7 @@ static void end_vm(const char *number)
 	put(REC_OUTCOME, "out=host |", 10);
 	if (memory_swaps)
 		swap_off();
+	restore_nx_huge_pages();
 	end_memory();
 }
 
@@ -217,7 +223,7 @@ void run_scenario(char *text)
 	char *line, *last = "0";
 
 	memset(vcpus, 0, sizeof(vcpus));
-	n_slots = nolock = manual_dirty = ring_entries = dead = 0;
+	n_slots = nolock = manual_dirty = nx_disable = ring_entries = dead = 0;
 	n_vcpus = 1;
 	get_supported();
 	vm = ioctl(kvm, KVM_CREATE_VM, 0);
