@@ -20,6 +20,8 @@ from mmulab.lab.sync.tables import priced, short
 
 __all__ = ["MEASURES", "Answer", "Effect", "answers", "find_variations", "policies_of"]
 
+BYTES = "bytes"
+"""The measure that goes into the sentence only: hardly a variation leaves it as it is."""
 MEASURES: dict[str, Callable[[SyncCell], int]] = {
     "emulated writes": lambda cell: cell.counts.emulated_writes,
     "faults": lambda cell: cell.page_faults,
@@ -29,7 +31,7 @@ MEASURES: dict[str, Callable[[SyncCell], int]] = {
     "idle CR3 loads": lambda cell: cell.counts.idle_cr3_writes,
     "given up for another": lambda cell: cell.counts.evicted,
     "stayed in sync": lambda cell: sum(cell.counts.refused.values()),
-    "bytes": lambda cell: cell.counts.peak_bytes,
+    BYTES: lambda cell: cell.counts.peak_bytes,
 }
 """What is compared, by its name in the tables."""
 
@@ -83,7 +85,7 @@ class Effect(NamedTuple):
     @property
     def moved(self) -> bool:
         """Whether more differs than memory."""
-        return bool({*self.deltas} - {"bytes"})
+        return bool({*self.deltas} - {BYTES})
 
     @property
     def broken(self) -> bool:
@@ -125,7 +127,7 @@ class Answer:
             for effect in found
             if effect.moved or effect.broken or effect.mended
         ]
-        names = [name for name in MEASURES if any(name in effect.deltas for _, effect in shown)]
+        names = [name for name in MEASURES if name != BYTES and any(name in e.deltas for _, e in shown)]
         rows = [
             [value, effect.work, *map(effect.deltas.get, names), self._verdict(effect)]
             for value, effect in shown
@@ -140,7 +142,7 @@ class Answer:
 
     @staticmethod
     def _verdict(effect: Effect) -> str:
-        return "breaks it" if effect.broken else "mends it" if effect.mended else ""
+        return "breaks" if effect.broken else "mends" if effect.mended else ""
 
     def sentence(self, value: str) -> str:
         """Return the answer of one value, in words that the run decides."""
@@ -163,12 +165,12 @@ class Answer:
     def _counts(self, found: Sequence[Effect]) -> str:
         whole = [effect for effect in found if effect.comparable]
         moved = [effect for effect in whole if effect.moved]
-        bytes_ = {effect.deltas.get("bytes", 0) for effect in whole}
+        bytes_ = {effect.deltas.get(BYTES, 0) for effect in whole}
         memory = "" if bytes_ <= {0} else f"; its bookkeeping takes {_bytes(bytes_)}"
         if not moved:
             return f"no count differs on the {len(whole)} pieces of work that both get right{memory}"
         total = {name: sum(effect.deltas.get(name, 0) for effect in moved) for name in MEASURES}
-        del total["bytes"]
+        del total[BYTES]
         listed = ", ".join(f"{name} {more:+,}" for name, more in total.items() if more)
         own, varied = (self._cost([getattr(e, side) for e in moved]) for side in ("own", "varied"))
         share = 100 * (varied - own) / own

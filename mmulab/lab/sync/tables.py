@@ -95,7 +95,7 @@ def counts_table(cells: Sequence[SyncCell]) -> Table:
         rows.append([short(cell.case), str(cell.policy), *did])
     columns = ["work", "policy", "emulated writes", "write-protect faults", "all faults", "unsynced"]
     columns += ["synced", "entries compared", "CR3 loads", "idle ones"]
-    caption = "What each policy did. Entries: those that INVLPG compares alone too. Idle: that synced nothing."
+    caption = "What each policy did. Entries: also those that INVLPG compares. Idle: that synced nothing."
     return Table("counts", columns, rows, caption)
 
 

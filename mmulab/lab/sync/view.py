@@ -8,7 +8,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from mmulab.errors import InputError
-from mmulab.events import kvm_mmu_sync_page, kvm_mmu_unsync_page
+from mmulab.events import (
+    kvm_mmu_get_page,
+    kvm_mmu_prepare_zap_page,
+    kvm_mmu_sync_page,
+    kvm_mmu_unsync_page,
+)
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE
 from mmulab.kvm.sync.policy import SyncPolicy
@@ -35,6 +40,7 @@ from mmulab.workload.record import record_boot
 __all__ = [
     "Resync",
     "broken",
+    "record_work",
     "record_wrong",
     "resynced",
     "resyncs",
@@ -114,10 +120,21 @@ def _leaf_gfn(recording: Recording, op: int, gva: int) -> int | None:
 def _sync_events(
     recording: Recording,
 ) -> Iterator[tuple[int, int, kvm_mmu_sync_page | kvm_mmu_unsync_page]]:
-    """Yield number, op and event of each page that goes out of sync or comes back."""
+    """Yield number, op and event of each page that goes out of sync or comes back.
+
+    A page that is zapped ends its being out of sync with the same event, and is not compared.
+    """
+    zapped: set[tuple[int, int]] = set()
     for at in range(len(recording.events)):
         event = recording.events[at]
-        if isinstance(event, kvm_mmu_sync_page | kvm_mmu_unsync_page):
+        if isinstance(event, kvm_mmu_prepare_zap_page):
+            zapped.add((event.gfn, event.role))
+        elif isinstance(event, kvm_mmu_get_page):
+            zapped.discard((event.gfn, event.role))
+        elif (
+            isinstance(event, kvm_mmu_sync_page | kvm_mmu_unsync_page)
+            and (event.gfn, event.role) not in zapped
+        ):
             op = recording.op_of(at)
             yield recording.number(Moment(op, at)), op, event
 
@@ -258,7 +275,7 @@ def resyncs(recording: Recording, most: int | None = None) -> list[Resync]:
     return found
 
 
-def _record_work(case: Case, kernel: Kernel) -> Recording:
+def record_work(case: Case, kernel: Kernel) -> Recording:
     """Run a piece of work, recorded; of a boot the case must name a number of records."""
     if case.stream:
         return record_boot(read_boot(case), case.records or len(read_boot(case)), kernel)[0]
@@ -276,7 +293,7 @@ def resynced(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None, mo
     most : int
         How many are listed.
     """
-    recording = _record_work(case, kernel_of(case, kernel).with_(sync=policy))
+    recording = record_work(case, kernel_of(case, kernel).with_(sync=policy))
     found, name = resyncs(recording, most), f"{case.name} under {policy}"
 
     def still(number: int) -> str:
