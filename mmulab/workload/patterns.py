@@ -20,9 +20,10 @@ from typing import ClassVar
 from mmulab.errors import InputError, find_named
 from mmulab.machine import op as ops
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
-from mmulab.scenario.scenario import Scenario
+from mmulab.scenario.scenario import MODES, Scenario
 from mmulab.workload.small_os import HUGE, KERNEL, PAGE, READ, WRITE, SmallOs
-from mmulab.x86.mode import PT_WRITABLE_MASK
+from mmulab.x86.mode import PT_GLOBAL_MASK, PT_WRITABLE_MASK
+from mmulab.x86.regs import X86_CR4_PGE
 
 HOSTS: dict[str, dict[str, int]] = {
     "shadow": {"npt": 0},
@@ -261,6 +262,56 @@ class ContextSwitches(Workload):
         return os
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelMaps(Workload):
+    """The kernel maps pages for a moment each, at addresses that all address spaces share (``kmap``).
+
+    The entries are global, in more tables than the patches of 2008 had places for.
+
+    Attributes
+    ----------
+    tables : int
+        Page tables of the window.
+    changes : int
+        Entries that are changed, each in a table that is drawn.
+    hot, hot_percent : int
+        So many of the tables get at least so many of the changes.
+    load_every, flush_every : int
+        Changes between two loads of CR3, which spare global entries, and between two flushes of those too.
+    """
+
+    name: ClassVar[str] = "kernel-maps"
+    summary: ClassVar[str] = "short-lived global mappings of the kernel in many tables"
+    tables: int = 12
+    changes: int = 240
+    hot: int = 4
+    hot_percent: int = 50
+    load_every: int = 3
+    flush_every: int = 80
+
+    def _run(self, mode: str, host: dict[str, int], draw: random.Random) -> SmallOs:
+        os = SmallOs(mode, source=self.name, host=host)
+        pages = [os.page() for _ in range(8)]
+        window = os.layout.direct + 8 * os.builder.mem
+        starts = [window + number * os.layout.large for number in range(self.tables)]
+        for start in starts:
+            os.map(os.root, start, pages[0], KERNEL | PT_GLOBAL_MASK)
+        cr4 = MODES[mode].cr4
+        os.load_cr4(cr4 | X86_CR4_PGE)
+        for number in range(1, self.changes + 1):
+            few = draw.random() * 100 < self.hot_percent
+            at = draw.choice(starts[: self.hot] if few else starts) + draw.randrange(16) * PAGE
+            os.map(os.root, at, draw.choice(pages), KERNEL | PT_GLOBAL_MASK)
+            os.invlpg(at)
+            os.write_kernel(at, number)
+            if not number % self.flush_every:
+                os.load_cr4(cr4)
+                os.load_cr4(cr4 | X86_CR4_PGE)
+            elif not number % self.load_every:
+                os.switch(os.root)
+        return os
+
+
 def is_written(page: int, percent: int) -> bool:
     """Whether a pass that writes `percent` of the pages, evenly, writes this one."""
     return page * percent // 100 != (page + 1) * percent // 100
@@ -363,6 +414,7 @@ WORKLOADS: dict[str, Workload] = {
     "fork-exec": ForkExec(),
     "text-patching": TextPatching(),
     "context-switches": ContextSwitches(),
+    "kernel-maps": KernelMaps(),
     **{f"sparse-writes-{percent}": SparseWrites(written_percent=percent) for percent in (5, 50, 100)},
     "migration": MigrationRounds(),
     "migration-manual": MigrationRounds(manual=True),

@@ -290,6 +290,10 @@ class SmallOs:
         """Flush one page."""
         self._do(ops.Invlpg(gva))
 
+    def load_cr4(self, value: int) -> None:
+        """Load CR4; a change of PGE flushes global pages too."""
+        self._do(ops.WriteCr(4, value))
+
     def vmm(self, op: Op) -> None:
         """Let the VMM do something."""
         self._do(op)

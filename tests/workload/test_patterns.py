@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.sync.oos_2008 import oos_2008
+from mmulab.kvm.sync.oos_state import OosState
 from mmulab.machine import op as ops
 from mmulab.machine.op import OutcomeKind
+from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner, run
 from mmulab.scenario.scenario import Scenario
 from mmulab.workload.patterns import (
@@ -19,6 +23,7 @@ from mmulab.workload.patterns import (
     WORKLOADS,
     ContextSwitches,
     ForkExec,
+    KernelMaps,
     MigrationRounds,
     SparseWrites,
     TextPatching,
@@ -32,6 +37,7 @@ SMALL: list[Workload] = [
     ForkExec(processes=2, pages=5),
     TextPatching(patches=6, sites=3),
     ContextSwitches(roots=3, switches=10, touches=2, changes_percent=50),
+    KernelMaps(tables=3, changes=12, hot=1, flush_every=5),
 ]
 
 
@@ -108,6 +114,22 @@ def test_context_switches_load_each_root() -> None:
     assert len(roots) == 5
     assert count(scenario)["kvm_mmu_sync_page"] > 0
     assert count(ContextSwitches(roots=5, switches=60, changes_percent=0).scenario())["exc"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kernel_maps_are_global_and_survive_loads_of_cr3(mode: str) -> None:
+    """More tables go out of sync than the 2008 design has places for, and a load of CR3 leaves them there."""
+    scenario = KernelMaps().scenario(mode)
+    runner = Runner(scenario, config=machine_config(scenario, LINUX_6_1.with_(sync=oos_2008)))
+    kvm, before, loaded = runner.machine.kvm, 0, []
+    for result in runner.results():
+        assert isinstance(kvm.sync_state, OosState)
+        if isinstance(result.op, ops.WriteCr) and result.op.cr == 3:
+            loaded.append((before, len(kvm.sync_state.in_array())))
+        before = len(kvm.sync_state.in_array())
+    assert {now for _, now in loaded} >= {1, 7}
+    assert all(was == now for was, now in loaded)
+    assert kvm.sync_stat["evicted"] > 0
 
 
 @pytest.mark.parametrize("percent", [0, 5, 50, 100])

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from html import escape
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
-from mmulab.lab.cases.run import FAILURES
-from mmulab.lab.cases.table import read_boot, read_case, scenario_of
+from mmulab.kvm.kernel import Kernel
+from mmulab.lab.cases.wrong import Wrong, kernel_of, record_again
 from mmulab.lab.designs.compare import Cell, Comparison
-from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.record import record_steps
-from mmulab.scenario.scenario import Scenario
-from mmulab.trace.recording import Moment, Recording
+from mmulab.trace.recording import Moment
 from mmulab.widgets.matrix import Column, Matrix, Row, Verdict
 from mmulab.widgets.stepper import Stepper
 from mmulab.widgets.steps import Steps
 from mmulab.widgets.wrong_access import Where, moments, wrong_access
-from mmulab.workload.record import record_boot
 
-__all__ = ["Wrong", "design_matrix", "group_of", "record_wrong", "wrong_steps"]
+__all__ = ["design_matrix", "group_of", "record_wrong", "wrong_steps"]
 
 GROUPS = (
     ("la57-switch-*", "switch of CR4.LA57"),
@@ -50,22 +44,6 @@ def group_of(name: str) -> str:
     return next((words for pattern, words in GROUPS if fnmatchcase(name, pattern)), "others")
 
 
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """The recording of a run that went wrong, and the moments that tell how.
-
-    Attributes
-    ----------
-    recording : Recording
-    moments : list of (int, str)
-        Number and title of each, in order; the last is the end of the wrong op, or where the
-        model stopped, the end of the op before it.
-    """
-
-    recording: Recording
-    moments: list[tuple[int, str]]
-
-
 def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
     """Run a wrong cell once more, recorded.
 
@@ -85,58 +63,22 @@ def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
     """
     if cell.first_wrong is None:
         raise ValueError(f"{cell.case.name} is correct under {cell.design.name}")
-    if cell.case.stream:
-        return _record_boot(cell, kernel, cell.first_wrong.op)
-    scenario = scenario_of(read_case(cell.case))
-    wrong, shared = cell.first_wrong, cell.collision
-    recording, ops = _record_as_far_as_it_goes(cell, scenario, kernel, wrong.op)
-    if wrong.op not in ops:
-        number = recording.number(Moment(ops[wrong.op - 1], None))
-        return Wrong(recording, [(number, f"before op {wrong.op} '{wrong.text}', in which the MMU fails")])
-    at = Where(ops[wrong.op], f"op {wrong.op} '{wrong.text}'")
-    if shared is None:
-        return Wrong(recording, moments(recording, at))
-    found = Where(ops[shared.op], f"op {shared.op}")
-    return Wrong(recording, moments(recording, at, found=found, page=(shared.gfn, shared.shared)))
-
-
-def _record_as_far_as_it_goes(
-    cell: Cell, scenario: Scenario, kernel: Kernel | None, wrong: int
-) -> tuple[Recording, dict[int, int]]:
-    """Record the whole run; if the MMU fails somewhere, up to the wrong op; if in that, up to the one before.
-
-    Inside an op that never ended nothing can be visited.
-    """
-    chosen = machine_config(scenario, kernel).kernel.with_(design=cell.design)
-    for until in (None, wrong, wrong - 1):
-        try:
-            return record_steps(scenario, kernel=chosen, until=until)
-        except FAILURES:
-            continue
-    raise _nothing_to_see(cell)
-
-
-def _record_boot(cell: Cell, kernel: Kernel | None, record: int) -> Wrong:
-    """Record a boot up to the wrong access, or if the MMU fails in that, up to the one before."""
-    stream = read_boot(cell.case)
-    chosen = (kernel or LINUX_6_1).with_(design=cell.design)
-    for limit in (record + 1, record) if record else (1,):
-        try:
-            recording, last = record_boot(stream, limit, chosen)
-        except FAILURES:
-            continue
-        if limit > record:
-            return Wrong(recording, moments(recording, Where(last, f"record {record:,}")))
-        number = recording.number(Moment(last, None))
-        return Wrong(recording, [(number, f"before record {record:,}, in which the MMU fails")])
-    raise _nothing_to_see(cell)
-
-
-def _nothing_to_see(cell: Cell) -> InputError:
-    seen = "" if cell.first_wrong is None else f": {cell.first_wrong.seen}"
-    return InputError(
-        f"{cell.case.name} under {cell.design.name}: nothing before the failure can be shown{seen}"
+    ran = record_again(
+        cell.case,
+        kernel_of(cell.case, kernel).with_(design=cell.design),
+        cell.first_wrong,
+        under=cell.design.name,
     )
+    recording, wrong, shared = ran.recording, cell.first_wrong, cell.collision
+    named = f"record {wrong.op:,}" if cell.case.stream else f"op {wrong.op} '{wrong.text}'"
+    if wrong.op not in ran.ops:
+        number = recording.number(Moment(ran.ops[wrong.op - 1], None))
+        return Wrong(recording, [(number, f"before {named}, in which the MMU fails")])
+    at = Where(ran.ops[wrong.op], named)
+    if shared is None or cell.case.stream:
+        return Wrong(recording, moments(recording, at))
+    found = Where(ran.ops[shared.op], f"op {shared.op}")
+    return Wrong(recording, moments(recording, at, found=found, page=(shared.gfn, shared.shared)))
 
 
 def design_matrix(
