@@ -60,6 +60,7 @@ main.main()' record --host "$@" --out $out > $out.said 2>&1
 state() {{
     cat /sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
     cat /proc/sys/vm/compact_unevictable_allowed /proc/sys/kernel/sched_rt_runtime_us
+    grep . /sys/module/kvm/parameters/nx_huge_pages*
     cat $T/kprobe_events $T/tracing_on $T/trace_clock $T/buffer_size_kb
     ls $T/instances $T/events | grep -i mmulab
 }}
