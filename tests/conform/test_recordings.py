@@ -119,7 +119,7 @@ MORE_OF_EACH = {
     "swapout-tdp0": 5,
     "swapout-tdp1": 6,
 }
-"""Those of each kernel: NX huge pages and their switch, pages protected and swapped, tables written in SMM, no MMIO sptes."""
+"""Those of each kernel: NX huge pages, pages protected and swapped, tables written in SMM, no MMIO sptes."""
 MORE_FOLDERS = {"6.1.192": MORE_6_1 | MORE_OF_EACH, "6.12.117": MORE_6_12 | MORE_OF_EACH}
 
 
