@@ -111,7 +111,7 @@ MORE_OF_EACH = {
     "nxrecover-tdp1": 8,
     "nxswitch-sh": 11,
     "nxswitch-tdp0": 12,
-    "nxswitch-tdp1": 11,
+    "nxswitch-tdp1": 12,
     "smmtrack-sh": 9,
     "smmtrack-tdp0": 2,
     "smmtrack-tdp1": 1,
