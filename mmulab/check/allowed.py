@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -110,7 +111,7 @@ def allowed_walks(
 ) -> Iterator[FoundWalk]:
     """Yield each walk of `gva` that is allowed, what memory holds now first; A and D are not set."""
     for paging in forgotten.forms(world.space, world.paging):
-        found = every(lambda choices: _walk(world, history, forgotten, paging, gva, pfec, not_smap, choices))
+        found = every(partial(_walk, world, history, forgotten, paging, gva, pfec, not_smap))
         yield from islice(found, MAX_WALKS)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
-from mmulab.check.allowed import FoundWalk, allowed_walks
+from mmulab.check.allowed import FoundWalk, World, allowed_walks
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.conform.outcome import Decoded, encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
@@ -64,10 +64,15 @@ class Judged(NamedTuple):
     machine: Machine
 
 
-class _Verdict(Enum):
+class Verdict(Enum):
+    """What the oracle says of an op."""
+
     ALLOWED = "allowed"
     WRONG = "wrong"
+    NO_ACCESS = "no access"
+    """Nothing was accessed that it knows of; the op must end as recorded."""
     UNDECIDED = "undecided"
+    """The guest executes what is no instruction of the scenario's."""
 
 
 class Oracle:
@@ -84,34 +89,42 @@ class Oracle:
         self._history = TableHistory(machine.memory)
         self._forgotten = Forgotten()
         self._before = world_of(machine)
+        self._guest: World | None = None
         self._now = 0
 
-    def judge(self, result: Result) -> tuple[_Verdict, FoundWalk | None]:
+    def judge(self, result: Result) -> tuple[Verdict, FoundWalk | None]:
         """Judge an op that has run, and take note of it; the walk is what memory alone says of its access."""
         self._now += 1
         verdict, walks = self._judge(result)
         self._history.note(self._now, behind=isinstance(result.op, ops.HostWrite))
         forget(self._forgotten, self._machine, result.op, result.outcome, self._before, self._now)
         self._before = world_of(self._machine)
+        if self._before.nested_guest:
+            self._guest = self._before
         return verdict, walks
 
-    def _judge(self, result: Result) -> tuple[_Verdict, FoundWalk | None]:
-        op, outcome = result.op, result.outcome
+    def _judge(self, result: Result) -> tuple[Verdict, FoundWalk | None]:
+        op = result.op
+        if isinstance(op, ops.Vmrun):
+            return self._entered(result), None
         if isinstance(op, (*HOST_OPS, ops.Teardown)) or _other_exit(result) or _delivery_exit(result):
-            return _Verdict.UNDECIDED, None
-        try:
-            mode, insn = instruction_of(op, self._machine.config.stubs)
-        except TypeError:
-            return _Verdict.UNDECIDED, None
-        if insn.rip is not None and not isinstance(op, ops.Execute):
-            fetched = self._fetch(insn.rip, mode, result)
-            if fetched is not None:
-                return fetched, None
+            return Verdict.NO_ACCESS, None
+        mode, insn = instruction_of(op, self._machine.config.stubs)
         if isinstance(op, ops.Execute):
             return self._execute(op, result)
-        if not isinstance(op, DATA):
-            return _Verdict.UNDECIDED, None
-        return self._data(op, insn, result)
+        fetched = None if insn.rip is None else self._fetch(insn.rip, mode, result)
+        if fetched is not None:
+            return fetched, None
+        return self._data(op, insn, result) if isinstance(op, DATA) else (Verdict.NO_ACCESS, None)
+
+    def _entered(self, result: Result) -> Verdict:
+        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
+        told = result.outcome.vmexit
+        if told is None or "gla" not in told or self._guest is None:
+            return Verdict.NO_ACCESS
+        fetches = allowed_walks(self._guest, self._history, self._forgotten, told["gla"], PFERR_FETCH_MASK)
+        seen = any(walks.gpa is None and _fault_seen(walks, result) for walks in fetches)
+        return Verdict.ALLOWED if seen else Verdict.NO_ACCESS
 
     def _walks(self, gva: int, pfec: int, mode: Mode) -> Iterator[FoundWalk]:
         if not self._before.control[2] & EFER_LMA:
@@ -122,56 +135,57 @@ class Oracle:
     def _canonical(self, gva: int) -> bool:
         return not self._before.control[2] & EFER_LMA or is_canonical(gva, self._before.paging[0].mode)
 
-    def _fetch(self, rip: int, mode: Mode, result: Result) -> _Verdict | None:
+    def _fetch(self, rip: int, mode: Mode, result: Result) -> Verdict | None:
         """Judge by the fetch of the stub; None: the instruction is the op's, and the rest decides."""
         kind = PFERR_FETCH_MASK | (PFERR_USER_MASK if mode is Mode.USER else 0)
         elsewhere = False
         for walks in self._walks(rip, kind, mode):
-            if walks.gpa is None:
-                if _fault_seen(walks, result):
-                    return _Verdict.ALLOWED
+            if walks.gpa is None and _fault_seen(walks, result):
+                return Verdict.ALLOWED
             elsewhere |= walks.gpa is not None and walks.gpa != rip
-        return _Verdict.UNDECIDED if elsewhere else None
+        return Verdict.UNDECIDED if elsewhere else None
 
-    def _execute(self, op: ops.Execute, result: Result) -> tuple[_Verdict, FoundWalk | None]:
+    def _execute(self, op: ops.Execute, result: Result) -> tuple[Verdict, FoundWalk | None]:
         first, other = None, False
         for walks in self._walks(op.gva, access_kind(op), op.mode):
             first = first or walks
             if walks.gpa is None:
                 if _fault_seen(walks, result):
-                    return _Verdict.ALLOWED, first
+                    return Verdict.ALLOWED, first
                 continue
             hpa = self._before.hpa_of(walks.gpa)
             if hpa is None or self._history.read(hpa, 1) != NOP:
                 other = True
             elif result.outcome.kind is OutcomeKind.OK:
-                return _Verdict.ALLOWED, first
+                return Verdict.ALLOWED, first
         if result.outcome.vector == GP_VECTOR and not self._canonical(op.gva):
-            return _Verdict.ALLOWED, first
-        return (_Verdict.UNDECIDED if other else _Verdict.WRONG), first
+            return Verdict.ALLOWED, first
+        return (Verdict.UNDECIDED if other else Verdict.WRONG), first
 
-    def _data(self, op: Op, insn: Instruction, result: Result) -> tuple[_Verdict, FoundWalk | None]:
+    def _data(self, op: Op, insn: Instruction, result: Result) -> tuple[Verdict, FoundWalk | None]:
         assert isinstance(op, DATA)
         first = None
         over = max(0, (op.gva & 0xFFF) + insn.size - 0x1000)
-        reads_first = isinstance(op, ops.Exchange | ops.CompareExchange)
-        kinds = [access_kind(op), *([access_kind(op) & PFERR_USER_MASK] if reads_first else [])]
-        for kind in kinds:
+        done = result.outcome.kind is OutcomeKind.OK
+        for kind in self._kinds(op):
             for walks in self._walks(op.gva, kind, op.mode):
                 first = first or walks
-                if walks.gpa is None:
-                    if _fault_seen(walks, result):
-                        return _Verdict.ALLOWED, first
-                elif over or self._arrived(op, walks.gpa, result):
-                    if result.outcome.kind is OutcomeKind.OK:
-                        return _Verdict.ALLOWED, first
-            if over:
-                for walks in self._walks(op.gva + insn.size - over, kind, op.mode):
-                    if walks.gpa is None and _fault_seen(walks, result):
-                        return _Verdict.ALLOWED, first
+                arrived = done and (over or (walks.gpa is not None and self._arrived(op, walks.gpa, result)))
+                if arrived if walks.gpa is not None else _fault_seen(walks, result):
+                    return Verdict.ALLOWED, first
+            second = self._walks(op.gva + insn.size - over, kind, op.mode) if over else iter(())
+            if any(walks.gpa is None and _fault_seen(walks, result) for walks in second):
+                return Verdict.ALLOWED, first
         if result.outcome.vector == GP_VECTOR and not self._canonical(op.gva):
-            return _Verdict.ALLOWED, first
-        return _Verdict.WRONG, first
+            return Verdict.ALLOWED, first
+        return Verdict.WRONG, first
+
+    @staticmethod
+    def _kinds(op: Op) -> list[int]:
+        """Return the accesses that the operand may be: what is exchanged may be read before."""
+        kind = access_kind(op)
+        exchanges = isinstance(op, ops.Exchange | ops.CompareExchange)
+        return [kind, kind & PFERR_USER_MASK] if exchanges else [kind]
 
     def _arrived(self, op: Op, gpa: int, result: Result) -> bool:
         """Whether a data access ended at an address, and saw or left what it must there."""
@@ -257,12 +271,12 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         if same and not parted and as_recorded:
             judged += 1
             continue
-        if verdict is _Verdict.UNDECIDED and not same and not parted:
-            verdict = _Verdict.ALLOWED if _ends_alike(result, wanted) else _Verdict.WRONG
+        if verdict is Verdict.NO_ACCESS and not same and not parted:
+            verdict = Verdict.ALLOWED if _ends_alike(result, wanted) else Verdict.WRONG
         parted |= not same
-        if verdict is _Verdict.WRONG:
+        if verdict is Verdict.WRONG:
             return Judged(_wrong(machine, at, result, walks, wanted), judged, total, machine)
-        judged += verdict is _Verdict.ALLOWED or same
+        judged += verdict is Verdict.ALLOWED or same
 
 
 def _told(recording: Recording) -> tuple[dict[tuple[int, str], list[Decoded]], dict[int, int]]:

@@ -73,7 +73,7 @@ def _hpa_of(machine: Machine, address_space: int, gpa: int) -> int | None:
 
 
 def _pdptes(machine: Machine, v: Vcpu) -> tuple[int, ...] | None:
-    """Return the PDPTE registers, where a processor has any: not under nested paging on AMD (APM 2, 15.25.10)."""
+    """Return the PDPTE registers; under AMD's nested paging there are none (APM 2, 15.25.10)."""
     amd = machine.kvm.config.vendor == "amd"
     npt = isinstance(v.nested, SvmNested) and v.nested.npt if v.guest_mode else machine.kvm.config.tdp
     return None if amd and npt else tuple(v.walk_mmu.pdptrs)
@@ -120,11 +120,15 @@ def forget(forgotten: Forgotten, machine: Machine, op: Op, outcome: Outcome, bef
     entered = isinstance(op, ops.Vmrun | ops.Vmlaunch)
     if entered and machine.kvm.config.vendor == "amd":
         _run_with_control_block(forgotten, machine, op, now)
-    elif entered or after.nested_guest != before.nested_guest:
-        if not v.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID):
-            forgotten.space(HOST_SPACE, now)  # SDM 3, 28.3.3.1
+    elif (entered or after.nested_guest != before.nested_guest) and _without_vpid(machine, v):
+        forgotten.space(HOST_SPACE, now)  # SDM 3, 28.3.3.1
     if outcome.kind is OutcomeKind.OK and not (outcome.cf or outcome.zf):
         _instruction(forgotten, op, before, after, now)
+
+
+def _without_vpid(machine: Machine, v: Vcpu) -> bool:
+    intel = machine.kvm.config.vendor == "intel"
+    return intel and not v.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID)
 
 
 def _run_with_control_block(forgotten: Forgotten, machine: Machine, op: Op, now: int) -> None:
