@@ -1,10 +1,10 @@
 """Judging a recording under another sync policy than the recorded kernel's.
 
 Until the guest flushes, the processor may use a translation that is gone or the one
-that is there, and policies differ in which. So an access is right if the real guest
-saw the same of it, or if the oracle (:mod:`mmulab.check.allowed`) allows what is
-seen. Once an access has rightly gone otherwise than recorded, the guests have parted:
-memory may differ, and the oracle alone judges on.
+that is there, and policies differ in which. So an access is right if it did what the
+real guest's did, or if the oracle (:mod:`mmulab.check.allowed`) allows it. Once one has
+rightly gone otherwise than recorded, the guests have parted: memory may differ, and
+the oracle alone judges on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.conform.outcome import Decoded, encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.kvm.inject import GP_VECTOR
-from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernel import Kernel, find_kernel
 from mmulab.kvm.svm.nested import SVM_EXITS
 from mmulab.kvm.vmx.nested import EXIT_REASONS
 from mmulab.lab.cases.judge import TwoWalks, WrongAccess, judge_fault, seen_str
@@ -240,7 +240,8 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         Of one vCPU.
     kernel : Kernel
     as_recorded : bool
-        What the real guest saw is right. If not, the oracle alone decides of each access.
+        What the real guest saw is right, if the access also went where that one's did.
+        False: the oracle alone decides of each access.
 
     Raises
     ------
@@ -253,6 +254,7 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
     told, numbers = _told(recording)
     running = runner.results()
     parted, judged, at = False, 0, (-1, "init")
+    reached: dict[tuple[int, str], int] | None = None
     while True:
         try:
             result = next(running)
@@ -268,9 +270,13 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         known = told.get(_place(result.index, result.text))
         wanted = known.pop(0) if known else None
         same = wanted == encode_outcome(result.outcome)
+        place = _place(result.index, result.text)
         if same and not parted and as_recorded:
-            judged += 1
-            continue
+            if verdict is Verdict.WRONG and reached is None:
+                reached = _reached(recording)
+            if verdict is not Verdict.WRONG or (reached or {}).get(place) == result.outcome.hpa:
+                judged += 1
+                continue
         if verdict is Verdict.NO_ACCESS and not same and not parted:
             verdict = Verdict.ALLOWED if _ends_alike(result, wanted) else Verdict.WRONG
         parted |= not same
@@ -292,6 +298,13 @@ def _told(recording: Recording) -> tuple[dict[tuple[int, str], list[Decoded]], d
         numbers[index] = recorded.index
         told[_place(index, recorded.text)].append(recorded.outcome)
     return told, numbers
+
+
+def _reached(recording: Recording) -> dict[tuple[int, str], int]:
+    """Return where each op's access ended in the recorded kernel's own model; no outcome tells."""
+    kernel = find_kernel(recording.scenario.header.kernel)
+    results = runner_of(recording.scenario, kernel.design, kernel=kernel).results()
+    return {_place(result.index, result.text): result.outcome.hpa for result in results}
 
 
 def _place(index: int, text: str) -> tuple[int, str]:
