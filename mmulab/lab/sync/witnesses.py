@@ -105,11 +105,15 @@ RECORDED = {
 }
 """Recordings, of either kernel, that the design of 2008 gets wrong, and the op of the first wrong access.
 
-All are the case of :func:`two_modes`: the guest has changed CR0.WP or CR4.SMEP, so its root has shadow
-pages in two roles. The lookup by gfn and level finds the other one, the leaf goes on the list of a root
-that is not in use, and the next write to CR3 does not find it there. What the review says of that
-lookup is :func:`foretold`.
+All are the case of :func:`two_modes`: the guest has changed CR0.WP or CR4.SMEP, or was in SMM, so its
+root has shadow pages in two roles. The lookup by gfn and level finds the other one, the leaf goes on
+the list of a root that is not in use, and the next write to CR3 does not find it there. What the review
+says of that lookup is :func:`foretold`.
 """
+
+
+RECORDED_MORE = {"smm/smm-fuzz-32-mix-03": 58, "intel-smm/smm-fuzz-32-mix-03": 58}
+"""The same of ``data/conformance-more``: after SMM, whose pages have a role of their own."""
 
 
 def foretold(recording: str, op: int) -> str:
