@@ -63,7 +63,8 @@ def compare(
 
     With --syncs unsync_children,write_protect,oos_2008 each case runs under each policy: who is wrong
     where, emulated writes, syncs, CR3 writes that synced nothing, pages that could not go out of sync and
-    why, memory. An access of a recording is right as recorded, or as the guest's own tables say.
+    why, memory. An access of a recording is right as recorded, or if the architecture allows it by
+    what the guest's tables have held since it last flushed.
     """
     if kernels is not None:
         if designs is not None or syncs is not None or choice.given:

@@ -83,7 +83,7 @@ class TwoWalks(NamedTuple):
     ept: bool = False
 
 
-class _NestedTables(NamedTuple):
+class NestedTables(NamedTuple):
     """L1's nested tables: their form, their root, and what an access to a table of L2's is to them."""
 
     paging: Paging
@@ -101,12 +101,12 @@ class _NestedTables(NamedTuple):
         return pfec & ~PFERR_USER_MASK or PFERR_USER_MASK
 
 
-def _nested_tables(vcpu: Vcpu) -> _NestedTables | None:
+def nested_tables(vcpu: Vcpu) -> NestedTables | None:
     """Return the tables by which L1 maps the memory of its guest; None: none are in use."""
     nested = vcpu.nested
     if isinstance(nested, SvmNested):
         paging = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], vcpu.cpu, KVM_WALK)
-        npt = _NestedTables(paging, nested.nested_pgd, PFERR_USER_MASK | PFERR_WRITE_MASK)
+        npt = NestedTables(paging, nested.nested_pgd, PFERR_USER_MASK | PFERR_WRITE_MASK)
         return npt if nested.npt else None
     if nested is None or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT):
         return None
@@ -115,7 +115,7 @@ def _nested_tables(vcpu: Vcpu) -> _NestedTables | None:
     ad = bool(eptp & VMX_EPTP_AD_ENABLE_BIT)
     # With A/D bits every access to a table of L2's counts as a write (SDM 3, 29.3.5).
     kind = PFERR_USER_MASK | (PFERR_WRITE_MASK if ad else 0)
-    return _NestedTables(make_ept_paging(level, ad=ad, cpu=vcpu.cpu, walker=KVM_WALK), eptp, kind)
+    return NestedTables(make_ept_paging(level, ad=ad, cpu=vcpu.cpu, walker=KVM_WALK), eptp, kind)
 
 
 def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
@@ -128,7 +128,7 @@ def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> Tw
     def from_memory(width: int) -> Load:
         return lambda gpa, level: slots.read(machine.memory.bytes, gpa, width)
 
-    nested = _nested_tables(v)
+    nested = nested_tables(v)
     if nested is None:
         outer = walk(paging, v.cr3, gva, pfec, from_memory(paging.mode.entry_bytes))
         return TwoWalks(outer, (), None if outer.error is not None else outer.pa)
@@ -220,7 +220,7 @@ def judge(
     as_id = machine.kvm.vcpus[access.vcpu].smm
     reached = None if outcome.hpa == -1 else gpa_of(machine, outcome.hpa, as_id=as_id)
     if walks.gpa is None:
-        wanted, right = _fault(walks, outcome)
+        wanted, right = judge_fault(walks, outcome)
         return (
             None if right else WrongAccess(result.index, result.text, None, reached, seen, wanted, access.gva)
         )
@@ -231,7 +231,7 @@ def judge(
     return None if right else WrongAccess(result.index, result.text, walks.gpa, reached, seen, gva=access.gva)
 
 
-def _fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
+def judge_fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
     """Return in words what the guest must be told of a fault, and whether it was."""
     if walks.outer.error is not None and not (walks.inner and walks.inner[-1].error is not None):
         error, va = walks.outer.error, walks.outer.va

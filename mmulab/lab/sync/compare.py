@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mmulab.errors import DesignError, InputError
@@ -17,6 +17,7 @@ from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import FAILURES, failure_str, run_case
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.sync.judge import judge_recorded
+from mmulab.lab.sync.witnesses import foretold
 from mmulab.scenario.scenario import Scenario
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import Kind
@@ -139,6 +140,8 @@ def run_policy(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None) 
         run = run_case(work, under.design, kernel=under)
         return _cell(policy, case, run.wrong, run.judged, run.judged, run.machine.kvm)
     judged = judge_recorded(work, under)
+    if judged.wrong is not None:
+        case = replace(case, note=foretold(case.recording, judged.wrong.op))
     return _cell(policy, case, judged.wrong, judged.judged, judged.ops, judged.machine.kvm)
 
 

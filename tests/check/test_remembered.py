@@ -1,0 +1,74 @@
+"""What a processor may remember, and what makes it forget."""
+
+from __future__ import annotations
+
+from mmulab.check.remembered import Forgotten, TableHistory, may_be_remembered
+from mmulab.memory.host import HostMemory
+from mmulab.x86.paging import KVM_WALK, make_paging
+from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, CpuModel
+
+PAGING = make_paging(X86_CR0_PG, X86_CR4_PAE, EFER_LMA, CpuModel(), KVM_WALK)
+GVA = 0x40000000
+
+
+def test_each_value_of_a_word_is_kept_with_the_op_that_ended_it() -> None:
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    history = TableHistory(memory)
+    for now, value in ((1, 0x1_0000_0067), (2, 0x2_0000_0027), (3, 0x2_0000_0027)):
+        memory.write(at, 8, value)
+        assert history.read(at, 8) != value or now == 3
+        history.note(now)
+    assert history.past(at, 8) == [(0, 1), (0x1_0000_0067, 2)]
+    assert history.past(at + 4, 4) == [(0, 1), (1, 2)]
+    assert history.read(at, 4) == 0x27
+
+
+def test_what_the_vmm_overwrites_lasts_until_the_guest_writes_there() -> None:
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    history = TableHistory(memory)
+    memory.write(at, 8, 1)
+    history.note(1, behind=True)
+    assert history.past(at, 8)[0][1] > 1 << 60
+    memory.write(at, 8, 2)
+    history.note(7)
+    assert history.past(at, 8) == [(0, 7), (1, 7)]
+
+
+def test_cr3_spares_global_leaves_and_invlpg_does_not() -> None:
+    forgotten = Forgotten()
+    forgotten.pcid("L1", 0, 5)
+    assert forgotten.leaf_since("L1", 0, GVA, 12, is_global=False) == 5
+    assert forgotten.leaf_since("L1", 0, GVA, 12, is_global=True) == 0
+    assert forgotten.leaf_since("L1", 1, GVA, 12, is_global=False) == 0
+    forgotten.page("L1", 0, GVA, 6)
+    assert forgotten.leaf_since("L1", 0, GVA, 12, is_global=True) == 6
+    assert forgotten.leaf_since("L1", 0, GVA + 0x1000, 12, is_global=True) == 0
+    assert forgotten.leaf_since("L1", 0, GVA + 0x1000, 21, is_global=False) == 6
+    assert forgotten.upper_since("L1", 0) == 6
+    forgotten.space("L1", 8)
+    assert forgotten.leaf_since("L1", 1, GVA, 12, is_global=True) == 8
+
+
+def test_invpcid_of_an_address_spares_globals_and_upper_levels() -> None:
+    forgotten = Forgotten()
+    forgotten.page("L1", 3, GVA, 4, keep_global=True)
+    assert forgotten.leaf_since("L1", 3, GVA, 12, is_global=False) == 4
+    assert forgotten.leaf_since("L1", 3, GVA, 12, is_global=True) == 0
+    assert forgotten.upper_since("L1", 3) == 0
+
+
+def test_nested_tables_are_forgotten_by_name_or_all() -> None:
+    forgotten = Forgotten()
+    forgotten.tables(0x10, 2)
+    assert (forgotten.tables_since(0x10), forgotten.tables_since(0x11)) == (2, 0)
+    forgotten.tables(None, 3)
+    assert forgotten.tables_since(0x11) == 3
+
+
+def test_only_present_accessed_entries_without_reserved_bits_are_remembered() -> None:
+    assert may_be_remembered(PAGING, 0x100067, 1)
+    assert not may_be_remembered(PAGING, 0x100066, 1)
+    assert not may_be_remembered(PAGING, 0x100047, 1)
+    assert not may_be_remembered(PAGING, 0x100067 | 1 << 51, 1)
