@@ -96,11 +96,7 @@ def kvm_mmu_get_shadow_page(kvm: Kvm, vcpu: Vcpu | None, gfn: int, role: int) ->
         sp = kvm_mmu_alloc_shadow_page(kvm, gfn, role)
     emit = kvm.emit
     if emit is not None:
-        emit(
-            ev.kvm_mmu_get_page(
-                sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created
-            )
-        )
+        emit(ev.kvm_mmu_get_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created))
     return sp
 
 

@@ -61,7 +61,6 @@ HUGE = 1 << 21
 EINVAL = 22
 
 
-
 OpSink = Callable[[Op, Outcome], None]
 
 
