@@ -28,9 +28,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option(
     "--designs", metavar="NAME,..", help="Designs by name or id, or module:Class; D0 to D8 if left out."
 )
-@click.option(
-    "--kernels", metavar="NAME,..", help="Compare kernels instead: the first with each other one."
-)
+@click.option("--kernels", metavar="NAME,..", help="Compare kernels instead: the first with each other one.")
 @click.option("--syncs", metavar="NAME,..", help="Compare sync policies instead.")
 @click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
 @rule_options

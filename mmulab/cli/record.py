@@ -19,10 +19,8 @@ from mmulab.record.host import KernelParameters, parse_parameters
 from mmulab.record.kernel_files import KernelFiles, from_build, from_deb
 from mmulab.record.own_host import NEEDS, Machine, read_machine
 from mmulab.record.session import Recorded, record
-from mmulab.record.work import Work, of_scenario, read_recorded
+from mmulab.record.work import A_HOST, Work, of_scenario, read_recorded
 from mmulab.scenario.text import SUFFIX, read_scenario
-
-_A_HOST = {"amd": "an AMD host", "intel": "an Intel host", None: "any host"}
 
 
 def _usual(limit: str) -> str:
@@ -216,6 +214,7 @@ def _in_folder(folder: Path) -> Iterator[Work]:
 
 def _possible(works: list[Work], vendor: str | None) -> list[Work]:
     """Return what can run, of one vendor if that is asked for; that more is left out must have been, too."""
+    host = "any host" if vendor is None else A_HOST[vendor]
     mine = [work for work in works if vendor in (None, work.scenario.header.vendor)]
     kept = [work for work in mine if not work.obstacle()]
     hindered = [work for work in mine if work.obstacle()]
@@ -224,10 +223,10 @@ def _possible(works: list[Work], vendor: str | None) -> list[Work]:
         mend = f"--vendor {makers} leaves out what cannot run, {len(hindered)} of {len(works)}"
         raise InputError(f"{hindered[0].name}: {hindered[0].obstacle()}; {mend}")
     if not kept:
-        raise InputError(f"none of the {len(works)} scenarios can run on {_A_HOST[vendor]}; name others")
+        raise InputError(f"none of the {len(works)} scenarios can run on {host}; name others")
     if len(kept) < len(works):
         left_out = len(works) - len(kept)
-        click.echo(f"left out: {left_out} scenarios that cannot run on {_A_HOST[vendor]}", err=True)
+        click.echo(f"left out: {left_out} scenarios that cannot run on {host}", err=True)
     return kept
 
 

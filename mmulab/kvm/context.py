@@ -195,13 +195,9 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
 def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, execonly: bool) -> None:
     """Configure ``guest_mmu`` to shadow an EPT of L1, for which L1's registers do not matter."""
     mmu, config = vcpu.guest_mmu, vcpu.kvm.config
-    cpu_role = CpuRole(
-        level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly)
-    )
+    cpu_role = CpuRole(level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly))
     cpu_role = config.kernel.validity.cpu_role(cpu_role, vcpu.cpu)
-    paging = make_ept_paging(
-        level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly
-    )
+    paging = make_ept_paging(level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly)
     if _is_unchanged(vcpu, mmu, cpu_role, None, paging, False):
         return
     facts = base_facts(cpu_role)

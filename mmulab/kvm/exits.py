@@ -287,9 +287,7 @@ def handle_nested_page_fault(
     if vcpu.kvm.config.vendor == "amd":
         where = PFERR_GUEST_FINAL_MASK if fault.final else PFERR_GUEST_PAGE_MASK
         code = fault.error_code | where
-        event = ev.kvm_exit(
-            "npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring
-        )
+        event = ev.kvm_exit("npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring)
         trace_exit(vcpu, event, code, fault.gpa)
         if emit is not None:
             emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
@@ -304,9 +302,7 @@ def handle_nested_page_fault(
             raise InternalError(KVM_INTERNAL_ERROR_DELIVERY_EV)
         return kvm_mmu_page_fault(vcpu, fault.gpa, PFERR_RSVD_MASK, insn)
     qualification = fault.qualification()
-    event = ev.kvm_exit(
-        "ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring
-    )
+    event = ev.kvm_exit("ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring)
     trace_exit(vcpu, event)
     if emit is not None:
         emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
@@ -412,11 +408,7 @@ def _vmx_cr_exits(vcpu: Vcpu, insn: Instruction) -> bool:
     return True
 
 
-def trace_page_fault_exit(
-    vcpu: Vcpu, addr: int, error_code: int, idt_vectoring: int | None
-) -> None:
+def trace_page_fault_exit(vcpu: Vcpu, addr: int, error_code: int, idt_vectoring: int | None) -> None:
     """Report the exit of an intercepted #PF."""
-    event = ev.kvm_exit(
-        "pf", vcpu.rip, error_code=error_code, address=addr, idt_vectoring=idt_vectoring
-    )
+    event = ev.kvm_exit("pf", vcpu.rip, error_code=error_code, address=addr, idt_vectoring=idt_vectoring)
     trace_exit(vcpu, event, error_code, addr)

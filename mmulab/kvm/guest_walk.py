@@ -60,9 +60,11 @@ def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
 
 def kvm_read_guest_atomic(vcpu: Vcpu, gpa: int, size: int) -> int | None:
     """Read guest-physical memory where nothing may wait; None also if it is swapped out."""
-    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
-    if slot is not None and slot.frame(gpa >> 12) in vcpu.kvm.memory.swapped:
-        return None
+    swapped = vcpu.kvm.memory.swapped
+    if swapped:
+        slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+        if slot is not None and slot.frame(gpa >> 12) in swapped:
+            return None
     return kvm_read_guest(vcpu, gpa, size)
 
 

@@ -38,9 +38,7 @@ class KvmMemslot(Memslot):
         as_id: int = 0,
         host_level: int = 1,
     ) -> None:
-        super().__init__(
-            id, base_gfn, npages, base_frame, flags=flags, as_id=as_id, host_level=host_level
-        )
+        super().__init__(id, base_gfn, npages, base_frame, flags=flags, as_id=as_id, host_level=host_level)
         self.rmap: list[dict[int, PteList]] = [{}, {}, {}, {}]
         self.disallow_lpage: list[dict[int, int]] = [{}, {}, {}, {}]
         self.gfn_track: dict[int, int] = {}

@@ -115,9 +115,7 @@ def kvm_mmu_write_protect_fault(
     return ret
 
 
-def _write_protected(
-    vcpu: Vcpu, addr: int, error_code: int, kind: EmulationType, reinjection: bool
-) -> RetPf:
+def _write_protected(vcpu: Vcpu, addr: int, error_code: int, kind: EmulationType, reinjection: bool) -> RetPf:
     if (vcpu.last_retry_eip, vcpu.last_retry_addr) == (vcpu.rip, addr):
         return RetPf.EMULATE
     vcpu.last_retry_eip = vcpu.last_retry_addr = 0
@@ -136,9 +134,7 @@ def _count(vcpu: Vcpu, ret: RetPf) -> None:
         vcpu.stat[name] += 1
 
 
-def kvm_mmu_do_page_fault(
-    vcpu: Vcpu, addr: int, error_code: int, emulation_type: EmulationType
-) -> RetPf:
+def kvm_mmu_do_page_fault(vcpu: Vcpu, addr: int, error_code: int, emulation_type: EmulationType) -> RetPf:
     """Call the context's handler."""
     fault = PageFault(
         addr=addr,

@@ -99,11 +99,7 @@ def kvm_mmu_get_shadow_page(
         sp = kvm_mmu_alloc_shadow_page(kvm, vcpu, gfn, role, addr)
     emit = kvm.emit
     if emit is not None:
-        emit(
-            ev.kvm_mmu_get_page(
-                sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created
-            )
-        )
+        emit(ev.kvm_mmu_get_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created))
     return sp
 
 

@@ -23,7 +23,7 @@ from mmulab.record.doctor import checks
 from mmulab.record.kernel_files import PACKAGES, cached_package, from_deb
 from mmulab.record.session import record
 from mmulab.record.work import Work, of_scenario, read_recorded
-from mmulab.scenario.scenario import HOST_DEFAULTS, Header
+from mmulab.scenario.scenario import HOST_DEFAULTS, TDP_PARAMETER, Header
 from mmulab.scenario.text import SUFFIX, read_scenario
 
 __all__ = ["WHEN", "KernelRun", "data_recording", "find_work", "kernel_run", "named_works", "obstacle"]
@@ -239,7 +239,7 @@ def _shown(path: Path) -> str:
 
 def host_str(header: Header) -> str:
     """Return a host's levels, and the parameters of KVM's modules that matter or are no defaults."""
-    tdp = "npt" if header.vendor == "amd" else "ept"
+    tdp = TDP_PARAMETER[header.vendor]
     known = [name for names in MODULE_PARAMETERS[header.vendor].values() for name in names]
     shown = [
         f"{name}={header.host[name]}"

@@ -15,7 +15,7 @@ from mmulab import events as ev
 from mmulab.conform.align import align
 from mmulab.conform.classify import classify
 from mmulab.conform.codec import EVENT_NAMES, encode_event
-from mmulab.conform.compare import NOT_RECORDED, Level, differing_keys, without_roles
+from mmulab.conform.compare import Level, differing_keys, not_recorded, without_roles
 from mmulab.conform.diff import Run, op_pairs
 from mmulab.conform.explain import event_words
 from mmulab.conform.outcome import outcome_str
@@ -293,7 +293,8 @@ def model_at(both: SideBySide, side: int, scenario: Scenario, kernel: Kernel) ->
     op = both.ops[both.shown]
     recording, ops = record_steps(scenario, kernel=kernel, until=op.steps[side])
     number = ops[max(step for step in ops if step <= op.steps[side])]
-    told = [not isinstance(e, NOT_RECORDED[scenario.header.vendor]) for e in recording.events_of(number)]
+    absent = not_recorded(scenario.header)
+    told = [not isinstance(e, absent) for e in recording.events_of(number)]
     parted = [at for at, recorded in enumerate(told) if recorded][op.parted :]
     return Side(kernel, recording, number, parted[0] if parted else len(told))
 

@@ -62,7 +62,6 @@ HUGE = 1 << 21
 EINVAL = 22
 
 
-
 OpSink = Callable[[Op, Outcome], None]
 
 

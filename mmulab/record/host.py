@@ -13,16 +13,15 @@ from mmulab.errors import InputError, quoted
 from mmulab.kvm.event_words import EventWords
 from mmulab.record.ring import EventFormat, parse_format
 from mmulab.record.tracepoints import event_words
-from mmulab.scenario.scenario import HOST_DEFAULTS
+from mmulab.scenario.scenario import HOST_DEFAULTS, TDP_PARAMETER
 
-__all__ = ["CPUID", "HostFacts", "KernelParameters", "parse_parameters"]
+__all__ = ["CPUID", "LEVELS", "MODULES", "HostFacts", "KernelParameters", "address_sizes", "parse_parameters"]
 
 _KVM = (*MODULE_PARAMETERS["amd"]["kvm"], "force_emulation_prefix")
-_MODULES = {
+MODULES = {
     vendor: {"kvm": _KVM, f"kvm_{vendor}": modules[f"kvm_{vendor}"]}
     for vendor, modules in MODULE_PARAMETERS.items()
 }
-_TDP = {"amd": "npt", "intel": "ept"}
 _WITH_TDP = ("tdp_mmu", "eptad", "unrestricted_guest", "pml")
 """Parameters that are always told, since a kernel has defaults of its own, but only where TDP is on:
 kernels turn them off by themselves, and differ in whether they say so."""
@@ -53,8 +52,8 @@ class KernelParameters(NamedTuple):
     @classmethod
     def of_header(cls, vendor: str, host: Mapping[str, int]) -> KernelParameters:
         """Return what a scenario's header wants: npt or ept, what that brings, and what is not a default."""
-        chosen, tdp = [], _TDP[vendor]
-        for module, names in _MODULES[vendor].items():
+        chosen, tdp = [], TDP_PARAMETER[vendor]
+        for module, names in MODULES[vendor].items():
             for name in names:
                 value = host[name]
                 if name in _WITH_TDP and not host[tdp]:
@@ -65,7 +64,7 @@ class KernelParameters(NamedTuple):
 
     def changed(self, levels: int | None, settings: tuple[tuple[str, str, str], ...]) -> KernelParameters:
         """Return this host with other levels and parameters, those of the other vendor's module left out."""
-        mine = [setting for setting in settings if setting[0] in _MODULES[self.vendor]]
+        mine = [setting for setting in settings if setting[0] in MODULES[self.vendor]]
         told = {(module, name): value for module, name, value in (*self.modules, *mine)}
         modules = tuple((module, name, value) for (module, name), value in told.items())
         return self._replace(levels=levels or self.levels, modules=modules)
@@ -100,7 +99,7 @@ def parse_parameters(text: str) -> tuple[tuple[str, str, str], ...]:
         if match is None:
             raise InputError(f"--kvm '{quoted(word)}': expected NAME=VALUE or MODULE.NAME=VALUE, as npt=0")
         module, name, value = match.groups()
-        modules = {m: names for vendor in _MODULES.values() for m, names in vendor.items()}
+        modules = {m: names for vendor in MODULES.values() for m, names in vendor.items()}
         known = [module] if module else [m for m, names in modules.items() if name in names]
         if not known:
             told = ", ".join(dict.fromkeys(name for names in modules.values() for name in names))
@@ -140,6 +139,12 @@ _IN_HEADER = tuple(CPUID)[:16]
 """What a recording's header says of them, of the last but one and two that of its vendor."""
 _ADDRESS_SIZES = re.compile(r"address sizes\s*:\s*(\d+) bits physical, (\d+) bits virtual")
 _ENTRY = struct.Struct("<10I")  # struct kvm_cpuid_entry2
+
+
+def address_sizes(cpuinfo: str) -> tuple[int, int] | None:
+    """Return the physical and virtual address bits that ``/proc/cpuinfo`` tells; None: it does not."""
+    found = _ADDRESS_SIZES.search(cpuinfo)
+    return found and (int(found[1]), int(found[2]))
 
 
 @dataclass(slots=True)
@@ -195,10 +200,10 @@ class HostFacts:
         return self._address_sizes()[0]
 
     def _address_sizes(self) -> tuple[int, int]:
-        found = _ADDRESS_SIZES.search(self.texts.get("cpuinfo", ""))
+        found = address_sizes(self.texts.get("cpuinfo", ""))
         if found is None:
             raise InputError("the host's /proc/cpuinfo has no address sizes")
-        return int(found[1]), int(found[2])
+        return found
 
     def words(self) -> EventWords:
         """Return the kernel's own numbers of events."""
@@ -228,7 +233,7 @@ class HostFacts:
         """Return ``cpuid`` and ``host`` of a recording's header."""
         known = {
             f"param/{module}/{name}": f"{module}.{name}"
-            for module, names in _MODULES[vendor].items()
+            for module, names in MODULES[vendor].items()
             for name in names
         }
         told_of = [key for key in _IN_HEADER if key not in _NESTED.values() or key == _NESTED[vendor]]

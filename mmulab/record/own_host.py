@@ -15,16 +15,15 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.errors import InputError
 from mmulab.record.boot import Host, is_death, open_folder
 from mmulab.record.build import compiled_vmm
 from mmulab.record.emulator import as_it_is
-from mmulab.record.host import LEVELS, HostFacts, KernelParameters
+from mmulab.record.host import LEVELS, MODULES, HostFacts, KernelParameters, address_sizes
 from mmulab.record.link import Link
 from mmulab.record.probes import event_lines, probe_lines
 from mmulab.record.take import Take
-from mmulab.scenario.scenario import HOST_DEFAULTS, Header
+from mmulab.scenario.scenario import HOST_DEFAULTS, TDP_PARAMETER, Header
 
 __all__ = ["NEEDS", "Machine", "OwnHost", "read_machine"]
 
@@ -32,10 +31,8 @@ _GRACE = 30
 """Seconds that the VMM's guard has to put the machine back; it needs one, and ten if the VMM hangs."""
 _TAINT_DIE = 1 << 7
 _VENDORS = {"kvm_amd": "amd", "kvm_intel": "intel"}
-_TWO_DIMENSIONAL = {"amd": "npt", "intel": "ept"}
 _OFF = ("N", "0", "never", "off")
 _FLAGS = re.compile(r"^flags\s*:(.*)", re.M)
-_VIRTUAL_BITS = re.compile(r"address sizes\s*:.* (\d+) bits virtual")
 _KMSG_BYTES = 8192
 
 
@@ -149,7 +146,7 @@ class Machine(NamedTuple):
 
     def kernel_parameters(self) -> KernelParameters:
         """Return the host that this machine is, for all scenarios alike."""
-        told = (("kvm", "tdp_mmu"), (f"kvm_{self.vendor}", _TWO_DIMENSIONAL[self.vendor]))
+        told = (("kvm", "tdp_mmu"), (f"kvm_{self.vendor}", TDP_PARAMETER[self.vendor]))
         modules = tuple((*key, self.parameters[key]) for key in told if key in self.parameters)
         return KernelParameters(self.vendor, self.levels, modules)
 
@@ -161,7 +158,7 @@ class Machine(NamedTuple):
         if wanted != self.levels:
             boot = "boot with no5lvl or " if wanted == 4 else ""
             return f"this machine's tables have {self.levels} levels, not {wanted}; {boot}use --deb"
-        for module, names in MODULE_PARAMETERS[self.vendor].items():
+        for module, names in MODULES[self.vendor].items():
             if other := self._differing(module, names, header.host):
                 has = ", ".join(f"{name}={self.parameters[module, name]}" for name in other)
                 told = " ".join(f"{name}={header.host[name]}" for name in other)
@@ -171,10 +168,8 @@ class Machine(NamedTuple):
         return ""
 
     def _differing(self, module: str, names: tuple[str, ...], wanted: dict[str, int]) -> list[str]:
-        if module == "kvm":
-            names = (*names, "force_emulation_prefix")
-            if not wanted[_TWO_DIMENSIONAL[self.vendor]]:  # then kernels turn tdp_mmu off by themselves
-                names = tuple(name for name in names if name != "tdp_mmu")
+        if not wanted[TDP_PARAMETER[self.vendor]]:  # then kernels turn tdp_mmu off by themselves
+            names = tuple(name for name in names if name != "tdp_mmu")
         return [
             name
             for name in names
@@ -191,8 +186,8 @@ def read_machine(top: Path = Path("/")) -> Machine:
     InputError
     """
     loaded = [name for name in _VENDORS if (top / "sys/module" / name).exists()]
-    bits = _VIRTUAL_BITS.search(_text(top / "proc/cpuinfo"))
-    if not loaded or bits is None or int(bits[1]) not in LEVELS:
+    bits = address_sizes(_text(top / "proc/cpuinfo"))
+    if not loaded or bits is None or bits[1] not in LEVELS:
         raise InputError("/proc/cpuinfo and /sys/module do not say which host this is; use --deb")
     known = [*HOST_DEFAULTS]
     values = {
@@ -202,7 +197,7 @@ def read_machine(top: Path = Path("/")) -> Machine:
         if (text := _text(top / "sys/module" / module / "parameters" / name))
     }
     huge = "[never]" not in _text(top / "sys/kernel/mm/transparent_hugepage/enabled")
-    return Machine(_VENDORS[loaded[0]], LEVELS[int(bits[1])], values, huge)
+    return Machine(_VENDORS[loaded[0]], LEVELS[bits[1]], values, huge)
 
 
 # The host while it runs ---------------------------------------------------------

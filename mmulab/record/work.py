@@ -16,7 +16,7 @@ from mmulab.scenario.grammar import format_step, op_name
 from mmulab.scenario.helpers import STUBS_OF_OPS, helper_lines
 from mmulab.scenario.scenario import Scenario
 
-__all__ = ["Work", "of_recording", "of_scenario", "read_recorded"]
+__all__ = ["A_HOST", "Work", "of_recording", "of_scenario", "read_recorded"]
 
 _MADE_ANEW = (
     "helper",
@@ -32,7 +32,7 @@ _MADE_ANEW = (
 """Keys of a recording's header that the recorder says of itself."""
 _INTEL_OPS = ("vmxon", "vmptrld", "vmclear", "vmlaunch", "vmcall", "vmw", "invept", "invvpid", "vmfunc")
 _OTHERS_OPS: dict[str, tuple[str, ...]] = {"amd": _INTEL_OPS, "intel": ()}
-_HOST = {"amd": "an AMD", "intel": "an Intel"}
+A_HOST = {"amd": "an AMD host", "intel": "an Intel host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Work:
         for step in self.scenario.steps:
             if op_name(step.op) in _OTHERS_OPS[header.vendor]:
                 place = f"line {step.line}: " if step.line else ""
-                return f"{place}op {op_name(step.op)}: {_HOST[header.vendor]} host has none such"
+                return f"{place}op {op_name(step.op)}: {A_HOST[header.vendor]} has none such"
         return ""
 
     @property

@@ -10,7 +10,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_header
 from mmulab.scenario.grammar import GrammarError
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
-from mmulab.scenario.scenario import CPUID_DEFAULTS, Header, Scenario
+from mmulab.scenario.scenario import CPUID_DEFAULTS, TDP_PARAMETER, Header, Scenario
 from mmulab.scenario.text import host_settings
 from mmulab.x86.regs import EFER_LMA, CpuModel
 
@@ -30,7 +30,6 @@ _KVM_PARAMETERS = (
     "nrips",
     "ept_advanced_info",
 )
-_TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
 _LA57_VIRT_BITS = 57
 
 
@@ -88,7 +87,7 @@ def host_config(header: Header) -> HostConfig:
     return HostConfig(
         vendor=header.vendor,
         phys_bits=host["phys_bits"],
-        tdp=bool(host[_TDP_PARAMETER[header.vendor]]),
+        tdp=bool(host[TDP_PARAMETER[header.vendor]]),
         la57=host["virt_bits"] == _LA57_VIRT_BITS,
         cache_bits=host["cache_bits"],
         **{name: bool(host[name]) for name in _KVM_PARAMETERS},

@@ -123,9 +123,7 @@ def _of_host(header: Header) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("cpu",), f"cpu has {feature}=1 on host {header.vendor}; only {vendor} has {feature}"
 
 
-def _of_registers(
-    header: Header, host: HostConfig, cpu: CpuModel
-) -> Iterator[tuple[tuple[str, ...], str]]:
+def _of_registers(header: Header, host: HostConfig, cpu: CpuModel) -> Iterator[tuple[tuple[str, ...], str]]:
     for feature, register, bits, name in BEGINS_WITH:
         if getattr(header.regs, register) & bits and not header.cpuid[feature]:
             where = ("cpu", "sregs") if CPUID_DEFAULTS[feature] else ("sregs", "cpu")

@@ -151,6 +151,8 @@ class Runner:
     Attributes
     ----------
     machine : Machine
+    at : tuple of int and str
+        Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Runner:
         self._events: list[Event] = []
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
+        self.at = (INIT, "init")
         self._cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
 
@@ -198,6 +201,7 @@ class Runner:
 
     def _execute(self, index: int, text: str, op: Op) -> Result:
         self._events.clear()
+        self.at = index, text
         before = dict(self.machine.stats)
         try:
             outcome = self.machine.execute(op)

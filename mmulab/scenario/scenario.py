@@ -76,6 +76,9 @@ CPUID_DEFAULTS = {
 }
 """Features of the guest's CPUID that a ``cpu`` line may change."""
 
+TDP_PARAMETER = {"amd": "npt", "intel": "ept"}
+"""What turns two-dimensional paging on, by the host's vendor."""
+
 HOST_DEFAULTS = {
     "phys_bits": 40,
     "virt_bits": 57,

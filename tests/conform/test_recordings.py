@@ -34,9 +34,7 @@ FOLDERS = {
 }
 """Folders of each kernel with whose recordings the model agrees, and how many each has."""
 MORE = DATA.parent / "conformance-more"
-MORE_6_1 = {
-    "age": 7,
-    "cpuid": 10,
+MORE_AMD = {
     "dirtyring": 4,
     "host-flushonreuse-sh": 13,
     "host-noeager-tdp0": 11,
@@ -45,19 +43,6 @@ MORE_6_1 = {
     "host-nxhuge-sh": 15,
     "host-nxhuge-tdp0": 11,
     "host-nxhuge-tdp1": 11,
-    "intel-ept0": 33,
-    "intel-ept0-noad": 33,
-    "intel-ept1-noad": 33,
-    "intel-ept1-pml": 33,
-    "intel-smep-paging": 1,
-    "intel-smm": 23,
-    "intel-smp": 25,
-    "intel-smp-nested-ept": 8,
-    "intel-smp-nested-ept-tdpmmu": 8,
-    "new-tdp0": 19,
-    "new-tdp1": 19,
-    "pcid": 8,
-    "pcid-amd": 18,
     "pku-tdp0": 1,
     "pku-tdp1": 1,
     "smep-paging": 1,
@@ -71,32 +56,30 @@ MORE_6_1 = {
     "tdpsmm0": 6,
     "tdpsmm1": 6,
 }
-"""The same of what the first recordings lack: several vCPUs, PCID, SMM, ageing, the dirty ring."""
-MORE_6_12 = {
+"""The same of what the first recordings lack, as many of either kernel: several vCPUs, SMM."""
+MORE_6_1 = MORE_AMD | {
+    "age": 7,
+    "cpuid": 10,
+    "intel-ept0": 33,
+    "intel-ept0-noad": 33,
+    "intel-ept1-noad": 33,
+    "intel-ept1-pml": 33,
+    "intel-smep-paging": 1,
+    "intel-smm": 23,
+    "intel-smp": 25,
+    "intel-smp-nested-ept": 8,
+    "intel-smp-nested-ept-tdpmmu": 8,
+    "new-tdp0": 19,
+    "new-tdp1": 19,
+    "pcid": 8,
+    "pcid-amd": 18,
+}
+"""With PCID, ageing and Intel hosts."""
+MORE_6_12 = MORE_AMD | {
     "age": 3,
     "cpuid": 9,
-    "dirtyring": 4,
-    "host-flushonreuse-sh": 13,
-    "host-noeager-tdp0": 11,
-    "host-noeager-tdp1": 11,
-    "host-nommiocaching-sh": 7,
-    "host-nxhuge-sh": 15,
-    "host-nxhuge-tdp0": 11,
-    "host-nxhuge-tdp1": 11,
     "new-tdp0": 17,
     "new-tdp1": 17,
-    "pku-tdp0": 1,
-    "pku-tdp1": 1,
-    "smep-paging": 1,
-    "smm": 28,
-    "smm-nested": 2,
-    "smp": 59,
-    "smp-nested": 12,
-    "smp-nested48": 9,
-    "tdpf0": 7,
-    "tdpf1": 7,
-    "tdpsmm0": 6,
-    "tdpsmm1": 6,
 }
 """Of AMD hosts alone; no op of 6.12's host ages a page."""
 MORE_OF_EACH = {

@@ -90,9 +90,7 @@ class _Vector:
         return self.count == KVM_PAGE_ARRAY_NR
 
 
-def _unsync_walk(
-    kvm: Kvm, sp: ShadowPage, vector: _Vector, path: list[tuple[ShadowPage, int]]
-) -> int:
+def _unsync_walk(kvm: Kvm, sp: ShadowPage, vector: _Vector, path: list[tuple[ShadowPage, int]]) -> int:
     """Collect below `sp`; return the number of unsync leaves found, -1 when full."""
     found = 0
     bits = sp.unsync_child_bitmap

@@ -253,7 +253,7 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
     oracle = Oracle(machine)
     told, numbers = _told(recording)
     running = runner.results()
-    parted, judged, at = False, 0, (-1, "init")
+    parted, judged = False, 0
     reached: dict[tuple[int, str], int] | None = None
     while True:
         try:
@@ -261,7 +261,8 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         except FAILURES as error:
             if isinstance(error, NotImplementedError):
                 raise
-            wrong = WrongAccess(*at, None, None, failure_str(error))
+            index, text = runner.at
+            wrong = WrongAccess(numbers.get(index, index), text, None, None, failure_str(error))
             return Judged(None if parted else wrong, judged, total, machine)
         at = numbers.get(result.index, result.index), result.text
         if isinstance(result.op, ops.Teardown):
