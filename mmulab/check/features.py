@@ -33,7 +33,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 
 SECTIONS = {
     "W": "Guest walkers",

@@ -10,7 +10,7 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.options import KernelChoice, kernel_options
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 

@@ -13,7 +13,7 @@ from mmulab.cli.options import KernelChoice, rule_options
 from mmulab.cli.progress import progress
 from mmulab.cli.syncs import compare_policies
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.find import find_design

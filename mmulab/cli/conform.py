@@ -14,7 +14,8 @@ from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
-from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.find import find_design
 

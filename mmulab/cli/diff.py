@@ -19,7 +19,8 @@ from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only, w
 from mmulab.conform.recording import Recording, read_recording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError, named, quoted
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.drift.causes import Causes, find_causes
 
 MODEL = "model"

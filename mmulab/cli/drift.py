@@ -11,7 +11,7 @@ from mmulab.cli import signals
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import find_kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.table import Case
 from mmulab.lab.drift.drift import ALL, Drift, Effect, drift_each, parts
 from mmulab.lab.drift.track import Effects

@@ -11,7 +11,7 @@ import click
 
 from mmulab.check.features import STATES, Feature
 from mmulab.check.features import features as table
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 
 WIDTH = 110
 COLUMN = 14

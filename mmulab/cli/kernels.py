@@ -10,7 +10,8 @@ import click
 
 from mmulab.events import FUNCTIONS
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import KERNELS, LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import KERNELS, LINUX_6_1, find_kernel
 
 
 @click.group(invoke_without_command=True)

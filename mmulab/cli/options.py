@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import find_root_strategy

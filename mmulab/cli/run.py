@@ -14,7 +14,8 @@ from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.scenario.runner import Result
 from mmulab.trace.ftrace import event_text

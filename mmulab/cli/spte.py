@@ -10,7 +10,8 @@ import click
 
 from mmulab.cli.number import read_number, short
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.spte_decode import MAX_LEVEL, DecodedSpte, decode_spte
 from mmulab.machine.config import HostConfig
 from mmulab.scenario.adapter import parse_host

@@ -10,7 +10,7 @@ import click
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import find_kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import FAILURES, failure_str
 from mmulab.scenario.record import record

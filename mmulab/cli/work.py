@@ -8,7 +8,7 @@ from pathlib import Path
 from mmulab.cli.options import KernelChoice
 from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError, named
-from mmulab.kvm.kernel import find_kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.scenario.builder import ScenarioBuilder

@@ -19,7 +19,8 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.memory.host import HostMemory
 from mmulab.scenario.adapter import machine_config

@@ -19,7 +19,7 @@ from mmulab.conform.codec import decode_event
 from mmulab.conform.outcome import HOST_DIED, Decoded, decode_outcome
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import InputError, named, quoted
-from mmulab.kvm.kernel import recorded_kernel
+from mmulab.kvm.kernels import recorded_kernel
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import GrammarError, Step, parse_step
 from mmulab.scenario.scenario import HOST_DEFAULTS, Header, Regs, Scenario

@@ -14,7 +14,7 @@ from mmulab.conform.outcome import outcome_str
 from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.conform.recording import SUFFIXES, Recording, parse_recording, read_lines
 from mmulab.errors import InputError, named, quoted
-from mmulab.kvm.kernel import recorded_kernel
+from mmulab.kvm.kernels import recorded_kernel
 from mmulab.lab import paths
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works

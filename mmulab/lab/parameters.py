@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.kernel import KERNELS, find_kernel
+from mmulab.kvm.kernels import KERNELS, find_kernel
 from mmulab.kvm.roles.design import DESIGNS
 
 __all__ = [

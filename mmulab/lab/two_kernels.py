@@ -11,7 +11,8 @@ from mmulab.conform.recording import Recording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.drift.causes import Causes, find_causes
 from mmulab.lab.drift.sides import Side
 from mmulab.lab.results import Table

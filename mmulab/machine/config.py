@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.spte import SpteFormat
 from mmulab.limits import BACKING_BYTES
 from mmulab.memory.host import FRAME_BYTES

@@ -17,7 +17,7 @@ from mmulab import events as ev
 from mmulab.conform.values import FRAME_HOST, FRAME_SP, PFN_NOSLOT
 from mmulab.errors import InputError
 from mmulab.kvm.event_words import EVENTS_6_1, EventWords
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK
 from mmulab.record.exits import EXITS
 from mmulab.record.ring import EventFormat, in_order

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.scenario.builder import ScenarioBuilder

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from mmulab import limits
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.kernel import LINUX_6_1, find_kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.machine.config import MAX_VCPUS
 from mmulab.machine.op import Op
 from mmulab.memory.memslots import KVM_ADDRESS_SPACE_NUM, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY

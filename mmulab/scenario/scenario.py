@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.scenario.grammar import Step
 from mmulab.x86.regs import (
     EFER_LMA,

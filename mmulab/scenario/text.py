@@ -49,7 +49,7 @@ from typing import Any, NamedTuple
 
 from mmulab import files
 from mmulab.errors import InputError, named, quoted
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.check import check_values
 from mmulab.scenario.grammar import GrammarError, format_step, hex_number

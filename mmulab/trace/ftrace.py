@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte

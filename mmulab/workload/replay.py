@@ -20,7 +20,8 @@ import numpy.typing as npt
 from mmulab.conform.state import state_lines
 from mmulab.errors import InputError
 from mmulab.events import EventSink
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.sync.counts import sync_counts
 from mmulab.kvm.x86 import vcpu_enter_guest

@@ -19,7 +19,7 @@ from mmulab import events as ev
 from mmulab.check.features import CONFORMANT, MODELLED, NOT_MODELLED, SECTIONS, STATES, Feature, features
 from mmulab.conform.recording import RecordedOp, read_recording
 from mmulab.events import EVENT_TYPES
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 from mmulab.kvm.roles.design import DESIGNS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from mmulab.check.features import SECTIONS, STATES, features
 from mmulab.cli.main import run
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 from tests.conftest import CommandLine
 
 

@@ -71,7 +71,7 @@ def test_a_kernel_of_ones_own_is_not_recorded_under_anothers_name(
     command: CommandLine, root: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "own.py"
-    own.write_text("from mmulab.kvm.kernel import LINUX_6_12\nKERNEL = LINUX_6_12.with_(name='mine')\n")
+    own.write_text("from mmulab.kvm.kernels import LINUX_6_12\nKERNEL = LINUX_6_12.with_(name='mine')\n")
     out = tmp_path / "r.jsonl.xz"
     error = command.error("run", root / EXAMPLE, "--record", out, "--kernel", f"{own}:KERNEL")
     assert error == f"{out}: a recording is of a kernel that its header can name; leave out your own"

@@ -11,7 +11,7 @@ from mmulab.conform.classify import How, Kind
 from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only
 from mmulab.conform.recording import Recording, read_lines, read_recording
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
 from tests.conform.deaths import WORDS, cut_short, write

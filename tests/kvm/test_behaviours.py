@@ -10,7 +10,7 @@ from mmulab.conform.compare import Level, compare
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES, Behaviours, Change, with_behaviours
-from mmulab.kvm.kernel import LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_12
 
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = (DATA / "conformance/6.12.117", DATA / "conformance-more/6.12.117")

@@ -19,7 +19,7 @@ from mmulab.kvm.eager_split import (
     kvm_mmu_slot_try_split_huge_pages,
     kvm_mmu_try_split_huge_pages,
 )
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage

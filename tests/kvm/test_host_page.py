@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.host_page import access_host_page
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from tests.kvm.guest import DATA, Guest
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.kvm.nx_huge_page import account_nx_huge_page, is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.zap import kvm_mmu_zap_all
 from mmulab.machine import op as ops

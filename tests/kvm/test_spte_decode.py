@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, find_kernel
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.spte import (
     REMOVED_SPTE,

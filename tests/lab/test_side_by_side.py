@@ -13,7 +13,7 @@ from mmulab.conform.codec import EVENT_NAMES
 from mmulab.conform.diff import Run, model_run
 from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.page import remote_references
 from mmulab.lab.side_by_side import BOTH, LEFT, MOVED, OTHER, RIGHT, SideBySide, model_at

@@ -12,7 +12,8 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.machine import Machine

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import KERNELS, LINUX_6_1, LINUX_6_12, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import KERNELS, LINUX_6_1, LINUX_6_12
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, Stubs
 from mmulab.machine.machine import Machine

@@ -13,7 +13,8 @@ from mmulab.check.invariants import violations
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmulab.events import kvm_mmu_pte_write, kvm_mmu_sync_page
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.find import find_sync
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.page import export, remote_references

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import KERNELS
+from mmulab.kvm.kernels import KERNELS
 from mmulab.record.probes import event_lines, probe_lines
 
 

@@ -17,7 +17,7 @@ from mmulab.conform.diff import Run, diff_runs, model_run
 from mmulab.conform.record import write_recording
 from mmulab.conform.recording import read_lines, read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.lab.cases.table import find_cases, read_case, scenario_of
 from mmulab.record import build, session
 from mmulab.record.bochs import needed_files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import Passthrough
 from mmulab.kvm.validity import Validity

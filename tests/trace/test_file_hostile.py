@@ -17,7 +17,7 @@ import pytest
 from mmulab import limits
 from mmulab.cli.main import run
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import Passthrough
 from mmulab.kvm.roles.root_strategy import shadow
 from mmulab.scenario.record import record

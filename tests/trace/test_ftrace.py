@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.kvm.spte import spte_to_pfn
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.widgets.halves import halves_picture
 from mmulab.workload.two_halves import two_halves

@@ -8,7 +8,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested

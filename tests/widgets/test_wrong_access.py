@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.build import NPT_ROOT, la57_switch_nested
 from mmulab.lab.page import remote_references

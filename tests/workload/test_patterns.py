@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.oos_2008 import oos_2008
 from mmulab.kvm.sync.oos_state import OosState
 from mmulab.machine import op as ops

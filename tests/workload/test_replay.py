@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.find import find_design
 from mmulab.workload.replay import Replay, ReplayResult, memslots

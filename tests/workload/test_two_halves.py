@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.find import find_design

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import FAILURES
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of

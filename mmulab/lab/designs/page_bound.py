@@ -27,7 +27,7 @@ from math import log2, nan
 from typing import NamedTuple
 
 from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_ept_mmu, kvm_init_shadow_npt_mmu
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.root_strategy import RootStrategy, special, top_table_level

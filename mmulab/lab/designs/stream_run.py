@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import FAILURES, failure_str

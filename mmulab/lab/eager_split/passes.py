@@ -24,7 +24,8 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab.errors import InputError, find_named
 from mmulab.kvm.eager_split import EAGAIN
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
 from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte

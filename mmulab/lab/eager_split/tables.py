@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmulab.errors import InputError, find_named, quoted
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES
 from mmulab.lab.costs import MANY_VCPUS, TWO_VCPUS, CostModel, Estimate, estimate
 from mmulab.lab.eager_split.passes import CAUSES, SETUPS, Phase, dirty_log_perf, phase

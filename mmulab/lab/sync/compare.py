@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mmulab.errors import DesignError, InputError
-from mmulab.kvm.kernel import LINUX_6_1, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.sync.counts import SyncCounts, sync_counts
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.policy import SyncPolicy

@@ -20,7 +20,8 @@ from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.conform.outcome import Decoded, encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.kvm.inject import GP_VECTOR
-from mmulab.kvm.kernel import Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.svm.nested import SVM_EXITS
 from mmulab.kvm.vmx.nested import EXIT_REASONS
 from mmulab.lab.cases.judge import TwoWalks, WrongAccess, judge_fault, seen_str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmulab.kvm.kernel import LINUX_6_1, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.machine.machine import Machine
 from mmulab.scenario.adapter import machine_config

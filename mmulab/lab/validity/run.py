@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.roles.design import RoleDesign

@@ -13,7 +13,7 @@ from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import Event
 from mmulab.kvm.context import base_facts
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import (
     DERIVATIONS,
     Derivation,

@@ -12,7 +12,7 @@ from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import Event
 from mmulab.kvm.context import base_facts
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import copied, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import top_table_level

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.lab.cases.build import LOWER, UPPER
 from mmulab.lab.cases.portal import portal_switch_nested

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1, find_kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.sync.oos_2008 import Oos2008, oos_2008
 from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.works import find_works

@@ -16,7 +16,7 @@ import pytest
 from mmulab.conform.outcome import Decoded, encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import Event, kvm_mmu_get_page
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
 from mmulab.kvm.shadow_page import shadow_path

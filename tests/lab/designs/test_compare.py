@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, Passthrough, RoleDesign
 from mmulab.kvm.roles.root_strategy import shadow

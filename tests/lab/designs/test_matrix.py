@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout

@@ -12,7 +12,8 @@ from mmulab.conform.diff import Run, diff_runs
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, Kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.lab.drift.causes import Causes, find_causes
 
 NAMES = [

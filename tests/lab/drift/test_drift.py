@@ -6,7 +6,8 @@ import pytest
 
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, Kernel, find_kernel
+from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.roles.derivation import copied
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, drift_each, parts

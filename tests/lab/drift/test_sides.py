@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, drift_each
 from mmulab.lab.drift.sides import both_sides, side_by_side

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.kvm.kernel import LINUX_6_1, LINUX_6_12, find_kernel
+from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.roles.derivation import copied
 from mmulab.lab import paths
 from mmulab.lab.cases.works import find_works

@@ -8,7 +8,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.kernel import LINUX_6_12
+from mmulab.kvm.kernels import LINUX_6_12
 from mmulab.lab.cases.build import VMCB_GPA
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
 from mmulab.lab.eager_split.passes import CAUSES, SETUPS, Phase, dirty_log_perf, phase

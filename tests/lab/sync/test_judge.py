@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab.conform.recording import Recording, read_recording
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.sync.unsync_children import UnsyncChildren

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.conform.recording import read_recording
-from mmulab.kvm.kernel import LINUX_6_1
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Kvm
 from mmulab.kvm.sync.oos_2008 import Oos2008, oos_2008
