@@ -142,26 +142,37 @@ def share(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     (top / "initramfs").write_bytes(initramfs(kernel))
     nine = "local,security_model=none,multidevs=remap"
     console = top / "console"
-    subprocess.run(
-        [
-            find_tool("qemu-system-x86_64"),
-            *("-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-smp", "2", "-m", "3072"),
-            *("-cpu", "max,la57=off", "-serial", f"file:{console}"),
-            *("-kernel", str(kernel.image), "-initrd", str(top / "initramfs")),
-            *("-append", "console=ttyS0 loglevel=4 mitigations=off nokaslr panic=-1"),
-            *("-fsdev", f"{nine},id=root,path=/,readonly=on", "-fsdev", f"{nine},id=share,path={made}"),
-            *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
-            *("-device", "virtio-9p-pci,fsdev=share,mount_tag=share"),
-        ],
-        check=True,
-        timeout=800,
-    )
-    assert (made / "left").exists(), console.read_text(errors="replace")[-2000:]
+    machine = [
+        find_tool("qemu-system-x86_64"),
+        *("-nodefaults", "-display", "none", "-no-reboot", "-accel", "tcg", "-smp", "2", "-m", "3072"),
+        *("-cpu", "max,la57=off", "-serial", f"file:{console}"),
+        *("-kernel", str(kernel.image), "-initrd", str(top / "initramfs")),
+        *("-append", "console=ttyS0 loglevel=4 mitigations=off nokaslr panic=-1"),
+        *("-fsdev", f"{nine},id=root,path=/,readonly=on", "-fsdev", f"{nine},id=share,path={made}"),
+        *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+        *("-device", "virtio-9p-pci,fsdev=share,mount_tag=share"),
+    ]
+    try:
+        subprocess.run(machine, check=True, timeout=800)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the machine hangs:\n{_left_behind(made)}\nconsole: {_tail(console)}")
+    assert (made / "left").exists(), _tail(console)
     return made
+
+
+def _tail(file: Path) -> str:
+    return file.read_text(errors="replace")[-2000:]
+
+
+def _left_behind(share: Path) -> str:
+    """Return how far the script came: each file of it, and what the recorder said last."""
+    files = [file for file in sorted(share.iterdir()) if file.is_file()]
+    return "\n".join(f"{file.name}: {_tail(file)[-500:]!r}" for file in files)
 
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.own_kvm,
     pytest.mark.skipif(os.geteuid() != 0, reason="record --host in QEMU: 9p gives root's files to root only"),
 ]
 
