@@ -39,8 +39,9 @@ class SyncCell:
     judged, ops : int
         Ops of a recording, accesses of a boot, judged accesses of a case: how many
         were judged, and of how many.
-    page_faults : int
-        KVM's statistic ``pf_taken``.
+    page_faults, invlpgs, flushes, pages_made, pages_zapped : int
+        KVM's statistics ``pf_taken``, ``invlpg``, ``tlb_flush`` with ``remote_tlb_flush``,
+        ``mmu_cache_miss`` and ``mmu_shadow_zapped``.
     counts : SyncCounts
     """
 
@@ -50,6 +51,10 @@ class SyncCell:
     judged: int
     ops: int
     page_faults: int
+    invlpgs: int
+    flushes: int
+    pages_made: int
+    pages_zapped: int
     counts: SyncCounts
 
     @property
@@ -67,6 +72,10 @@ class SyncCell:
             "judged": self.judged,
             "ops": self.ops,
             "page_faults": self.page_faults,
+            "invlpgs": self.invlpgs,
+            "flushes": self.flushes,
+            "pages_made": self.pages_made,
+            "pages_zapped": self.pages_zapped,
             "counts": self.counts.record(),
         }
 
@@ -170,5 +179,11 @@ def _boot(policy: SyncPolicy, case: Case, kernel: Kernel) -> SyncCell:
 def _cell(
     policy: SyncPolicy, case: Case, wrong: WrongAccess | None, judged: int, ops: int, kvm: Any
 ) -> SyncCell:
-    faults = sum(vcpu.stat["pf_taken"] for vcpu in kvm.vcpus)
-    return SyncCell(policy, case, wrong, judged, ops, faults, sync_counts(kvm))
+    faults, invlpgs, flushes = (
+        sum(vcpu.stat[name] for vcpu in kvm.vcpus) for name in ("pf_taken", "invlpg", "tlb_flush")
+    )
+    flushes += kvm.stat["remote_tlb_flush"]
+    made, zapped = kvm.stat["mmu_cache_miss"], kvm.stat["mmu_shadow_zapped"]
+    return SyncCell(
+        policy, case, wrong, judged, ops, faults, invlpgs, flushes, made, zapped, sync_counts(kvm)
+    )

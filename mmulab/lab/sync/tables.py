@@ -38,7 +38,7 @@ __all__ = [
     "winners_picture",
 ]
 
-PRICED = ("exit", "fault", "emulation", "walk_level", "sync_entry")
+PRICED = ("exit", "fault", "emulation", "walk_level", "sync_entry", "page", "flush")
 """The parameters that the counts of a policy are priced with."""
 
 
@@ -92,9 +92,10 @@ def counts_table(cells: Sequence[SyncCell]) -> Table:
         found = cell.counts
         did = [found.emulated_writes, found.write_protect_faults, cell.page_faults, found.unsyncs]
         did += [found.syncs, found.entries, found.cr3_writes, found.idle_cr3_writes]
+        did += [cell.pages_made, cell.flushes]
         rows.append([short(cell.case), str(cell.policy), *did])
     columns = ["work", "policy", "emulated writes", "write-protect faults", "all faults", "unsynced"]
-    columns += ["synced", "entries compared", "CR3 loads", "idle ones"]
+    columns += ["synced", "entries compared", "CR3 loads", "idle ones", "pages made", "flushes"]
     caption = "What each policy did. Entries: also those that INVLPG compares. Idle: that synced nothing."
     return Table("counts", columns, rows, caption)
 
@@ -161,6 +162,10 @@ def priced(cell: SyncCell) -> dict[str, int]:
         "syncs": found.syncs,
         "entries_compared": found.entries,
         "cr3_switches": found.cr3_writes,
+        "invlpgs": cell.invlpgs,
+        "pages_made": cell.pages_made,
+        "pages_zapped": cell.pages_zapped,
+        "flushes": cell.flushes,
     }
 
 
@@ -195,7 +200,8 @@ def costs_table(cells: Sequence[SyncCell], model: CostModel) -> Table:
         "costs",
         ["work", "policy", "low", "default", "high", "against the cheapest"],
         rows,
-        "Microseconds, estimated: emulated writes, faults, syncs and loads of CR3. Flushes are not in it.",
+        "Microseconds, estimated: emulated writes, faults, syncs, loads of CR3, INVLPG, pages made and "
+        "zapped, and flushes.",
     )
 
 

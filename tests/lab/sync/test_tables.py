@@ -16,7 +16,9 @@ from mmulab.lab.sync.compare import SyncCell, compare_syncs
 
 POLICIES = ("write_protect", "oos_2008", "unsync_children")
 WORK = "workload/fork-exec/64/shadow"
-FIXED = TWO_VCPUS.with_(exit=1, fault=10, emulation=100, walk_level=1000, sync_entry=10000)
+FIXED = TWO_VCPUS.with_(
+    exit=1, fault=10, emulation=100, walk_level=1000, sync_entry=10_000, page=100_000, flush=1_000_000
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def test_every_count_has_its_price(cells: list[SyncCell]) -> None:
         count = cell.counts
         others = cell.page_faults - min(count.emulated_writes, count.write_protect_faults)
         wanted = 101 * count.emulated_writes + 10 * others + 1000 * count.syncs + 10000 * count.entries
-        assert row["low"] == row["default"] == row["high"] == wanted + count.cr3_writes
+        wanted += count.cr3_writes + cell.invlpgs + 100_000 * (cell.pages_made + cell.pages_zapped)
+        assert row["low"] == row["default"] == row["high"] == wanted + 1_000_000 * cell.flushes
 
 
 def test_work_that_someone_gets_wrong_costs_nothing_to_compare(cells: list[SyncCell]) -> None:
@@ -68,7 +71,8 @@ def test_the_cheapest_wins_at_its_prices(cells: list[SyncCell]) -> None:
                 + counts["faults"] * 1.2
                 + counts["syncs"] * 0.04
                 + counts["entries_compared"] * up
-                + counts["cr3_switches"] * across
+                + (counts["cr3_switches"] + counts["invlpgs"]) * across
+                + counts["pages_made"] + counts["pages_zapped"] + counts["flushes"]
                 for name, counts in priced.items()
             }
             assert region.winners[row][column] == min(total, key=lambda name: total[name])
