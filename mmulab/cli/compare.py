@@ -33,6 +33,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the workloads.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option("--details", is_flag=True, help="Also which fields tell pages apart, and each cell's measures.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a cell.")
@@ -43,6 +44,7 @@ def compare(
     cases: str,
     choice: KernelChoice,
     limit: int | None,
+    seed: int,
     jobs: int,
     details: bool,
     as_json: bool,
@@ -67,19 +69,19 @@ def compare(
     if kernels is not None:
         if designs is not None or syncs is not None or choice.given:
             raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
-        works = find_works([name.strip() for name in cases.split(",")], records=limit)
+        works = _works(cases, limit, seed)
         compare_kernels(kernels, works, jobs=jobs, details=details, as_json=as_json)
         return
     if syncs is not None:
         if designs is not None or choice.sync is not None:
             raise InputError("--syncs: compares policies under one design; leave --designs and --sync out")
-        works = find_works([name.strip() for name in cases.split(",")], records=limit)
+        works = _works(cases, limit, seed)
         kernel = choice.over(LINUX_6_1) if choice.given else None
         compare_policies(syncs, works, kernel=kernel, jobs=jobs, details=details, as_json=as_json)
         return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
     chosen = [find_design(name) for name in names]
-    works = find_works([name.strip() for name in cases.split(",")], records=limit)
+    works = _works(cases, limit, seed)
     kernel = choice.over(LINUX_6_1) if choice.given else None
     cells: list[Cell] = []
 
@@ -89,6 +91,10 @@ def compare(
     with signals.shown(show):
         for row in progress(compare_each(chosen, works, kernel=kernel, jobs=jobs), len(works), "case"):
             cells += row
+
+
+def _works(names: str, limit: int | None, seed: int) -> list[Case]:
+    return find_works([name.strip() for name in names.split(",")], records=limit, seed=seed)
 
 
 def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:

@@ -77,7 +77,7 @@ def named_works(name: str) -> Iterator[Work]:
             if case.stream:
                 raise InputError(f"{case.name}: a boot, which is no scenario; name a case or a recording")
             if case.change is None and case.recording:
-                recorded = paths.data("conformance") / f"{case.recording}{SUFFIXES[-1]}"
+                recorded = paths.data(f"{case.recording}{SUFFIXES[-1]}")
                 yield read_recorded(recorded, "/".join(case.name.split("/")[-2:]))
             else:
                 yield of_scenario(case.name, scenario_of(read_case(case)))

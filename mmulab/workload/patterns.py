@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from mmulab.errors import InputError, find_named
@@ -422,9 +422,10 @@ WORKLOADS: dict[str, Workload] = {
 """Workloads by name, with the numbers they have by default."""
 
 
-def named_workloads() -> Iterator[tuple[str, Workload, str, str]]:
+def named_workloads(seed: int = 0) -> Iterator[tuple[str, Workload, str, str]]:
     """Yield ``NAME/MODE/HOST``, the workload, the mode and the host, for all of them."""
-    for name, workload in WORKLOADS.items():
+    for name, default in WORKLOADS.items():
+        workload = replace(default, seed=seed)
         for mode in ("32", "pae", "64", "57"):
             for host in HOSTS:
                 yield f"{name}/{mode}/{host}", workload, mode, host

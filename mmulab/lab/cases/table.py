@@ -70,7 +70,7 @@ class Case:
     scenario : callable or None
         Makes the scenario.
     recording : str
-        The recording that holds it instead, below ``data/conformance``.
+        The recording that holds it instead, below ``data``.
     change : callable or None
         Changes the recording's scenario in a way that no op's outcome may show.
     stream : str
@@ -255,7 +255,7 @@ def _smm() -> Iterator[Case]:
 def _ept_5() -> Iterator[Case]:
     """5-level EPT, which no recording has."""
     for name, words in (("ad", "A/D"), ("noad", "no A/D")):
-        recording = f"6.1.192/nested-ept/ept-basic-{name}"
+        recording = f"conformance/6.1.192/nested-ept/ept-basic-{name}"
         judge = "a level-5 entry that grants everything, so each outcome must be as there"
         yield Case(
             f"ept-5-level-{name}",
@@ -264,7 +264,7 @@ def _ept_5() -> Iterator[Case]:
             MODE_WORDS["np"],
             recording=recording,
             change=below_level_5,
-            note=f"{recording} below {judge}",
+            note=f"{recording.removeprefix('conformance/')} below {judge}",
         )
 
 
@@ -274,7 +274,13 @@ def cases() -> list[Case]:
     for l0 in (4, 5):
         built += [*_plain(l0), *_nested(l0), *_nested_events(l0), *_flushes(l0)]
     recorded = [
-        Case(name, f"ept={0 if 'shadow' in name else 1}, recorded", guest, l2, recording=f"6.1.192/{found}")
+        Case(
+            name,
+            f"ept={0 if 'shadow' in name else 1}, recorded",
+            guest,
+            l2,
+            recording=f"conformance/6.1.192/{found}",
+        )
         for name, guest, l2, found in _EPT
     ]
     return [*built, *recorded, *_ept_5(), *_host_32(), *_mixed(), *_smm()]
@@ -372,7 +378,7 @@ def read_case(case: Case) -> Scenario | Recording:
     """
     if case.scenario is not None:
         return case.scenario()
-    recording = read_recording(paths.data(f"conformance/{case.recording}.jsonl.xz"))
+    recording = read_recording(paths.data(f"{case.recording}.jsonl.xz"))
     if case.change is None:
         return recording
     return replace(recording, scenario=case.change(recording.scenario))

@@ -16,30 +16,33 @@ __all__ = ["ALL", "find_works"]
 
 ALL = "all"
 """Stands for every case of ``mmulab cases``."""
-_RECORDED, _STREAM, WORKLOAD = "conformance/", "stream/", "workload/"
+_RECORDED = ("conformance", "conformance-more")
+_STREAM, WORKLOAD = "stream/", "workload/"
 _SUFFIX = ".jsonl.xz"
 
 
-def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[Case]:
+def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int = 0) -> list[Case]:
     """Return the work that `patterns` name, each piece once, in the order of the patterns.
 
     Parameters
     ----------
     patterns : iterable of str
-        ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording, which is
-        judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
+        ``all``; a case's name; ``conformance/6.1.192/sh/basic-32``, a recording (of ``conformance-more``
+        too), which is judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
         is judged by the recorded addresses; ``workload/fork-exec/64/shadow``, a workload in a
         paging mode on a host, judged by the guest's tables; ``sync/two-modes-64``, a guest that
         tells sync policies apart. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
+    seed : int
+        Of the workloads.
 
     Raises
     ------
     InputError
         A pattern that names nothing.
     """
-    every = [*cases(), *witnesses(), *_recordings(), *_streams(records), *_workloads()]
+    every = [*cases(), *witnesses(), *_recordings(), *_streams(records), *_workloads(seed)]
     known = {case.name: case for case in every}
     found: dict[str, Case] = {}
     for pattern in patterns:
@@ -47,7 +50,7 @@ def find_works(patterns: Iterable[str], *, records: int | None = None) -> list[C
         if not wanted:
             raise InputError(
                 f"case '{pattern}': no case is called so; 'mmulab cases' lists them, recordings are "
-                f"{_RECORDED}FOLDER/NAME, boots {_STREAM}NAME, workloads {WORKLOAD}NAME/MODE/HOST"
+                f"{_RECORDED[0]}/KERNEL/FOLDER/NAME, boots {_STREAM}NAME, workloads {WORKLOAD}NAME/MODE/HOST"
             )
         found |= {case.name: case for case in wanted}
     return list(found.values())
@@ -61,13 +64,13 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _recordings() -> list[Case]:
-    top = paths.data("conformance")
-    found = top.glob(f"*/*/*{_SUFFIX}")
-    names = sorted(str(path.relative_to(top)).removesuffix(_SUFFIX) for path in found)
-    return [Case(_RECORDED + name, "recorded", "", recording=name) for name in names]
+    tops = [paths.data(folder) for folder in _RECORDED]
+    found = [path.relative_to(top.parent) for top in tops for path in top.glob(f"*/*/*{_SUFFIX}")]
+    names = sorted(str(path).removesuffix(_SUFFIX) for path in found)
+    return [Case(name, "recorded", "", recording=name) for name in names]
 
 
-def _workloads() -> list[Case]:
+def _workloads(seed: int) -> list[Case]:
     return [
         Case(
             WORKLOAD + name,
@@ -76,7 +79,7 @@ def _workloads() -> list[Case]:
             scenario=partial(workload.scenario, mode, host),
             note=workload.summary,
         )
-        for name, workload, mode, host in named_workloads()
+        for name, workload, mode, host in named_workloads(seed)
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from math import isclose
 from typing import Any
 
@@ -17,7 +15,6 @@ from mmulab.lab.results import Table
 from mmulab.lab.sync.compare import SyncCell
 from mmulab.widgets.regions import Region, regions_picture
 from mmulab.widgets.scene_svg import Svg
-from mmulab.workload.patterns import named_workloads
 
 __all__ = [
     "costs_table",
@@ -30,7 +27,6 @@ __all__ = [
     "prices_table",
     "regions",
     "result_lines",
-    "seeded",
     "shares_table",
     "short",
     "span",
@@ -51,19 +47,6 @@ def parse_policies(text: str) -> list[SyncPolicy]:
         One is unknown.
     """
     return [find_sync(word.strip()) for word in text.split(",")]
-
-
-def seeded(works: Sequence[Case], seed: int) -> list[Case]:
-    """Return the same work, its workloads drawn with another seed."""
-    known = {f"workload/{name}": (work, mode, host) for name, work, mode, host in named_workloads()}
-
-    def drawn(case: Case) -> Case:
-        if case.name not in known:
-            return case
-        work, mode, host = known[case.name]
-        return replace(case, scenario=partial(replace(work, seed=seed).scenario, mode, host))
-
-    return [drawn(case) for case in works]
 
 
 def policies_table(policies: Sequence[SyncPolicy]) -> Table:

@@ -119,10 +119,11 @@ RECORDED_MORE = {"smm/smm-fuzz-32-mix-03": 58, "intel-smm/smm-fuzz-32-mix-03": 5
 def foretold(recording: str, op: int) -> str:
     """Return the sentence that foretold a wrong access of a recording, "" if it is none of these.
 
-    >>> foretold("6.1.192/sh/fuzz-64-mix-16", 62)
+    >>> foretold("conformance/6.1.192/sh/fuzz-64-mix-16", 62)
     "I'm worried about the complexity this (and the rest) introduces."
     """
-    return _COMPLEXITY if RECORDED.get(recording.partition("/")[2]) == op else ""
+    known = RECORDED | RECORDED_MORE
+    return _COMPLEXITY if known.get("/".join(recording.split("/")[2:])) == op else ""
 
 
 _WITNESSES: dict[str, tuple[Callable[[str], Scenario], str]] = {

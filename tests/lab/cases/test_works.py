@@ -34,3 +34,16 @@ def test_they_are_right_by_the_guests_tables(name: str) -> None:
 def test_no_such_workload() -> None:
     with pytest.raises(InputError, match="boots stream/NAME, workloads workload/NAME/MODE/HOST"):
         find_works(["workload/none/*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"), [("workload/fork-exec/64/shadow", True), ("sync/two-modes-64", False)]
+)
+def test_a_seed_changes_the_workloads_and_nothing_else(name: str, drawn: bool) -> None:
+    scenarios = []
+    for seed in (0, 0, 1):
+        (work,) = find_works([name], seed=seed)
+        assert work.scenario is not None
+        scenarios.append(work.scenario().steps)
+    assert scenarios[0] == scenarios[1]
+    assert (scenarios[0] != scenarios[2]) == drawn

@@ -356,16 +356,18 @@ def test_works_by_name() -> None:
         work.name for work in find_works(["conformance/6.1.192/sh/mode-*", "shadow-57-*", "shadow-57-l0-5"])
     ]
     assert names == ["conformance/6.1.192/sh/mode-switch", "shadow-57-l0-5"]
+    more = "conformance-more/6.12.117/smm/smm-fuzz-32-mix-03"
+    assert [work.name for work in find_works([more])] == [more]
     assert "stream/boot-686-nonpae" in [work.name for work in find_works(["stream/*"])]
     with pytest.raises(InputError, match=r"case 'conformance/6\.1\.192/sh/none'"):
         find_works(["conformance/6.1.192/sh/none"])
 
 
 def test_a_recording_is_judged_by_its_outcomes() -> None:
-    recorded = Case("r", "", "", recording="6.1.192/sh/mode-switch")
+    recorded = Case("r", "", "", recording="conformance/6.1.192/sh/mode-switch")
     (good,) = compare(["D4"], [recorded]).cells
     assert good.first_wrong is None
-    wp = Case("r", "", "", recording="6.1.192/sh/cr0-wp-64")
+    wp = Case("r", "", "", recording="conformance/6.1.192/sh/cr0-wp-64")
     (bad,) = compare([forgetting("cr0_wp")], [wp]).cells
     assert bad.first_wrong is not None
     assert bad.first_wrong.wanted.startswith("exc vec=e err=3 ")

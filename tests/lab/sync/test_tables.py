@@ -97,17 +97,6 @@ def test_prices_of_a_plot_reach_beyond_their_range() -> None:
         tables.two_prices("exit", "exit")
 
 
-def test_a_seed_changes_the_workloads_and_nothing_else() -> None:
-    works = find_works([WORK, "sync/two-modes-64"])
-    first, other = (tables.seeded(works, seed) for seed in (0, 1))
-    for before, zero, one in zip(works, first, other, strict=True):
-        assert before.scenario is not None
-        assert zero.scenario is not None
-        assert one.scenario is not None
-        assert before.scenario().steps == zero.scenario().steps
-        assert (zero.scenario().steps == one.scenario().steps) == before.name.startswith("sync/")
-
-
 def test_a_policy_has_its_line(cells: list[SyncCell]) -> None:
     found = tables.result_lines(tables.parse_policies("oos_2008, unsync_children"), cells)
     assert [line.partition(":")[0] for line in found] == ["oos_2008", "unsync_children"]
