@@ -41,6 +41,10 @@ def test_rows_are_the_cells(cells: list[SyncCell]) -> None:
         assert count["idle ones"] == cell.counts.idle_cr3_writes
         assert end["stayed in sync"] == sum(cell.counts.refused.values())
         assert end["wrong accesses"] == int(cell.wrong is not None)
+    for cell, row in zip(cells, rows(tables.upkeep_table(cells)), strict=True):
+        made = row["pages made"], row["pages zapped"], row["flushes"]
+        assert made == (cell.pages_made, cell.pages_zapped, cell.flushes)
+        assert row["pages made"] > 0
     assert ended[1]["why"].startswith("upper level ")
     assert sum(row["wrong accesses"] for row in ended) == 1
 
