@@ -33,7 +33,7 @@ report: $(STAMP)
 	$(BIN)/mmulab report
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) $(SELECT)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(SELECT)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
