@@ -38,7 +38,6 @@ from mmulab.errors import InputError, quoted
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.shadow_page import ShadowWalk
@@ -48,7 +47,7 @@ from mmulab.kvm.sync.links import sync_links
 from mmulab.kvm.sync.oos_state import FREE, IN_ARRAY, SEVERAL_ROLES, SEVERAL_ROOTS, OosState
 from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn
 from mmulab.kvm.sync.policy import SyncPolicy
-from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, kvm_unsync_page
+from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, kvm_unsync_page, unsync_pages
 from mmulab.kvm.sync.variations import VARIATIONS
 from mmulab.kvm.zap import InvalidList, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page
 from mmulab.x86.mode import PT_GLOBAL_MASK
@@ -215,20 +214,13 @@ class Oos2008(SyncPolicy):
     def try_to_unsync(
         self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
     ) -> bool:
-        if kvm_slot_page_track_is_active(kvm, slot, gfn):
-            return self.refuse(kvm, self.tracked_because(kvm, gfn)) if can_unsync and not prefetch else False
-        for sp in gfn_sps_with_gptes(kvm, gfn):
-            if not can_unsync:
-                return False
-            if sp.unsync:
-                continue
-            if prefetch:
-                return False
-            reason = self.why_in_sync(kvm, sp) or self._find_place(kvm, sp)
-            if reason:
-                return self.refuse(kvm, reason)
+        return unsync_pages(self, kvm, slot, gfn, self._leave, can_unsync=can_unsync, prefetch=prefetch)
+
+    def _leave(self, kvm: Kvm, sp: ShadowPage) -> str:
+        reason = self.why_in_sync(kvm, sp) or self._find_place(kvm, sp)
+        if not reason:
             kvm_unsync_page(kvm, sp)
-        return True
+        return reason
 
     def why_in_sync(self, kvm: Kvm, sp: ShadowPage) -> str:
         """Return in a word why `sp` must stay in sync; empty: it may go out."""

@@ -6,9 +6,14 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_unsync_page``,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmulab import events as ev
+from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.state import Kvm, is_obsolete_sp
+from mmulab.kvm.sync.policy import SyncPolicy
 
 
 def gfn_sps_with_gptes(kvm: Kvm, gfn: int) -> list[ShadowPage]:
@@ -18,6 +23,35 @@ def gfn_sps_with_gptes(kvm: Kvm, gfn: int) -> list[ShadowPage]:
         return []
     pages = [kvm.pages[f] for f in frames]
     return [sp for sp in pages if sp.has_gptes and not is_obsolete_sp(kvm, sp)]
+
+
+def unsync_pages(
+    policy: SyncPolicy,
+    kvm: Kvm,
+    slot: KvmMemslot,
+    gfn: int,
+    leave: Callable[[Kvm, ShadowPage], str],
+    *,
+    can_unsync: bool,
+    prefetch: bool,
+) -> bool:
+    """Let the pages that shadow `gfn` go out of sync, as :meth:`SyncPolicy.try_to_unsync` is asked to.
+
+    `leave` does it with one page, or says in a word why that must stay.
+    """
+    if kvm_slot_page_track_is_active(kvm, slot, gfn):
+        return policy.refuse(kvm, policy.tracked_because(kvm, gfn)) if can_unsync and not prefetch else False
+    for sp in gfn_sps_with_gptes(kvm, gfn):
+        if not can_unsync:
+            return False
+        if sp.unsync:
+            continue
+        if prefetch:
+            return False
+        reason = leave(kvm, sp)
+        if reason:
+            return policy.refuse(kvm, reason)
+    return True
 
 
 def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:

@@ -15,13 +15,12 @@ from typing import ClassVar
 
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_large_pte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.sync.page import kvm_sync_page, kvm_vcpu_write_protect_gfn, sync_transiently
 from mmulab.kvm.sync.policy import SyncPolicy
-from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page, kvm_unsync_page
+from mmulab.kvm.sync.unsync import kvm_unlink_unsync_page, kvm_unsync_page, unsync_pages
 from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page, kvm_mmu_remote_flush_or_zap
 
 KVM_PAGE_ARRAY_NR = 16
@@ -171,6 +170,12 @@ def mmu_zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) 
     return zapped
 
 
+def _leave(kvm: Kvm, sp: ShadowPage) -> str:
+    kvm_unsync_page(kvm, sp)
+    kvm_mmu_mark_parents_unsync(kvm, sp)
+    return ""
+
+
 class UnsyncChildren(SyncPolicy):
     """Leaves go out of sync; every parent knows, and a flush descends along the bitmaps."""
 
@@ -184,18 +189,7 @@ class UnsyncChildren(SyncPolicy):
     def try_to_unsync(
         self, kvm: Kvm, slot: KvmMemslot, gfn: int, *, can_unsync: bool, prefetch: bool
     ) -> bool:
-        if kvm_slot_page_track_is_active(kvm, slot, gfn):
-            return self.refuse(kvm, self.tracked_because(kvm, gfn)) if can_unsync and not prefetch else False
-        for sp in gfn_sps_with_gptes(kvm, gfn):
-            if not can_unsync:
-                return False
-            if sp.unsync:
-                continue
-            if prefetch:
-                return False
-            kvm_unsync_page(kvm, sp)
-            kvm_mmu_mark_parents_unsync(kvm, sp)
-        return True
+        return unsync_pages(self, kvm, slot, gfn, _leave, can_unsync=can_unsync, prefetch=prefetch)
 
     def meets(self, vcpu: Vcpu, sp: ShadowPage, addr: int | None, invalid: InvalidList) -> bool:
         return not sp.unsync or sync_transiently(vcpu, sp, invalid)
