@@ -12,19 +12,11 @@ from mmulab.cli import signals
 from mmulab.cli.progress import progress
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.sync.find import find_sync
+from mmulab.kvm.sync.stat import SYNC_STATS
 from mmulab.lab.cases.table import Case
 from mmulab.lab.sync.compare import SyncCell, syncs_each
 
-_SUMS = (
-    "emulated_writes",
-    "write_protect_faults",
-    "unsyncs",
-    "syncs",
-    "entries",
-    "cr3_writes",
-    "idle_cr3_writes",
-    "evicted",
-)
+_SUMS = tuple(name for name in SYNC_STATS if name != "most_pages")
 _HEADS = ("correct", "page faults", *(name.replace("_", " ") for name in _SUMS), "most bytes")
 
 

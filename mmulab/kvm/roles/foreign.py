@@ -146,11 +146,7 @@ def load_design(reference: str) -> RoleDesign:
     # What a user's file prints when it is read must not come between the lines of an answer.
     with contextlib.redirect_stdout(sys.stderr):
         module, digest = module_of(border, where)
-        found = border.run("", lambda: getattr(module, wanted, None))
-        if not (isinstance(found, type) and issubclass(found, RoleDesign)):
-            base = f"{RoleDesign.__module__}.{RoleDesign.__name__}"
-            why = f"{where} has no {wanted}" if found is None else f"{wanted} is no subclass of {base}"
-            raise border.error("", why)
+        found = subclass_in(border, module, where, wanted, RoleDesign)
         design = border.run("", lambda: _behind(border, found, digest))
         _probe(border, design)
     _LOADED[reference, digest] = design
@@ -172,6 +168,16 @@ def load_value(reference: str, kind: type[T], what: str) -> T:
         found = border.run("", lambda: getattr(module, wanted, None))
     if not isinstance(found, kind):
         why = f"{where} has no {wanted}" if found is None else f"{wanted} is no {kind.__name__}"
+        raise border.error("", why)
+    return found
+
+
+def subclass_in(border: Border, module: ModuleType, where: str, wanted: str, base: type[T]) -> type[T]:
+    """Return the class of a user's module that extends `base`; `where` is how the module was named."""
+    found = border.run("", lambda: getattr(module, wanted, None))
+    if not (isinstance(found, type) and issubclass(found, base)):
+        name = f"{base.__module__}.{base.__name__}"
+        why = f"{where} has no {wanted}" if found is None else f"{wanted} is no subclass of {name}"
         raise border.error("", why)
     return found
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mmulab.kvm.roles.foreign import Border, module_of
+from mmulab.kvm.roles.foreign import Border, module_of, subclass_in
 from mmulab.kvm.sync.policy import SyncPolicy
 
 HOOKS = tuple(
@@ -34,11 +34,7 @@ def load_policy(reference: str) -> SyncPolicy:
     border = Border(reference, "sync policy")
     with contextlib.redirect_stdout(sys.stderr):
         module, _digest = module_of(border, where)
-        found = border.run("", lambda: getattr(module, wanted, None))
-        if not (isinstance(found, type) and issubclass(found, SyncPolicy)):
-            base = f"{SyncPolicy.__module__}.{SyncPolicy.__name__}"
-            why = f"{where} has no {wanted}" if found is None else f"{wanted} is no subclass of {base}"
-            raise border.error("", why)
+        found = subclass_in(border, module, where, wanted, SyncPolicy)
         if found.try_to_unsync is SyncPolicy.try_to_unsync:
             raise border.error("", f"{wanted} has no method try_to_unsync")
         policy: SyncPolicy = border.run("", _guarded(border, found))
