@@ -19,6 +19,7 @@ from mmulab.lab.cases.run import FAILURES, failure_str, run_case
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.sync.judge import judge_recorded
 from mmulab.lab.sync.witnesses import foretold
+from mmulab.machine.machine import Machine
 from mmulab.scenario.scenario import Scenario
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import Kind
@@ -148,11 +149,11 @@ def run_policy(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None) 
     under = base.with_(sync=policy)
     if isinstance(work, Scenario):
         run = run_case(work, under.design, kernel=under)
-        return _cell(policy, case, run.wrong, run.judged, run.judged, run.machine.kvm)
+        return _cell(policy, case, run.wrong, run.judged, run.judged, run.machine)
     judged = judge_recorded(work, under)
     if judged.wrong is not None:
         case = replace(case, note=foretold(case.recording, judged.wrong.op))
-    return _cell(policy, case, judged.wrong, judged.judged, judged.ops, judged.machine.kvm)
+    return _cell(policy, case, judged.wrong, judged.judged, judged.ops, judged.machine)
 
 
 def _boot(policy: SyncPolicy, case: Case, kernel: Kernel) -> SyncCell:
@@ -173,17 +174,23 @@ def _boot(policy: SyncPolicy, case: Case, kernel: Kernel) -> SyncCell:
         gva, gpa = int(stream.gva[at]), int(stream.gpa[at])
         text = f"{Kind(int(stream.kind[at])).letter} {gva:x}"
         wrong = WrongAccess(at, text, gpa, None, failure_str(error), gva=gva)
-    return _cell(policy, case, wrong, agree, len(replay.plan.record), replay.machine.kvm)
+    return _cell(policy, case, wrong, agree, len(replay.plan.record), replay.machine)
 
 
 def _cell(
-    policy: SyncPolicy, case: Case, wrong: WrongAccess | None, judged: int, ops: int, kvm: Any
+    policy: SyncPolicy, case: Case, wrong: WrongAccess | None, judged: int, ops: int, machine: Machine
 ) -> SyncCell:
-    faults, invlpgs, flushes = (
-        sum(vcpu.stat[name] for vcpu in kvm.vcpus) for name in ("pf_taken", "invlpg", "tlb_flush")
-    )
-    flushes += kvm.stat["remote_tlb_flush"]
-    made, zapped = kvm.stat["mmu_cache_miss"], kvm.stat["mmu_shadow_zapped"]
+    stat = machine.stats
     return SyncCell(
-        policy, case, wrong, judged, ops, faults, invlpgs, flushes, made, zapped, sync_counts(kvm)
+        policy,
+        case,
+        wrong,
+        judged,
+        ops,
+        page_faults=stat["pf_taken"],
+        invlpgs=stat["invlpg"],
+        flushes=stat["tlb_flush"] + stat["remote_tlb_flush"],
+        pages_made=stat["mmu_cache_miss"],
+        pages_zapped=stat["mmu_shadow_zapped"],
+        counts=sync_counts(machine.kvm),
     )
