@@ -255,16 +255,16 @@ def _smm() -> Iterator[Case]:
 def _ept_5() -> Iterator[Case]:
     """5-level EPT, which no recording has."""
     for name, words in (("ad", "A/D"), ("noad", "no A/D")):
-        recording = f"conformance/6.1.192/nested-ept/ept-basic-{name}"
+        place = f"6.1.192/nested-ept/ept-basic-{name}"
         judge = "a level-5 entry that grants everything, so each outcome must be as there"
         yield Case(
             f"ept-5-level-{name}",
             "ept=1, 5-level",
             f"5-level EPT, {words}",
             MODE_WORDS["np"],
-            recording=recording,
+            recording=f"conformance/{place}",
             change=below_level_5,
-            note=f"{recording.removeprefix('conformance/')} below {judge}",
+            note=f"{place} below {judge}",
         )
 
 
