@@ -114,9 +114,14 @@ def test_no_file_but_the_kernels_compares_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"),
-    [("6.12", "6.12.117"), ("6.12+unprotect_on_reinjection", "6.12.117"), ("6.1", "6.1.192")],
+    ("kernel", "nearest"),
+    [
+        (LINUX_6_12, "6.12.117"),
+        (find_kernel("6.12+unprotect_on_reinjection"), "6.12.117"),
+        (LINUX_6_1, "6.1.192"),
+        (LINUX_6_12.with_(name="mine"), "6.1.192"),
+    ],
+    ids=str,
 )
-def test_a_kernel_is_shown_with_the_recordings_of_the_one_it_was_made_of(name: str, nearest: str) -> None:
-    assert nearest_recorded(find_kernel(name)) == nearest
-    assert nearest_recorded(LINUX_6_12.with_(name="mine")) == "6.1.192"
+def test_a_kernel_is_shown_with_the_recordings_of_what_it_was_made_of(kernel: Kernel, nearest: str) -> None:
+    assert nearest_recorded(kernel) == nearest
