@@ -48,6 +48,16 @@ class Severity(StrEnum):
     """Said the first time alone, with a text."""
     MMU_WARN_ON = "MMU_WARN_ON"
     """Only a kernel with ``MMU_DEBUG`` looks; the model says it and goes on."""
+    WARN = "WARN"
+    """Said with a text."""
+    KVM_BUG = "KVM_BUG"
+    """``KVM_BUG_ON`` with a text."""
+    BUILD_BUG_ON = "BUILD_BUG_ON"
+    """The compiler looks."""
+    LOCKDEP_HELD = "lockdep_assert_held"
+    LOCKDEP_READ = "lockdep_assert_held_read"
+    LOCKDEP_WRITE = "lockdep_assert_held_write"
+    """Only a kernel with ``CONFIG_LOCKDEP`` looks whether a lock is held, and how."""
 
     @property
     def once(self) -> bool:
