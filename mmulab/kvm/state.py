@@ -373,6 +373,7 @@ class Kvm:
         "active_mmu_pages",
         "assertion_counts",
         "behaviours",
+        "bugs",
         "config",
         "dirty_ring_size",
         "disable_nx_huge_pages",
@@ -413,6 +414,7 @@ class Kvm:
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
         self.config = config
         self.behaviours = config.kernel.behaviours
+        self.bugs = config.kernel.bugs
         self.sync = config.kernel.sync
         self.sync_stat = dict.fromkeys(SYNC_STATS, 0)
         self.sync_state: OosState | None = self.sync.new_state()
