@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC, VMFUNC_FUNCTIONS
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
-from mmulab.x86.insn import VMX_INSTRUCTIONS, Mnemonic
+from mmulab.x86.insn import VMX_INSTRUCTIONS, Instruction, Mnemonic
 from mmulab.x86.mode import (
     PAGING_PAE,
     PT_PRESENT_MASK,
@@ -278,15 +278,16 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
     return _nested(vcpu, host, w.pa, va, kind, final=True, guest_access=w.pte_access)
 
 
-def is_undefined(vcpu: Vcpu, mnemonic: Mnemonic) -> bool:
-    """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2."""
+def is_undefined(vcpu: Vcpu, insn: Instruction) -> bool:
+    """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2 (SDM 3, 26.5.6.2)."""
+    mnemonic = insn.mnemonic
     if mnemonic not in VMX_INSTRUCTIONS:
         return False
     if vcpu.kvm.config.vendor != "intel":
         return True
     if mnemonic is not Mnemonic.VMFUNC or not vcpu.guest_mode:
         return False
-    return not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
+    return insn.value >= VMFUNC_FUNCTIONS or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
 
 
 def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:

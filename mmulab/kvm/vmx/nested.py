@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.context import kvm_init_shadow_ept_mmu
+from mmulab.kvm.assertions import warn_on
+from mmulab.kvm.context import kvm_init_shadow_ept_mmu, mmu_is_nested
 from mmulab.kvm.guest_walk import kvm_write_guest
 from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.inject import DB_VECTOR, UD_VECTOR
@@ -127,6 +128,7 @@ class VmxNested(NestedGuest):
         EPT violations and VMFUNC are L0's first, #PF while it shadows, and #DB
         while the VMM single-steps.
         """
+        warn_on(vcpu.kvm, "nested.c:nested_vmx_reflect_vmexit:run_pending", vcpu.vmx.nested_run_pending)
         if exit.reason not in L1_WANTS:
             return False
         nested_vmx_vmexit(vcpu, exit.reason, exit.exit_info1)
@@ -158,7 +160,11 @@ class VmxNested(NestedGuest):
 
     def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
         """Log a page of L2 that gets dirty; False if L1's log is full (``nested_vmx_write_pml_buffer``)."""
-        vmx = vcpu.vmx
+        vmx, kvm = vcpu.vmx, vcpu.kvm
+        if warn_on(kvm, "nested.c:nested_vmx_write_pml_buffer:guest_mode", not vcpu.guest_mode):
+            return True
+        if warn_on(kvm, "nested.c:nested_vmx_write_pml_buffer:pml_full", vmx.pml_full):
+            return False
         if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_PML):
             return True
         index = vmx.get("guest_pml_index")
@@ -259,6 +265,7 @@ def _prepare_vmcs02(vcpu: Vcpu, cr3: int, eptp: int | None) -> int | None:
     vcpu.nested = VmxNested()
     _transition_tlb_flush(vcpu, entry=True)
     if eptp is not None:
+        warn_on(vcpu.kvm, "nested.c:nested_ept_init_mmu_context:nested", mmu_is_nested(vcpu))
         vcpu.mmu = vcpu.guest_mmu
         nested_ept_new_eptp(vcpu, eptp)
         vcpu.walk_mmu = vcpu.nested_mmu
@@ -308,6 +315,7 @@ def nested_ept_inject_page_fault(vcpu: Vcpu, fault: X86Exception) -> None:
         reason = "ept_misconfig" if misconfig else "ept_violation"
         if misconfig and vcpu.kvm.behaviours.misconfig_has_no_qualification:
             qualification = 0
+        warn_on(vcpu.kvm, "nested.c:nested_ept_invalidate_addr:nested", not mmu_is_nested(vcpu))
         for pgd, hpa in vcpu.mmu.prev_roots:
             if nested_ept_root_matches(hpa, pgd, nested.nested_pgd):
                 invlpg(vcpu, fault.address, hpa)
@@ -336,6 +344,7 @@ def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
     """Leave L2: save its state in the VMCS, and give L1 the state that the VMCS has for it."""
     vmx, nested = vcpu.vmx, vcpu.nested
     assert nested is not None
+    warn_on(vcpu.kvm, "nested.c:nested_vmx_vmexit:run_pending", vmx.nested_run_pending)
     _leave_l2(vcpu)
     vmx.put("vm_exit_reason", EXIT_REASONS[reason])
     vmx.put("exit_qualification", qualification)
