@@ -121,6 +121,24 @@ class Bugs:
 
     B1: bool = False
     B2: bool = False
+    B10: bool = False
+    B11: bool = False
+    B12: bool = False
+    B13: bool = False
+    B14: bool = False
+    B15: bool = False
+    B16: bool = False
+    B17: bool = False
+    B19: bool = False
+    B21: bool = False
+    B22: bool = False
+    B23: bool = False
+    B24: bool = False
+    B25: bool = False
+    B26: bool = False
+    B27: bool = False
+    B28: bool = False
+    B29: bool = False
 
     def names(self) -> tuple[str, ...]:
         """Return the ids of those that are on, in the catalogue's order."""
