@@ -54,9 +54,10 @@ class Bug:
         The commit that brought it; empty: not known.
     backports : dict of str to str
         By series of stable kernels the first release with the fix. A series that is not in it
-        and is older than `fixed` may have the fix or not, unless `surveyed` is set.
-    surveyed : bool
-        `backports` names each supported series to which the fix went.
+        and is older than `fixed` may have the fix or not.
+    seen_in : tuple of str
+        Stable releases in whose sources the fix stands; which release of the series brought it, no
+        source says.
     needs : tuple of str
         What must be in a tree before the fix can be, each with its commit or id.
     missing : str
@@ -76,7 +77,7 @@ class Bug:
     cve: str = ""
     introduced_by: str = ""
     backports: dict[str, str] = field(default_factory=dict)
-    surveyed: bool = False
+    seen_in: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     missing: str = ""
 
@@ -106,13 +107,14 @@ class Bug:
             if version < read_release(backport):
                 return Affects(True, f"the fix came with {backport}")
             return Affects(False, f"{backport} has the fix")
+        for known in map(read_release, self.seen_in):
+            if known[: len(series)] == series and version >= known:
+                return Affects(False, f"{release} has the fix")
         if not self.fixed:
             return Affects(None, "no source says in which release it was fixed")
         if len(version) == len(series) or version[len(series)] == 0:
             return Affects(True, f"the fix came with {self.fixed}")
-        if self.surveyed:
-            return Affects(True, f"the fix came with {self.fixed}, and not to this series")
-        return Affects(None, f"the fix came with {self.fixed}; whether to this series, no source says")
+        return Affects(None, f"the fix came with {self.fixed}; when to this series, no source says")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,11 @@ class Bugs:
 
     B1: bool = False
     B2: bool = False
+    B3: bool = False
+    B4: bool = False
+    B5: bool = False
+    B7: bool = False
+    B8: bool = False
     B10: bool = False
     B11: bool = False
     B12: bool = False
@@ -139,6 +146,11 @@ class Bugs:
     B27: bool = False
     B28: bool = False
     B29: bool = False
+    B32: bool = False
+    B33: bool = False
+    B34a: bool = False
+    B34b: bool = False
+    B34c: bool = False
 
     def names(self) -> tuple[str, ...]:
         """Return the ids of those that are on, in the catalogue's order."""

@@ -127,7 +127,8 @@ def kvm_mmu_child_role(
     if kvm.bugs.B17:
         quadrant = facts.quadrant
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        return config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )

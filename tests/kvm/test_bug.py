@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmulab.errors import InputError
@@ -44,25 +46,15 @@ def test_which_releases_have_it(release: str, has: bool | None) -> None:
     assert found.why
 
 
-def test_a_series_without_the_fix_has_it_where_all_backports_are_known() -> None:
-    surveyed = Bug(
-        id="B0",
-        title="",
-        commit="0" * 12,
-        introduced="5.9",
-        fixed="7.1",
-        backports={"6.6": "6.6.140"},
-        surveyed=True,
-        mechanism="",
-        breaks=(),
-        source="",
-    )
-    assert surveyed.affects("6.1.100").has is True
-    assert surveyed.affects("6.6.140").has is False
+def test_a_release_in_which_the_fix_was_read() -> None:
+    read = replace(BUG, fixed="", backports={}, seen_in=("6.1.192",))
+    assert read.affects("6.1.193").has is False
+    for other in ("6.1.191", "6.6.100", "6.1"):
+        assert read.affects(other).has is None
 
 
 def test_what_no_source_says_is_not_known() -> None:
-    since = Bug(id="B0", title="", commit="", introduced="", fixed="5.16", mechanism="", breaks=(), source="")
+    since = replace(BUG, introduced="", backports={})
     assert since.affects("5.4.1").has is None
     assert since.affects("5.16").has is False
 
