@@ -8,6 +8,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
@@ -125,7 +126,8 @@ def kvm_mmu_child_role(
     facts = config.kernel.design.facts(parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        return config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
@@ -144,9 +146,17 @@ def kvm_mmu_get_child_sp(
     spte = kvm.memory.words[sptep >> 3]
     if is_shadow_present_pte(spte) and not is_large_pte(spte):
         child = kvm.pages.get(spte_to_pfn(spte))
-        if child is not None and child.gfn == gfn and child.role == role:
+        if child is not None and _is_right_child(kvm, child, gfn, role):
             return None
     return kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role, addr)
+
+
+def _is_right_child(kvm: Kvm, child: ShadowPage, gfn: int, role: int) -> bool:
+    """Whether the page that is linked already is the one wanted.
+
+    The guest's table can change behind KVM's back: whatever is present may be for another gfn or role.
+    """
+    return (child.gfn == gfn or kvm.bugs.B1) and (child.role == role or kvm.bugs.B2)
 
 
 def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
@@ -195,15 +205,16 @@ class ShadowWalk:
         self._table = root_hpa
         self.level = mmu.root_level
         self.sptep = 0
+        # A special root has no pages of its own above the page directories.
+        special = self.level == 3 or (self.level > 3 and mmu.cpu_role.level < 4 and not mmu.direct)
+        if special and not vcpu.kvm.config.kernel.root_strategy.shadow_pages:
+            bug_on(vcpu.kvm, "mmu.c:shadow_walk_init_using_root:root", root_hpa != mmu.root_hpa)
         if root_hpa >> 12 in vcpu.kvm.pages:
             return
         if is_dummy_root(vcpu.kvm, root_hpa):
             self.level = 0
             return
-        # A special root has no pages of its own above the page directories.
-        if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:
-            self.level = 3
-        if self.level == 3:
+        if special:
             pdpte = vcpu.kvm.memory.words[mmu.pae_root * 512 + (addr >> 30 & 3)]
             self._table = pdpte & PT_BASE_ADDR_MASK
             self.level = 2 if self._table else 0

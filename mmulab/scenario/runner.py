@@ -2,8 +2,9 @@
 
 What the recordings' VMM does around an op is done here too: the first op is
 ``init``, the last ``teardown``; a ``sysexit`` or ``sysenter`` goes before an op
-of another privilege in PAE paging; the rest is skipped after a shutdown. A vCPU
-that got an SMI is put into protected mode, with flat segments as ever.
+of another privilege in PAE paging; the rest is skipped after a shutdown, and
+``teardown`` too if the host died. A vCPU that got an SMI is put into protected
+mode, with flat segments as ever.
 """
 
 from __future__ import annotations
@@ -193,7 +194,9 @@ class Runner:
             was_in_smm = vcpu.smm
             result = self._execute(index, format_step(step), step.op)
             yield result
-            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+            if result.outcome.kind is OutcomeKind.HOST_DIED:
+                return
+            if result.outcome.kind.is_last:
                 break
             if vcpu.smm and not was_in_smm:
                 yield self._leave_real_mode(index, vcpu)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mmulab.check.access import TwoWalks, WrongAccess
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
@@ -20,10 +21,9 @@ from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.kvm.state import context_name, to_shadow_page
-from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of
+from mmulab.lab.cases.judge import Access, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result, Runner
@@ -309,7 +309,7 @@ def run_case(
             found.wrong = found.wrong or judge(runner.machine, result, access, walks)
             _follow_dirty_log(found, result, walks)
             found.add(result)
-            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+            if result.outcome.kind.is_last:
                 break
 
     return _until_it_fails(_Found(runner.machine), scenario, execute)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
+from mmulab.check.access import WrongAccess
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
 from mmulab.kvm.kernels import LINUX_6_1
@@ -15,12 +16,12 @@ from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.validity import EXTENDED, RoleDecision, Validity
 from mmulab.kvm.x86 import vcpu_enter_guest
-from mmulab.lab.cases.judge import Access, WrongAccess, judge, walks_of
+from mmulab.lab.cases.judge import Access, judge, walks_of
 from mmulab.lab.validity.witnesses import Witness
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import Op, OutcomeKind
+from mmulab.machine.op import Op
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Result, Runner
 
@@ -164,7 +165,7 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
         steps.append(_seen(machine, result, before, watched))
         if access is not None and wrong is None:
             wrong = judge(machine, result, access, walks)
-        if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+        if result.outcome.kind.is_last:
             break
         if result.text == "init" and witness.interrupted:
             vcpu_enter_guest(vcpu, reinject=False)
