@@ -6,16 +6,17 @@ the processor last had to forget it (:mod:`mmulab.check.remembered`), in any com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
+from mmulab.check.access import TwoWalks
 from mmulab.check.remembered import Forgotten, TableHistory, is_global, is_leaf, may_be_remembered
+from mmulab.check.world import World
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import X86_CR4_PGE
-from mmulab.x86.walk import Load, Walk, walk
+from mmulab.x86.walk import Walk, walk
 
 MAX_WALKS = 1 << 14
 """More combinations of one access are not looked at; what KVM does is among the first of them or nowhere."""
@@ -52,94 +53,72 @@ def every(run: Callable[[Choices], T]) -> Iterator[T]:
             script[-1] += 1
 
 
-class Nested(NamedTuple):
-    """L1's nested tables: form, root, tag, the kind of access that reads L2's tables, and of the last one."""
-
-    paging: Paging
-    root: int
-    tag: Hashable
-    table_kind: int
-    final_kind: Callable[[int], int]
-
-
-class FoundWalk(NamedTuple):
-    """A walk that is allowed; as :class:`mmulab.lab.cases.judge.TwoWalks`."""
-
-    outer: Walk
-    inner: tuple[Walk, ...]
-    gpa: int | None
-    ept: bool
-
-
-@dataclass(frozen=True)
-class World:
-    """How a guest's addresses are translated: its registers, and where its memory lies.
-
-    Attributes
-    ----------
-    paging : tuple of Paging
-        By each walker that may walk: the processor, and a hypervisor that emulates it.
-    cr3, pcid : int
-    control : tuple of three int
-        CR0, CR4 and EFER as far as a change makes the processor forget everything.
-    space : Hashable
-        See :class:`~mmulab.check.remembered.Forgotten`.
-    hpa_of : callable
-        Host-physical address of a guest-physical one; None: no memory.
-    pdptes : tuple of int or None
-        PDPTE registers.
-    nested : Nested or None
-    pkru : int
-    nested_guest : bool
-        L2 runs.
-    """
-
-    paging: tuple[Paging, ...]
-    cr3: int
-    pcid: int
-    control: tuple[int, int, int]
-    space: Hashable
-    hpa_of: Callable[[int], int | None]
-    pdptes: tuple[int, ...] | None = None
-    nested: Nested | None = None
-    pkru: int = 0
-    nested_guest: bool = False
+def two_walks(
+    world: World, read: Callable[[int, int], int], gva: int, pfec: int = 0, *, not_smap: bool = False
+) -> TwoWalks:
+    """Walk by what memory holds, which `read` reads (host-physical address, size); A and D are not set."""
+    nested, own = world.nested, world.paging[0].mode.entry_bytes
+    size = own if nested is None else nested.paging.mode.entry_bytes
+    by = _Readers(lambda hpa, level: read(hpa, own), lambda hpa, level: read(hpa, size))
+    return _walk(world, world.paging[0], by, gva, pfec, not_smap)
 
 
 def allowed_walks(
     world: World, history: TableHistory, forgotten: Forgotten, gva: int, pfec: int, *, not_smap: bool = False
-) -> Iterator[FoundWalk]:
+) -> Iterator[TwoWalks]:
     """Yield each walk of `gva` that is allowed, what memory holds now first; A and D are not set."""
+
+    def run(paging: Paging, choices: Choices) -> TwoWalks:
+        readers = _remembering(world, history, forgotten, paging, gva, choices)
+        return _walk(world, paging, readers, gva, pfec, not_smap)
+
     for paging in forgotten.forms(world.space, world.paging):
-        found = every(partial(_walk, world, history, forgotten, paging, gva, pfec, not_smap))
-        yield from islice(found, MAX_WALKS)
+        yield from islice(every(partial(run, paging)), MAX_WALKS)
 
 
-def _walk(
-    world: World,
-    history: TableHistory,
-    forgotten: Forgotten,
-    paging: Paging,
-    gva: int,
-    pfec: int,
-    not_smap: bool,
-    choices: Choices,
-) -> FoundWalk:
-    inner: list[Walk] = []
+class _Readers(NamedTuple):
+    """Read the entry at a host-physical address, of a level: of the guest's own tables; of nested ones."""
+
+    own: Callable[[int, int], int]
+    nested: Callable[[int, int], int]
+
+
+def _remembering(
+    world: World, history: TableHistory, forgotten: Forgotten, paging: Paging, gva: int, choices: Choices
+) -> _Readers:
+    """Read what memory holds, or what may be remembered, as chosen."""
     nested, width = world.nested, paging.mode.entry_bytes
 
-    def load_nested(gpa: int, level: int) -> int | None:
+    def read_nested(hpa: int, level: int) -> int:
         assert nested is not None
-        form, hpa = nested.paging, world.hpa_of(gpa)
-        if hpa is None:
-            return None
-        size, since = form.mode.entry_bytes, forgotten.tables_since(nested.tag)
+        form, size = nested.paging, nested.paging.mode.entry_bytes
+        since = forgotten.tables_since(nested.tag)
         past = [
             value
             for value, until in history.past(hpa, size)
             if until > since and may_be_remembered(form, value, level)
         ]
         return choices.pick(_distinct([history.read(hpa, size), *past]))
+
+    def read(hpa: int, level: int) -> int:
+        past = [
+            value
+            for value, until in history.past(hpa, width)
+            if may_be_remembered(paging, value, level)
+            and until > _since(world, forgotten, paging, gva, value, level)
+        ]
+        return choices.pick(_distinct([history.read(hpa, width), *past]))
+
+    return _Readers(read, read_nested)
+
+
+def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_smap: bool) -> TwoWalks:
+    inner: list[Walk] = []
+    nested, hpa_of = world.nested, world.hpa_of
+
+    def load_nested(gpa: int, level: int) -> int | None:
+        hpa = hpa_of(gpa)
+        return None if hpa is None else by.nested(hpa, level)
 
     def through(ngpa: int, kind: int) -> int | None:
         if nested is None:
@@ -149,26 +128,15 @@ def _walk(
         return None if found.error is not None else found.pa
 
     def load(address: int, level: int) -> int | None:
-        gpa = through(address, 0 if nested is None else nested.table_kind)
-        hpa = None if gpa is None else world.hpa_of(gpa)
-        if hpa is None:
-            return None
-        past = [
-            value
-            for value, until in history.past(hpa, width)
-            if may_be_remembered(paging, value, level)
-            and until > _since(world, forgotten, paging, gva, value, level)
-        ]
-        return choices.pick(_distinct([history.read(hpa, width), *past]))
+        gpa = address if nested is None else through(address, nested.table_kind)
+        hpa = None if gpa is None else hpa_of(gpa)
+        return None if hpa is None else by.own(hpa, level)
 
-    reader: Load = load
-    outer = walk(
-        paging, world.cr3, gva, pfec, reader, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru
-    )
+    outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
     gpa = None
     if outer.error is None:
-        gpa = through(outer.pa, 0 if nested is None else nested.final_kind(pfec))
-    return FoundWalk(outer, tuple(inner), gpa, nested is not None and nested.paging.ept)
+        gpa = outer.pa if nested is None else through(outer.pa, nested.final_kind(pfec))
+    return TwoWalks(outer, tuple(inner), gpa, nested is not None and nested.paging.ept)
 
 
 def _since(world: World, forgotten: Forgotten, paging: Paging, gva: int, entry: int, level: int) -> int:

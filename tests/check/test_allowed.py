@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmulab.check.allowed import Choices, World, allowed_walks, every
+from mmulab.check.allowed import Choices, allowed_walks, every
 from mmulab.check.remembered import Forgotten, TableHistory
+from mmulab.check.world import World
 from mmulab.memory.host import HostMemory
 from mmulab.x86.paging import KVM_WALK, make_paging
 from mmulab.x86.pferr import PFERR_WRITE_MASK

@@ -13,10 +13,11 @@ from itertools import count, product
 
 from hypothesis import strategies as st
 
+from mmulab.check.access import TwoWalks
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
 from mmulab.lab.cases.build import Tables, host_of, marks, mode_of
 from mmulab.lab.cases.flush import EptTables, ept_pointer, vmcs
-from mmulab.lab.cases.judge import Access, TwoWalks, judge, two_walks, walks_of
+from mmulab.lab.cases.judge import Access, judge, two_walks, walks_of
 from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmulab.check.access import WrongAccess
 from mmulab.events import Event
-from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.run import CaseRun
 
 

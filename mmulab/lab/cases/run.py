@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mmulab.check.access import TwoWalks, WrongAccess
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
@@ -20,7 +21,7 @@ from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.kvm.state import context_name, to_shadow_page
-from mmulab.lab.cases.judge import Access, TwoWalks, WrongAccess, judge, judge_dirty_log, walks_of
+from mmulab.lab.cases.judge import Access, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind

@@ -14,11 +14,11 @@ from enum import StrEnum
 from html import escape
 from typing import NamedTuple
 
+from mmulab.check.access import WrongAccess
 from mmulab.errors import InputError, find_named
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.validity import VALIDITIES, RoleDecision, Validity, find_validity
-from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.validity.run import CONTEXTS, REFERENCE, ValidityRun, run_witness
 from mmulab.lab.validity.witnesses import Witness, witnesses
 from mmulab.machine import op as ops

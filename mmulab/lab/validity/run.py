@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
+from mmulab.check.access import WrongAccess
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
 from mmulab.kvm.kernels import LINUX_6_1
@@ -15,7 +16,7 @@ from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.validity import EXTENDED, RoleDecision, Validity
 from mmulab.kvm.x86 import vcpu_enter_guest
-from mmulab.lab.cases.judge import Access, WrongAccess, judge, walks_of
+from mmulab.lab.cases.judge import Access, judge, walks_of
 from mmulab.lab.validity.witnesses import Witness
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
+from mmulab.check.told import NPF_FINAL, NPF_TABLE
 from mmulab.errors import InputError
 from mmulab.kvm.state import Request
 from mmulab.kvm.svm.nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
 from mmulab.lab.cases import build
-from mmulab.lab.cases.judge import NPF_FINAL, NPF_TABLE
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind, Teardown
 from mmulab.scenario.helpers import HELPER_S

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.check.access import TwoWalks
 from mmulab.conform.recording import read_recording
 from mmulab.lab.cases.build import below_level_5, nested_guest
-from mmulab.lab.cases.judge import Access, TwoWalks, judge, two_walks, walks_of
+from mmulab.lab.cases.judge import Access, judge, two_walks, walks_of
 from mmulab.lab.cases.run import runner_of
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Outcome, Vmrun

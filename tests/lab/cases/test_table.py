@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.check import told
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_set_accessed_bit
-from mmulab.lab.cases import judge
 from mmulab.lab.cases.build import GVA_UPPER as UPPER_NGPA
 from mmulab.lab.cases.build import (
     LOWER,
@@ -114,7 +114,7 @@ def test_l1_is_told_of_a_fault_in_its_nested_tables(table: dict[str, Row], l1: s
 
 
 def test_a_nested_fault_told_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "NPF_FINAL", 1 << 34)
+    monkeypatch.setattr(told, "NPF_FINAL", 1 << 34)
     wrong = run_case(nested_fault("64", 5)).wrong
     assert wrong is not None
     assert (wrong.op, wrong.expected) == (1, None)

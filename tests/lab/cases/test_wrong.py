@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab.check.access import WrongAccess
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.sync.oos_2008 import Oos2008, oos_2008
-from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.cases.wrong import kernel_of, record_again
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from mmulab.check.access import WrongAccess
 from mmulab.errors import InputError
 from mmulab.kvm.sync.variations import VARIATIONS
-from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.sync.compare import SyncCell, compare_syncs
 from mmulab.lab.sync.questions import Answer, Effect, answers, find_variations, policies_of

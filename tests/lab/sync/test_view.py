@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from mmulab.check.access import WrongAccess
 from mmulab.events import kvm_mmu_sync_page, kvm_mmu_unsync_page
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.oos_2008 import Oos2008, oos_2008
 from mmulab.kvm.sync.unsync_children import unsync_children
 from mmulab.kvm.sync.write_protect import write_protect
-from mmulab.lab.cases.judge import WrongAccess
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.sync.compare import SyncCell, run_policy
 from mmulab.lab.sync.questions import answers, find_variations

@@ -1,0 +1,162 @@
+"""A machine's guest as the oracle sees it: its registers, its tables and where its memory lies.
+
+Only what the guest itself could know is read: registers, L1's control block or
+VMCS, the memslots; no shadow page and nothing of a sync policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+from mmulab.kvm.state import Vcpu
+from mmulab.kvm.svm.nested import SvmNested
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT, SECONDARY_EXEC_ENABLE_VPID
+from mmulab.machine.machine import Machine
+from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK, make_ept_paging
+from mmulab.x86.paging import KVM_WALK, Paging, make_paging
+from mmulab.x86.pferr import PFERR_USER_MASK, PFERR_WRITE_MASK
+from mmulab.x86.regs import (
+    EFER_LMA,
+    X86_CR0_PG,
+    X86_CR3_PCID_MASK,
+    X86_CR4_LA57,
+    X86_CR4_PAE,
+    X86_CR4_PCIDE,
+    X86_CR4_PGE,
+)
+
+HOST_SPACE = "L1"
+"""The space of whoever runs on the processor itself, as far as it can know: ASID or VPID 0."""
+FLUSHING_CR4 = X86_CR4_PGE | X86_CR4_PAE | X86_CR4_LA57 | X86_CR4_PCIDE
+"""A change of one of these makes every processor forget everything (SDM 3, 4.10.4.1; APM 2, 5.5.2)."""
+ASID = 0x58
+"""Where a VMCB names the guest's ASID (APM 2, appendix B)."""
+
+
+class Nested(NamedTuple):
+    """L1's nested tables.
+
+    Attributes
+    ----------
+    paging : Paging
+    root : int
+    tag : Hashable
+        What names them in INVEPT, and to KVM: their root.
+    table_kind : int
+        What kind of access to these tables one to a table of L2's is.
+    """
+
+    paging: Paging
+    root: int
+    tag: Hashable
+    table_kind: int
+
+    def final_kind(self, pfec: int) -> int:
+        """Return an access to the address that L2's walk arrived at, as an access to these tables.
+
+        Every step is a user access to NPT (APM 2, 15.25.5); EPT has no users, and
+        the walk takes U for a read.
+        """
+        if not self.paging.ept:
+            return pfec | PFERR_USER_MASK
+        return pfec & ~PFERR_USER_MASK or PFERR_USER_MASK
+
+
+@dataclass(frozen=True)
+class World:
+    """How a guest's addresses are translated: its registers, and where its memory lies.
+
+    Attributes
+    ----------
+    paging : tuple of Paging
+        By each walker that may walk: the processor, and a hypervisor that emulates it.
+    cr3, pcid : int
+    control : tuple of three int
+        CR0, CR4 and EFER as far as a change makes the processor forget everything.
+    space : Hashable
+        See :class:`~mmulab.check.remembered.Forgotten`.
+    hpa_of : callable
+        Host-physical address of a guest-physical one; None: no memory.
+    pdptes : tuple of int or None
+        PDPTE registers.
+    nested : Nested or None
+    pkru : int
+    nested_guest : bool
+        L2 runs.
+    """
+
+    paging: tuple[Paging, ...]
+    cr3: int
+    pcid: int
+    control: tuple[int, int, int]
+    space: Hashable
+    hpa_of: Callable[[int], int | None]
+    pdptes: tuple[int, ...] | None = None
+    nested: Nested | None = None
+    pkru: int = 0
+    nested_guest: bool = False
+
+
+def world_of(machine: Machine, vcpu: int = 0) -> World:
+    """Return how the vCPU's running guest translates addresses now."""
+    v = machine.kvm.vcpus[vcpu]
+    processor = machine.processor
+    own = replace(processor.walker, sets_ad=False)
+    models = [(v.cpu, KVM_WALK), (v.cpu, own)]
+    if machine.kvm.config.tdp:  # then the processor walks alone, with its own limits
+        models.append((replace(v.cpu, maxphyaddr=processor.cpu.maxphyaddr), own))
+    forms = [make_paging(v.cr0, v.cr4, v.efer, cpu, walker) for cpu, walker in models]
+    return World(
+        paging=tuple(dict.fromkeys(replace(form, marks_pdptes=False) for form in forms)),
+        control=(v.cr0 & X86_CR0_PG, v.cr4 & FLUSHING_CR4, v.efer & EFER_LMA),
+        cr3=v.cr3,
+        pcid=v.cr3 & X86_CR3_PCID_MASK if v.cr4 & X86_CR4_PCIDE else 0,
+        space=_space(machine, v),
+        hpa_of=partial(_hpa_of, machine, v.smm),
+        pdptes=_pdptes(machine, v),
+        nested=_nested_tables(v),
+        pkru=v.pkru,
+        nested_guest=bool(v.guest_mode),
+    )
+
+
+def _hpa_of(machine: Machine, address_space: int, gpa: int) -> int | None:
+    slot = machine.kvm.slots[address_space].lookup(gpa >> 12)
+    return None if slot is None else slot.frame(gpa >> 12) << 12 | gpa & 0xFFF
+
+
+def _pdptes(machine: Machine, v: Vcpu) -> tuple[int, ...] | None:
+    """Return the PDPTE registers; under AMD's nested paging there are none (APM 2, 15.25.10)."""
+    amd = machine.kvm.config.vendor == "amd"
+    npt = isinstance(v.nested, SvmNested) and v.nested.npt if v.guest_mode else machine.kvm.config.tdp
+    return None if amd and npt else tuple(v.walk_mmu.pdptrs)
+
+
+def _space(machine: Machine, v: Vcpu) -> Hashable:
+    if not v.guest_mode:
+        return HOST_SPACE
+    if isinstance(v.nested, SvmNested):
+        return "asid", machine.kvm.slots[0].read(machine.memory.bytes, v.nested.vmcb12_gpa + ASID, 4)
+    if v.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID):
+        return "vpid", v.vmx.get("virtual_processor_id")
+    return HOST_SPACE
+
+
+def _nested_tables(vcpu: Vcpu) -> Nested | None:
+    """Return the tables by which L1 maps the memory of its guest; None: none are in use."""
+    nested = vcpu.nested
+    if isinstance(nested, SvmNested):
+        paging = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], vcpu.cpu, KVM_WALK)
+        npt = Nested(paging, nested.nested_pgd, nested.nested_pgd >> 12, PFERR_USER_MASK | PFERR_WRITE_MASK)
+        return npt if nested.npt else None
+    if nested is None or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT):
+        return None
+    eptp = nested.nested_pgd
+    level = 5 if eptp & VMX_EPTP_PWL_MASK == VMX_EPTP_PWL_5 else 4
+    ad = bool(eptp & VMX_EPTP_AD_ENABLE_BIT)
+    # With A/D bits every access to a table of L2's counts as a write (SDM 3, 29.3.5).
+    kind = PFERR_USER_MASK | (PFERR_WRITE_MASK if ad else 0)
+    return Nested(make_ept_paging(level, ad=ad, cpu=vcpu.cpu, walker=KVM_WALK), eptp, eptp >> 12, kind)
