@@ -73,7 +73,8 @@ class Explored:
         Every sequence of the scope's depth was tried.
     interrupted : str
         Why not: "", "Ctrl-C", "time", "states", "found".
-    seconds : float
+    seconds, cpu_seconds : float
+        On the clock, and of this process.
     """
 
     scope: Scope
@@ -85,9 +86,10 @@ class Explored:
     complete: bool
     interrupted: str
     seconds: float
+    cpu_seconds: float
 
     def __str__(self) -> str:
-        rate = f"{self.states} states, {self.states / max(self.seconds, 1e-9):.0f}/s"
+        rate = f"{self.states} states, {self.states / max(self.cpu_seconds, 1e-9):.0f}/s"
         many = f"{len(self.scope.ops)} ops"
         if self.found:
             names = ", ".join(f"{c.finding.name} after {len(c.choices)}" for c in self.found)
@@ -188,11 +190,11 @@ class World:
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
-        self._keeper.put(state.machine)
+        frames = self._keeper.put(state.machine)
         self._runner.cpl = dict(state.cpl)
         self._runner.ended = False
         for memory, saved in zip(self._memories, state.watchers, strict=True):
-            memory.restore(saved)
+            memory.restore(saved, frames)
 
     def step(self, at: int, step: Step) -> Finding | None:
         """Execute one op, and return the first thing that is wrong with it."""
@@ -250,7 +252,7 @@ class _Search:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._scope, self._kernel, self._bounds, self._progress = scope, kernel, bounds, progress
-        self._begun = time.monotonic()
+        self._begun, self._cpu_begun = time.monotonic(), time.process_time()
         self._makers = makers
         self._seen: set[bytes] = set()
         self._found: dict[tuple[FindingKind, str], Counterexample] = {}
@@ -281,6 +283,7 @@ class _Search:
             self._done == self._scope.depth,
             interrupted,
             time.monotonic() - self._begun,
+            time.process_time() - self._cpu_begun,
         )
 
     def _levels(self) -> str:

@@ -205,7 +205,7 @@ class Keeper:
         self._memory: HostMemory = machine.memory
         self._backing = machine.memory.backing
         self._base: npt.NDArray[np.uint64] = machine.memory.frames[self._backing :].copy()
-        self._since = 0
+        self._since = 1  # no write leaves 0
         self.now = self._take(None)
 
     def take(self) -> Savepoint:
@@ -213,8 +213,14 @@ class Keeper:
         self.now = self._take(self.now)
         return self.now
 
-    def put(self, target: Savepoint) -> None:
-        """Put the machine back to a state; what it is now must have been taken."""
+    def put(self, target: Savepoint) -> list[int]:
+        """Put the machine back to a state; what it is now must have been taken.
+
+        Returns
+        -------
+        list of int
+            The frames that have changed.
+        """
         now, machine = self.now, self._machine
         kvm = machine.kvm
         if target.vm is not now.vm:
@@ -227,12 +233,13 @@ class Keeper:
         for vcpu, old_vcpu, new_vcpu in zip(kvm.vcpus, now.vcpus, target.vcpus, strict=True):
             if old_vcpu is not new_vcpu:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
-        self._put_frames(target)
+        frames = self._put_frames(target)
         self._memory.restore_pool(*target.pool)
         if now.host_pages != target.host_pages:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
                 setattr(self._memory, name, dict(pages))
         self.now = target
+        return frames
 
     # Taking ---------------------------------------------------------------------
 
@@ -323,16 +330,19 @@ class Keeper:
                 items.append(slot)
             slots.replace_all(items, new[0])
 
-    def _put_frames(self, target: Savepoint) -> None:
+    def _put_frames(self, target: Savepoint) -> list[int]:
         frames, now, wanted = self._memory.frames, self.now.frames, target.frames
+        changed = []
         for frame, piece in wanted.items():
             if now.get(frame) is not piece:
+                changed.append(frame)
                 words = frames[frame]
                 at = frame - self._backing
                 words[:] = self._base[at] if at >= 0 else piece.fill
                 if piece.indexes:
                     words[list(piece.indexes)] = piece.values
         for frame in now.keys() - wanted.keys():
+            changed.append(frame)
             at = frame - self._backing
             frames[frame] = self._base[at] if at >= 0 else 0
         for frame in self.now.pool[1]:
@@ -340,6 +350,7 @@ class Keeper:
                 frames[frame] = 0  # a frame that was never handed out is taken to hold zeros
         self._memory.epoch += 1
         self._since = self._memory.epoch
+        return changed
 
 
 def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:
