@@ -71,6 +71,8 @@ class Explored:
         One for each kind and name of a finding, in the order of their lengths.
     complete : bool
         Every sequence of the scope's depth was tried.
+    closed : bool
+        No op leads to a state that was not seen: what holds, holds for sequences of any length.
     interrupted : str
         Why not: "", "Ctrl-C", "time", "states", "found".
     seconds, cpu_seconds : float
@@ -84,6 +86,7 @@ class Explored:
     depth: int
     found: tuple[Counterexample, ...]
     complete: bool
+    closed: bool
     interrupted: str
     seconds: float
     cpu_seconds: float
@@ -95,7 +98,8 @@ class Explored:
             names = ", ".join(f"{c.finding.name} after {len(c.choices)}" for c in self.found)
             return f"{self.scope.name}: {self.kernel}: {rate}: {names}"
         if self.complete:
-            return f"{self.scope.name}: {self.kernel}: free up to depth {self.depth} of {many}: {rate}"
+            far = "at any depth" if self.closed else f"up to depth {self.depth}"
+            return f"{self.scope.name}: {self.kernel}: free {far} of {many}: {rate}"
         why = f"interrupted ({self.interrupted})"
         return f"{self.scope.name}: {self.kernel}: nothing up to depth {self.depth} of {many}, {why}: {rate}"
 
@@ -258,6 +262,7 @@ class _Search:
         self._found: dict[tuple[FindingKind, str], Counterexample] = {}
         self._tries = 0
         self._done = 0
+        self._closed = False
         self._world = self._new_world()
 
     def _new_world(self) -> World:
@@ -280,7 +285,8 @@ class _Search:
             self._tries,
             self._done,
             tuple(self._found.values()),
-            self._done == self._scope.depth,
+            self._closed or self._done == self._scope.depth,
+            self._closed,
             interrupted,
             time.monotonic() - self._begun,
             time.process_time() - self._cpu_begun,
@@ -302,6 +308,9 @@ class _Search:
                     self._progress(Progress(depth + 1, len(self._seen), len(level) - at))
             self._done = depth + 1
             level = following
+            if not level and not last:
+                self._closed = True
+                break
         return ""
 
     def _ends(self) -> str:
