@@ -241,7 +241,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = 
 def kvm_mmu_refresh_passthrough_bits(vcpu: Vcpu, mmu: Mmu) -> None:
     """Follow CR0.WP, which a guest on two-dimensional paging may change without an exit."""
     wp = int(bool(vcpu.cr0 & X86_CR0_WP))
-    if not vcpu.kvm.config.tdp or mmu is vcpu.guest_mmu or mmu.cpu_role.cr0_wp == wp:
+    if vcpu.kvm.bugs.B32 or not vcpu.kvm.config.tdp or mmu is vcpu.guest_mmu or mmu.cpu_role.cr0_wp == wp:
         return
     if mmu.cpu_role.level:
         mmu.cpu_role = mmu.cpu_role._replace(cr0_wp=wp)
@@ -284,8 +284,8 @@ def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:
     if kvm.config.vendor == "intel":
         # Its VMCS is new on its processor, so stale contexts are flushed (vmx_vcpu_load_vmcs).
         vcpu.requests |= Request.TLB_FLUSH
-    if not kvm.config.tdp or not kvm.config.x86_64:
+    if not kvm.config.tdp or not (kvm.config.x86_64 or kvm.bugs.B34a):
         vcpu.root_mmu.pae_root = kvm.memory.alloc_frame()
-    if not kvm.config.x86_64:
+    if not kvm.config.x86_64 and not kvm.bugs.B34a:
         vcpu.guest_mmu.pae_root = kvm.memory.alloc_frame()
     return vcpu

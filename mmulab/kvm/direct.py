@@ -13,6 +13,7 @@ from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_sl
 from mmulab.kvm.fault import (
     handle_abnormal_pfn,
     is_page_fault_stale,
+    is_stale_after_reclaim,
     kvm_faultin_pfn,
     page_fault_handle_page_track,
 )
@@ -37,7 +38,6 @@ from mmulab.kvm.spte import (
 )
 from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
-from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
 
@@ -69,9 +69,7 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     if ret != RetPf.CONTINUE:
         return ret
     tdp_mmu = fault.is_tdp and vcpu.kvm.config.uses_tdp_mmu
-    if not tdp_mmu:
-        make_mmu_pages_available(vcpu)
-    if is_page_fault_stale(vcpu):
+    if is_page_fault_stale(vcpu) if tdp_mmu else is_stale_after_reclaim(vcpu):
         return RetPf.RETRY
     return kvm_tdp_mmu_map(vcpu, fault) if tdp_mmu else direct_map(vcpu, fault)
 

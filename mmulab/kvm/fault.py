@@ -21,6 +21,7 @@ from mmulab.kvm.set_spte import (
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.state import KvmRunError, Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
 from mmulab.kvm.sync.stat import count_refused
+from mmulab.kvm.zap import make_mmu_pages_available
 
 
 def page_fault_handle_page_track(vcpu: Vcpu, fault: PageFault) -> bool:
@@ -79,6 +80,20 @@ def handle_abnormal_pfn(vcpu: Vcpu, fault: PageFault, access: int) -> RetPf:
         if not kvm.config.mmio_caching or fault.gfn >= 1 << max_gpa_bits - 12:
             return RetPf.EMULATE
     return RetPf.CONTINUE
+
+
+def is_stale_after_reclaim(vcpu: Vcpu) -> bool:
+    """Make room for the fault's pages; return whether the root is out of use, by that or before.
+
+    Raises
+    ------
+    KvmRunError
+        There is no room.
+    """
+    if vcpu.kvm.bugs.B4 and is_page_fault_stale(vcpu):
+        return True
+    make_mmu_pages_available(vcpu)
+    return not vcpu.kvm.bugs.B4 and is_page_fault_stale(vcpu)
 
 
 def is_page_fault_stale(vcpu: Vcpu) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.behaviours import CHANGES, Behaviours, with_behaviours
+from mmulab.kvm.bug import SWITCHES, Bugs, with_bugs
 from mmulab.kvm.event_words import EVENTS_6_1, EventWords
 from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
@@ -80,6 +81,8 @@ class Kernel:
     events : EventWords
         Its own names and numbers of events.
     behaviours : Behaviours
+    bugs : Bugs
+        Fixes that it lacks (:mod:`mmulab.kvm.bugs`).
     """
 
     name: str
@@ -94,6 +97,7 @@ class Kernel:
     eager_split: str = "nested"
     events: EventWords = EVENTS_6_1
     behaviours: Behaviours = field(default_factory=Behaviours)
+    bugs: Bugs = field(default_factory=Bugs)
 
     def __post_init__(self) -> None:
         for name, known in _RULES.items():
@@ -103,21 +107,27 @@ class Kernel:
                 raise InputError(f"kernel {quoted(self.name)}: {shown}, expected {' or '.join(known)}")
 
     def with_(self, **changes: Any) -> Self:
-        """Return this kernel with other fields: ``with_(design=..)``; behaviours are turned on and off
-        with :meth:`toggled`."""
+        """Return this kernel with other fields: ``with_(design=..)``; behaviours and bugs are turned on
+        and off with :meth:`toggled`."""
         return replace(self, **changes)
 
     def toggled(self, **wanted: bool) -> Self:
-        """Return this kernel with behaviours turned on (True) or off (False), and its name says so.
+        """Return this kernel with behaviours and bugs turned on (True) or off (False); its name says so.
 
         Raises
         ------
         InputError
-            A behaviour is unknown, or is as wanted already.
+            A behaviour or bug is unknown, or is as wanted already.
         """
         suffix = "".join(f"{'+' if on else '-'}{name}" for name, on in wanted.items())
-        behaviours = with_behaviours(self.behaviours, wanted)
-        return replace(self, name=f"{self.name}{suffix}", behaviours=behaviours)
+        bugs = {name: on for name, on in wanted.items() if name in SWITCHES}
+        behaviours = {name: on for name, on in wanted.items() if name not in SWITCHES}
+        return replace(
+            self,
+            name=f"{self.name}{suffix}",
+            behaviours=with_behaviours(self.behaviours, behaviours),
+            bugs=with_bugs(self.bugs, bugs),
+        )
 
     def spte_format(
         self, *, ept: bool, phys_bits: int, has_ad: bool = True, cache_bits: int = 0, x86_64: bool = True

@@ -2,7 +2,8 @@
 
 Versions are compared in this file only. A stable tree, a patch of a mailing list or a
 user's fork is another set of behaviours: ``6.12+unprotect_on_reinjection`` is a name, and
-``LINUX_6_12.with_(...)`` a value.
+``LINUX_6_12.with_(...)`` a value. A bug whose fix is taken back is turned on like a
+behaviour: ``6.1+B13``.
 
 Source: Linux 6.1.192 and 6.12.117, ``arch/x86/kvm``.
 """
@@ -14,13 +15,14 @@ from dataclasses import replace
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.behaviours import CHANGES, with_behaviours
+from mmulab.kvm.bug import SWITCHES
 from mmulab.kvm.event_words import EVENTS_6_12
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design_check import is_built_in
 from mmulab.kvm.roles.foreign import load_design, load_value
 from mmulab.kvm.sync.unsync_children import unsync_children
 
-_TOGGLE = re.compile(r"([+-])([a-z]\w*)")
+_TOGGLE = re.compile(r"([+-])([A-Za-z]\w*)")
 _VERSION = re.compile(r"\b\d+\.\d+\.[1-9]\d*\b")
 
 LINUX_6_1 = Kernel("6.1.192", "Linux 6.1.192 (Debian 6.1.192-2)", unsync_children)
@@ -51,15 +53,15 @@ KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (LINUX_6_1, LINU
 
 
 def find_kernel(name: str) -> Kernel:
-    """Return a kernel by name: a release or series, with behaviours turned on (``+``) and off (``-``).
+    """Return a kernel by name: a release or series, with behaviours and bugs on (``+``) and off (``-``).
 
     ``file.py:KERNEL`` and ``module:KERNEL`` name a user's own value, and take
-    behaviours behind them too.
+    behaviours and bugs behind them too.
 
     Raises
     ------
     InputError
-        A kernel or behaviour is unknown, or a behaviour is named that is so already.
+        A kernel, behaviour or bug is unknown, or one is named that is so already.
     """
     base, toggles = _split(name)
     kernel = _own(base) if ":" in base else known_kernel(base)
@@ -79,7 +81,7 @@ def known_kernel(name: str) -> Kernel:
             return kernel
     raise InputError(
         f"kernel '{quoted(name)}': unknown; the kernels are {', '.join(KERNELS)}, "
-        f"or file.py:KERNEL; behaviours follow as +NAME or -NAME ('mmulab kernels')"
+        f"or file.py:KERNEL; behaviours ('mmulab kernels') and bugs ('mmulab bugs') follow as +NAME or -NAME"
     )
 
 
@@ -103,9 +105,9 @@ def recorded_kernel(text: str) -> Kernel:
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Take a name apart: the base, and each behaviour with its sign."""
+    """Take a name apart: the base, and each behaviour and bug with its sign."""
     found = _TOGGLE.finditer(name, name.rfind(":") + 1)
-    at = next((m.start() for m in found if m[2] in CHANGES or m[1] == "+"), len(name))
+    at = next((m.start() for m in found if m[2] in CHANGES or m[2] in SWITCHES or m[1] == "+"), len(name))
     base, rest = name[:at], name[at:]
     toggles = _TOGGLE.findall(rest)
     if "".join(sign + behaviour for sign, behaviour in toggles) != rest:

@@ -24,7 +24,13 @@ def vcpu_cache_mmio_info(vcpu: Vcpu, gva: int, gfn: int, access: int) -> None:
     vcpu.mmio_gva = 0 if mmu_is_nested(vcpu) else gva & ~0xFFF
     vcpu.mmio_access = access
     vcpu.mmio_gfn = gfn
-    vcpu.mmio_gen = vcpu_memslots(vcpu).generation
+    vcpu.mmio_gen = _generation(vcpu)
+
+
+def _generation(vcpu: Vcpu) -> int:
+    """Return the generation of the slots that the cached translation is of."""
+    slots = vcpu.kvm.slots[0] if vcpu.kvm.bugs.B8 else vcpu_memslots(vcpu)
+    return slots.generation
 
 
 def vcpu_clear_mmio_info(vcpu: Vcpu, gva: int) -> None:
@@ -35,13 +41,13 @@ def vcpu_clear_mmio_info(vcpu: Vcpu, gva: int) -> None:
 
 def vcpu_match_mmio_gva(vcpu: Vcpu, gva: int) -> bool:
     """Whether `gva` is known to be device memory."""
-    known = vcpu.mmio_gen == vcpu_memslots(vcpu).generation and vcpu.mmio_gva
+    known = vcpu.mmio_gen == _generation(vcpu) and vcpu.mmio_gva
     return bool(known) and vcpu.mmio_gva == gva & ~0xFFF
 
 
 def vcpu_match_mmio_gpa(vcpu: Vcpu, gpa: int) -> bool:
     """Whether `gpa` is known to be device memory."""
-    known = vcpu.mmio_gen == vcpu_memslots(vcpu).generation and vcpu.mmio_gfn
+    known = vcpu.mmio_gen == _generation(vcpu) and vcpu.mmio_gfn
     return bool(known) and vcpu.mmio_gfn == gpa >> 12
 
 

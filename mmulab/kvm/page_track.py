@@ -53,7 +53,7 @@ def kvm_slot_page_track_is_active(kvm: Kvm, slot: KvmMemslot | None, gfn: int) -
         return False
     if slot.gfn_track.get(gfn, 0):
         return True
-    other = kvm.slots[slot.as_id ^ 1].lookup(gfn)
+    other = None if kvm.bugs.B7 else kvm.slots[slot.as_id ^ 1].lookup(gfn)
     return other is not None and other.gfn_track.get(gfn, 0) > 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mmulab.kvm.fault import (
     handle_abnormal_pfn,
-    is_page_fault_stale,
+    is_stale_after_reclaim,
     kvm_faultin_pfn,
     page_fault_handle_page_track,
     shadow_page_table_clear_flood,
@@ -35,7 +35,6 @@ from mmulab.kvm.shadow_page import (
 )
 from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.state import Request, Vcpu, is_dummy_root, spte_index, sptep_to_sp, vcpu_memslots
-from mmulab.kvm.zap import make_mmu_pages_available
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
 
@@ -67,8 +66,7 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     if ret != RetPf.CONTINUE:
         return ret
     _allow_supervisor_write(vcpu, gw, fault)
-    make_mmu_pages_available(vcpu)
-    if is_page_fault_stale(vcpu):
+    if is_stale_after_reclaim(vcpu):
         return RetPf.RETRY
     return fetch(vcpu, fault, gw)
 

@@ -48,6 +48,7 @@ from mmulab.kvm.zap import (
 from mmulab.x86.mode import PT_ACCESSED_MASK, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
 
 EIO, EFAULT = 5, 14
+PT32_ROOT_LEVEL = 2
 PT64_ROOT_4LEVEL = 4
 PT64_ROOT_5LEVEL = 5
 
@@ -103,7 +104,13 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> None:
     elif vcpu.kvm.config.kernel.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, 0, [])
     else:
+        if mmu.pae_root < 0:  # a WARN of mmu_alloc_direct_roots
+            raise KvmRunError(EIO)
+        # With B34b each turn of the loop checks the gfn that the turn before left.
+        checked = vcpu.kvm.bugs.B34b and vcpu.kvm.config.tdp and mmu.cpu_role.level == PT32_ROOT_LEVEL
         for i in range(4):
+            if checked and i and not mmu_check_root(vcpu, i - 1 << 18):
+                return
             root = mmu_alloc_root(vcpu, i << 18, 0, 2)
             _set_pae_root(vcpu, i, root | PT_PRESENT_MASK)
         mmu.root_hpa = mmu.pae_root << 12

@@ -178,7 +178,8 @@ def mmu_set_spte(
     level = sp.level
     old = words[sptep >> 3]
     flush = was_rmapped = False
-    if is_shadow_present_pte(old):
+    overwrites = kvm.bugs.B5 and pfn == KVM_PFN_NOSLOT
+    if is_shadow_present_pte(old) and not overwrites:
         if level > 1 and not is_large_pte(old):
             drop_parent_pte(kvm, kvm.pages[spte_to_pfn(old)], sptep)
             flush = True

@@ -125,7 +125,8 @@ def kvm_mmu_child_role(
     facts = config.kernel.design.facts(parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        return config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
@@ -144,9 +145,17 @@ def kvm_mmu_get_child_sp(
     spte = kvm.memory.words[sptep >> 3]
     if is_shadow_present_pte(spte) and not is_large_pte(spte):
         child = kvm.pages.get(spte_to_pfn(spte))
-        if child is not None and child.gfn == gfn and child.role == role:
+        if child is not None and _is_right_child(kvm, child, gfn, role):
             return None
     return kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role, addr)
+
+
+def _is_right_child(kvm: Kvm, child: ShadowPage, gfn: int, role: int) -> bool:
+    """Whether the page that is linked already is the one wanted.
+
+    The guest's table can change behind KVM's back: whatever is present may be for another gfn or role.
+    """
+    return (child.gfn == gfn or kvm.bugs.B1) and (child.role == role or kvm.bugs.B2)
 
 
 def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:

@@ -368,6 +368,7 @@ class Kvm:
     __slots__ = (
         "active_mmu_pages",
         "behaviours",
+        "bugs",
         "config",
         "dirty_ring_size",
         "disable_nx_huge_pages",
@@ -407,6 +408,7 @@ class Kvm:
     def __init__(self, config: KvmConfig, memory: HostMemory, emit: EventSink | None = None) -> None:
         self.config = config
         self.behaviours = config.kernel.behaviours
+        self.bugs = config.kernel.bugs
         self.sync = config.kernel.sync
         self.sync_stat = dict.fromkeys(SYNC_STATS, 0)
         self.sync_state: OosState | None = self.sync.new_state()

@@ -288,7 +288,7 @@ def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, as_id: int, gfn: int, min_level: int
 
 def _cleaned(kvm: Kvm, spte: int, *, wrprot: bool) -> int:
     """Return the entry ready for another round of dirty logging: without W, or without D."""
-    if wrprot or spte & SPTE_TDP_AD_MASK:
+    if wrprot or (not kvm.fmt.ad_enabled if kvm.bugs.B33 else spte & SPTE_TDP_AD_MASK):
         return spte & ~PT_WRITABLE_MASK
     return spte & ~kvm.fmt.dirty
 
@@ -380,5 +380,5 @@ def kvm_tdp_mmu_zap_collapsible_sptes(
             if entry.level > PG_LEVEL_1G or not is_shadow_present_pte(spte):
                 continue
             inside = start <= entry.gfn < end and not is_last_spte(spte, entry.level)
-            if inside and mapping_level(entry.gfn) >= entry.level:
+            if inside and not kvm.bugs.B34c and mapping_level(entry.gfn) >= entry.level:
                 tdp_mmu_zap_spte_atomic(kvm, entry)

@@ -66,7 +66,8 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
             return 0
         child = kvm.pages[spte_to_pfn(spte)]
         drop_parent_pte(kvm, child, sptep)
-        orphan = not child.root_count and not child.parent_ptes
+        in_use = child.root_count and not kvm.bugs.B4
+        orphan = not in_use and not child.parent_ptes
         if kvm.config.tdp and invalid is not None and child.guest_mode and orphan:
             return int(kvm_mmu_prepare_zap_page(kvm, child, invalid))
     elif is_mmio_spte(kvm.fmt, spte):

@@ -34,6 +34,7 @@ from mmulab.trace.versions import Versions
 SMALL, FRAMES = "small", "frames"
 _KVM_APART = (
     "behaviours",
+    "bugs",
     "config",
     "emit",
     "fmt",

@@ -22,6 +22,7 @@ from mmulab.archive import Archive, open_archive
 from mmulab.errors import InputError, named, quoted
 from mmulab.files import parse_json, writing
 from mmulab.kvm.behaviours import CHANGES, Behaviours, find_behaviour
+from mmulab.kvm.bug import Bugs, with_bugs
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import DERIVATIONS, Derivation
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
@@ -116,6 +117,7 @@ def _put_kernel(kernel: Kernel, constants: Constants) -> Json:
     return {
         **{name: encode(getattr(kernel, name), constants) for name in _KERNEL},
         "behaviours": kernel.behaviours.names(),
+        "bugs": kernel.bugs.names(),
         "design": {
             "name": design.name,
             "own": is_own(design),
@@ -305,6 +307,7 @@ class _Reader:
             check(value, hints[name], f"{name} of the kernel")
         check(item["behaviours"], list[str], "behaviours of the kernel")
         check(item["root_strategy"], str, "root strategy of the kernel")
+        check(item["bugs"], list[str], "bugs of the kernel")
         for name in item["behaviours"]:
             find_behaviour(name)
         return Kernel(
@@ -314,6 +317,7 @@ class _Reader:
             root_strategy=find_root_strategy(item["root_strategy"]),
             sync=self._sync(item["sync"]),
             behaviours=Behaviours(**{name: name in item["behaviours"] for name in CHANGES}),
+            bugs=with_bugs(Bugs(), dict.fromkeys(item["bugs"], True)),
         )
 
     def _sync(self, name: Json) -> SyncPolicy:
