@@ -72,7 +72,7 @@ def test_a_savepoint_shares_what_an_op_did_not_change():
     told(runner, scope, 0)
     after = keeper.take()
     assert after.pages is before.pages
-    assert [after.frames[frame] is piece for frame, piece in before.frames.items()] == [True] * len(before.frames)
+    assert all(after.frames[frame] is piece for frame, piece in before.frames.items())
     assert after.slots[0] is before.slots[0]
 
 
