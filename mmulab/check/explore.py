@@ -18,7 +18,7 @@ from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
 from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
-from mmulab.check.state_key import StateKey
+from mmulab.check.state_key import StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.memory.host import OutOfFramesError
@@ -131,9 +131,10 @@ class Bounds:
 
 
 class _State(NamedTuple):
-    """A state to go on from: the machine, each vCPU's privilege, the watchers, the way to it."""
+    """A state to go on from: the machine and its key, each vCPU's privilege, the watchers, the way to it."""
 
     machine: Savepoint
+    core: bytes
     cpl: dict[int, int]
     watchers: tuple[Any, ...]
     choices: tuple[int, ...]
@@ -182,15 +183,19 @@ class World:
         """Nothing can follow: the vCPU is shut down, or runs for ever."""
         return self._runner.ended
 
-    def state(self, choices: tuple[int, ...]) -> _State:
-        """Return the state as it is now."""
+    def state(self, before: _State | None, choices: tuple[int, ...]) -> _State:
+        """Return the state as it is now, one op after `before`."""
         watchers = tuple([memory.save() for memory in self._memories])
-        return _State(self._keeper.take(), dict(self._runner.cpl), watchers, choices)
+        machine = self._keeper.take()
+        unchanged = before is not None and machine.same(before.machine)
+        core = before.core if before is not None and unchanged else self._keys.key(machine)
+        return _State(machine, core, dict(self._runner.cpl), watchers, choices)
 
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
-        more = tuple(sorted(state.cpl.items())), tuple([memory.key() for memory in self._memories])
-        return self._keys.key(state.machine, more)
+        return digest_of(
+            (state.core, tuple(sorted(state.cpl.items())), tuple([memory.key() for memory in self._memories]))
+        )
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
@@ -293,7 +298,7 @@ class _Search:
         )
 
     def _levels(self) -> str:
-        state = self._world.state(())
+        state = self._world.state(None, ())
         self._seen.add(self._world.key(state))
         level = [state]
         for depth in range(self._scope.depth):
@@ -329,7 +334,7 @@ class _Search:
             self._tries += 1
             if finding is not None:
                 self._keep(finding, (*state.choices, choice))
-            reached = world.state((*state.choices, choice))
+            reached = world.state(state, (*state.choices, choice))
             if finding is not None or world.ended:
                 continue
             key = world.key(reached)

@@ -147,6 +147,8 @@ def _key(history: TableHistory, forgotten: Forgotten, floor: int) -> tuple[Hasha
     forms = [(space, until, paging) for space, found in known._forms.items() for until, paging in found]
     forms = [form for form in forms if form[1] > known._spaces.get(form[0], 0)]
     least = min([*past.values(), *(until for _, until, _ in forms)], default=NEVER)
+    if least == NEVER and not past:
+        return (), ()
     since = _since(known, least)
     times = sorted({time for _, time in since})
     ranks = tuple(sorted((str(what), bisect_left(times, time)) for what, time in since))

@@ -33,6 +33,8 @@ ORDERED = ("active_mmu_pages", "tdp_mmu_roots", "possible_nx_huge_pages")
 """Lists of frames kept as the keys of a dict: their order counts."""
 NOISE = ("rip", "singlestep_rip", "last_vmentry_cpu", "stat", "emulation", "cpl", "ac", "cr2")
 """What each op sets anew or only counts, of a vCPU: no later op depends on it."""
+VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
+"""The same of the VM."""
 _HOST_PAGES = ("page_level", "protection", "swapped", "clean")
 _CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "watch")
 _PFN_MASK = (1 << 52) - (1 << 12)
@@ -73,17 +75,18 @@ class FramePiece(NamedTuple):
     children: tuple[tuple[int, int], ...]
 
 
+_CHANGING = (list, dict, bytearray)
+
+
 def _copied(value: Any) -> Any:
-    """Copy lists, dicts and what they hold of them; everything else never changes."""
+    """Copy lists, dicts and what they hold of them, all of one type; everything else never changes."""
     kind = type(value)
     if kind is list:
-        return [_copied(item) for item in value]
+        return [_copied(item) for item in value] if value and type(value[0]) in _CHANGING else value.copy()
     if kind is dict:
-        return {key: _copied(item) for key, item in value.items()}
+        nested = type(next(iter(value.values()), None)) in _CHANGING
+        return {key: _copied(item) for key, item in value.items()} if nested else value.copy()
     return bytearray(value) if kind is bytearray else value
-
-
-_CHANGING = (list, dict, bytearray)
 
 
 class Fields:
@@ -118,12 +121,14 @@ def _but(kind: type, *apart: str) -> tuple[str, ...]:
 _VCPU_APART = (*CONTEXTS, "mmu", "walk_mmu", "nested", "id", "kvm", "vmx", "dirty_ring")
 PAGE = Fields(names_of(ShadowPage))
 MMU = Fields(names_of(Mmu))
-SLOT = Fields(names_of(KvmMemslot))
+SLOT = Fields(_but(KvmMemslot, "rmap"))
+RMAP = Fields(("rmap", "as_id"))
 VCPU = Fields(_but(Vcpu, *_VCPU_APART, *NOISE))
 VCPU_NOISE = Fields(NOISE)
 VMX = Fields(names_of(VmxState))
 RING = Fields(names_of(DirtyRing))
-VM = Fields(_but(Kvm, *_CONSTANT, *ORDERED, "pages", "slots", "vcpus", "sync_state"))
+VM = Fields(_but(Kvm, *_CONSTANT, *ORDERED, *VM_NOISE_NAMES, "pages", "slots", "vcpus", "sync_state"))
+VM_NOISE = Fields(VM_NOISE_NAMES)
 
 
 class VcpuPieces(NamedTuple):
@@ -131,7 +136,7 @@ class VcpuPieces(NamedTuple):
 
     Attributes
     ----------
-    fields, noise, vmx : Piece
+    fields, vmx : Piece
     contexts : tuple of Piece
         As :data:`CONTEXTS`.
     used : tuple of str
@@ -142,12 +147,14 @@ class VcpuPieces(NamedTuple):
     """
 
     fields: Piece
-    noise: Piece
     vmx: Piece
     contexts: tuple[Piece, ...]
     used: tuple[str, ...]
     nested: Piece | None
     ring: Piece | None
+
+
+Space = tuple[int, tuple[tuple[Piece, Piece], ...]]
 
 
 class Savepoint(NamedTuple):
@@ -160,23 +167,38 @@ class Savepoint(NamedTuple):
         As :data:`ORDERED`.
     pages : dict of int to Piece
         By frame, in the order of ``kvm.pages``.
-    slots : tuple of (int, tuple of Piece)
-        Of each address space: its generation, and the slots in ascending order.
+    slots : tuple of (int, tuple of (Piece, Piece))
+        Of each address space: its generation, and the slots in ascending order, with their reverse maps.
     vcpus : tuple of VcpuPieces
     frames : dict of int to FramePiece
         Of the backing those that hold something else than at the beginning; tables in use.
     pool : tuple of (int, list of int)
     host_pages : tuple of dict
+    noise : tuple of Piece
+        Of the VM and of each vCPU.
     """
 
     vm: Piece
     ordered: tuple[tuple[int, ...], ...]
     pages: dict[int, Piece]
-    slots: tuple[tuple[int, tuple[Piece, ...]], ...]
+    slots: tuple[Space, ...]
     vcpus: tuple[VcpuPieces, ...]
     frames: dict[int, FramePiece]
     pool: tuple[int, list[int]]
     host_pages: tuple[dict[int, Any], ...]
+    noise: tuple[Piece, ...]
+
+    def same(self, other: Savepoint) -> bool:
+        """Whether nothing of weight has changed between two states, of which one followed the other."""
+        return (
+            self.frames is other.frames
+            and self.vm is other.vm
+            and self.pages is other.pages
+            and all(map(_is, self.vcpus, other.vcpus))
+            and all(map(_is, self.slots, other.slots))
+            and self.ordered == other.ordered
+            and self.host_pages is other.host_pages
+        )
 
 
 class Keeper:
@@ -234,6 +256,11 @@ class Keeper:
             if old_vcpu is not new_vcpu:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
         frames = self._put_frames(target)
+        if target.noise[0] is not now.noise[0]:
+            VM_NOISE.put(kvm, target.noise[0])
+        for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
+            if old_noise is not new_noise:
+                VCPU_NOISE.put(vcpu, new_noise)
         self._memory.restore_pool(*target.pool)
         if now.host_pages != target.host_pages:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
@@ -265,6 +292,13 @@ class Keeper:
             self._take_frames(before, pool),
             pool,
             host_pages,
+            (
+                VM_NOISE.take(kvm, before and before.noise[0]),
+                *[
+                    VCPU_NOISE.take(vcpu, before and before.noise[at + 1])
+                    for at, vcpu in enumerate(kvm.vcpus)
+                ],
+            ),
         )
 
     def _take_frames(self, before: Savepoint | None, pool: tuple[int, list[int]]) -> dict[int, FramePiece]:
@@ -272,7 +306,8 @@ class Keeper:
         written = np.flatnonzero(memory.written >= self._since).tolist()
         memory.epoch += 1
         self._since = memory.epoch
-        found = dict(before.frames) if before is not None else {}
+        old = before.frames if before is not None else {}
+        found = dict(old)
         free = set(pool[1])
         for frame in written:
             if frame in free:
@@ -284,7 +319,8 @@ class Keeper:
                 found[frame] = piece
         for frame in free:
             found.pop(frame, None)
-        return found
+        same = len(found) == len(old) and all(map(_is, found.values(), old.values()))
+        return old if same else found
 
     def _frame_piece(self, frame: int) -> FramePiece:
         words = self._memory.frames[frame]
@@ -323,10 +359,13 @@ class Keeper:
                 continue
             live = slots.slots
             items = []
-            for at, piece in enumerate(new[1]):
+            for at, (fields, rmap) in enumerate(new[1]):
                 slot = live[at] if at < len(live) else KvmMemslot.__new__(KvmMemslot)
-                if at >= len(old[1]) or old[1][at] is not piece:
-                    SLOT.put(slot, piece)
+                had = old[1][at] if at < len(old[1]) else (None, None)
+                if had[0] is not fields:
+                    SLOT.put(slot, fields)
+                if had[1] is not rmap:
+                    RMAP.put(slot, rmap)
                 items.append(slot)
             slots.replace_all(items, new[0])
 
@@ -364,19 +403,21 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def _take_slots(kvm: Kvm, before: Savepoint | None) -> tuple[tuple[int, tuple[Piece, ...]], ...]:
+def _take_slots(kvm: Kvm, before: Savepoint | None) -> tuple[Space, ...]:
     taken = []
     for space, slots in enumerate(kvm.slots):
-        old = before.slots[space] if before is not None else (-1, ())
-        pieces = tuple(
-            [
-                SLOT.take(slot, old[1][at] if at < len(old[1]) else None)
-                for at, slot in enumerate(slots.slots)
-            ]
-        )
-        same = old[0] == slots.generation and len(pieces) == len(old[1]) and all(map(_is, pieces, old[1]))
-        taken.append(old if same else (slots.generation, pieces))
+        old: Space = before.slots[space] if before is not None else (-1, ())
+        pieces = []
+        for at, slot in enumerate(slots.slots):
+            fields, rmap = old[1][at] if at < len(old[1]) else (None, None)
+            pieces.append((SLOT.take(slot, fields), RMAP.take(slot, rmap)))
+        same = old[0] == slots.generation and len(pieces) == len(old[1]) and all(map(_same, pieces, old[1]))
+        taken.append(old if same else (slots.generation, tuple(pieces)))
     return tuple(taken)
+
+
+def _same(one: tuple[Piece, Piece], other: tuple[Piece, Piece]) -> bool:
+    return one[0] is other[0] and one[1] is other[1]
 
 
 def _take_vcpu(vcpu: Vcpu, before: VcpuPieces | None) -> VcpuPieces:
@@ -387,14 +428,25 @@ def _take_vcpu(vcpu: Vcpu, before: VcpuPieces | None) -> VcpuPieces:
         kept = Piece((type(nested), _copied(vars(nested))))
         if before is not None and before.nested is not None and before.nested.values == kept.values:
             kept = before.nested
-    return VcpuPieces(
+    taken = VcpuPieces(
         VCPU.take(vcpu, before and before.fields),
-        VCPU_NOISE.take(vcpu, before and before.noise),
         VMX.take(vcpu.vmx, before and before.vmx),
         tuple([MMU.take(mmu, before and before.contexts[at]) for at, mmu in enumerate(mmus)]),
         tuple([CONTEXTS[_index(mmus, used)] for used in (vcpu.mmu, vcpu.walk_mmu)]),
         kept,
         None if vcpu.dirty_ring is None else RING.take(vcpu.dirty_ring, before and before.ring),
+    )
+    return before if before is not None and _unchanged(taken, before) else taken
+
+
+def _unchanged(taken: VcpuPieces, before: VcpuPieces) -> bool:
+    return (
+        taken.fields is before.fields
+        and taken.vmx is before.vmx
+        and all(map(_is, taken.contexts, before.contexts))
+        and taken.used == before.used
+        and taken.nested is before.nested
+        and taken.ring is before.ring
     )
 
 
@@ -406,8 +458,6 @@ def _index(mmus: tuple[Mmu, ...], used: Mmu) -> int:
 def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
     if now.fields is not target.fields:
         VCPU.put(vcpu, target.fields)
-    if now.noise is not target.noise:
-        VCPU_NOISE.put(vcpu, target.noise)
     if now.vmx is not target.vmx:
         VMX.put(vcpu.vmx, target.vmx)
     for name, old, new in zip(CONTEXTS, now.contexts, target.contexts, strict=True):

@@ -25,8 +25,10 @@ from mmulab.check.savepoint import (
     FramePiece,
     Piece,
     Savepoint,
+    Space,
     VcpuPieces,
 )
+from mmulab.kvm.memslot import PteList
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.memory.host import FRAME_WORDS
 
@@ -41,12 +43,8 @@ _VM_APART = (
     "dummy_root",
     "mmu_valid_gen",
     "page_hash",
-    "running_vcpu",
-    "stat",
-    "sync_stat",
 )
 _VCPU_APART = ("mmio_gva", "mmio_gfn", "mmio_access", "mmio_gen")
-_SLOT_APART = ("rmap",)
 
 _numbers: dict[Hashable, int] = {}
 """A number for each constant (a guest's paging, a CPU model) that was met."""
@@ -89,13 +87,13 @@ class _Part:
 
 
 _PAGE, _MMU, _VM = _Part(PAGE, _PAGE_APART), _Part(MMU, _MMU_APART), _Part(VM, _VM_APART)
-_VCPU, _SLOT = _Part(VCPU, _VCPU_APART), _Part(SLOT, _SLOT_APART)
+_VCPU, _SLOT = _Part(VCPU, _VCPU_APART), _Part(SLOT, ())
 _RING, _VMX = _Part(RING, ()), _Part(VMX, ())
 _PARENTS, _PTEP, _GENERATION = (_PAGE.at[name] for name in ("parent_ptes", "ptep", "mmu_valid_gen"))
 _HPA, _PREVIOUS, *_SPECIAL = (_MMU.at[name] for name in _MMU_APART)
 _HASH, _DUMMY, _VALID = (_VM.at[name] for name in ("page_hash", "dummy_root", "mmu_valid_gen"))
 _USED, _MAX = _VM.at["n_used_mmu_pages"], _VM.at["n_max_mmu_pages"]
-_MMIO, _RMAP = [_VCPU.at[name] for name in _VCPU_APART], _SLOT.at["rmap"]
+_MMIO = [_VCPU.at[name] for name in _VCPU_APART]
 
 
 class StateKey:
@@ -105,15 +103,8 @@ class StateKey:
         self._backing = backing
         self._frames: dict[int, tuple[FramePiece, Any]] = {}
 
-    def key(self, state: Savepoint, more: Hashable = None) -> bytes:
-        """Return the key of a state.
-
-        Parameters
-        ----------
-        state : Savepoint
-        more : hashable
-            What watchers remember, and the runner, in plain values.
-        """
+    def key(self, state: Savepoint) -> bytes:
+        """Return the key of a state."""
         names = _names(state)
         valid = state.vm.values[_VALID]
         room = state.vm.values[_MAX] - state.vm.values[_USED]
@@ -136,7 +127,6 @@ class StateKey:
                 tuple([_space(space, names) for space in state.slots]),
                 self._guest_memory(state),
                 plain(state.host_pages),
-                more,
             )
         )
 
@@ -262,24 +252,16 @@ def _spte(sptep: int, names: dict[int, int]) -> int:
     return names.get(sptep >> 12, -(sptep >> 12)) * FRAME_WORDS + (sptep >> 3 & FRAME_WORDS - 1)
 
 
-def _sptes(head: list[list[int]], names: dict[int, int]) -> Any:
+def _sptes(head: PteList, names: dict[int, int]) -> Any:
     """Return the sptes of a list in its order; one in a frame that is gone keeps that frame's number."""
     return tuple([_spte(sptep, names) for block in head for sptep in block])
 
 
-def _space(space: tuple[int, tuple[Piece, ...]], names: dict[int, int]) -> Any:
+def _space(space: Space, names: dict[int, int]) -> Any:
     generation, pieces = space
-    return generation, tuple(
-        [
-            (
-                _SLOT.digest(piece),
-                tuple(
-                    [
-                        tuple([(key, _sptes(table[key], names)) for key in sorted(table)])
-                        for table in piece.values[_RMAP]
-                    ]
-                ),
-            )
-            for piece in pieces
-        ]
-    )
+    return generation, tuple([(_SLOT.digest(fields), _rmap(rmap, names)) for fields, rmap in pieces])
+
+
+def _rmap(piece: Piece, names: dict[int, int]) -> Any:
+    tables: list[dict[int, PteList]] = piece.values[0]
+    return tuple([tuple([(key, _sptes(table[key], names)) for key in sorted(table)]) for table in tables])
