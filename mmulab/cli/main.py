@@ -64,6 +64,7 @@ COMMANDS: dict[str, Entry] = {
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
     "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
+    "assertions": Entry("mmulab.cli.assertions:assertions", "Show what the kernel asserts of itself."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
 
