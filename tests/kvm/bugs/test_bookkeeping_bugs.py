@@ -7,7 +7,6 @@ import pytest
 from mmulab import events as ev
 from mmulab.check.invariants import Invariant, status, violations
 from mmulab.kvm.bugs_bookkeeping import BOOKKEEPING_BUGS
-from mmulab.machine import op as ops
 from mmulab.machine.op import OutcomeKind
 from tests.kvm.bugs.witness import HERE, Witness
 
@@ -26,14 +25,6 @@ def test_the_books_are_wrong_after_the_witness(bug: str, kernel: str, broken: In
     assert violations(right.machine.kvm) == []
     assert status(wrong.machine.kvm) == broken
     assert wrong.steps[-1].outcome.kind is OutcomeKind.OK
-
-
-@pytest.mark.parametrize("bug", ["B1", "B2"])
-def test_removing_the_leaf_finds_no_reverse_map(bug: str) -> None:
-    """The kernel's BUG in pte_list_remove, or a NULL pointer if the slot of the computed gfn is gone."""
-    witness = Witness(bug, f"6.1+{bug}")
-    with pytest.raises(KeyError, match="gfn 0x410 has no reverse map"):
-        witness.machine.execute(ops.DeleteMemslot(0))
 
 
 def test_b1_and_b2_are_one_line_apart() -> None:
