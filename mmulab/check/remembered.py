@@ -62,9 +62,10 @@ class TableHistory:
         self._first = memory.backing
         self._stamps = memory.written[self._first :]
         backing = memory.frames[self._first :]
-        self._fills: list[int] = backing[:, 0].tolist()
-        uniform = (backing == backing[:, :1]).all(axis=1)
-        self._held = {at: _held(backing[at]) for at in np.flatnonzero(~uniform).tolist()}
+        # Most frames hold one word all over, as their last one does; the others are copied.
+        self._fill = int(backing[-1, -1])
+        other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
+        self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
         self._past: dict[int, Past] = {}
         memory.epoch += 1
         self._since = memory.epoch
@@ -97,7 +98,7 @@ class TableHistory:
         at = (hpa >> 12) - self._first
         held = self._held.get(at)
         if held is None:
-            fill = self._fills[at].to_bytes(8, "little") * 2
+            fill = self._fill.to_bytes(8, "little") * 2
             return int.from_bytes(fill[hpa & 7 : (hpa & 7) + size], "little")
         if size == 8 and not hpa & 7:
             return held.words[(hpa & 0xFFF) >> 3]
@@ -125,7 +126,7 @@ class TableHistory:
         """Return the copy of a frame, counted from the backing's first."""
         held = self._held.get(at)
         if held is None:
-            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fills[at], np.uint64))
+            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fill, np.uint64))
         return held
 
     def _written(self) -> list[int]:
