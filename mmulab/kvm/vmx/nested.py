@@ -194,10 +194,21 @@ def _transition_tlb_flush(vcpu: Vcpu, *, entry: bool) -> None:
     vmx = vcpu.vmx
     vpid = vmx.get("virtual_processor_id")
     if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID):
-        vcpu.requests |= Request.TLB_FLUSH_GUEST
+        if vcpu.kvm.bugs.B25:  # the root in use alone
+            vcpu.requests |= Request.TLB_FLUSH_CURRENT | (0 if vcpu.kvm.config.tdp else Request.MMU_SYNC)
+        else:
+            vcpu.requests |= Request.TLB_FLUSH_GUEST
     elif entry and vpid != vmx.last_vpid:
         vmx.last_vpid = vpid
         vcpu.requests |= Request.TLB_FLUSH_GUEST
+
+
+def _serve_flushes(vcpu: Vcpu) -> None:
+    """Serve the flushes that were asked for by the side that is left, L1 or L2."""
+    left = vcpu.requests & Request.TLB_FLUSH_GUEST if vcpu.kvm.bugs.B26 else 0
+    vcpu.requests &= ~left
+    kvm_service_local_tlb_flush_requests(vcpu)
+    vcpu.requests |= left
 
 
 def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
@@ -230,7 +241,7 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     if emit is not None:
         pgd = eptp if ept else cr3
         emit(ev.kvm_nested_vmenter(vmx.current_vmptr, vmx.get("guest_rip"), ept, pgd))
-    kvm_service_local_tlb_flush_requests(vcpu)
+    _serve_flushes(vcpu)
     if not vmx.vmcs02_loaded:
         vmx.vmcs02_loaded = True
         vcpu.requests |= Request.TLB_FLUSH
@@ -243,7 +254,7 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
         raise InputError("VM entry finds L1's PDPTEs invalid, which is not modelled")
     failure = _prepare_vmcs02(vcpu, cr3, eptp if ept else None)
     if failure is not None:
-        kvm_service_local_tlb_flush_requests(vcpu)
+        _serve_flushes(vcpu)
         vcpu.guest_mode, vcpu.nested = False, None
         _fail_vmentry(vcpu, failure)
         return
@@ -351,7 +362,7 @@ def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
 def _leave_l2(vcpu: Vcpu) -> None:
     """Save L2's registers. While KVM shadows, L2's CR3 stays the one that L1 wrote."""
     vmx = vcpu.vmx
-    kvm_service_local_tlb_flush_requests(vcpu)
+    _serve_flushes(vcpu)
     ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
     vmx.put("guest_cr0", vcpu.cr0)
     vmx.put("guest_cr4", vcpu.cr4)
