@@ -16,6 +16,11 @@ from mmulab.machine import op as ops
 from mmulab.scenario.text import format_scenario, parse_scenario
 from tests.check.test_trial import Dislikes
 
+
+def of_design(name: str) -> Kernel:
+    return LINUX_6_1.with_(design=DESIGNS[name])
+
+
 COPIED = LINUX_6_1.with_(derivation=find_derivation("copied"))
 LONG = 600.0
 """Seconds; the searches of the tests end by what they find."""
@@ -30,8 +35,8 @@ def found_in(kernel: Kernel, *guests: str, seed: int = 0) -> Searched:
     ("kernel", "guest", "most"),
     [
         pytest.param(COPIED, "shadow-32", 4, id="copied"),
-        pytest.param(LINUX_6_1.with_(design=DESIGNS["pre_fix"]), "nested-npt-5-57", 10, id="pre_fix"),
-        pytest.param(LINUX_6_1.with_(design=DESIGNS["glevels"]), "shadow-32", 6, id="glevels"),
+        pytest.param(of_design("pre_fix"), "nested-npt-5-57", 10, id="pre_fix", marks=pytest.mark.slow),
+        pytest.param(of_design("glevels"), "shadow-32", 6, id="glevels", marks=pytest.mark.slow),
     ],
 )
 def test_a_wrong_design_is_found_and_its_scenario_is_short_and_replays(
