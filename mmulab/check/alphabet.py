@@ -28,6 +28,7 @@ from mmulab.x86.regs import (
     X86_CR0_PG,
     X86_CR0_WP,
     X86_CR3_PCID_NOFLUSH,
+    X86_CR4_LA57,
     X86_CR4_PCIDE,
     X86_CR4_PGE,
     X86_CR4_PSE,
@@ -37,6 +38,8 @@ from mmulab.x86.regs import (
 
 MARK = 0x55AA5590
 MODES = (Mode.SUPERVISOR, Mode.SUPERVISOR, Mode.SUPERVISOR, Mode.USER, Mode.USER, Mode.SUPERVISOR_AC)
+ACROSS = 0.04
+"""Share of accesses that cross into the next page."""
 LEAST_PAGES = 64
 """``KVM_SET_NR_MMU_PAGES`` takes no fewer."""
 _CR4 = (X86_CR4_SMEP, X86_CR4_SMAP, X86_CR4_PGE, X86_CR4_PSE)
@@ -71,6 +74,7 @@ class Alphabet:
             (self.dirty_log, 4),
             (self.smm, 6 if plan.guest.smm else 0),
             (self.world, 10 if self._nested else 0),
+            (self.la57, 8 if plan.guest.mode == "57" else 0),
         ]
         self._phrases = [phrase for phrase, _ in phrases]
         self._weights = [weight for _, weight in phrases]
@@ -103,7 +107,7 @@ class Alphabet:
         rng = self.rng
         if area is None:
             return rng.choice((*PAGES, *SLOT_PAGES, MMIO))
-        if area.name == "nested":
+        if area.name == "nested" and not (addresses and self.rng.random() < 0.3):
             paging = [other for other in self.plan.areas if other.name == "L2"]
             if paging and rng.random() < 0.7:
                 area, addresses = rng.choice(paging), ()
@@ -120,13 +124,15 @@ class Alphabet:
     def _access(self, address: int, vcpu: int) -> Op:
         mode, rng = self.rng.choice(MODES), self.rng
         kind = rng.random()
+        if rng.random() < ACROSS:
+            address |= 0xFFE  # the other half lies on the next page
         if kind < 0.5:
             return ops.Read(mode, 4, address, vcpu=vcpu)
         if kind < 0.85:
-            return ops.Write(mode, 4, address | 8, MARK, vcpu=vcpu)
+            return ops.Write(mode, 4, address | (0 if address & 0xFFF else 8), MARK, vcpu=vcpu)
         if kind < 0.95:
-            return ops.Execute(mode, address | 0x800, vcpu=vcpu)
-        return ops.Exchange(mode, 4, address | 8, MARK, vcpu=vcpu)
+            return ops.Execute(mode, address & ~0xFFF | 0x800, vcpu=vcpu)
+        return ops.Exchange(mode, 4, address & ~0xFFF | 8, MARK, vcpu=vcpu)
 
     def _vcpu(self) -> int:
         return self.rng.randrange(self.plan.guest.vcpus)
@@ -148,7 +154,7 @@ class Alphabet:
         rng = self.rng
         area = rng.choice(self._areas)
         entry = rng.choice(area.entries)
-        before = self._accesses(area, 1, entry.addresses) if rng.random() < 0.4 else []
+        before = self._accesses(area, 1, entry.addresses) if rng.random() < 0.5 else []
         steps = [*before, *self._store(area, entry, entry_value(rng, self.plan, area, entry))]
         if rng.random() < 0.4:
             steps += self._flush_for(area, entry)
@@ -157,7 +163,7 @@ class Alphabet:
     def _store(self, area: Area, entry: Entry, value: int) -> Phrase:
         rng, size = self.rng, area.mode.entry_bytes
         vcpu = self._vcpu()
-        if rng.random() < 0.15:
+        if rng.random() < 0.2:
             return [Step(ops.HostWrite(size, entry.gpa, value))]
         inside = area.name == "L2" and rng.random() < 0.5
         steps = self._enter(vcpu) if inside else self._leave(vcpu)
@@ -266,6 +272,22 @@ class Alphabet:
             steps += [Step(ops.WriteCr(3, root, vcpu=vcpu), when), *self._accesses(area, 1)]
         return steps
 
+    def la57(self) -> Phrase:
+        """Change the guest from 5-level to 4-level paging or back, by way of paging off (SDM 3, 4.1.2)."""
+        own, vcpu = self.plan.areas[0], self._vcpu()
+        regs, when = self.plan.regs, "?" if self._nested else ""
+        five = self.rng.random() < 0.5
+        cr4, cr3 = (regs.cr4, own.roots[0]) if five else (regs.cr4 & ~X86_CR4_LA57, own.fixed[0])
+        registers = (
+            ops.WriteCr(0, regs.cr0 & ~X86_CR0_PG, compat=True, vcpu=vcpu),
+            ops.WriteCr(4, cr4, vcpu=vcpu),
+            ops.WriteCr(3, cr3, vcpu=vcpu),
+            ops.WriteCr(0, regs.cr0, vcpu=vcpu),
+        )
+        area = self.rng.choice(self.plan.areas)
+        steps = [*self._accesses(area, 1), *self._leave(vcpu), *(Step(op, when) for op in registers)]
+        return [*steps, *self._accesses(area, self.rng.randint(1, 2))]
+
     def world(self) -> Phrase:
         """Enter L2 or leave it; sometimes L1 changes what L2 will be."""
         rng, vcpu = self.rng, self._vcpu()
@@ -337,7 +359,16 @@ class Alphabet:
         return [*self.touch(), Step(ops.GetDirtyLog(slot.id))]
 
     def smm(self) -> Phrase:
-        """Go to system management mode, look, come back and look."""
-        vcpu = self._vcpu()
-        steps = [Step(ops.Smm(True, vcpu=vcpu)), *self.touch()]
-        return [*steps, Step(ops.Smm(False, vcpu=vcpu)), *self.touch()] if self.rng.random() < 0.8 else steps
+        """Go to system management mode, turn paging on there, look, come back and look."""
+        rng, vcpu, regs = self.rng, self._vcpu(), self.plan.regs
+        steps = [Step(ops.Smm(True, vcpu=vcpu))]
+        if rng.random() < 0.7 and regs.cr0 & X86_CR0_PG:
+            # Its handler begins with CR4 and EFER of 0, and with the interrupted CR3.
+            cr3 = rng.choice(self.plan.areas[0].roots)
+            on: list[Op] = [ops.WriteCr(4, regs.cr4, vcpu=vcpu), ops.WriteCr(3, cr3, vcpu=vcpu)]
+            on += [ops.WriteEfer(regs.efer & ~EFER_LMA, vcpu=vcpu)] if regs.efer else []
+            steps += [Step(op) for op in (*on, ops.WriteCr(0, regs.cr0, vcpu=vcpu))]
+        steps += rng.choice((self.touch, self.touch, self.slots, self.change))()
+        if rng.random() < 0.8:
+            steps += [Step(ops.Smm(False, vcpu=vcpu)), *rng.choice((self.touch, self.change))()]
+        return steps

@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 from mmulab.scenario.builder import ScenarioBuilder
-from mmulab.scenario.helpers import HELPER_U
+from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.x86.mode import (
     PT_ACCESSED_MASK,
     PT_DIRTY_MASK,
@@ -55,6 +55,8 @@ class Area:
     addresses : tuple of int
     targets : tuple of int
         What its leaves may lead to.
+    fixed : tuple of int
+        Tables of the part that no op changes, highest level first.
     """
 
     name: str
@@ -65,8 +67,11 @@ class Area:
     entries: tuple[Entry, ...] = ()
     addresses: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
+    fixed: tuple[int, ...] = ()
 
 
+TWO_WAYS = 0x3000
+"""An address that 4- and 5-level paging on the same tables lead to two pages."""
 Links = tuple[tuple[str, int, str, bool], ...]
 """Table, index, what the entry leads to (a table, or a number of a page), and whether it may be written."""
 
@@ -162,6 +167,7 @@ class AreaMaker:
         area = Area(name, mode, ept, (tables["R0"], tables["R1"]), by_level, entries)
         area.addresses = tuple(dict.fromkeys(a for key in found for a in found[key]))
         area.targets = targets
+        area.fixed = tuple(tables[f"C{level}"] for level in range(top - 1, 0, -1))
         self.lows.append((area, tables["C1"]))
         self.show(area, tables["C1"], (HELPER_U,), user=True)
         return area
@@ -174,6 +180,19 @@ class AreaMaker:
             self.builder.value(
                 area.mode.entry_bytes, table + (page >> 12) * area.mode.entry_bytes, page | flags
             )
+
+    def two_ways(self, area: Area, pages: tuple[int, int]) -> None:
+        """Let 5-level tables hold as 4-level ones too, and differ at :data:`TWO_WAYS`.
+
+        To 4-level paging the table of level 2 is one of leaves.
+        """
+        directory, table = area.fixed[-2:]
+        self.show(area, directory, (HELPER_S, HELPER_U), user=True)
+        for number, page in zip((directory, table), pages, strict=True):
+            self.builder.value(8, number + 8 * (TWO_WAYS >> 12), page | FULL)
+        area.addresses = (TWO_WAYS, *area.addresses)
+        place = 8 * (TWO_WAYS >> 12)
+        area.entries += (Entry(directory + place, 1, (TWO_WAYS,)), Entry(table + place, 1, (TWO_WAYS,)))
 
     def _link(self, mode: PagingMode, table: int, index: int, below: int, level: int, ept: bool) -> None:
         at = table + index * mode.entry_bytes

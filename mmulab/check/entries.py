@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from mmulab.check.area import Area, Entry, leaf_flags, link_flags
-from mmulab.check.guest import LOW, MMIO, Plan
+from mmulab.check.guest import LOW, MMIO, SLOT_PAGES, Plan
 from mmulab.x86.mode import (
     PT64_NX_MASK,
     PT_ACCESSED_MASK,
@@ -19,6 +19,8 @@ from mmulab.x86.mode import (
     VMX_EPT_RWX_MASK,
 )
 
+TABLES_IN_SLOTS = SLOT_PAGES[::2]
+"""First pages of the slots, which hold tables too: where a large page begins."""
 RESERVED = 1 << 45
 """A bit of an address above every guest's physical addresses."""
 LARGE_BASES = {2: (0x200000, 0x400000, 0), 3: (0,)}
@@ -34,7 +36,8 @@ def entry_value(rng: Random, plan: Plan, area: Area, entry: Entry) -> int:
     if choice < 0.1:
         return 0
     if level > 1 and (choice < 0.7 or level not in LARGE_BASES or (area.mode.has_pdptes and level == 3)):
-        tables = area.tables[level - 1] if rng.random() < 0.9 else plan.tables
+        kind = rng.random()
+        tables = area.tables[level - 1] if kind < 0.8 else plan.tables if kind < 0.9 else TABLES_IN_SLOTS
         value = rng.choice(tables) | link_flags(area.mode, level, area.ept)
     else:
         value = _frame(rng, plan, area, level) | leaf_flags(level, area.ept)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmulab.check.area import PAGE, Area, AreaMaker
+from mmulab.check.area import FULL, PAGE, Area, AreaMaker
 from mmulab.check.control_block import vmcb, vmcs
 from mmulab.kvm.vmx.vmcs12 import VMCS12_REVISION
 from mmulab.machine import op as ops
@@ -113,6 +113,11 @@ def mode_of(regs: Regs) -> PagingMode:
     return paging_mode(regs.cr0, regs.cr4, regs.efer)
 
 
+def width(regs: Regs) -> int:
+    """Return the bytes of an entry of these registers' tables; of 8 without paging."""
+    return mode_of(regs).entry_bytes
+
+
 def ept_pointer(root: int, *, ad: bool) -> int:
     """Return the pointer to a 4-level EPT (SDM 3, 25.6.11)."""
     return root | 6 | VMX_EPTP_PWL_4 | (VMX_EPTP_AD_ENABLE_BIT if ad else 0)
@@ -147,8 +152,11 @@ def plan(guest: Guest) -> Plan:
     shown = (HELPER_S, *maker.frames, *PAGES, *(CONTROL_BLOCKS if guest.l2 else ()))
     for area, low in maker.lows:
         maker.show(area, low, shown, user=False)
-    for number, page in enumerate((*PAGES, *(slot.offset for slot in slots if not slot.id & SMM))):
+    for number, page in enumerate((*PAGES, *(slot.offset + PAGE for slot in slots if not slot.id & SMM))):
         builder.value(4, page, 0xC0DE0000 | number << 8)
+    for slot in slots[:2]:  # the first page of each can serve as a table
+        for number, page in enumerate(PAGES[2:]):
+            builder.value(width(regs), slot.offset + number * width(regs), page | FULL)
     if guest.l2 and intel:
         builder.fill(VMXON_REGION, PAGE, 0).value(4, VMXON_REGION, VMCS12_REVISION)
         for vcpu in range(guest.vcpus):
@@ -182,6 +190,8 @@ def _nested(
     if guest.l2 and guest.nested_paging:
         intel = guest.vendor == "intel"
         nested = maker.area("nested", EPT_4LEVEL if intel else mode_of(regs), targets, ept=intel)
+        if guest.mode == "57":
+            maker.two_ways(nested, (PAGES[0], PAGES[1]))
         areas.append(nested)
         root = nested.roots[0]
         targets = (*(a for a in nested.addresses if a < 1 << 32), *PAGES)[:8]

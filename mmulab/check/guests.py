@@ -22,6 +22,7 @@ def _guests() -> Iterator[Guest]:
     yield Guest(name="shadow-64-smm", mode="64", smm=True, vcpus=2)
     yield Guest(name="shadow-np", mode="np")
     yield Guest(name="shadow-host32", mode="pae", host={"x86_64": 0, "virt_bits": 48, "tdp_mmu": 0})
+    yield Guest(name="npt-host32", mode="32", host=_tdp("amd", x86_64=0, tdp_mmu=0))
     for mode in ("32", "64"):
         yield Guest(name=f"intel-shadow-{mode}", mode=mode, vendor="intel", cpu={"pcid": 1, "invpcid": 1})
     yield Guest(name="intel-shadow-64-smp", mode="64", vendor="intel", vcpus=2, cpu={"pcid": 1, "invpcid": 1})
@@ -40,16 +41,19 @@ def _guests() -> Iterator[Guest]:
     five = _tdp("amd", virt_bits=57)
     for l1 in ("32", "pae", "64"):
         yield Guest(name=f"nested-npt-5-{l1}", mode=l1, l2=("np", "32"), nested_paging=True, host=five)
+    yield Guest(name="nested-npt-5-57", mode="57", l2=("np",), nested_paging=True, host=five)
     yield Guest(name="nested-shadow-64", mode="64", l2=("64", "32"))
     yield Guest(name="nested-shadow-pae", mode="pae", l2=("pae", "32"))
     two = _tdp("amd")
     yield Guest(name="nested-npt-smp", mode="64", l2=("64", "64"), nested_paging=True, vcpus=2, host=two)
-    for pml in (0, 1):
-        host = _tdp("intel", pml=pml, unrestricted_guest=1)
+    for logged in (0, 1):
+        host = _tdp("intel", pml=logged, unrestricted_guest=1)
         for inner in ("64", "32", "pae", "np"):
-            name = f"nested-ept-{'pml-' if pml else ''}{inner}"
+            name = f"nested-ept-{'pml-' if logged else ''}{inner}"
             yield Guest(name=name, mode="64", vendor="intel", l2=(inner,), nested_paging=True, host=host)
     yield Guest(name="nested-noept-64", mode="64", vendor="intel", l2=("64", "pae"), host=_tdp("intel"))
+    pml = _tdp("intel", pml=1)
+    yield Guest(name="nested-noept-pml", mode="64", vendor="intel", l2=("64", "32"), host=pml)
     yield Guest(name="nested-vmx-shadow", mode="64", vendor="intel", l2=("64", "pae"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from itertools import combinations
 from typing import Any, TypeVar
 
 from mmulab.errors import InputError
@@ -25,6 +26,8 @@ _FULL = 0x67
 """Rights of an ordinary entry: P, W, U, A and D."""
 _TIMES = 20
 """Passes over everything, at most; two or three are usual."""
+PAIRS = 24
+"""Of so many steps at most every two are tried to be left out together."""
 _SETTINGS: dict[str, Any] = {
     "thp": False,
     "manual_dirty": False,
@@ -68,7 +71,18 @@ def _fewer_steps(scenario: Scenario, still: Still) -> Scenario:
     def holds(steps: Sequence[Step]) -> bool:
         return still(replace(scenario, steps=tuple(steps)))
 
-    return replace(scenario, steps=tuple(_fewest(scenario.steps, holds)))
+    return replace(scenario, steps=tuple(_without_pairs(_fewest(scenario.steps, holds), holds)))
+
+
+def _without_pairs(steps: list[Step], holds: Callable[[Sequence[Step]], bool]) -> list[Step]:
+    """Drop two steps that can only go together, such as one that undoes the other."""
+    if len(steps) > PAIRS:
+        return steps
+    for first, second in combinations(range(len(steps)), 2):
+        rest = [step for at, step in enumerate(steps) if at not in (first, second)]
+        if holds(rest):
+            return _without_pairs(_fewest(rest, holds), holds)
+    return steps
 
 
 def _fewest(items: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> list[T]:
@@ -143,11 +157,10 @@ def _simpler_numbers(name: str, held: int, op: ops.Op) -> Iterator[int]:
 
 def _simpler_entries(held: int) -> Iterator[int]:
     """Yield an entry with fewer deviations from the ordinary one: each step clears or sets one bit."""
-    if held & 0xFFF == _FULL:
-        return
     low, frame = held & 0xFFF, held & ~0xFFF & ~(1 << PT64_NX_SHIFT)
-    if frame:
-        yield frame | _FULL
+    if not frame or low == _FULL:
+        return
+    yield frame | _FULL
     if held >> PT64_NX_SHIFT:
         yield held & ~(1 << PT64_NX_SHIFT)
     for bit in range(12):
