@@ -404,6 +404,20 @@ class drop_spte(NamedTuple):
     old_spte: int
 
 
+# What the kernel's log says --------------------------------------------------
+
+
+class kvm_assertion(NamedTuple):
+    """The kernel finds its own state wrong (:mod:`mmulab.kvm.assertions`).
+
+    `severity` is its macro, `condition` what should not be.
+    """
+
+    name: str
+    severity: str
+    condition: str
+
+
 KVMMMU: tuple[type, ...] = (
     kvm_mmu_pagetable_walk,
     kvm_mmu_paging_element,
@@ -457,4 +471,6 @@ FUNCTIONS: tuple[type, ...] = (
     kvm_flush_remote_tlbs_with_address,
     drop_spte,
 )
-EVENT_TYPES: dict[str, type] = {t.__name__: t for t in KVMMMU + KVM + FUNCTIONS}
+CONSOLE: tuple[type, ...] = (kvm_assertion,)
+"""What goes to the kernel's log and into no trace: no recording has it."""
+EVENT_TYPES: dict[str, type] = {t.__name__: t for t in KVMMMU + KVM + FUNCTIONS + CONSOLE}

@@ -37,7 +37,7 @@ def test_the_group_kvmmmu_is_the_kernels() -> None:
 
 
 def test_every_type_is_listed_once_under_its_name() -> None:
-    listed = [*ev.KVMMMU, *ev.KVM, *ev.FUNCTIONS]
+    listed = [*ev.KVMMMU, *ev.KVM, *ev.FUNCTIONS, *ev.CONSOLE]
     assert len(listed) == len(set(listed)) == len(ev.EVENT_TYPES)
     defined = {
         name

@@ -14,9 +14,11 @@ from mmulab.conform.compare import frame_map
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError
+from mmulab.events import CONSOLE
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
+from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.runner import Result
 from mmulab.trace.ftrace import event_text
 
@@ -42,7 +44,8 @@ def run_scenario(
 
     The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run,
     or the name of a case ('mmulab cases') or of a workload (workload/text-patching/64/shadow).
-    A design that brings the model to a stop ends the run there, with exit code 1.
+    What the kernel warns of stands below its op. A design that brings the model to a stop ends the run there,
+    with exit code 1; so does an assertion that the host does not survive.
     """
     if record is not None and choice.is_own:
         raise InputError(f"{record}: a recording is of a kernel that its header can name; leave out your own")
@@ -61,12 +64,14 @@ def run_scenario(
         where = f"after op {results[-1].index}" if results else "before the first op"
         click.echo(f"mmulab: {file}: {where}: {failure}", err=True)
         ctx.exit(1)
+    if results and results[-1].outcome.kind is OutcomeKind.HOST_DIED:
+        ctx.exit(1)
 
 
 def _lines(result: Result, kernel: Kernel, events: bool) -> Iterator[str]:
     yield f"{result.index:4} {result.text}  ->  {outcome_str(encode_outcome(result.outcome))}"
-    if events:
-        for event in result.events:
+    for event in result.events:
+        if events or type(event) in CONSOLE:
             yield f"         {event_text(event, kernel)}"
 
 

@@ -57,7 +57,7 @@ class Level(StrEnum):
             return []
         if self is Level.MMU:
             return [e for e in events if type(e) in MMU_EVENTS]
-        return list(events)
+        return [e for e in events if type(e) not in ev.CONSOLE]
 
     def stats(self, stats: dict[str, int]) -> dict[str, int]:
         """Return those of `stats` that this level compares."""

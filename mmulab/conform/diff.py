@@ -10,6 +10,7 @@ from dataclasses import fields
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from mmulab import events as ev
 from mmulab.conform.classify import HEADER, MODEL, Delta, How, Kind, classify
 from mmulab.conform.codec import canonical
 from mmulab.conform.compare import Level, frame_map, not_recorded
@@ -67,7 +68,7 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
     """
     scenario = recording.scenario
     vendor = scenario.header.vendor
-    absent = not_recorded(scenario.header)
+    absent = not_recorded(scenario.header) + ev.CONSOLE
     numbers = dict(enumerate([*(op.index for op in recording.steps), recording.end]))
     ops: list[RecordedOp] = []
     failure = ""

@@ -2,8 +2,7 @@
 
 A recorded outcome is a flat JSON object; :func:`decode_outcome` turns its
 numbers into ints, :func:`encode_outcome` gives a model's outcome the same
-form, so that the two compare key by key. A kernel has one outcome that the
-model never has: :data:`HOST_DIED`.
+form, so that the two compare key by key.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from mmulab.conform.values import count_value, hex_value, list_value, object_val
 from mmulab.errors import quoted
 from mmulab.machine.op import Mmio, Outcome, OutcomeKind
 
-HOST_DIED = "host_died"
-"""Outcome of an op that the recorded kernel did not survive; ``words`` are the lines that it said."""
+HOST_DIED = str(OutcomeKind.HOST_DIED)
+"""Outcome of an op that the kernel did not survive; ``words`` are the lines that it said."""
 Decoded = dict[str, Any]
 """An outcome: ``out`` and the keys of that kind, numbers as ints."""
 
@@ -55,7 +54,7 @@ def _words(lines: Any) -> list[str]:
 
 
 def _name(value: Any) -> str:
-    names = [*(str(kind) for kind in OutcomeKind), HOST_DIED]
+    names = [str(kind) for kind in OutcomeKind]
     if text_value(value) not in names:
         raise ValueError(f"unknown outcome {quoted(value)!r}, expected one of {' '.join(names)}")
     return text_value(value)
@@ -113,6 +112,7 @@ def encode_outcome(outcome: Outcome) -> Decoded:
         OutcomeKind.VMFAIL: (("cf", o.cf), ("zf", o.zf), ("insnerr", o.error)),
         OutcomeKind.DIRTY_RING_FULL: (),
         OutcomeKind.HANG: (("errno", o.error),),
+        OutcomeKind.HOST_DIED: (("words", o.words),),
         OutcomeKind.VMEXIT: tuple((o.vmexit or {}).items()),
     }
     encoded = {key: value for key, value in fields[o.kind] if value is not None}

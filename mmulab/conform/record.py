@@ -19,6 +19,7 @@ from mmulab.conform.outcome import encode_outcome, outcome_record
 from mmulab.conform.recording import SUFFIXES, TEARDOWN
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
+from mmulab.events import CONSOLE
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import HOST_OPS, Result
 from mmulab.scenario.scenario import BACKGROUND, Header, Scenario
@@ -84,7 +85,7 @@ def _op(result: Result, frames: FrameMap, vendor: str) -> dict[str, Any]:
         "i": result.index,
         "op": result.text,
         "out": outcome_record(encode_outcome(result.outcome)),
-        "ev": [encode_event(canonical(event, frames), vendor) for event in result.events],
+        "ev": [encode_event(canonical(e, frames), vendor) for e in result.events if type(e) not in CONSOLE],
     }
     guest = not isinstance(result.op, HOST_OPS)
     if result.text != TEARDOWN and (guest or result.stats):

@@ -8,6 +8,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
@@ -204,15 +205,16 @@ class ShadowWalk:
         self._table = root_hpa
         self.level = mmu.root_level
         self.sptep = 0
+        # A special root has no pages of its own above the page directories.
+        special = self.level == 3 or (self.level > 3 and mmu.cpu_role.level < 4 and not mmu.direct)
+        if special and not vcpu.kvm.config.kernel.root_strategy.shadow_pages:
+            bug_on(vcpu.kvm, "mmu.c:shadow_walk_init_using_root:root", root_hpa != mmu.root_hpa)
         if root_hpa >> 12 in vcpu.kvm.pages:
             return
         if is_dummy_root(vcpu.kvm, root_hpa):
             self.level = 0
             return
-        # A special root has no pages of its own above the page directories.
-        if self.level >= 4 and mmu.cpu_role.level < 4 and not mmu.direct:
-            self.level = 3
-        if self.level == 3:
+        if special:
             pdpte = vcpu.kvm.memory.words[mmu.pae_root * 512 + (addr >> 30 & 3)]
             self._table = pdpte & PT_BASE_ADDR_MASK
             self.level = 2 if self._table else 0

@@ -353,6 +353,10 @@ class Kvm:
         Another task waits for the CPU, and gets it before the next split under the lock held for writing.
     stat : dict of str to int
         ``kvm_vm_stat``.
+    fired : dict of str to int
+        Assertions of the kernel whose condition held, and how often, the first one first.
+    assertion_counts : dict of str to (int, int) or None
+        How often each assertion was reached, and how often its condition held; None: nobody counts.
     sync : SyncPolicy
     sync_stat : dict of str to int
         What the policy has done and cost (:mod:`mmulab.kvm.sync.counts`).
@@ -367,6 +371,7 @@ class Kvm:
 
     __slots__ = (
         "active_mmu_pages",
+        "assertion_counts",
         "behaviours",
         "bugs",
         "config",
@@ -374,6 +379,7 @@ class Kvm:
         "disable_nx_huge_pages",
         "dummy_root",
         "emit",
+        "fired",
         "fmt",
         "indirect_shadow_pages",
         "manual_dirty_log_protect",
@@ -416,6 +422,8 @@ class Kvm:
         self.memory = memory
         self.emit = emit
         self.watch: Watch | None = None
+        self.fired: dict[str, int] = {}
+        self.assertion_counts: dict[str, tuple[int, int]] | None = None
         self.slots: list[Memslots[KvmMemslot]] = [Memslots(0), Memslots(1)]
         self.vcpus: list[Vcpu] = []
         self.pages: dict[int, ShadowPage] = {}
@@ -448,6 +456,10 @@ class Kvm:
         """Leave a request to every vCPU (``kvm_make_all_cpus_request``)."""
         for vcpu in self.vcpus:
             vcpu.requests |= request
+
+    def bug(self) -> None:
+        """Let the VM run no more (``kvm_vm_bugged``)."""
+        self.make_all_cpus_request(Request.VM_DEAD)
 
 
 def context_name(vcpu: Vcpu, mmu: Mmu) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.events import EventSink
+from mmulab.kvm.assertions import HostDiedError, host_died
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
@@ -152,9 +153,14 @@ class Machine:
         NotImplementedError
             An op of the language that is not modelled yet.
         """
-        outcome = self._execute(op)
-        # Bare accesses end without an exit, but before anybody reads a log the vCPU is kicked out.
-        vmx_flush_pml_buffer(self.kvm.vcpus[op.vcpu])
+        try:
+            if self.kvm.fired and host_died(self.kvm):
+                return Outcome(OutcomeKind.HOST_DIED)
+            outcome = self._execute(op)
+            # Bare accesses end without an exit, but before anybody reads a log the vCPU is kicked out.
+            vmx_flush_pml_buffer(self.kvm.vcpus[op.vcpu])
+        except HostDiedError as died:
+            outcome = Outcome(OutcomeKind.HOST_DIED, words=[str(died.assertion)])
         if self.op_sink is not None:
             self.op_sink(op, outcome)
         return outcome

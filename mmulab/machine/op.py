@@ -298,6 +298,13 @@ class OutcomeKind(StrEnum):
     """``KVM_RUN`` ended before the guest was entered: the VMM has to empty the vCPU's dirty ring."""
     HANG = "hang"
     """``KVM_RUN`` failed, with an error number, and the VMM runs the VM no more."""
+    HOST_DIED = "host_died"
+    """An assertion stopped the host's kernel (``BUG_ON``)."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the VM runs no more after it."""
+        return self in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG, OutcomeKind.HOST_DIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +346,8 @@ class Outcome:
         ``EINTR`` of one that would never end.
     vmexit : dict of str to int or None
         What L1 was told of an exit, under the keys of a recording.
+    words : list of str or None
+        What the kernel said when it died.
     """
 
     kind: OutcomeKind
@@ -357,6 +366,7 @@ class Outcome:
     error: int | None = None
     suberror: int | None = None
     vmexit: dict[str, int] | None = None
+    words: list[str] | None = None
 
 
 # Ops of the scenario language beyond one guest's own paging --------------------

@@ -2,8 +2,9 @@
 
 What the recordings' VMM does around an op is done here too: the first op is
 ``init``, the last ``teardown``; a ``sysexit`` or ``sysenter`` goes before an op
-of another privilege in PAE paging; the rest is skipped after a shutdown. A vCPU
-that got an SMI is put into protected mode, with flat segments as ever.
+of another privilege in PAE paging; the rest is skipped after a shutdown, and
+``teardown`` too if the host died. A vCPU that got an SMI is put into protected
+mode, with flat segments as ever.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ class Runner:
     machine : Machine
     at : tuple of int and str
         Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
-    ended : bool
-        The last step was a shutdown, or ``KVM_RUN`` will never return: no other follows.
+    ended : OutcomeKind or None
+        How the last step ended, if no other can follow.
     cpl : dict of int to int
         Privilege that each vCPU is left with, by its number; one that is not there has 0.
     """
@@ -171,7 +172,7 @@ class Runner:
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
         self.at = (INIT, "init")
-        self.ended = False
+        self.ended: OutcomeKind | None = None
         self.cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
 
@@ -182,7 +183,8 @@ class Runner:
             yield from self.step(index, step)
             if self.ended:
                 break
-        yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
+        if self.ended is not OutcomeKind.HOST_DIED:
+            yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
 
     def begin(self) -> Iterator[Result]:
         """Give each vCPU the registers that the scenario begins with."""
@@ -209,7 +211,7 @@ class Runner:
         was_in_smm = vcpu.smm
         result = self._execute(index, format_step(step), step.op)
         yield result
-        self.ended = result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG)
+        self.ended = result.outcome.kind if result.outcome.kind.is_last else None
         if vcpu.smm and not was_in_smm and not self.ended:
             yield self._leave_real_mode(index, vcpu)
 

@@ -197,6 +197,10 @@ def _nested_exit(e: Any, design: RoleDesign) -> str:
     return f"reason: {e.reason} ext_inf1: {e.exit_info1:#018x} ext_inf2: {e.exit_info2:#018x}{rest}"
 
 
+def _assertion(e: ev.kvm_assertion, design: RoleDesign) -> str:
+    return f"{e.severity}({e.condition}) in {e.name.rpartition(':')[0]}"
+
+
 _WORDINGS: dict[type, Wording] = {
     ev.kvm_mmu_pagetable_walk: _walk,
     ev.kvm_mmu_walker_error: _walker_error,
@@ -225,6 +229,7 @@ _WORDINGS: dict[type, Wording] = {
     ev.kvm_dirty_ring_exit: _ring_exit,
     ev.kvm_nested_vmexit: _nested_exit,
     ev.kvm_nested_vmexit_inject: _nested_exit,
+    ev.kvm_assertion: _assertion,
 }
 """Events whose wording is more than the names of the fields with their values in hex."""
 

@@ -170,6 +170,7 @@ _PLAIN_ENDS = {
     OutcomeKind.SHUTDOWN: "the vCPU shuts down (triple fault)",
     OutcomeKind.L2: "L2 runs",
     OutcomeKind.VMFAIL: "the VM entry fails its checks",
+    OutcomeKind.HOST_DIED: "the host's kernel stops: an assertion fails that it does not go on from",
     OutcomeKind.DIRTY_RING_FULL: "the vCPU does not run: its dirty ring is all but full",
 }
 
@@ -325,6 +326,9 @@ _EVENTS: dict[type, Callable[[Any, RoleDesign], str]] = {
     ev.kvm_flush_remote_tlbs: lambda e, d: "Every processor must forget its translations.",
     ev.kvm_flush_remote_tlbs_with_address: lambda e, d: (
         f"Every processor must forget the translations of {e.pages} pages from gfn {e.start_gfn:#x}."
+    ),
+    ev.kvm_assertion: lambda e, d: (
+        f"The kernel finds what must not be: {e.condition} ({e.severity} in {e.name.split(':')[1]})."
     ),
     ev.drop_spte: lambda e, d: f"KVM clears the spte at {e.sptep:#x}, which was {e.old_spte:#x}.",
 }

@@ -24,7 +24,6 @@ from mmulab.kvm.state import context_name, to_shadow_page
 from mmulab.lab.cases.judge import Access, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result, Runner
@@ -310,7 +309,7 @@ def run_case(
             found.wrong = found.wrong or judge(runner.machine, result, access, walks)
             _follow_dirty_log(found, result, walks)
             found.add(result)
-            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+            if result.outcome.kind.is_last:
                 break
 
     return _until_it_fails(_Found(runner.machine), scenario, execute)

@@ -1,0 +1,127 @@
+"""The checks of what one op changed: entries and headers that are not as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mmulab import events as ev
+from mmulab.check.invariants import counts, tables
+from mmulab.check.invariants.checks import Checker
+from mmulab.check.invariants.flags import Invariant, Violation, Wrong
+from mmulab.check.invariants.snapshot import Changed, Snapshot
+from mmulab.check.invariants.survey import Link, entry_of, flat
+from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
+from mmulab.kvm.state import Kvm
+
+Header = tuple[bool, bool, int, int, int]
+
+
+def _header(sp: ShadowPage) -> Header:
+    return sp.unsync, sp.invalid, sp.mmu_valid_gen, sp.role, sp.unsync_child_bitmap
+
+
+class Changes:
+    """Follows the pages of one VM from op to op.
+
+    Parameters
+    ----------
+    kvm : Kvm
+        Not kept.
+    """
+
+    __slots__ = ("_headers", "_snapshot", "_unsync")
+
+    def __init__(self, kvm: Kvm) -> None:
+        self._snapshot = Snapshot()
+        self._snapshot.look(kvm)
+        self._headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
+
+    def first_wrong(self, kvm: Kvm, checker: Checker, events: Iterable[ev.Event]) -> Violation | None:
+        """Return the first thing that is wrong with what changed, or None."""
+        changed = self._snapshot.look(kvm)
+        headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        before, self._headers = self._headers, headers
+        if not changed and headers == before:
+            return None
+        turned = [kvm.pages[frame] for frame, header in headers.items() if before.get(frame) != header]
+        found = next(self._wrong(kvm, checker, changed, turned, before, events), None)
+        self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
+        return found
+
+    def _wrong(
+        self,
+        kvm: Kvm,
+        checker: Checker,
+        changed: list[Changed],
+        turned: list[ShadowPage],
+        before: dict[int, Header],
+        events: Iterable[ev.Event],
+    ) -> Iterator[Violation]:
+        empty = kvm.fmt.nonpresent
+        for change in changed:
+            if change.new is None:
+                continue
+            for index, old, new in change.words(empty):
+                if new != empty:
+                    entry = entry_of(kvm, change.sp, index)
+                    yield from checker.entry(kvm, entry)
+                    if isinstance(entry, Link) and not _links_to(change.sp, old, entry.child):
+                        yield from self._linked_unsynced(kvm, entry, before, events)
+        for sp in turned:
+            yield from checker.page(kvm, sp)
+            for wrong in tables.protected(kvm, sp):
+                yield Violation(Invariant.WRITE_PROTECTION, *wrong)
+            yield from _known_above(kvm, sp)
+        if turned:
+            for wrong in counts.page_counts(kvm):
+                yield Violation(Invariant.PAGE_COUNTS, *wrong)
+
+    def _linked_unsynced(
+        self, kvm: Kvm, link: Link, before: dict[int, Header], events: Iterable[ev.Event]
+    ) -> Iterator[Violation]:
+        """Yield that a link was made to a table with something unsync below, which was not synced for it.
+
+        A page that is itself unsync is only refreshed when it is linked, and stays unsync.
+
+        Source: Linux 6.1 ``paging_tmpl.h`` (``FNAME(fetch)``), ``mmu.c`` (``kvm_mmu_find_shadow_page``).
+        """
+        child = kvm.pages.get(link.child)
+        if not self._unsync or child is None or not child.unsync_children or not kvm.sync.marks_parents:
+            return
+        again = {event.gfn for event in events if isinstance(event, ev.kvm_mmu_unsync_page)}
+        for sp in _below(kvm, child, before):
+            if sp.unsync and self._unsync.get(sp.frame) is sp and sp.gfn not in again:
+                wrong: Wrong = link.wrong(f"was made to {child!r}, below which {sp!r} was not synced")
+                yield Violation(Invariant.LINK_SYNC, *wrong)
+
+
+def _links_to(sp: ShadowPage, spte: int, child: int) -> bool:
+    present = is_shadow_present_pte(spte) and not is_last_spte(spte, sp.level)
+    return present and spte_to_pfn(spte) == child
+
+
+def _known_above(kvm: Kvm, sp: ShadowPage) -> Iterator[Violation]:
+    """Yield each parent that does not know of an unsync page."""
+    if not (sp.unsync or sp.unsync_children):
+        return
+    for sptep in flat(sp.parent_ptes):
+        parent = kvm.pages.get(sptep >> 12)
+        if parent is not None:
+            link = Link(parent, sptep, kvm.memory.words[sptep >> 3], sp.frame)
+            for wrong in tables.unsync_below(kvm, link):
+                yield Violation(Invariant.UNSYNC, *wrong)
+
+
+def _below(kvm: Kvm, sp: ShadowPage, before: dict[int, Header]) -> Iterator[ShadowPage]:
+    """Yield the pages below `sp` to which its unsync bits lead, and led before."""
+    bits = sp.unsync_child_bitmap & (before[sp.frame][-1] if sp.frame in before else 0)
+    while bits:
+        index = (bits & -bits).bit_length() - 1
+        bits &= bits - 1
+        spte = kvm.memory.words[sp.frame * 512 + index]
+        child = kvm.pages.get(spte_to_pfn(spte)) if is_shadow_present_pte(spte) else None
+        if child is not None:
+            yield child
+            yield from _below(kvm, child, before)
