@@ -11,9 +11,11 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from mmulab.check.access import TwoWalks
+from mmulab.check.access import Access, TwoWalks
 from mmulab.check.remembered import Forgotten, TableHistory, is_global, is_leaf, may_be_remembered
-from mmulab.check.world import World
+from mmulab.check.world import World, world_of
+from mmulab.machine.machine import Machine
+from mmulab.trace.judge import access_kind
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import X86_CR4_PGE
 from mmulab.x86.walk import Walk, walk
@@ -72,7 +74,7 @@ class Reading(NamedTuple):
     accessed: int
 
 
-def two_walks(
+def walk_memory(
     world: World,
     read: Callable[[int, int], int],
     gva: int,
@@ -113,6 +115,16 @@ def _reader(
         return value
 
     return kept
+
+
+def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
+    """Walk the running guest's tables as they are now, without setting A or D."""
+    return walk_memory(world_of(machine, vcpu), machine.memory.read, gva, pfec)
+
+
+def walks_of(machine: Machine, access: Access) -> TwoWalks:
+    """Walk for an access that is about to happen."""
+    return two_walks(machine, access.gva, access_kind(access), vcpu=access.vcpu)
 
 
 def allowed_walks(

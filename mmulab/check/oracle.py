@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
-from mmulab.check.allowed import Reading, allowed_walks, two_walks
+from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.obligations import OBLIGING, forget
@@ -156,6 +156,8 @@ class Oracle:
         before = by.world
         by.world, by.registers = world_of(self._machine, op.vcpu), now
         forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
+        nested = by.world.nested
+        by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
         if by.world.nested_guest:
             by.guest = by.world
 
@@ -286,7 +288,7 @@ class Oracle:
             else:
                 return found
         readings: list[Reading] = []
-        walks = two_walks(by.world, read, gva, pfec, not_smap=ac, readings=readings)
+        walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
         found = by.known[gva, pfec, ac] = _Known(by.world, walks, readings)
         return found
 

@@ -151,6 +151,7 @@ class Forgotten:
         self._pages: dict[tuple[Hashable, int, int, bool], int] = {}
         self._tables: dict[Hashable, int] = {}
         self._all_tables = 0
+        self._used: dict[Hashable, None] = {}
         self._forms: dict[Hashable, list[tuple[int, tuple[Paging, ...]]]] = defaultdict(list)
 
     def copy(self) -> Forgotten:
@@ -159,9 +160,20 @@ class Forgotten:
         other._spaces, other._contexts = dict(self._spaces), dict(self._contexts)
         other._uppers, other._pages = dict(self._uppers), dict(self._pages)
         other._tables, other._all_tables = dict(self._tables), self._all_tables
+        other._used = dict(self._used)
         for space, forms in self._forms.items():
             other._forms[space] = list(forms)
         return other
+
+    def use(self, space: Hashable, pcid: int, tables: Hashable, now: int) -> None:
+        """Note what tags translations from op `now` on; of a tag that is new nothing is known before.
+
+        `tables`: None where there are no nested ones.
+        """
+        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts), (tables, self._tables)):
+            if tag is not None and tag not in self._used:
+                self._used[tag] = None
+                told[tag] = now
 
     def space(self, space: Hashable, now: int, *, keep_global: bool = False) -> None:
         """Forget all of a space, in each PCID."""
@@ -180,7 +192,7 @@ class Forgotten:
             self._uppers[space, pcid] = now
 
     def tables(self, tables: Hashable, now: int) -> None:
-        """Forget nested tables; None: all."""
+        """Forget nested tables by their tag, or those of an ASID; None: all."""
         if tables is None:
             self._all_tables = now
         else:
@@ -226,7 +238,8 @@ class Forgotten:
 
     def tables_since(self, tables: Hashable) -> int:
         """Return the last op that made it forget nested tables."""
-        return max(self._all_tables, self._tables.get(tables, 0))
+        of_asid = self._tables.get(tables[0], 0) if isinstance(tables, tuple) else 0
+        return max(self._all_tables, self._tables.get(tables, 0), of_asid)
 
     def _flushed(self, space: Hashable, pcid: int) -> int:
         return max(
