@@ -181,7 +181,7 @@ class World:
     @property
     def ended(self) -> bool:
         """Nothing can follow: the vCPU is shut down, or runs for ever."""
-        return self._runner.ended is not None
+        return self._runner.ended
 
     def state(self, before: _State | None, choices: tuple[int, ...]) -> _State:
         """Return the state as it is now, one op after `before`."""
@@ -201,7 +201,7 @@ class World:
         """Go to a state; the one that it is in must have been taken."""
         frames = self._keeper.put(state.machine)
         self._runner.cpl = dict(state.cpl)
-        self._runner.ended = None
+        self._runner.ended = False
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved, frames)
 

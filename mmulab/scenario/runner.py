@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
+from mmulab.kvm.assertions import host_died
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm.nested import VMCB
 from mmulab.machine import op as ops
@@ -154,8 +155,8 @@ class Runner:
     machine : Machine
     at : tuple of int and str
         Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
-    ended : OutcomeKind or None
-        How the last step ended, if no other can follow.
+    ended : bool
+        The last step was a shutdown, or ``KVM_RUN`` will never return: no other follows.
     cpl : dict of int to int
         Privilege that each vCPU is left with, by its number; one that is not there has 0.
     """
@@ -172,7 +173,7 @@ class Runner:
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
         self.at = (INIT, "init")
-        self.ended: OutcomeKind | None = None
+        self.ended = False
         self.cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
 
@@ -181,10 +182,11 @@ class Runner:
         yield from self.begin()
         for index, step in enumerate(self.scenario.steps):
             yield from self.step(index, step)
+            if host_died(self.machine.kvm):
+                return
             if self.ended:
                 break
-        if self.ended is not OutcomeKind.HOST_DIED:
-            yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
+        yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
 
     def begin(self) -> Iterator[Result]:
         """Give each vCPU the registers that the scenario begins with."""
@@ -211,7 +213,7 @@ class Runner:
         was_in_smm = vcpu.smm
         result = self._execute(index, format_step(step), step.op)
         yield result
-        self.ended = result.outcome.kind if result.outcome.kind.is_last else None
+        self.ended = result.outcome.kind.is_last
         if vcpu.smm and not was_in_smm and not self.ended:
             yield self._leave_real_mode(index, vcpu)
 

@@ -165,7 +165,11 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
         _, _, found = oracle.judge(result)
         if isinstance(op, Access):
             wrong = wrong or found
+<<<<<<< HEAD
         if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+=======
+        if result.outcome.kind.is_last:
+>>>>>>> int14
             break
         if result.text == "init" and witness.interrupted:
             vcpu_enter_guest(vcpu, reinject=False)
