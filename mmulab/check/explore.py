@@ -199,11 +199,11 @@ class World:
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
-        frames = self._keeper.put(state.machine)
+        self._keeper.put(state.machine)
         self._runner.cpl = dict(state.cpl)
         self._runner.ended = False
         for memory, saved in zip(self._memories, state.watchers, strict=True):
-            memory.restore(saved, frames)
+            memory.restore(saved)
 
     def step(self, at: int, step: Step) -> Finding | None:
         """Execute one op, and return the first thing that is wrong with it."""

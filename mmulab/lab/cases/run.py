@@ -325,7 +325,7 @@ def run_case(
                 wrong = _ends_otherwise(result)
             found.wrong = found.wrong or wrong
             found.add(result)
-            if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
+            if result.outcome.kind.is_last:
                 break
 
     return _until_it_fails(_Found(runner.machine, oracle), scenario, execute)

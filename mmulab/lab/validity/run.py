@@ -21,7 +21,7 @@ from mmulab.lab.validity.witnesses import Witness
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import Op, OutcomeKind
+from mmulab.machine.op import Op
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Result, Runner
 
@@ -165,11 +165,7 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
         _, _, found = oracle.judge(result)
         if isinstance(op, Access):
             wrong = wrong or found
-<<<<<<< HEAD
-        if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
-=======
         if result.outcome.kind.is_last:
->>>>>>> int14
             break
         if result.text == "init" and witness.interrupted:
             vcpu_enter_guest(vcpu, reinject=False)
