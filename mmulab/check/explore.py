@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.check.invariants.checks import Checker
 from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_key import StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
+from mmulab.machine.machine import Machine
 from mmulab.memory.host import OutOfFramesError
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.grammar import Step
+from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
 
@@ -170,6 +172,7 @@ class World:
             self._look(self._runner.step(index, step))
         self._keeper = Keeper(machine)
         self._keys = StateKey(machine.memory.backing)
+        self._checker = Checker(machine.kvm)
 
     def _look(self, results: Iterator[Result]) -> None:
         for result in results:
@@ -205,6 +208,19 @@ class World:
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved)
 
+    @property
+    def machine(self) -> Machine:
+        """The machine, in the state that it is in."""
+        return self._runner.machine
+
+    def wrong(self, at: int, step: Step) -> Finding | None:
+        """Return an invariant that does not hold after an op, or None; the state says, not how it came."""
+        violation = next(self._checker.everything(self.machine.kvm), None)
+        if violation is None:
+            return None
+        name = violation.flag.name or ""
+        return Finding(FindingKind.INVARIANT, name, self._first + at, format_step(step), violation.said)
+
     def step(self, at: int, step: Step) -> Finding | None:
         """Execute one op, and return the first thing that is wrong with it."""
         index = self._first + at
@@ -229,14 +245,14 @@ def explore(
     bounds: Bounds | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Explored:
-    """Try every sequence of a scope's ops.
+    """Try every sequence of a scope's ops; the MMU's invariants are checked in each new state.
 
     Parameters
     ----------
     scope : Scope
     kernel : Kernel
     makers : sequence of MakeWatcher
-        Of those who say what is wrong; what one of them remembers must be known to
+        Of those who say what is wrong with an op; what one of them remembers must be known to
         :func:`mmulab.check.oracle_key.memory_of`.
     bounds : Bounds, optional
     progress : callable, optional
@@ -338,10 +354,14 @@ class _Search:
             if finding is not None or world.ended:
                 continue
             key = world.key(reached)
-            if key not in self._seen:
-                self._seen.add(key)
-                if following is not None:
-                    following.append(reached)
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            finding = world.wrong(len(state.choices), step)
+            if finding is not None:
+                self._keep(finding, reached.choices)
+            elif following is not None:
+                following.append(reached)
 
     def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:
         spent = time.monotonic() - self._begun
