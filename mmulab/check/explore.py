@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
-from mmulab.check.invariants.checks import Checker
 from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
+from mmulab.check.state_checks import StateChecks
 from mmulab.check.state_key import StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
-from mmulab.machine.machine import Machine
 from mmulab.memory.host import OutOfFramesError
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step
@@ -165,14 +164,14 @@ class World:
         self._runner = Runner(scope.scenario, config=config)
         self._first = len(scope.scenario.steps)
         machine = self._runner.machine
-        self._watchers: list[Watcher] = [make(machine) for make in makers]
+        self._checks = StateChecks(machine)
+        self._watchers: list[Watcher] = [*[make(machine) for make in makers], self._checks]
         self._memories: list[Memory] = [memory_of(watcher) for watcher in self._watchers]
         self._look(self._runner.begin())
         for index, step in enumerate(scope.scenario.steps):
             self._look(self._runner.step(index, step))
         self._keeper = Keeper(machine)
         self._keys = StateKey(machine.memory.backing)
-        self._checker = Checker(machine.kvm)
 
     def _look(self, results: Iterator[Result]) -> None:
         for result in results:
@@ -208,18 +207,9 @@ class World:
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved)
 
-    @property
-    def machine(self) -> Machine:
-        """The machine, in the state that it is in."""
-        return self._runner.machine
-
     def wrong(self, at: int, step: Step) -> Finding | None:
         """Return an invariant that does not hold after an op, or None; the state says, not how it came."""
-        violation = next(self._checker.everything(self.machine.kvm), None)
-        if violation is None:
-            return None
-        name = violation.flag.name or ""
-        return Finding(FindingKind.INVARIANT, name, self._first + at, format_step(step), violation.said)
+        return self._checks.everything(self._first + at, format_step(step))
 
     def step(self, at: int, step: Step) -> Finding | None:
         """Execute one op, and return the first thing that is wrong with it."""
