@@ -18,12 +18,13 @@ from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
 from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
+from mmulab.check.state_checks import StateChecks
 from mmulab.check.state_key import StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.memory.host import OutOfFramesError
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.grammar import Step
+from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
 
@@ -163,7 +164,8 @@ class World:
         self._runner = Runner(scope.scenario, config=config)
         self._first = len(scope.scenario.steps)
         machine = self._runner.machine
-        self._watchers: list[Watcher] = [make(machine) for make in makers]
+        self._checks = StateChecks(machine)
+        self._watchers: list[Watcher] = [*[make(machine) for make in makers], self._checks]
         self._memories: list[Memory] = [memory_of(watcher) for watcher in self._watchers]
         self._look(self._runner.begin())
         for index, step in enumerate(scope.scenario.steps):
@@ -199,11 +201,15 @@ class World:
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
-        frames = self._keeper.put(state.machine)
+        self._keeper.put(state.machine)
         self._runner.cpl = dict(state.cpl)
         self._runner.ended = False
         for memory, saved in zip(self._memories, state.watchers, strict=True):
-            memory.restore(saved, frames)
+            memory.restore(saved)
+
+    def wrong(self, at: int, step: Step) -> Finding | None:
+        """Return an invariant that does not hold after an op, or None; the state says, not how it came."""
+        return self._checks.everything(self._first + at, format_step(step))
 
     def step(self, at: int, step: Step) -> Finding | None:
         """Execute one op, and return the first thing that is wrong with it."""
@@ -229,14 +235,14 @@ def explore(
     bounds: Bounds | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Explored:
-    """Try every sequence of a scope's ops.
+    """Try every sequence of a scope's ops; the MMU's invariants are checked in each new state.
 
     Parameters
     ----------
     scope : Scope
     kernel : Kernel
     makers : sequence of MakeWatcher
-        Of those who say what is wrong; what one of them remembers must be known to
+        Of those who say what is wrong with an op; what one of them remembers must be known to
         :func:`mmulab.check.oracle_key.memory_of`.
     bounds : Bounds, optional
     progress : callable, optional
@@ -338,10 +344,14 @@ class _Search:
             if finding is not None or world.ended:
                 continue
             key = world.key(reached)
-            if key not in self._seen:
-                self._seen.add(key)
-                if following is not None:
-                    following.append(reached)
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            finding = world.wrong(len(state.choices), step)
+            if finding is not None:
+                self._keep(finding, reached.choices)
+            elif following is not None:
+                following.append(reached)
 
     def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:
         spent = time.monotonic() - self._begun

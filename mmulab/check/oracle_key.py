@@ -8,22 +8,22 @@ count only by which comes first.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mmulab.check.finding import Watcher
 from mmulab.check.oracle import Oracle
-from mmulab.check.remembered import NEVER, Forgotten, TableHistory
+from mmulab.check.remembered import NEVER, Forgotten
 from mmulab.check.state_key import plain
 from mmulab.check.world import HOST_SPACE, World
 from mmulab.errors import InputError
+from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import HostMemory
 from mmulab.x86.regs import X86_CR4_PCIDE, X86_CR4_PGE
 
-_MAY_BE_PRESENT = 7
+_LOW, _MAY_BE_PRESENT = 0xFFFFFFFF, 7
 """P of a guest's entry; R, W and X of EPT's. An entry with none of them is kept by no processor."""
 
 
@@ -34,8 +34,8 @@ class Memory(Protocol):
     def save(self) -> Any:
         """Return it, as it is now."""
 
-    def restore(self, saved: Any, frames: Iterable[int]) -> None:
-        """Put it back to what :meth:`save` returned; `frames` are those whose content has changed."""
+    def restore(self, saved: Any) -> None:
+        """Put it back to what :meth:`save` returned; memory is back, and what changed in it is stamped."""
 
     def key(self) -> Hashable:
         """Return a name of it in plain values: what has one name says the same of whatever comes."""
@@ -66,7 +66,7 @@ class _Nothing:
     def save(self) -> None:
         """Return nothing."""
 
-    def restore(self, saved: None, frames: Iterable[int]) -> None:
+    def restore(self, saved: None) -> None:
         """Do nothing."""
 
     def key(self) -> Hashable:
@@ -74,10 +74,11 @@ class _Nothing:
         return None
 
 
-_KNOWN = ("_before", "_forgotten", "_guest", "_history", "_machine", "_now")
+_KNOWN = ("_history", "_log", "_machine", "_now", "_processors")
 
 
 class _OracleMemory:
+    """The history of memory, what is not logged yet, and what each vCPU's processor may still know."""
 
     def __init__(self, oracle: Oracle) -> None:
         odd = vars(oracle).keys() ^ set(_KNOWN)
@@ -86,99 +87,108 @@ class _OracleMemory:
         self._oracle: Any = oracle
 
     def save(self) -> Any:
+        """Return it, as it is now."""
         oracle = self._oracle
-        history, forgotten = oracle._history, oracle._forgotten
-        past = {hpa: list(values) for hpa, values in history._past.items()}
-        return oracle._now, oracle._before, oracle._guest, past, _saved_forgotten(forgotten)
+        processors = [(by.world, by.registers, by.forgotten.copy(), by.guest) for by in oracle._processors]
+        kvm = oracle._machine.kvm
+        slots = [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
+        return oracle._now, oracle._history.save(), oracle._log.save(), processors, slots
 
-    def restore(self, saved: Any, frames: Iterable[int]) -> None:
+    def restore(self, saved: Any) -> None:
+        """Put it back to what :meth:`save` returned."""
         oracle = self._oracle
-        oracle._now, oracle._before, oracle._guest, past, forgotten = saved
-        _restore_history(oracle._history, past, frames)
-        _restore_forgotten(oracle._forgotten, forgotten)
+        oracle._now, history, log, processors, slots = saved
+        oracle._history.restore(history)
+        written, named, taken, oracle._log.on = log
+        oracle._log._written = {number: dict(pages) for number, pages in written.items()}
+        oracle._log._named, oracle._log._taken = dict(named), dict(taken)
+        kvm = oracle._machine.kvm
+        moved = slots != [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
+        for by, (world, registers, forgotten, guest) in zip(oracle._processors, processors, strict=True):
+            by.world, by.registers, by.forgotten, by.guest = world, registers, forgotten.copy(), guest
+            if moved:
+                by.known.clear()
 
     def key(self) -> Hashable:
+        """Return a name of it."""
         oracle = self._oracle
-        guest = oracle._guest
-        kept = () if guest is None else (plain(guest.paging), guest.cr3, guest.pcid, plain(guest.space))
+        history = oracle._history
+        guests = [by.guest and (plain(by.guest.paging), by.guest.cr3) for by in oracle._processors]
+        written, named, on = oracle._log._written, oracle._log._named, oracle._log.on
+        log = sorted((slot, tuple(sorted(pages))) for slot, pages in written.items() if pages)
+        forgotten = [by.forgotten for by in oracle._processors]
+        floor = min(_floor(by.forgotten, by.world) for by in oracle._processors)
         cpu = oracle._machine.config.cpu
-        floor = 0 if cpu.svm or cpu.vmx else _floor(oracle._forgotten, oracle._before)
-        return kept, *_key(oracle._history, oracle._forgotten, floor)
+        values = _values(history, 0 if cpu.svm or cpu.vmx else floor)
+        return tuple(guests), on, tuple(log), tuple(sorted(named)), *_times(values, forgotten)
 
 
-def _restore_history(history: Any, past: dict[int, list[tuple[int, int]]], frames: Iterable[int]) -> None:
-    history._past = defaultdict(list, {hpa: list(values) for hpa, values in past.items()})
-    first, memory = history._first, history._memory
-    for frame in frames:
-        if frame >= first:
-            history._held[frame - first] = memory.frames[frame]
+def _slot(slot: KvmMemslot) -> tuple[int, ...]:
+    return slot.as_id, slot.id, slot.base_gfn, slot.npages, slot.base_frame, slot.flags
 
 
-_TIMES = ("_spaces", "_contexts", "_uppers", "_tables")
-
-
-def _saved_forgotten(forgotten: Any) -> Any:
-    times = tuple([dict(getattr(forgotten, name)) for name in _TIMES])
-    forms = {space: list(found) for space, found in forgotten._forms.items()}
-    return times, list(forgotten._pages), forgotten._all_tables, forms
-
-
-def _restore_forgotten(forgotten: Any, saved: Any) -> None:
-    times, pages, forgotten._all_tables, forms = saved
-    for name, found in zip(_TIMES, times, strict=True):
-        setattr(forgotten, name, dict(found))
-    forgotten._pages = list(pages)
-    forgotten._forms = defaultdict(list, {space: list(found) for space, found in forms.items()})
-
-
-def _key(history: TableHistory, forgotten: Forgotten, floor: int) -> tuple[Hashable, Hashable]:
-    """Return the values that may still be used, and the times that decide of them, as ranks."""
-    known: Any = forgotten
-    past: dict[tuple[int, int], int] = {}
+def _values(history: Any, floor: int) -> dict[tuple[int, int], int]:
+    """Return the values of words that may still be used instead of today's, each with its end."""
+    found: dict[tuple[int, int], int] = {}
     for hpa, values in history._past.items():
         now = history.read(hpa, 8)
         for value, until in values:
-            low, high = (value ^ now) & 0xFFFFFFFF, (value ^ now) >> 32
-            may = (low and value & _MAY_BE_PRESENT) or (high and value >> 32 & _MAY_BE_PRESENT) or (
-                high and value & _MAY_BE_PRESENT
-            )
-            if may and until > floor:
-                past[hpa, value] = max(until, past.get((hpa, value), 0))
-    forms = [(space, until, paging) for space, found in known._forms.items() for until, paging in found]
-    forms = [form for form in forms if form[1] > known._spaces.get(form[0], 0)]
-    least = min([*past.values(), *(until for _, until, _ in forms)], default=NEVER)
-    if least == NEVER and not past:
-        return (), ()
-    since = _since(known, least)
-    times = sorted({time for _, time in since})
-    ranks = tuple(sorted((str(what), bisect_left(times, time)) for what, time in since))
-    values = tuple(sorted((*what, _rank(times, until)) for what, until in past.items()))
-    old = tuple(sorted((str(space), _rank(times, until), plain(paging)) for space, until, paging in forms))
-    return (values, old), ranks
+            other = value ^ now
+            low, high = other & _LOW, other >> 32
+            may = (other and value & _MAY_BE_PRESENT) or (high and value >> 32 & _MAY_BE_PRESENT)
+            if until > floor and may and (low or high):
+                found[hpa, value] = max(until, found.get((hpa, value), 0))
+    return found
+
+
+def _times(
+    values: dict[tuple[int, int], int], processors: Sequence[Forgotten]
+) -> tuple[Hashable, Hashable, Hashable]:
+    """Return the values, the forms of paging and what had to be forgotten, with ranks for times."""
+    known: Sequence[Any] = processors
+    forms = [
+        (at, str(space), until, plain(paging))
+        for at, forgotten in enumerate(known)
+        for space, found in forgotten._forms.items()
+        for until, paging in found
+        if until > forgotten._spaces.get(space, 0)
+    ]
+    least = min([*values.values(), *(form[2] for form in forms)], default=None)
+    if least is None:
+        return (), (), ()
+    since = [
+        (at, what, time)
+        for at, forgotten in enumerate(known)
+        for what, time in _since(forgotten)
+        if time >= least
+    ]
+    times = sorted({time for *_, time in since})
+    return (
+        tuple(sorted((*what, _rank(times, until)) for what, until in values.items())),
+        tuple(sorted((at, space, _rank(times, until), form) for at, space, until, form in forms)),
+        tuple(sorted((at, what, bisect_left(times, time)) for at, what, time in since)),
+    )
 
 
 def _rank(times: list[int], until: int) -> int:
     return NEVER if until == NEVER else bisect_left(times, until)
 
 
-def _since(known: Any, least: int) -> list[tuple[Hashable, int]]:
-    """Return what had to be forgotten when, from the earliest value on that it could touch."""
-    found: dict[Hashable, int] = {}
+_TIMES = ("_spaces", "_contexts", "_uppers", "_tables", "_pages")
+
+
+def _since(forgotten: Any) -> Iterator[tuple[str, int]]:
     for name in _TIMES:
-        for what, time in getattr(known, name).items():
-            found[name, what] = time
-    for time, *what in known._pages:
-        found["_pages", *what] = max(time, found.get(("_pages", *what), 0))
-    found["_all_tables",] = known._all_tables
-    return [(what, time) for what, time in found.items() if time >= least]
+        for what, time in getattr(forgotten, name).items():
+            yield f"{name} {what}", time
+    yield "_all_tables", forgotten._all_tables
 
 
-def _floor(known: Any, world: World) -> int:
+def _floor(forgotten: Any, world: World) -> int:
     """Return a time up to which a guest without guests of its own surely keeps nothing."""
-    if world.nested_guest or world.control[1] & (X86_CR4_PGE | X86_CR4_PCIDE):
+    if world.control[1] & (X86_CR4_PGE | X86_CR4_PCIDE):
         return 0
-    if any(space != HOST_SPACE for space in known._spaces):
-        return 0
-    contexts = known._contexts
-    found = (known._spaces.get(HOST_SPACE, 0), contexts.get(HOST_SPACE, 0), contexts.get((HOST_SPACE, 0), 0))
-    return max(found)
+    contexts = forgotten._contexts
+    return max(
+        forgotten._spaces.get(HOST_SPACE, 0), contexts.get(HOST_SPACE, 0), contexts.get((HOST_SPACE, 0), 0)
+    )

@@ -13,6 +13,8 @@ their classes' own lists, so that a new one cannot be forgotten.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.state import Emulation, Kvm, Vcpu
 from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import FRAME_WORDS, HostMemory
@@ -76,6 +78,25 @@ class FramePiece(NamedTuple):
 
 
 _CHANGING = (list, dict, bytearray)
+_CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
+"""What is never changed in place; :class:`Emulation` is made anew for each instruction."""
+
+
+@cache
+def _changes(kind: type) -> bool:
+    """Whether values of a type can change in place.
+
+    Raises
+    ------
+    TypeError
+        Nobody here knows how to copy it.
+    """
+    if kind in _CHANGING:
+        return True
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if issubclass(kind, _CONSTANTS) or (parameters is not None and parameters.frozen):
+        return False
+    raise TypeError(f"no savepoint can hold a {kind.__name__}")
 
 
 def _copied(value: Any) -> Any:
@@ -106,7 +127,7 @@ class Fields:
         values = self._get(thing)
         if before is not None and values == before.values:
             return before
-        return Piece(tuple([_copied(v) if type(v) in _CHANGING else v for v in values]))
+        return Piece(tuple([_copied(v) if _changes(type(v)) else v for v in values]))
 
     def put(self, thing: object, piece: Piece) -> None:
         """Give a record the values of a piece."""
@@ -235,13 +256,10 @@ class Keeper:
         self.now = self._take(self.now)
         return self.now
 
-    def put(self, target: Savepoint) -> list[int]:
+    def put(self, target: Savepoint) -> None:
         """Put the machine back to a state; what it is now must have been taken.
 
-        Returns
-        -------
-        list of int
-            The frames that have changed.
+        The frames that change are stamped as by a write.
         """
         now, machine = self.now, self._machine
         kvm = machine.kvm
@@ -255,7 +273,7 @@ class Keeper:
         for vcpu, old_vcpu, new_vcpu in zip(kvm.vcpus, now.vcpus, target.vcpus, strict=True):
             if old_vcpu is not new_vcpu:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
-        frames = self._put_frames(target)
+        self._put_frames(target)
         if target.noise[0] is not now.noise[0]:
             VM_NOISE.put(kvm, target.noise[0])
         for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
@@ -266,7 +284,6 @@ class Keeper:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
                 setattr(self._memory, name, dict(pages))
         self.now = target
-        return frames
 
     # Taking ---------------------------------------------------------------------
 
@@ -369,7 +386,7 @@ class Keeper:
                 items.append(slot)
             slots.replace_all(items, new[0])
 
-    def _put_frames(self, target: Savepoint) -> list[int]:
+    def _put_frames(self, target: Savepoint) -> None:
         frames, now, wanted = self._memory.frames, self.now.frames, target.frames
         changed = []
         for frame, piece in wanted.items():
@@ -387,9 +404,9 @@ class Keeper:
         for frame in self.now.pool[1]:
             if frame >= target.pool[0]:
                 frames[frame] = 0  # a frame that was never handed out is taken to hold zeros
+        self._memory.written[changed] = self._memory.epoch
         self._memory.epoch += 1
         self._since = self._memory.epoch
-        return changed
 
 
 def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:

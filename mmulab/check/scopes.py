@@ -7,130 +7,36 @@ a handful of steps can be tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
+from mmulab.check.nested_scopes import nested_makers
 from mmulab.check.scope import Scope, steps
+from mmulab.check.scope_guest import (
+    FULL,
+    GVA,
+    MEMORY,
+    OUTSIDE,
+    PAGE,
+    PAGES,
+    READ_ONLY,
+    ROOT,
+    ROOT2,
+    SUPERVISOR,
+    TABLE_VA,
+    TABLES2,
+    Tables,
+    as_text,
+    guest,
+)
 from mmulab.errors import InputError, quoted
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
-from mmulab.scenario.scenario import MODES, Regs
-from mmulab.x86.mode import (
-    PAGING_PAE,
-    PT_ACCESSED_MASK,
-    PT_DIRTY_MASK,
-    PT_PAGE_SIZE_MASK,
-    PT_PRESENT_MASK,
-    PT_USER_MASK,
-    PT_WRITABLE_MASK,
-    PagingMode,
-    paging_mode,
-)
+from mmulab.x86.mode import PT_DIRTY_MASK, PT_PAGE_SIZE_MASK
 from mmulab.x86.regs import X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
-
-MEMORY = 0x100000
-ROOT, TABLES, PAGES = 0x10000, 0x20000, 0x80000
-"""Guest-physical addresses of the first root, of further tables, of data pages."""
-ROOT2, TABLES2 = 0x11000, 0xA0000
-"""The same of the second root and its tables."""
-OUTSIDE = 0x8000000
-"""An address in no memslot."""
-GVA, TABLE_VA = 0x40000000, 0x40080000
-"""Where the data lies for the guest, and the tables that it writes itself."""
-LIMITED = 64
-"""Tables of a guest that comes near the limit of shadow pages."""
-FULL = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
-READ_ONLY, SUPERVISOR = FULL & ~PT_WRITABLE_MASK, FULL & ~PT_USER_MASK
-_PAGE = 4096
-
-
-class Tables:
-    """A tree of page tables in a builder's memory.
-
-    Parameters
-    ----------
-    builder : ScenarioBuilder
-    mode : PagingMode
-    root : int
-    free : iterator of int
-        Where further tables lie.
-    """
-
-    def __init__(self, builder: ScenarioBuilder, mode: PagingMode, root: int, free: Iterator[int]) -> None:
-        self.builder, self.mode, self.root, self._free = builder, mode, root, free
-        self._tables = {(mode.root_level, 0): root}
-        builder.fill(root, _PAGE, 0)
-
-    @property
-    def pages(self) -> list[int]:
-        """Addresses of all tables so far."""
-        return list(self._tables.values())
-
-    def entry(self, address: int, leaf: int = 1) -> int:
-        """Return where the entry of level `leaf` for `address` lies, making the tables above it."""
-        mode = self.mode
-        table = self.root
-        for level in range(mode.root_level, leaf, -1):
-            key = level - 1, address >> mode.level_shift(level)
-            if key not in self._tables:
-                below = self._tables[key] = next(self._free)
-                flags = PT_PRESENT_MASK if mode is PAGING_PAE and level == 3 else FULL
-                at = table + mode.index(address, level) * mode.entry_bytes
-                self.builder.fill(below, _PAGE, 0).value(mode.entry_bytes, at, below | flags)
-            table = self._tables[key]
-        return table + mode.index(address, leaf) * mode.entry_bytes
-
-    def put(self, address: int, value: int, level: int = 1) -> int:
-        """Write the entry of a level for an address, and return where it lies."""
-        at = self.entry(address, level)
-        self.builder.value(self.mode.entry_bytes, at, value)
-        return at
-
-    def identity(self, *addresses: int) -> None:
-        """Map pages to themselves."""
-        for address in addresses:
-            self.put(address, address | FULL)
-
-    def step(self, level: int) -> int:
-        """Return how far the addresses of two entries of a level lie apart."""
-        return 1 << self.mode.level_shift(level)
-
-
-def guest(
-    mode: str,
-    *,
-    vendor: str = "amd",
-    vcpus: int = 1,
-    mem: int = MEMORY,
-    cpu: dict[str, int] | None = None,
-    **host: int,
-) -> tuple[ScenarioBuilder, Tables, Regs]:
-    """Return a guest whose tables map only the pages of stubs, and three marked pages from PAGES on.
-
-    Parameters
-    ----------
-    mode : str
-        A key of :data:`~mmulab.scenario.scenario.MODES`, but for ``np``.
-    vendor, vcpus, mem, cpu
-        As :class:`~mmulab.scenario.builder.ScenarioBuilder` has them.
-    **host : int
-        Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
-    """
-    levels = {} if mode == "57" else {"virt_bits": 48}
-    builder = ScenarioBuilder(
-        mode, vendor=vendor, mem=mem, vcpus=vcpus, cpu=cpu, host={**levels, **host}
-    )
-    for page in range(PAGES, PAGES + 4 * _PAGE, _PAGE):
-        builder.value(4, page, 0xC0DE0000 | page >> 8)
-    regs = MODES[mode]._replace(cr3=ROOT)
-    builder.sregs(*regs)
-    tables = Tables(builder, paging_mode(regs.cr0, regs.cr4, regs.efer), ROOT, count(TABLES, _PAGE))
-    tables.put(HELPER_S, HELPER_S | SUPERVISOR)
-    tables.identity(HELPER_U)
-    return builder, tables, regs
 
 
 def _each(gvas: tuple[int, ...], *kinds: str) -> list[str]:
@@ -144,11 +50,9 @@ def _each(gvas: tuple[int, ...], *kinds: str) -> list[str]:
     return found
 
 
-def _put(how: str, width: int, at: int, value: int) -> str:
-    """Return the op that stores an entry: ``wr s`` to a virtual address, ``hw`` behind KVM's back."""
-    return f"{how} {width} {at:x} {value:x}"
-
-
+LIMITED = 64
+"""Tables of a guest that comes near the limit of shadow pages."""
+_LEAVES = (PAGES | FULL, PAGES + PAGE | READ_ONLY, OUTSIDE | FULL, 0)
 _ALL = ("rd s", "wr s", "rd u", "wr u")
 
 
@@ -156,7 +60,7 @@ def paths(mode: str, **host: Any) -> Scope:
     """Three directory entries of other rights lead to one table."""
     builder, tables, _ = guest(mode, **host)
     tables.put(GVA, PAGES | FULL)
-    below, step = tables.entry(GVA) & -_PAGE, tables.step(2)
+    below, step = tables.entry(GVA) & -PAGE, tables.step(2)
     for at, flags in ((1, READ_ONLY), (2, SUPERVISOR)):
         tables.put(GVA + at * step, below | flags, 2)
     ops = _each(tuple(GVA + at * step for at in range(3)), *_ALL)
@@ -167,12 +71,13 @@ def upper_paths(mode: str, **host: Any) -> Scope:
     """Two entries of level 3 lead to one directory, two of that to one table."""
     builder, tables, _ = guest(mode, **host)
     tables.put(GVA, PAGES | FULL)
-    table, directory = (tables.entry(GVA, level) & -_PAGE for level in (1, 2))
+    table, directory = (tables.entry(GVA, level) & -PAGE for level in (1, 2))
     low, high = tables.step(2), tables.step(3)
-    tables.put(GVA + low, table | SUPERVISOR, 2)
+    tables.put(GVA + low, PAGES + PAGE | FULL)
+    tables.put(GVA, table | READ_ONLY, 2)
     tables.put(GVA + high, directory | READ_ONLY, 3)
-    ops = _each((GVA, GVA + low, GVA + high, GVA + high + low), *_ALL)
-    return _scope("two ways to one directory, from which two lead to one table", builder, ops, 4)
+    ops = _each((GVA, GVA + low, GVA + high, GVA + high + low), "rd u", "wr u")
+    return _scope("two ways to one directory, from which two lead on", builder, ops, 5)
 
 
 def rights(mode: str, **host: Any) -> Scope:
@@ -190,11 +95,11 @@ def halves(**host: Any) -> Scope:
     builder, tables, _ = guest("32", **host)
     upper = GVA + (1 << 21)
     lower_at = tables.put(GVA, PAGES | FULL)
-    upper_at = tables.put(upper, PAGES + _PAGE | FULL)
-    tables.put(TABLE_VA, (lower_at & -_PAGE) | FULL)
+    upper_at = tables.put(upper, PAGES + PAGE | FULL)
+    tables.put(TABLE_VA, (lower_at & -PAGE) | FULL)
     ops = _each((GVA, upper), "rd s", "wr u")
     for at in (lower_at, upper_at):
-        ops += [_put("wr s", 4, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES + 2 * _PAGE,)]
+        ops += [as_text("wr s", 4, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES + 2 * PAGE,)]
     ops += [f"invlpg {GVA:x}", f"invlpg {upper:x}", f"cr3 {ROOT:x}"]
     return _scope("both halves of a 32-bit guest's table", builder, ops, 6)
 
@@ -217,60 +122,62 @@ def behind(mode: str, **host: Any) -> Scope:
     for slot in (1, 2):
         builder.slot(slot, slot << 21, 0x200000, 0, slot << 21)
     leaf, first, second, width = PT_PAGE_SIZE_MASK | FULL, 1 << 21, 2 << 21, tables.mode.entry_bytes
-    if width == 4:
-        first, second = 0, 1 << 22
-    table = 1 << 21
-    builder.fill(table, _PAGE, 0)
-    builder.value(width, table + width, PAGES | FULL)
+    builder.fill(first, PAGE, 0)  # where the large page begins lies a table too
+    builder.value(width, first + width, PAGES | FULL)
     at = tables.put(GVA, first | leaf, 2)
-    ops = [_put("hw", width, at, value) for value in (first | leaf, second | leaf, table | FULL, 0)]
-    inside = tuple(GVA + (table - first) + offset for offset in (0x1000, 0x2000))
-    ops += _each((GVA + _PAGE, *inside) if width == 4 else inside, "rd s", "wr s")
-    ops += ["slotdel 1", "slotdel 2", "slot 1 200000 200000 0 200000", f"invlpg {inside[0]:x}"]
-    return _scope("a directory entry changes behind KVM's back, and memslots go", builder, ops, 6)
+    ops = [as_text("hw", width, at, value) for value in (first | leaf, second | leaf, first | FULL)]
+    ops += [*_each((GVA + PAGE, GVA + 2 * PAGE), "rd s"), "slotdel 1", f"invlpg {GVA + PAGE:x}"]
+    return _scope("a directory entry changes behind KVM's back, and a memslot goes", builder, ops, 5)
 
 
 def moved(mode: str, **host: Any) -> Scope:
-    """An entry of a table leads to memory, elsewhere, to no memslot: stored by the guest or behind KVM."""
+    """The guest lets an entry of a table lead to memory, elsewhere, to no memslot."""
     builder, tables, _ = guest(mode, **host)
     at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
-    tables.put(TABLE_VA, (at & -_PAGE) | FULL)
-    values = (PAGES | FULL, PAGES + _PAGE | FULL, OUTSIDE | FULL, 0)
-    ops = [_put("hw", width, at, value) for value in values]
-    ops += [_put("wr s", width, TABLE_VA | at & 0xFFF, value) for value in values]
+    tables.put(TABLE_VA, (at & -PAGE) | FULL)
+    ops = [as_text("wr s", width, TABLE_VA | at & 0xFFF, value) for value in _LEAVES]
     ops += [*_each((GVA,), "rd s", "wr s", "rd u"), f"invlpg {GVA:x}", f"cr3 {ROOT:x}"]
-    return _scope("a table's entry leads to memory, elsewhere or nowhere", builder, ops, 5)
+    return _scope("the guest lets an entry lead elsewhere", builder, ops, 6)
+
+
+def leaf_behind(mode: str, **host: Any) -> Scope:
+    """An entry of a table changes while KVM does not look."""
+    builder, tables, _ = guest(mode, **host)
+    at, width = tables.put(GVA, PAGES | READ_ONLY), tables.mode.entry_bytes
+    ops = [as_text("hw", width, at, value) for value in _LEAVES]
+    ops += [*_each((GVA,), "rd s", "wr s"), f"invlpg {GVA:x}", "slotdel 1", f"slot 1 {OUTSIDE:x} 1000 0 0"]
+    return _scope("a table's entry changes behind KVM's back", builder, ops, 6)
 
 
 def linked(mode: str, vcpus: int = 1, **host: Any) -> Scope:
-    """A table that went out of sync is linked a second time, where nothing was."""
+    """A directory above a table that went out of sync is linked a second time, where nothing was."""
     builder, tables, _ = guest(mode, vcpus=vcpus, **host)
     at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
-    other = GVA + 4 * tables.step(2)
-    link = tables.entry(other, 2)
-    table = at & -_PAGE
-    for offset, page in ((0, table), (_PAGE, link & -_PAGE)):
-        tables.put(TABLE_VA + offset, page | FULL)
+    level = 3 if tables.mode.root_level > 3 else 2
+    other = GVA + 4 * tables.step(level)
+    link, below = tables.entry(other, level), tables.entry(GVA, level - 1) & -PAGE
+    for offset, page in ((0, at), (PAGE, link)):
+        tables.put(TABLE_VA + offset, page & -PAGE | FULL)
     entry = TABLE_VA | at & 0xFFF
-    ops = [_put("wr s", width, entry, page | FULL) for page in (PAGES, PAGES + _PAGE)]
-    ops += [_put("wr s", width, TABLE_VA + _PAGE | link & 0xFFF, value) for value in (table | FULL, 0)]
-    ops += [*_each((GVA, other), "rd s"), f"invlpg {GVA:x}", f"cr3 {ROOT:x}"]
+    ops = [as_text("wr s", width, entry, page | FULL) for page in (PAGES, PAGES + PAGE)]
+    ops += [as_text("wr s", width, TABLE_VA + PAGE | link & 0xFFF, value) for value in (below | FULL, 0)]
+    ops += [*_each((GVA, other), "rd s"), f"cr3 {ROOT:x}"]
     if vcpus > 1:
-        ops += [f"@1 {op}" for op in (*_each((GVA, other), "rd s"), f"invlpg {other:x}", f"cr3 {ROOT:x}")]
-    return _scope("a table out of sync is linked where nothing was", builder, ops, 5)
+        ops += [f"@1 {op}" for op in (*_each((GVA, other), "rd s"), f"cr3 {ROOT:x}")]
+    return _scope("a directory above a table out of sync is linked where nothing was", builder, ops, 5)
 
 
 def roots(mode: str, **host: Any) -> Scope:
     """Two roots share a directory; one leads elsewhere too."""
     builder, tables, _ = guest(mode, **host)
     at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
-    tables.put(TABLE_VA, (at & -_PAGE) | FULL)
-    second = Tables(builder, tables.mode, ROOT2, count(TABLES2, _PAGE))
+    tables.put(TABLE_VA, (at & -PAGE) | FULL)
+    second = Tables(builder, tables.mode, ROOT2, count(TABLES2, PAGE))
     second.put(HELPER_S, HELPER_S | SUPERVISOR)
     second.identity(HELPER_U)
-    second.put(GVA, (at & -_PAGE) | FULL, 2)
-    second.put(TABLE_VA, (at & -_PAGE) | FULL)
-    ops = [_put("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + _PAGE)]
+    second.put(GVA, (at & -PAGE) | FULL, 2)
+    second.put(TABLE_VA, (at & -PAGE) | FULL)
+    ops = [as_text("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + PAGE)]
     ops += [*_each((GVA,), "rd s", "wr u"), f"invlpg {GVA:x}", f"cr3 {ROOT:x}", f"cr3 {ROOT2:x}"]
     return _scope("two roots share a table", builder, ops, 6)
 
@@ -281,8 +188,8 @@ def hosts(mode: str, **host: Any) -> Scope:
     builder.slot(0, 0, PAGES, 0, 0)
     builder.slot(1, PAGES, 0x10000, 0, PAGES)
     tables.put(GVA, PAGES | FULL)
-    tables.put(GVA + _PAGE, PAGES + _PAGE | FULL)
-    ops = _each((GVA, GVA + _PAGE), "rd s", "wr s")
+    tables.put(GVA + PAGE, PAGES + PAGE | FULL)
+    ops = _each((GVA, GVA + PAGE), "rd s", "wr s")
     size = 0x10000
     ops += [f"slot 1 {PAGES:x} {size:x} {flags} {PAGES:x}" for flags in (0, 1, 2)]
     ops += ["slotdel 1", f"slot 1 {PAGES:x} {size:x} 0 {PAGES + size:x}", "getdirty 1"]
@@ -296,8 +203,8 @@ def limit(mode: str, **host: Any) -> Scope:
     tables.put(GVA, PAGES | FULL)
     step = tables.step(2)
     for at in range(1, LIMITED):
-        table = TABLES2 + at * _PAGE
-        builder.fill(table, _PAGE, 0).value(tables.mode.entry_bytes, table, PAGES | FULL)
+        table = TABLES2 + at * PAGE
+        builder.fill(table, PAGE, 0).value(tables.mode.entry_bytes, table, PAGES | FULL)
         tables.put(GVA + at * step, table | FULL, 2)
     for at in range(LIMITED - 8):
         builder.op(f"rd s 4 {GVA + at * step:x}")
@@ -312,16 +219,16 @@ def smm(mode: str, **host: Any) -> Scope:
     at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
     builder.slot(0, 0, MEMORY, 0, 0)
     builder.slot(0x10000, 0, MEMORY, 0, 0)
-    tables.put(TABLE_VA, (at & -_PAGE) | FULL)
+    tables.put(TABLE_VA, (at & -PAGE) | FULL)
     # The table serves itself as a directory: its entry leads to itself.
-    itself = GVA + 8 * _PAGE
-    tables.put(itself, (at & -_PAGE) | FULL)
+    itself = GVA + 8 * PAGE
+    tables.put(itself, (at & -PAGE) | FULL)
     upper = GVA + 8 * tables.step(2)
-    tables.put(upper, (at & -_PAGE) | FULL, 3)
-    deep = upper + 8 * tables.step(2) + tables.mode.index(GVA, 1) * _PAGE
+    tables.put(upper, (at & -PAGE) | FULL, 3)
+    deep = upper + 8 * tables.step(2) + tables.mode.index(GVA, 1) * PAGE
     inside = f"sregs {regs.cr0:x} {ROOT:x} {regs.cr4:x} {regs.efer:x}"
     ops = ["smm on", "smm off", inside, *_each((GVA, deep), "rd s")]
-    ops += [_put("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + _PAGE)]
+    ops += [as_text("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + PAGE)]
     ops += [f"invlpg {GVA:x}"]
     return _scope("SMM uses as a directory what is a table outside", builder, ops, 6)
 
@@ -347,6 +254,7 @@ for _mode in ("64", "57"):
     _named(f"upper-paths-{_mode}", upper_paths, _mode)
 for _mode in ("pae", "64"):
     _named(f"behind-{_mode}", behind, _mode)
+    _named(f"leaf-behind-{_mode}", leaf_behind, _mode)
 _named("halves-32", halves)
 _named("linked-64-two", linked, "64", 2)
 _named("hosts-64", hosts, "64")
@@ -362,6 +270,9 @@ _named("host32-halves", halves, x86_64=0)
 for _tdp_mmu, _who in enumerate(("legacy", "tdp-mmu")):
     _named(f"npt-hosts-{_who}", hosts, "64", npt=1, tdp_mmu=_tdp_mmu)
     _named(f"ept-hosts-{_who}", hosts, "64", vendor="intel", ept=1, tdp_mmu=_tdp_mmu)
+
+
+MAKERS |= nested_makers()
 
 
 def find_scope(name: str) -> Scope:
