@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from mmulab.check.control_block import vmcb, vmcs
+from mmulab.check.control_block import VMCB_TLB_CONTROL, vmcb, vmcs
 from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
     FULL,
@@ -29,13 +29,15 @@ from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs
 from mmulab.x86.ept import EPT_4LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
 from mmulab.x86.mode import VMX_EPT_RWX_MASK, paging_mode
-from mmulab.x86.regs import EFER_SVME, X86_CR4_PCIDE, X86_CR4_VMXE
+from mmulab.x86.regs import EFER_SVME, X86_CR4_LA57, X86_CR4_PCIDE, X86_CR4_VMXE
 
 BLOCKS, VMXON_REGION = (0xA000, 0xB000), 0xD000
 NESTED_ROOT, NESTED_TABLES = 0x12000, 0xB0000
 L2_ROOTS, L2_TABLES = (0x13000, 0x14000), (0xC0000, 0xD0000)
 L2_PAGES = 0x60000000
 """Where the nested tables show the data pages to L2."""
+TWO_WAYS = 0x3000
+"""An address of L2 that 4- and 5-level nested tables lead to other pages."""
 _EPT_LEAF = VMX_EPT_RWX_MASK | 6 << 3
 
 
@@ -224,6 +226,26 @@ def nested_pcid(**host: Any) -> Scope:
     return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines, 7)
 
 
+def nested_la57(**host: Any) -> Scope:
+    """L1 changes CR4.LA57 and keeps its nested root, whose tables hold in both modes."""
+    l1 = L1("57", **host)
+    builder, nested, regs = l1.builder, l1.nested, l1.regs
+    l1.guest("np")
+    assert nested is not None
+    own4 = l1.own.entry(HELPER_S, 4) & -PAGE
+    # Entry 0 leads on in each of four tables; the fourth is one of leaves to 4-level paging, the fifth to 5.
+    fourth, fifth = (nested.entry(HELPER_S, level) & -PAGE for level in (2, 1))
+    for at, page in ((fourth, PAGES), (fifth, PAGES + PAGE)):
+        for helper in (HELPER_S, HELPER_U):
+            builder.value(8, at + (helper >> 9), helper | FULL)
+        builder.value(8, at + (TWO_WAYS >> 9), page | FULL)
+    builder.value(1, BLOCKS[0] + VMCB_TLB_CONTROL, 1)
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!rd s 4 {TWO_WAYS:x}", f"!wr s 4 {TWO_WAYS:x} 7700"]
+    for cr3, cr4 in ((own4, regs.cr4 & ~X86_CR4_LA57), (ROOT, regs.cr4)):
+        lines.append(f"?sregs {regs.cr0:x} {cr3:x} {cr4:x} {regs.efer:x}")
+    return _scope("L1 changes its own levels under one nested root", builder, lines, 7)
+
+
 def nested_makers() -> dict[str, Callable[[], Scope]]:
     """Return what makes each scope, by its name."""
     made: dict[str, Callable[[], Scope]] = {}
@@ -242,5 +264,6 @@ def nested_makers() -> dict[str, Callable[[], Scope]]:
         made[f"nonpt-two-{first}-{second}"] = partial(
             nested_two, "64", first, second, nested=False, npt=1, tdp_mmu=0
         )
+    made["npt-la57"] = partial(nested_la57, npt=1, tdp_mmu=0)
     made["nested-pcid"] = nested_pcid
     return made
