@@ -127,7 +127,7 @@ class L1:
             vmcb(self.builder, at, regs, None if self.nested is None else NESTED_ROOT)
             return
         eptp = None if self.nested is None else NESTED_ROOT | 6 | VMX_EPTP_PWL_4 | VMX_EPTP_AD_ENABLE_BIT
-        pdptes = ()
+        pdptes: tuple[int, ...] = ()
         if tables is not None and tables.mode.has_pdptes:
             held = {value.gpa: value.value for value in self.builder.build().header.values}
             pdptes = tuple(held.get(regs.cr3 + 8 * number, 0) for number in range(4))
@@ -213,12 +213,12 @@ def nested_pcid(**host: Any) -> Scope:
     tables.put(TABLE_VA, entry & -PAGE | FULL)
     other.put(TABLE_VA, entry & -PAGE | FULL)
     held = {value.gpa: value.value for value in l1.builder.build().header.values}
-    for name, change in (
-        ("secondary_vm_exec_control", lambda old: old & ~SECONDARY_EXEC_ENABLE_VPID),
-        ("guest_cr4", lambda old: old | X86_CR4_PCIDE),
+    for name, off, on in (
+        ("secondary_vm_exec_control", SECONDARY_EXEC_ENABLE_VPID, 0),
+        ("guest_cr4", 0, X86_CR4_PCIDE),
     ):
-        at = block + VMCS12[name].offset
-        l1.builder.value(4, at, change(held[at]))
+        place = block + VMCS12[name].offset
+        l1.builder.value(4, place, held[place] & ~off | on)
     at = l1.table(entry) | entry & 0xFFF
     lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}"]
     lines += [as_text("wr s", 8, at, page | FULL) for page in (PAGES + PAGE, PAGES)]
