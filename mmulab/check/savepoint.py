@@ -12,9 +12,8 @@ their classes' own lists, so that a new one cannot be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from enum import Enum
-from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -82,8 +81,10 @@ _CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
 """What is never changed in place; :class:`Emulation` is made anew for each instruction."""
 
 
-@cache
-def _changes(kind: Hashable) -> bool:
+_known_types: dict[type, bool] = dict.fromkeys(_CHANGING, True)
+
+
+def _changes(kind: type) -> bool:
     """Whether values of a type can change in place.
 
     Raises
@@ -91,13 +92,12 @@ def _changes(kind: Hashable) -> bool:
     TypeError
         Nobody here knows how to copy it.
     """
-    assert isinstance(kind, type)
-    if kind in _CHANGING:
-        return True
-    parameters = getattr(kind, "__dataclass_params__", None)
-    if issubclass(kind, _CONSTANTS) or (parameters is not None and parameters.frozen):
-        return False
-    raise TypeError(f"no savepoint can hold a {kind.__name__}")
+    if kind not in _known_types:
+        parameters = getattr(kind, "__dataclass_params__", None)
+        if not issubclass(kind, _CONSTANTS) and (parameters is None or not parameters.frozen):
+            raise TypeError(f"no savepoint can hold a {kind.__name__}")
+        _known_types[kind] = False
+    return _known_types[kind]
 
 
 def _copied(value: Any) -> Any:

@@ -90,3 +90,11 @@ def test_what_is_put_back_is_not_changed_by_what_runs_then():
     assert whole(runner) != was
     keeper.put(kept)
     assert whole(runner) == was
+
+
+def test_what_nobody_can_copy_is_refused():
+    runner = begun(find_scope("paths-64"))
+    keeper = Keeper(runner.machine)
+    runner.machine.kvm.vcpus[0].pkru = {1, 2}  # a set
+    with pytest.raises(TypeError, match="no savepoint can hold a set"):
+        keeper.take()
