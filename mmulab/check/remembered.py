@@ -90,7 +90,7 @@ class TableHistory:
         for at in self._written():
             frame = self._first + at
             new, old = self._memory.frames[frame], self._of(at)
-            for index in np.flatnonzero(new != old.array).tolist():
+            for index in (new != old.array).nonzero()[0].tolist():
                 hpa = frame << 12 | index << 3
                 word, past = old.words[index], self._past.get(hpa, ())
                 if not behind:
@@ -142,7 +142,7 @@ class TableHistory:
 
     def _written(self) -> list[int]:
         """Return the frames written since the last time, counted from the backing's first."""
-        written: list[int] = np.flatnonzero(self._stamps >= self._since).tolist()
+        written: list[int] = (self._stamps >= self._since).nonzero()[0].tolist()
         if written:
             self._memory.epoch += 1
             self._since = self._memory.epoch
