@@ -11,9 +11,11 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from mmulab.check.access import TwoWalks
+from mmulab.check.access import Access, TwoWalks
 from mmulab.check.remembered import Forgotten, TableHistory, is_global, is_leaf, may_be_remembered
-from mmulab.check.world import World
+from mmulab.check.world import World, world_of
+from mmulab.machine.machine import Machine
+from mmulab.trace.judge import access_kind
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import X86_CR4_PGE
 from mmulab.x86.walk import Walk, walk
@@ -53,14 +55,76 @@ def every(run: Callable[[Choices], T]) -> Iterator[T]:
             script[-1] += 1
 
 
-def two_walks(
-    world: World, read: Callable[[int, int], int], gva: int, pfec: int = 0, *, not_smap: bool = False
+class Reading(NamedTuple):
+    """An entry that a walk read.
+
+    Attributes
+    ----------
+    gpa, hpa : int
+        Where it lies for the guest (L1, if there are two), and on the host.
+    size, value : int
+    accessed : int
+        Its accessed bit, below its dirty one; 0: such entries have none.
+    """
+
+    gpa: int
+    hpa: int
+    size: int
+    value: int
+    accessed: int
+
+
+def walk_memory(
+    world: World,
+    read: Callable[[int, int], int],
+    gva: int,
+    pfec: int = 0,
+    *,
+    not_smap: bool = False,
+    readings: list[Reading] | None = None,
 ) -> TwoWalks:
-    """Walk by what memory holds, which `read` reads (host-physical address, size); A and D are not set."""
-    nested, own = world.nested, world.paging[0].mode.entry_bytes
-    size = own if nested is None else nested.paging.mode.entry_bytes
-    by = _Readers(lambda hpa, level: read(hpa, own), lambda hpa, level: read(hpa, size))
-    return _walk(world, world.paging[0], by, gva, pfec, not_smap)
+    """Walk by what memory holds; A and D are not set.
+
+    Parameters
+    ----------
+    world : World
+    read : callable
+        Reads memory: host-physical address, number of bytes.
+    gva, pfec, not_smap
+        As for :func:`mmulab.x86.walk.walk`.
+    readings : list of Reading, optional
+        Gets the entries, in order.
+    """
+    own = world.paging[0]
+    nested = own if world.nested is None else world.nested.paging
+    by = _Readers(_reader(own, read, readings), _reader(nested, read, readings))
+    return _walk(world, own, by, gva, pfec, not_smap)
+
+
+def _reader(
+    paging: Paging, read: Callable[[int, int], int], readings: list[Reading] | None
+) -> Callable[[int, int, int], int]:
+    size, accessed = paging.mode.entry_bytes, paging.accessed_mask
+    if readings is None:
+        return lambda gpa, hpa, level: read(hpa, size)
+    keep = readings.append
+
+    def kept(gpa: int, hpa: int, level: int) -> int:
+        value = read(hpa, size)
+        keep(Reading(gpa, hpa, size, value, accessed))
+        return value
+
+    return kept
+
+
+def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
+    """Walk the running guest's tables as they are now, without setting A or D."""
+    return walk_memory(world_of(machine, vcpu), machine.memory.read, gva, pfec)
+
+
+def walks_of(machine: Machine, access: Access) -> TwoWalks:
+    """Walk for an access that is about to happen."""
+    return two_walks(machine, access.gva, access_kind(access), vcpu=access.vcpu)
 
 
 def allowed_walks(
@@ -77,10 +141,10 @@ def allowed_walks(
 
 
 class _Readers(NamedTuple):
-    """Read the entry at a host-physical address, of a level: of the guest's own tables; of nested ones."""
+    """Read an entry (guest-physical, host-physical address, level) of the guest's tables; of nested ones."""
 
-    own: Callable[[int, int], int]
-    nested: Callable[[int, int], int]
+    own: Callable[[int, int, int], int]
+    nested: Callable[[int, int, int], int]
 
 
 def _remembering(
@@ -89,7 +153,7 @@ def _remembering(
     """Read what memory holds, or what may be remembered, as chosen."""
     nested, width = world.nested, paging.mode.entry_bytes
 
-    def read_nested(hpa: int, level: int) -> int:
+    def read_nested(gpa: int, hpa: int, level: int) -> int:
         assert nested is not None
         form, size = nested.paging, nested.paging.mode.entry_bytes
         since = forgotten.tables_since(nested.tag)
@@ -100,7 +164,7 @@ def _remembering(
         ]
         return choices.pick(_distinct([history.read(hpa, size), *past]))
 
-    def read(hpa: int, level: int) -> int:
+    def read(gpa: int, hpa: int, level: int) -> int:
         past = [
             value
             for value, until in history.past(hpa, width)
@@ -118,7 +182,7 @@ def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_s
 
     def load_nested(gpa: int, level: int) -> int | None:
         hpa = hpa_of(gpa)
-        return None if hpa is None else by.nested(hpa, level)
+        return None if hpa is None else by.nested(gpa, hpa, level)
 
     def through(ngpa: int, kind: int) -> int | None:
         if nested is None:
@@ -129,8 +193,10 @@ def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_s
 
     def load(address: int, level: int) -> int | None:
         gpa = address if nested is None else through(address, nested.table_kind)
-        hpa = None if gpa is None else hpa_of(gpa)
-        return None if hpa is None else by.own(hpa, level)
+        if gpa is None:
+            return None
+        hpa = hpa_of(gpa)
+        return None if hpa is None else by.own(gpa, hpa, level)
 
     outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
     gpa = None

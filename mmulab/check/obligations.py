@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmulab.check.remembered import Forgotten
-from mmulab.check.world import ASID, HOST_SPACE, World, world_of
+from mmulab.check.world import ASID, HOST_SPACE, World
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VPID
 from mmulab.machine import op as ops
@@ -13,9 +13,28 @@ from mmulab.x86.regs import X86_CR3_PCID_NOFLUSH, X86_CR4_PCIDE
 
 _INVEPT_SINGLE, _INVVPID_ADDRESS, _INVVPID_KEEP_GLOBAL = 1, 0, 3
 _INVPCID_ADDRESS, _INVPCID_SINGLE, _INVPCID_ALL = 0, 1, 2
+OBLIGING = (
+    ops.WriteCr,
+    ops.WriteEfer,
+    ops.SetSregs,
+    ops.SetCpuid,
+    ops.Invlpg,
+    ops.Invpcid,
+    ops.Vmrun,
+    ops.Vmlaunch,
+    ops.Vmptrld,
+    ops.Vmclear,
+    ops.Vmwrite,
+    ops.Vmfunc,
+    ops.Invept,
+    ops.Invvpid,
+)
+"""Ops that may oblige, or change a guest's world, though no register tells."""
 
 
-def forget(forgotten: Forgotten, machine: Machine, op: Op, outcome: Outcome, before: World, now: int) -> None:
+def forget(
+    forgotten: Forgotten, machine: Machine, op: Op, outcome: Outcome, before: World, after: World, now: int
+) -> None:
     """Note what an op made the processor forget.
 
     Parameters
@@ -25,13 +44,17 @@ def forget(forgotten: Forgotten, machine: Machine, op: Op, outcome: Outcome, bef
         After the op.
     op : Op
     outcome : Outcome
-    before : World
-        Before the op.
+    before, after : World
+        Of its vCPU, before and after the op.
     now : int
         Number of the op.
     """
     v = machine.kvm.vcpus[op.vcpu]
-    after = world_of(machine, op.vcpu)
+    if isinstance(op, ops.SetCpuid) and after.paging != before.paging:
+        # It is another processor now, which knows nothing.
+        forgotten.space(after.space, now)
+        forgotten.tables(None, now)
+        return
     if after.nested_guest == before.nested_guest and after.control != before.control:
         forgotten.space(after.space, now)
     elif after.nested_guest == before.nested_guest and after.paging != before.paging:

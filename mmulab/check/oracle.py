@@ -1,36 +1,47 @@
 """The architectural oracle: of each access, whether the guest's own tables and registers allow its outcome.
 
-It knows no shadow page. Until the guest flushes, the processor may use a
+It knows no shadow page. Until the guest flushes, a processor may use a
 translation that is gone or the one that is there; what an op does is right if
-a walk that is allowed (:mod:`mmulab.check.allowed`) leads there.
+a walk that is allowed (:mod:`mmulab.check.allowed`) leads there. Each vCPU has
+obligations of its own; memory, and what its words have held, is one. Where
+guest-physical memory lies is the host's to say, and holds at once.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
+from typing import NamedTuple
 
 from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
-from mmulab.check.allowed import allowed_walks
+from mmulab.check.allowed import Reading, allowed_walks, walk_memory
+from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.obligations import forget
+from mmulab.check.obligations import OBLIGING, forget
+from mmulab.check.reached import Operand, arrived
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
-from mmulab.check.world import World, world_of
+from mmulab.check.world import World, registers, world_of
 from mmulab.kvm.inject import GP_VECTOR
 from mmulab.machine import op as ops
+from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import Mode, Op, OutcomeKind
+from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import instruction_of
 from mmulab.scenario.runner import HOST_OPS, Result
 from mmulab.trace.judge import access_kind
 from mmulab.trace.view import gpa_of
-from mmulab.x86.insn import Instruction
 from mmulab.x86.mode import is_canonical
-from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK
+from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import EFER_LMA
 
 NOP = 0x90
+_HOST = (*HOST_OPS, ops.GuestStore, ops.Teardown)
+_SLOT_OPS = (ops.SetMemslot, ops.DeleteMemslot)
+_EXCHANGES = (ops.Exchange, ops.CompareExchange)
 
 
 class Verdict(Enum):
@@ -39,9 +50,40 @@ class Verdict(Enum):
     ALLOWED = "allowed"
     WRONG = "wrong"
     NO_ACCESS = "no access"
-    """Nothing was accessed that it knows of; the op must end as recorded."""
+    """Nothing was accessed that it knows of; how such an op ends is not its business."""
     UNDECIDED = "undecided"
-    """The guest executes what is no instruction of the scenario's."""
+    """The guest executes what is no instruction of the scenario's, or the VMM took its own memory away."""
+
+
+class _Known(NamedTuple):
+    """A walk by what memory held, and the entries that it read: the same entries lead the same way."""
+
+    world: World
+    walks: TwoWalks
+    read: list[Reading]
+
+
+@dataclass(slots=True)
+class _Processor:
+    """A vCPU: its registers before the next op, and what it still may know.
+
+    Attributes
+    ----------
+    world : World
+    registers : tuple
+        From which `world` follows.
+    forgotten : Forgotten
+    guest : World or None
+        Of L2, when it ran last.
+    known : dict
+        Walks by address, kind of access and whether SMAP does not apply.
+    """
+
+    world: World
+    registers: tuple[object, ...]
+    forgotten: Forgotten = field(default_factory=Forgotten)
+    guest: World | None = None
+    known: dict[tuple[int, int, bool], _Known] = field(default_factory=dict)
 
 
 class Oracle:
@@ -50,15 +92,16 @@ class Oracle:
     Parameters
     ----------
     machine : Machine
-        With one vCPU, before its first op.
+        Before its first op.
     """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._history = TableHistory(machine.memory)
-        self._forgotten = Forgotten()
-        self._before = world_of(machine)
-        self._guest: World | None = None
+        self._log = DirtyLog(machine)
+        self._processors = [
+            _Processor(world_of(machine, vcpu.id), registers(vcpu)) for vcpu in machine.kvm.vcpus
+        ]
         self._now = 0
 
     def after(self, result: Result) -> Finding | None:
@@ -67,6 +110,13 @@ class Oracle:
         if wrong is None:
             return None
         return Finding(FindingKind.OUTCOME, _name(wrong), result.index, result.text, wrong.said)
+
+    def walks(self, op: Op) -> TwoWalks | None:
+        """Return what memory alone says of an op's access that is about to happen; None: it has none."""
+        if not isinstance(op, (*DATA, ops.Execute, ops.Touch)):
+            return None
+        by = self._processors[op.vcpu]
+        return self._known(by, self._linear(by, op.gva), access_kind(op), _ac(op.mode)).walks
 
     def judge(self, result: Result) -> tuple[Verdict, TwoWalks | None, WrongAccess | None]:
         """Judge an op that has run, and take note of it.
@@ -79,117 +129,192 @@ class Oracle:
         wrong : WrongAccess or None
             Of a wrong one.
         """
+        op, by = result.op, self._processors[result.op.vcpu]
         self._now += 1
-        verdict, walks = self._judge(result)
-        self._history.note(self._now, behind=isinstance(result.op, ops.HostWrite))
-        forget(self._forgotten, self._machine, result.op, result.outcome, self._before, self._now)
-        self._before = world_of(self._machine)
-        if self._before.nested_guest:
-            self._guest = self._before
+        verdict, walks = self._judge(by, result)
         wrong = wrong_access(self._machine, result, walks) if verdict is Verdict.WRONG else None
+        if isinstance(op, LOG_OPS):
+            missing = self._log.missing(op, result.outcome, self._now)
+            if missing:
+                verdict = Verdict.WRONG
+                wanted = "in the log: gfn " + " ".join(f"{gfn:x}" for gfn in missing)
+                wrong = wrong_access(self._machine, result, None, wanted)
+        self._note(by, op, result.outcome)
         return verdict, walks, wrong
 
-    def _judge(self, result: Result) -> tuple[Verdict, TwoWalks | None]:
-        op = result.op
+    def _note(self, by: _Processor, op: Op, outcome: Outcome) -> None:
+        """Take note of what an op changed, and made its processor forget."""
+        self._history.note(self._now, behind=isinstance(op, ops.HostWrite))
+        if isinstance(op, _SLOT_OPS):
+            for processor in self._processors:
+                processor.known.clear()
+        obliging = isinstance(op, OBLIGING)
+        vcpu = self._machine.kvm.vcpus[op.vcpu]
+        now = registers(vcpu)
+        if not obliging and now == by.registers:
+            return
+        before = by.world
+        by.world, by.registers = world_of(self._machine, op.vcpu), now
+        forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
+        nested = by.world.nested
+        by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
+        if by.world.nested_guest:
+            by.guest = by.world
+
+    # Verdicts -------------------------------------------------------------------
+
+    def _judge(self, by: _Processor, result: Result) -> tuple[Verdict, TwoWalks | None]:
+        op, outcome = result.op, result.outcome
         if isinstance(op, ops.Vmrun):
-            return self._entered(result), None
-        if isinstance(op, (*HOST_OPS, ops.Teardown)):
+            return self._entered(by, outcome), None
+        if isinstance(op, _HOST) or other_exit(outcome) or delivery_exit(outcome):
             return Verdict.NO_ACCESS, None
-        if other_exit(result.outcome) or delivery_exit(result.outcome):
+        if outcome.kind is OutcomeKind.DIRTY_RING_FULL:
             return Verdict.NO_ACCESS, None
+        if outcome.kind is OutcomeKind.HANG and outcome.error == errno.EFAULT and self._is_protected():
+            return Verdict.UNDECIDED, None
+        if isinstance(op, ops.Touch):
+            return self._data(by, op, Operand(op.gva, 1), outcome)
         mode, insn = instruction_of(op, self._machine.config.stubs)
         if isinstance(op, ops.Execute):
-            return self._execute(op, result)
-        fetched = None if insn.rip is None else self._fetch(insn.rip, mode, result)
+            return self._execute(by, op, outcome)
+        fetched = None if insn.rip is None else self._fetch(by, insn.rip, mode, outcome)
         if fetched is not None:
             return fetched, None
-        return self._data(op, insn, result) if isinstance(op, DATA) else (Verdict.NO_ACCESS, None)
+        if isinstance(op, DATA):
+            return self._data(by, op, Operand(op.gva, insn.size), outcome)
+        return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
 
-    def _entered(self, result: Result) -> Verdict:
+    def _is_protected(self) -> bool:
+        return bool(self._machine.memory.protection)
+
+    def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
         """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
-        told = result.outcome.vmexit
-        if told is None or "gla" not in told or self._guest is None:
+        told = outcome.vmexit
+        if told is None or "gla" not in told or by.guest is None:
             return Verdict.NO_ACCESS
-        fetches = allowed_walks(self._guest, self._history, self._forgotten, told["gla"], PFERR_FETCH_MASK)
-        seen = any(walks.gpa is None and fault_seen(walks, result.outcome) for walks in fetches)
+        fetches = allowed_walks(by.guest, self._history, by.forgotten, told["gla"], PFERR_FETCH_MASK)
+        seen = any(walks.gpa is None and fault_seen(walks, outcome) for walks in fetches)
         return Verdict.ALLOWED if seen else Verdict.NO_ACCESS
 
-    def _walks(self, gva: int, pfec: int, mode: Mode) -> Iterator[TwoWalks]:
-        if not self._before.control[2] & EFER_LMA:
-            gva &= 0xFFFFFFFF
-        ac = mode is Mode.SUPERVISOR_AC
-        return allowed_walks(self._before, self._history, self._forgotten, gva, pfec, not_smap=ac)
-
-    def _canonical(self, gva: int) -> bool:
-        return not self._before.control[2] & EFER_LMA or is_canonical(gva, self._before.paging[0].mode)
-
-    def _fetch(self, rip: int, mode: Mode, result: Result) -> Verdict | None:
+    def _fetch(self, by: _Processor, rip: int, mode: Mode, outcome: Outcome) -> Verdict | None:
         """Judge by the fetch of the stub; None: the instruction is the op's, and the rest decides."""
         kind = PFERR_FETCH_MASK | (PFERR_USER_MASK if mode is Mode.USER else 0)
+        if self._known(by, rip, kind, _ac(mode)).walks.gpa == rip and _went_on(outcome):
+            return None
         elsewhere = False
-        for walks in self._walks(rip, kind, mode):
-            if walks.gpa is None and fault_seen(walks, result.outcome):
+        for walks in self._walks(by, rip, kind, mode):
+            if walks.gpa is None and fault_seen(walks, outcome):
                 return Verdict.ALLOWED
             elsewhere |= walks.gpa is not None and walks.gpa != rip
         return Verdict.UNDECIDED if elsewhere else None
 
-    def _execute(self, op: ops.Execute, result: Result) -> tuple[Verdict, TwoWalks | None]:
+    def _execute(self, by: _Processor, op: ops.Execute, outcome: Outcome) -> tuple[Verdict, TwoWalks | None]:
         first, other = None, False
-        for walks in self._walks(op.gva, access_kind(op), op.mode):
+        for walks in self._walks(by, op.gva, access_kind(op), op.mode):
             first = first or walks
             if walks.gpa is None:
-                if fault_seen(walks, result.outcome):
+                if fault_seen(walks, outcome):
                     return Verdict.ALLOWED, first
                 continue
-            hpa = self._before.hpa_of(walks.gpa)
+            hpa = by.world.hpa_of(walks.gpa)
             if hpa is None or self._history.read(hpa, 1) != NOP:
                 other = True
-            elif result.outcome.kind is OutcomeKind.OK:
+            elif outcome.kind is OutcomeKind.OK:
+                self._used(by, op, access_kind(op), walks)
                 return Verdict.ALLOWED, first
-        if result.outcome.vector == GP_VECTOR and not self._canonical(op.gva):
+        if outcome.vector == GP_VECTOR and not self._canonical(by, op.gva):
             return Verdict.ALLOWED, first
         return (Verdict.UNDECIDED if other else Verdict.WRONG), first
 
-    def _data(self, op: Op, insn: Instruction, result: Result) -> tuple[Verdict, TwoWalks | None]:
-        assert isinstance(op, DATA)
-        first = None
-        over = max(0, (op.gva & 0xFFF) + insn.size - 0x1000)
-        done = result.outcome.kind is OutcomeKind.OK
-        for kind in self._kinds(op):
-            for walks in self._walks(op.gva, kind, op.mode):
+    def _data(
+        self, by: _Processor, op: Op, operand: Operand, outcome: Outcome
+    ) -> tuple[Verdict, TwoWalks | None]:
+        assert isinstance(op, (*DATA, ops.Touch))
+        first, over, history = None, operand.beyond, self._history
+        done = outcome.kind is OutcomeKind.OK
+        for kind in _kinds(op):
+            for walks in self._walks(by, operand.gva, kind, op.mode):
                 first = first or walks
-                arrived = done and (over or (walks.gpa is not None and self._arrived(op, walks.gpa, result)))
-                if arrived if walks.gpa is not None else fault_seen(walks, result.outcome):
+                if walks.gpa is None:
+                    if fault_seen(walks, outcome):
+                        return Verdict.ALLOWED, first
+                elif done and arrived(self._machine, history, by.world, op, operand, walks.gpa, outcome):
+                    self._used(by, op, kind, walks)
                     return Verdict.ALLOWED, first
-            second = self._walks(op.gva + insn.size - over, kind, op.mode) if over else iter(())
-            if any(walks.gpa is None and fault_seen(walks, result.outcome) for walks in second):
+            second = self._walks(by, operand.gva + operand.size - over, kind, op.mode) if over else iter(())
+            if any(walks.gpa is None and fault_seen(walks, outcome) for walks in second):
                 return Verdict.ALLOWED, first
-        if result.outcome.vector == GP_VECTOR and not self._canonical(op.gva):
+        if outcome.vector == GP_VECTOR and not self._canonical(by, op.gva):
             return Verdict.ALLOWED, first
         return Verdict.WRONG, first
 
-    @staticmethod
-    def _kinds(op: Op) -> list[int]:
-        """Return the accesses that the operand may be: what is exchanged may be read before."""
-        kind = access_kind(op)
-        exchanges = isinstance(op, ops.Exchange | ops.CompareExchange)
-        return [kind, kind & PFERR_USER_MASK] if exchanges else [kind]
+    def _used(self, by: _Processor, op: Op, pfec: int, walks: TwoWalks) -> None:
+        """Note what an access that is right wrote besides its operand: A and D on its way.
 
-    def _arrived(self, op: Op, gpa: int, result: Result) -> bool:
-        """Whether a data access ended at an address, and saw or left what it must there."""
-        outcome, hpa = result.outcome, self._before.hpa_of(gpa)
-        if outcome.mmio:
-            return outcome.mmio[0].gpa == gpa
-        if hpa is None or outcome.hpa not in (-1, hpa):
-            return False
-        memory = self._machine.memory
-        match op:
-            case ops.Read(size=size):
-                seen = outcome.rax & (1 << 8 * size) - 1
-                return seen in (self._history.read(hpa, size), memory.read(hpa, size))
-            case ops.Write(size=size, value=value):
-                return memory.read(hpa, size) == value & (1 << 8 * size) - 1
-        return True
+        An entry that the same access then overwrote had them for a moment, and may be remembered so.
+        """
+        log, space = self._log, by.world.address_space
+        if log.on and pfec & PFERR_WRITE_MASK and walks.gpa is not None:
+            log.write(space, walks.gpa, self._now)
+        if walks.outer.ad_done and all(inner.ad_done for inner in walks.inner):
+            return
+        known = self._known(by, self._linear(by, walks.outer.va), pfec, _ac(getattr(op, "mode", None)))
+        for entry in known.read if known.walks is walks else ():
+            now = self._machine.memory.read(entry.hpa, entry.size)
+            if not (now ^ entry.value) & ~(3 * entry.accessed):
+                if log.on and now != entry.value:
+                    log.write(space, entry.gpa, self._now)
+            elif not entry.value & entry.accessed:
+                self._history.add(entry.hpa, entry.size, entry.value | entry.accessed, self._now)
+
+    # Walks ----------------------------------------------------------------------
+
+    def _walks(self, by: _Processor, gva: int, pfec: int, mode: Mode) -> Iterator[TwoWalks]:
+        gva, ac = self._linear(by, gva), _ac(mode)
+        yield self._known(by, gva, pfec, ac).walks
+        yield from islice(
+            allowed_walks(by.world, self._history, by.forgotten, gva, pfec, not_smap=ac), 1, None
+        )
+
+    def _known(self, by: _Processor, gva: int, pfec: int, ac: bool) -> _Known:
+        """Walk by what memory held before the op, unless the same walk is known."""
+        found = by.known.get((gva, pfec, ac))
+        read = self._history.read
+        if found is not None and found.world is by.world:
+            for entry in found.read:
+                if read(entry.hpa, entry.size) != entry.value:
+                    break
+            else:
+                return found
+        readings: list[Reading] = []
+        walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
+        found = by.known[gva, pfec, ac] = _Known(by.world, walks, readings)
+        return found
+
+    @staticmethod
+    def _linear(by: _Processor, gva: int) -> int:
+        return gva if by.world.control[2] & EFER_LMA else gva & 0xFFFFFFFF
+
+    @staticmethod
+    def _canonical(by: _Processor, gva: int) -> bool:
+        return not by.world.control[2] & EFER_LMA or is_canonical(gva, by.world.paging[0].mode)
+
+
+def _ac(mode: Mode | None) -> bool:
+    """Whether SMAP does not apply."""
+    return mode is Mode.SUPERVISOR_AC
+
+
+def _went_on(outcome: Outcome) -> bool:
+    """Whether the guest saw no fault, so that no fetch can have given one."""
+    return outcome.kind is OutcomeKind.OK
+
+
+def _kinds(op: Op) -> list[int]:
+    """Return the accesses that the operand may be: what is exchanged may be read before."""
+    kind = access_kind(op)
+    return [kind, kind & PFERR_USER_MASK] if isinstance(op, _EXCHANGES) else [kind]
 
 
 def wrong_access(machine: Machine, result: Result, walks: TwoWalks | None, wanted: str = "") -> WrongAccess:

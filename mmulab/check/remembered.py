@@ -11,15 +11,41 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from mmulab.memory.host import HostMemory
+from mmulab.memory.host import FRAME_WORDS, HostMemory
 from mmulab.x86.mode import PT_GLOBAL_MASK
 from mmulab.x86.paging import Paging
 
 NEVER = 1 << 62
 """Later than any op."""
+
+
+Past = tuple[tuple[int, int], ...]
+"""Values that a word had, each with the op that ended it."""
+
+
+class _Held(NamedTuple):
+    """A frame as it was, in three forms of the same memory."""
+
+    array: npt.NDArray[np.uint64]
+    words: memoryview
+    bytes: memoryview
+
+
+def _held(frame: npt.NDArray[np.uint64]) -> _Held:
+    array = frame.copy()
+    flat = array.data.cast("B")
+    return _Held(array, flat.cast("Q"), flat)
+
+
+class SavedHistory(NamedTuple):
+    """What a history knew: the past of each word."""
+
+    past: dict[int, Past]
 
 
 class TableHistory:
@@ -28,16 +54,21 @@ class TableHistory:
     Parameters
     ----------
     memory : HostMemory
-        Which word was written is read from its epochs, so nobody else may raise them.
+        Which frame was written is read from its epochs; others may raise them too.
     """
 
     def __init__(self, memory: HostMemory) -> None:
         self._memory = memory
         self._first = memory.backing
-        self._held = memory.frames[self._first :].copy()
-        self._bytes = self._held.data.cast("B")
-        self._past: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._stamps = memory.written[self._first :]
+        backing = memory.frames[self._first :]
+        # Most frames hold one word all over, as their last one does; the others are copied.
+        self._fill = int(backing[-1, -1])
+        other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
+        self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
+        self._past: dict[int, Past] = {}
         memory.epoch += 1
+        self._since = memory.epoch
 
     def note(self, now: int, *, behind: bool = False) -> None:
         """Take note of what op `now` changed.
@@ -45,27 +76,66 @@ class TableHistory:
         `behind`: the VMM stored, of which KVM learns nothing (``mmu_notifier`` tells of
         mappings, not of stores). What was there may be used until the guest writes the word.
         """
-        memory, first = self._memory, self._first
-        for at in np.flatnonzero(memory.written[first:] == memory.epoch).tolist():
-            new, old = memory.frames[first + at], self._held[at]
-            for index in np.flatnonzero(new != old).tolist():
-                hpa = (first + at) << 12 | index << 3
-                past = self._past[hpa]
+        for at in self._written():
+            frame = self._first + at
+            new, old = self._memory.frames[frame], self._of(at)
+            for index in np.flatnonzero(new != old.array).tolist():
+                hpa = frame << 12 | index << 3
+                past = self._past.get(hpa, ())
                 if not behind:
-                    past[:] = [(value, min(until, now)) for value, until in past]
-                past.append((int(old[index]), NEVER if behind else now))
-            old[:] = new
-        memory.epoch += 1
+                    past = tuple((value, min(until, now)) for value, until in past)
+                self._past[hpa] = (*past, (old.words[index], NEVER if behind else now))
+            old.array[:] = new
+
+    def add(self, hpa: int, size: int, value: int, now: int) -> None:
+        """Note a value that `size` aligned bytes had within op `now`, which ended it too."""
+        at, shift = hpa & ~7, 8 * (hpa & 7)
+        word = self.read(at, 8) & ~((1 << 8 * size) - 1 << shift) | value << shift
+        self._past[at] = (*self._past.get(at, ()), (word, now))
 
     def read(self, hpa: int, size: int) -> int:
-        """Read `size` bytes as they were at the last :meth:`note`."""
-        at = hpa - (self._first << 12)
-        return int.from_bytes(self._bytes[at : at + size], "little")
+        """Read `size` bytes of one frame as they were at the last :meth:`note`."""
+        at = (hpa >> 12) - self._first
+        held = self._held.get(at)
+        if held is None:
+            fill = self._fill.to_bytes(8, "little") * 2
+            return int.from_bytes(fill[hpa & 7 : (hpa & 7) + size], "little")
+        if size == 8 and not hpa & 7:
+            return held.words[(hpa & 0xFFF) >> 3]
+        return int.from_bytes(held.bytes[hpa & 0xFFF : (hpa & 0xFFF) + size], "little")
 
-    def past(self, hpa: int, size: int) -> list[tuple[int, int]]:
+    def past(self, hpa: int, size: int) -> Past:
         """Return the values that `size` aligned bytes had before, each with the op that ended it."""
+        past = self._past.get(hpa & ~7, ())
+        if not past or size == 8:
+            return past
         shift, mask = 8 * (hpa & 7), (1 << 8 * size) - 1
-        return [(value >> shift & mask, until) for value, until in self._past.get(hpa & ~7, ())]
+        return tuple((value >> shift & mask, until) for value, until in past)
+
+    def save(self) -> SavedHistory:
+        """Return what :meth:`restore` takes."""
+        return SavedHistory(dict(self._past))
+
+    def restore(self, saved: SavedHistory) -> None:
+        """Go back, after memory was put back and each frame that changed was stamped."""
+        self._past = dict(saved.past)
+        for at in self._written():
+            self._of(at).array[:] = self._memory.frames[self._first + at]
+
+    def _of(self, at: int) -> _Held:
+        """Return the copy of a frame, counted from the backing's first."""
+        held = self._held.get(at)
+        if held is None:
+            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fill, np.uint64))
+        return held
+
+    def _written(self) -> list[int]:
+        """Return the frames written since the last time, counted from the backing's first."""
+        written: list[int] = np.flatnonzero(self._stamps >= self._since).tolist()
+        if written:
+            self._memory.epoch += 1
+            self._since = self._memory.epoch
+        return written
 
 
 class Forgotten:
@@ -79,10 +149,32 @@ class Forgotten:
         self._spaces: dict[Hashable, int] = {}
         self._contexts: dict[Hashable, int] = {}
         self._uppers: dict[Hashable, int] = {}
-        self._pages: list[tuple[int, Hashable, int, int, bool]] = []
+        self._pages: dict[tuple[Hashable, int, int, bool], int] = {}
         self._tables: dict[Hashable, int] = {}
         self._all_tables = 0
+        self._used: dict[Hashable, None] = {}
         self._forms: dict[Hashable, list[tuple[int, tuple[Paging, ...]]]] = defaultdict(list)
+
+    def copy(self) -> Forgotten:
+        """Return the same, to be told more of on its own."""
+        other = Forgotten()
+        other._spaces, other._contexts = dict(self._spaces), dict(self._contexts)
+        other._uppers, other._pages = dict(self._uppers), dict(self._pages)
+        other._tables, other._all_tables = dict(self._tables), self._all_tables
+        other._used = dict(self._used)
+        for space, forms in self._forms.items():
+            other._forms[space] = list(forms)
+        return other
+
+    def use(self, space: Hashable, pcid: int, tables: Hashable, now: int) -> None:
+        """Note what tags translations from op `now` on; of a tag that is new nothing is known before.
+
+        `tables`: None where there are no nested ones.
+        """
+        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts), (tables, self._tables)):
+            if tag is not None and tag not in self._used:
+                self._used[tag] = None
+                told[tag] = now
 
     def space(self, space: Hashable, now: int, *, keep_global: bool = False) -> None:
         """Forget all of a space, in each PCID."""
@@ -96,12 +188,12 @@ class Forgotten:
         self, space: Hashable, pcid: int, gva: int, now: int, *, keep_global: bool = False
     ) -> None:
         """Forget an address, and but for INVPCID all upper-level entries of the PCID (INVLPG)."""
-        self._pages.append((now, space, pcid, gva, keep_global))
+        self._pages[space, pcid, gva & ~0xFFF, keep_global] = now
         if not keep_global:
             self._uppers[space, pcid] = now
 
     def tables(self, tables: Hashable, now: int) -> None:
-        """Forget nested tables; None: all."""
+        """Forget nested tables by their tag, or those of an ASID; None: all."""
         if tables is None:
             self._all_tables = now
         else:
@@ -116,9 +208,11 @@ class Forgotten:
 
     def forms(self, space: Hashable, paging: tuple[Paging, ...]) -> list[Paging]:
         """Return the forms in which an entry may have been read that is used now: rights are today's."""
+        if space not in self._forms:
+            return list(paging)
         since = self._spaces.get(space, 0)
         found = list(paging)
-        for until, forms in self._forms.get(space, ()):
+        for until, forms in self._forms[space]:
             if until > since:
                 found += [
                     replace(
@@ -137,7 +231,7 @@ class Forgotten:
     def leaf_since(self, space: Hashable, pcid: int, gva: int, shift: int, *, is_global: bool) -> int:
         """Return the last op that made it forget a leaf of `1 << shift` bytes."""
         since = self._spaces.get(space, 0) if is_global else self._flushed(space, pcid)
-        for now, its_space, its_pcid, address, keep_global in self._pages:
+        for (its_space, its_pcid, address, keep_global), now in self._pages.items():
             same = its_space == space and (address ^ gva) >> shift == 0
             if same and (not keep_global if is_global else its_pcid == pcid):
                 since = max(since, now)
@@ -145,7 +239,8 @@ class Forgotten:
 
     def tables_since(self, tables: Hashable) -> int:
         """Return the last op that made it forget nested tables."""
-        return max(self._all_tables, self._tables.get(tables, 0))
+        of_asid = self._tables.get(tables[0], 0) if isinstance(tables, tuple) else 0
+        return max(self._all_tables, self._tables.get(tables, 0), of_asid)
 
     def _flushed(self, space: Hashable, pcid: int) -> int:
         return max(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache
 from typing import NamedTuple
 
 from mmulab.kvm.state import Vcpu
@@ -16,7 +16,7 @@ from mmulab.kvm.svm.nested import SvmNested
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT, SECONDARY_EXEC_ENABLE_VPID
 from mmulab.machine.machine import Machine
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK, make_ept_paging
-from mmulab.x86.paging import KVM_WALK, Paging, make_paging
+from mmulab.x86.paging import KVM_WALK, Paging, Walker, make_paging
 from mmulab.x86.pferr import PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import (
     EFER_LMA,
@@ -26,6 +26,7 @@ from mmulab.x86.regs import (
     X86_CR4_PAE,
     X86_CR4_PCIDE,
     X86_CR4_PGE,
+    CpuModel,
 )
 
 HOST_SPACE = "L1"
@@ -44,7 +45,7 @@ class Nested(NamedTuple):
     paging : Paging
     root : int
     tag : Hashable
-        What names them in INVEPT, and to KVM: their root.
+        What names them: their root in INVEPT, on AMD with the ASID that tags what comes of them.
     table_kind : int
         What kind of access to these tables one to a table of L2's is.
     """
@@ -65,7 +66,7 @@ class Nested(NamedTuple):
         return pfec & ~PFERR_USER_MASK or PFERR_USER_MASK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class World:
     """How a guest's addresses are translated: its registers, and where its memory lies.
 
@@ -86,6 +87,8 @@ class World:
     pkru : int
     nested_guest : bool
         L2 runs.
+    address_space : int
+        1 in system management mode.
     """
 
     paging: tuple[Paging, ...]
@@ -98,34 +101,68 @@ class World:
     nested: Nested | None = None
     pkru: int = 0
     nested_guest: bool = False
+    address_space: int = 0
+
+
+def registers(vcpu: Vcpu) -> tuple[object, ...]:
+    """Return what a vCPU's :class:`World` follows from, while no op changes more: cheap to compare."""
+    nested = vcpu.nested
+    return (
+        vcpu.cr0,
+        vcpu.cr3,
+        vcpu.cr4,
+        vcpu.efer,
+        vcpu.pkru,
+        vcpu.smm,
+        vcpu.guest_mode,
+        id(vcpu.cpu),
+        0 if nested is None else nested.nested_pgd,
+        *vcpu.walk_mmu.pdptrs,
+    )
 
 
 def world_of(machine: Machine, vcpu: int = 0) -> World:
     """Return how the vCPU's running guest translates addresses now."""
     v = machine.kvm.vcpus[vcpu]
-    processor = machine.processor
-    own = replace(processor.walker, sets_ad=False)
-    models = [(v.cpu, KVM_WALK), (v.cpu, own)]
-    if machine.kvm.config.tdp:  # then the processor walks alone, with its own limits
-        models.append((replace(v.cpu, maxphyaddr=processor.cpu.maxphyaddr), own))
-    forms = [make_paging(v.cr0, v.cr4, v.efer, cpu, walker) for cpu, walker in models]
+    # Under nested paging the processor walks alone, with its own limits.
+    phys_bits = machine.processor.cpu.maxphyaddr if machine.kvm.config.tdp else None
+    space = _space(machine, v)
     return World(
-        paging=tuple(dict.fromkeys(replace(form, marks_pdptes=False) for form in forms)),
+        paging=_forms(v.cr0, v.cr4, v.efer, v.cpu, machine.processor.walker, phys_bits),
         control=(v.cr0 & X86_CR0_PG, v.cr4 & FLUSHING_CR4, v.efer & EFER_LMA),
         cr3=v.cr3,
         pcid=v.cr3 & X86_CR3_PCID_MASK if v.cr4 & X86_CR4_PCIDE else 0,
-        space=_space(machine, v),
-        hpa_of=partial(_hpa_of, machine, v.smm),
+        space=space,
+        hpa_of=_hpa_of(machine, v.smm),
+        address_space=v.smm,
         pdptes=_pdptes(machine, v),
-        nested=_nested_tables(v),
+        nested=_nested_tables(v, space),
         pkru=v.pkru,
         nested_guest=bool(v.guest_mode),
     )
 
 
-def _hpa_of(machine: Machine, address_space: int, gpa: int) -> int | None:
-    slot = machine.kvm.slots[address_space].lookup(gpa >> 12)
-    return None if slot is None else slot.frame(gpa >> 12) << 12 | gpa & 0xFFF
+@lru_cache(maxsize=4096)
+def _forms(
+    cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker, phys_bits: int | None
+) -> tuple[Paging, ...]:
+    own = replace(walker, sets_ad=False)
+    models = [(cpu, KVM_WALK), (cpu, own)]
+    if phys_bits is not None:
+        models.append((replace(cpu, maxphyaddr=phys_bits), own))
+    forms = [make_paging(cr0, cr4, efer, model, by) for model, by in models]
+    return tuple(dict.fromkeys(replace(form, marks_pdptes=False) for form in forms))
+
+
+def _hpa_of(machine: Machine, address_space: int) -> Callable[[int], int | None]:
+    every = machine.kvm.slots
+
+    def hpa_of(gpa: int) -> int | None:
+        gfn = gpa >> 12
+        slot = every[address_space].lookup(gfn)
+        return None if slot is None else slot.base_frame + gfn - slot.base_gfn << 12 | gpa & 0xFFF
+
+    return hpa_of
 
 
 def _pdptes(machine: Machine, v: Vcpu) -> tuple[int, ...] | None:
@@ -145,13 +182,13 @@ def _space(machine: Machine, v: Vcpu) -> Hashable:
     return HOST_SPACE
 
 
-def _nested_tables(vcpu: Vcpu) -> Nested | None:
+def _nested_tables(vcpu: Vcpu, space: Hashable) -> Nested | None:
     """Return the tables by which L1 maps the memory of its guest; None: none are in use."""
     nested = vcpu.nested
     if isinstance(nested, SvmNested):
         paging = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], vcpu.cpu, KVM_WALK)
-        npt = Nested(paging, nested.nested_pgd, nested.nested_pgd >> 12, PFERR_USER_MASK | PFERR_WRITE_MASK)
-        return npt if nested.npt else None
+        tag, kind = (space, nested.nested_pgd >> 12), PFERR_USER_MASK | PFERR_WRITE_MASK
+        return Nested(paging, nested.nested_pgd, tag, kind) if nested.npt else None
     if nested is None or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT):
         return None
     eptp = nested.nested_pgd

@@ -59,9 +59,12 @@ COMMANDS: dict[str, Entry] = {
     "compare": Entry("mmulab.cli.compare:compare", "Compare role designs on cases, recordings and boots."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
     "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels, and in which behaviours they differ."),
+    "bugs": Entry("mmulab.cli.bugs:bugs", "Show the historical bugs of KVM's MMU and their switches."),
+    "affected": Entry("mmulab.cli.bugs:affected", "Show which of these bugs a release of Linux has."),
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
     "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
+    "assertions": Entry("mmulab.cli.assertions:assertions", "Show what the kernel asserts of itself."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
 

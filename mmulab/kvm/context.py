@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mmulab.kvm.bug import Bugs
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
@@ -127,9 +128,16 @@ def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
     level = max(cpu_role.level, PT32E_ROOT_LEVEL)
     passthrough = _passes_through(vcpu, level, cpu_role)
     facts = base_facts(cpu_role)._replace(level=level, efer_nx=True, passthrough=passthrough)
+    facts = _without_missing_bits(vcpu.kvm.bugs, facts)
     shadow_mmu_init_context(
         vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset
     )
+
+
+def _without_missing_bits(bugs: Bugs, facts: RoleFacts) -> RoleFacts:
+    """Leave out of a root's facts what a role did not have before the fixes of B10, B11 and B12."""
+    missing = {"cr0_wp": bugs.B10, "smep_andnot_wp": bugs.B11, "smap_andnot_wp": bugs.B12}
+    return facts._replace(**{name: False for name, is_missing in missing.items() if is_missing})
 
 
 def _passes_through(vcpu: Vcpu, level: int, cpu_role: CpuRole) -> bool:
@@ -137,6 +145,8 @@ def _passes_through(vcpu: Vcpu, level: int, cpu_role: CpuRole) -> bool:
 
     A special root is no shadow page, so above tables of a 32-bit guest it is the strategy's to say.
     """
+    if vcpu.kvm.bugs.B16:
+        return False
     shadow_pages = cpu_role.level >= 4 or vcpu.kvm.config.kernel.root_strategy.shadow_pages
     return shadow_pages and not cpu_role.direct and level > top_table_level(cpu_role)
 
@@ -171,8 +181,10 @@ def _is_unchanged(
 
 def init_kvm_nested_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = False) -> None:
     """Configure the context that walks L2's own tables, which nobody shadows."""
-    mmu, paging = vcpu.nested_mmu, _guest_paging(vcpu)
-    if not _is_unchanged(vcpu, mmu, cpu_role, None, paging, force_role_reset):
+    mmu, paging, compared = vcpu.nested_mmu, _guest_paging(vcpu), cpu_role
+    if vcpu.kvm.bugs.B19:  # the levels were no part of this context's role
+        compared = cpu_role._replace(level=mmu.cpu_role.level, efer_lma=mmu.cpu_role.efer_lma)
+    if not _is_unchanged(vcpu, mmu, compared, None, paging, force_role_reset):
         mmu.cpu_role = cpu_role
         mmu.paging = paging
 
@@ -187,6 +199,8 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
     cpu_role = _cpu_role(vcpu, X86_CR0_PG, cr4, efer)
     facts = base_facts(cpu_role)
     level = kvm_mmu_get_tdp_level(vcpu)
+    if vcpu.kvm.bugs.B21:
+        level = max(cpu_role.level, PT32E_ROOT_LEVEL)
     facts = facts._replace(level=level, passthrough=_passes_through(vcpu, level, cpu_role))
     paging = _paging_of(vcpu, X86_CR0_PG, cr4, efer)
     shadow_mmu_init_context(vcpu, vcpu.guest_mmu, cpu_role, facts, paging)

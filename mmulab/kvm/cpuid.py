@@ -42,7 +42,8 @@ def kvm_mmu_after_set_cpuid(vcpu: Vcpu) -> None:
     its neighbour in the same file, behind the probe at the function's entry.
     """
     config = vcpu.kvm.config
-    for mmu in (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu):
+    contexts = () if vcpu.kvm.bugs.B22 else (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu)
+    for mmu in contexts:
         config.kernel.validity.mark(mmu, config.kernel.design)
     kvm_mmu_unload(vcpu)
     kvm_init_mmu(vcpu, force_role_reset=config.kernel.validity.force_role_reset)

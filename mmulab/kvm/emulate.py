@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on, warn_on
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import gva_to_gpa, kvm_read_guest
 from mmulab.kvm.host_page import access_host_page
@@ -166,6 +167,11 @@ def _reexecute_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType) -> bool:
     """Whether the processor should try what could not be emulated, the page unprotected."""
     if not kind.allow_retry:
         return False
+    kvm = vcpu.kvm
+    if warn_on(kvm, "x86.c:reexecute_instruction:guest_mode", vcpu.guest_mode) or warn_on(
+        kvm, "x86.c:reexecute_instruction:pf", not kind.page_fault
+    ):
+        return False
     if vcpu.kvm.behaviours.retry_only_if_write_protected:
         if kind.write_pf_to_sp:
             return False
@@ -206,13 +212,20 @@ def kvm_mmu_unprotect_gfn_and_retry(vcpu: Vcpu, cr2: int, *, always: bool = Fals
 
 def _retry_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
     """Whether to unprotect and retry, because this instruction is not one that writes tables."""
-    if vcpu.kvm.behaviours.retry_only_if_write_protected:
-        retry = kind.allow_retry and insn.mnemonic not in WRITES_TABLES
-        return retry and kvm_mmu_unprotect_gfn_and_retry(vcpu, cr2)
+    kvm, forgets = vcpu.kvm, not vcpu.kvm.behaviours.retry_only_if_write_protected
     last_eip, last_addr = vcpu.last_retry_eip, vcpu.last_retry_addr
-    vcpu.last_retry_eip = vcpu.last_retry_addr = 0
-    if not kind.allow_retry or insn.mnemonic in WRITES_TABLES:
+    if forgets:
+        vcpu.last_retry_eip = vcpu.last_retry_addr = 0
+    if not kind.allow_retry:
         return False
+    if warn_on(kvm, "x86.c:retry_instruction:guest_mode", vcpu.guest_mode) or warn_on(
+        kvm, "x86.c:retry_instruction:pf", not kind.page_fault
+    ):
+        return False
+    if insn.mnemonic in WRITES_TABLES:
+        return False
+    if not forgets:
+        return kvm_mmu_unprotect_gfn_and_retry(vcpu, cr2)
     eip = insn.rip or 0
     if (eip, cr2) == (last_eip, last_addr):
         return False
@@ -337,6 +350,7 @@ def _cmpxchg(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value
     frame = slot.frame(gpa >> 12)
     if not access_host_page(vcpu.kvm, frame, write=True):
         raise _UnhandleableError
+    bug_on(vcpu.kvm, "x86.c:emulator_cmpxchg_emulated:size", insn.size not in (1, 2, 4, 8))
     vcpu.kvm.memory.write(frame << 12 | gpa & 0xFFF, insn.size, value)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
     kvm_mmu_pte_write(vcpu, gpa, insn.size)

@@ -14,6 +14,7 @@ import errno
 from dataclasses import dataclass
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import kvm_bug_on
 from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
 from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
@@ -125,7 +126,10 @@ def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -
         emit(event)
     if vcpu.pml_buffer:
         vmx_flush_pml_buffer(vcpu)
-    if vcpu.vmx.nested_run_pending:
+    kvm, pending = vcpu.kvm, vcpu.vmx.nested_run_pending
+    if (pending or (kvm.assertion_counts is not None and kvm.config.vendor == "intel")) and kvm_bug_on(
+        kvm, "vmx.c:__vmx_handle_exit:run_pending", pending
+    ):
         raise VmBuggedError
     nested = vcpu.nested
     if nested is None:

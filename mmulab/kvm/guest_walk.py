@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.host_page import access_host_page
@@ -123,6 +124,9 @@ def read_pdptrs(vcpu: Vcpu, cr3: int) -> list[int] | None:
 
 def translate_nested_gpa(vcpu: Vcpu, gpa: int, access: int) -> tuple[int | None, X86Exception | None]:
     """Translate an address of L2's memory by L1's nested tables; all are user accesses."""
+    kvm, bad = vcpu.kvm, vcpu.walk_mmu is not vcpu.nested_mmu
+    if bad or kvm.assertion_counts is not None:
+        bug_on(kvm, "x86.c:translate_nested_gpa:nested", bad)
     return gva_to_gpa(vcpu, vcpu.mmu, gpa, access | PFERR_USER_MASK)
 
 

@@ -11,6 +11,7 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty_ring import DirtyRing, coalesce
 from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_try_split_huge_pages
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
@@ -169,10 +170,13 @@ def _init_set(kvm: Kvm) -> bool:
 
 def _change_flags(kvm: Kvm, slot: KvmMemslot, flags: int) -> None:
     """Turn dirty logging on or off."""
+    changed = slot.flags ^ flags
     slot.flags = flags
     _prepare_dirty_bitmap(kvm, slot)
     _next_generation(kvm, slot.as_id)
     if flags & KVM_MEM_READONLY:
+        return
+    if warn_on(kvm, "x86.c:kvm_mmu_slot_apply_flags:unchanged", not changed & KVM_MEM_LOG_DIRTY_PAGES):
         return
     if not flags & KVM_MEM_LOG_DIRTY_PAGES:
         kvm_mmu_zap_collapsible_sptes(kvm, slot)

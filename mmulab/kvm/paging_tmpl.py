@@ -65,7 +65,8 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     ret = handle_abnormal_pfn(vcpu, fault, gw.pte_access)
     if ret != RetPf.CONTINUE:
         return ret
-    _allow_supervisor_write(vcpu, gw, fault)
+    if not vcpu.kvm.bugs.B15:
+        _allow_supervisor_write(vcpu, gw, fault)
     if is_stale_after_reclaim(vcpu):
         return RetPf.RETRY
     return fetch(vcpu, fault, gw)
@@ -136,9 +137,9 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         # Above the guest's highest table the page below is still its portal.
         above = child_level > gw.max_level
         gfn = sptep_to_sp(kvm, it.sptep).gfn if above else gw.table[child_level] >> 12
-        access = ACC_ALL if above else gw.pt_access[child_level]
+        access = ACC_ALL if above else gw.pt_access[gw.level if kvm.bugs.B13 else child_level]
         sp = kvm_mmu_get_child_sp(vcpu, it.sptep, gfn, direct=False, access=access, addr=fault.addr)
-        if sp is not None:
+        if sp is not None and not kvm.bugs.B24:
             kvm.sync.linking(vcpu, sp)
         if not above and _gpte_changed(vcpu, gw, child_level):
             return RetPf.RETRY
@@ -149,7 +150,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         it.next()
     kvm_mmu_hugepage_adjust(kvm, fault)
     trace_spte_requested(kvm, fault)
-    direct_access = gw.pte_access
+    direct_access = gw.pt_access[gw.level] if kvm.bugs.B14 else gw.pte_access
     while it.okay():
         if not checks_here:
             sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
@@ -167,6 +168,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
             if fault.huge_page_disallowed:
                 account_nx_huge_page(kvm, sp, possible=fault.req_level >= it.level)
         it.next()
+    if kvm.bugs.B15:
+        _allow_supervisor_write(vcpu, gw, fault)
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
     if kvm.sync.follows_leaves and it.level == gw.level == 1:

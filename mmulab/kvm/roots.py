@@ -327,7 +327,7 @@ def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     if kvm.watch is None or not pages:
         return
     tdp = sum(sp is not None and sp.tdp_mmu_page for sp in pages)
-    rule = kvm.config.kernel.free_roots_lock
+    rule = "by_root_role" if kvm.bugs.B23 else kvm.config.kernel.free_roots_lock
     shared = rule == "by_root_role" and kvm.config.uses_tdp_mmu
     shared = shared and kvm.config.kernel.design.facts(mmu.root_role).direct
     vcpu = next(v for v in kvm.vcpus if mmu is v.root_mmu or mmu is v.guest_mmu)

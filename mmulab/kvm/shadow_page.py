@@ -125,6 +125,8 @@ def kvm_mmu_child_role(
         return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
     facts = config.kernel.design.facts(parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
+    if kvm.bugs.B17:
+        quadrant = facts.quadrant
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
         role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
         return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
@@ -156,7 +158,10 @@ def _is_right_child(kvm: Kvm, child: ShadowPage, gfn: int, role: int) -> bool:
 
     The guest's table can change behind KVM's back: whatever is present may be for another gfn or role.
     """
-    return (child.gfn == gfn or kvm.bugs.B1) and (child.role == role or kvm.bugs.B2)
+    differs = child.role ^ role
+    if kvm.bugs.B13:  # its wrong access stayed because a child's role was not looked at
+        differs &= ~kvm.config.kernel.design.layout.mask.get("access", 0)
+    return (child.gfn == gfn or kvm.bugs.B1) and (not differs or kvm.bugs.B2)
 
 
 def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:

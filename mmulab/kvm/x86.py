@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from mmulab import events as ev
 from mmulab.errors import InputError
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.dirty_ring import DirtyRingFullError
 from mmulab.kvm.flush import flush_tlb, tell_entry
@@ -38,6 +39,7 @@ from mmulab.kvm.sregs import (
     unknown_efer,
 )
 from mmulab.kvm.state import KvmRunError, Request, Vcpu
+from mmulab.kvm.svm.load_mmu_pgd import kvm_mmu_load_pgd
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -67,6 +69,8 @@ KVM_MMU_CR4_ROLE_BITS = (
 KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
 CR0_BITS = 0xE005003F
 EINVAL = 22
+MAX_ENTRIES = 64
+"""Tries to enter the guest; beyond, a signal to the VMM alone ends ``KVM_RUN``."""
 
 
 class GeneralProtectionError(Exception):
@@ -346,7 +350,9 @@ def serve_requests(vcpu: Vcpu) -> bool:
     if vcpu.requests & Request.MMU_SYNC:
         vcpu.requests &= ~Request.MMU_SYNC
         kvm_mmu_sync_roots(vcpu)
-    vcpu.requests &= ~Request.LOAD_MMU_PGD
+    if vcpu.requests & Request.LOAD_MMU_PGD:
+        vcpu.requests &= ~Request.LOAD_MMU_PGD
+        kvm_mmu_load_pgd(vcpu)
     if vcpu.requests & Request.TLB_FLUSH:
         vcpu.requests &= ~(Request.TLB_FLUSH | Request.TLB_FLUSH_CURRENT)
         vcpu.stat["tlb_flush"] += 1
@@ -394,20 +400,15 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
     ------
     DirtyRingFullError, KvmRunError
     """
-    while True:
+    for _ in range(MAX_ENTRIES):
         if vcpu.dirty_ring is not None and vcpu.dirty_ring.soft_full():
             _dirty_ring_exit(vcpu)
         if vcpu.requests and not serve_requests(vcpu):
             return False
-        if vcpu.exception is not None and not (
-            vcpu.nested is not None and not reinject and vcpu.nested.exception_handled(vcpu)
-        ):
-            _trace_injection(vcpu, reinject)
-            reinject = True
-        else:
-            _take_smi(vcpu)
+        reinject = _inject_events(vcpu, reinject)
         if vcpu.mmu.root_hpa == INVALID_PAGE:
             kvm_mmu_load(vcpu)
+            kvm_mmu_load_pgd(vcpu)
         # What was asked for meanwhile is served before the guest runs (kvm_vcpu_exit_request).
         if not vcpu.requests and vcpu.mmu.root_hpa != INVALID_PAGE:
             vcpu.pdptrs_available = False
@@ -420,6 +421,35 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             if not vcpu.smi_pending:
                 return True
             # L2 is left at once, its entry being complete (req_immediate_exit), for the SMI to be taken.
+    raise KvmRunError(errno.EINTR)
+
+
+def _inject_events(vcpu: Vcpu, reinject: bool) -> bool:
+    """Inject the queued exception unless L1 gets it, or take an SMI (``kvm_check_and_inject_events``).
+
+    Where L1 wants the exception but its VMCB is gone, KVM warns that it is still
+    pending, once before and once after it injects the #GP that L2 gets in its place.
+
+    Returns
+    -------
+    bool
+        An exception is on its way.
+    """
+    kvm, nested = vcpu.kvm, vcpu.nested
+    wanted = nested is not None and not reinject and vcpu.exception is not None
+    wanted = wanted and nested is not None and nested.exception_handled(vcpu)
+    pending = wanted and vcpu.guest_mode
+    heard = pending or kvm.assertion_counts is not None
+    if heard:
+        warn_on(kvm, "x86.c:kvm_check_and_inject_events:vmexit_pending", pending)
+    if vcpu.exception is None or (wanted and not pending):
+        _take_smi(vcpu)
+    else:
+        _trace_injection(vcpu, reinject)
+        reinject = True
+    if heard:
+        warn_on(kvm, "x86.c:kvm_check_and_inject_events:new_exception", pending)
+    return reinject
 
 
 def _take_smi(vcpu: Vcpu) -> None:

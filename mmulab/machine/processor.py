@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.state import Vcpu
-from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC, VMFUNC_FUNCTIONS
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
-from mmulab.x86.insn import VMX_INSTRUCTIONS, Mnemonic
+from mmulab.x86.insn import VMX_INSTRUCTIONS, Instruction, Mnemonic
 from mmulab.x86.mode import (
     PAGING_PAE,
     PT_PRESENT_MASK,
@@ -178,13 +179,21 @@ def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool
 
 def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
     """Return the configuration of the nested tables: NPT as the host's own paging, or EPT."""
-    level = vcpu.mmu.root_level
     config = vcpu.kvm.config
     if config.vendor == "intel":
+        level = vcpu.mmu.root_level
         return make_ept_paging(level, ad=_ept_ad(vcpu), cpu=host.cpu, walker=host.walker)
+    level = host_level(config)
     cr4 = X86_CR4_PAE | (X86_CR4_LA57 if level == 5 else 0)
     efer = EFER_NX | (EFER_LMA | EFER_LME if level >= 4 else 0)
     return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+
+
+def host_level(config: KvmConfig) -> int:
+    """Return the levels of the host's own paging, and so of AMD's nested tables (APM 2, 15.25.3)."""
+    if not config.x86_64:
+        return 3
+    return 5 if config.la57 else 4
 
 
 def _ept_ad(vcpu: Vcpu) -> bool:
@@ -278,15 +287,16 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
     return _nested(vcpu, host, w.pa, va, kind, final=True, guest_access=w.pte_access)
 
 
-def is_undefined(vcpu: Vcpu, mnemonic: Mnemonic) -> bool:
-    """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2."""
+def is_undefined(vcpu: Vcpu, insn: Instruction) -> bool:
+    """Whether the processor does not know a VMX instruction, or VMFUNC is not on for L2 (SDM 3, 26.5.6.2)."""
+    mnemonic = insn.mnemonic
     if mnemonic not in VMX_INSTRUCTIONS:
         return False
     if vcpu.kvm.config.vendor != "intel":
         return True
     if mnemonic is not Mnemonic.VMFUNC or not vcpu.guest_mode:
         return False
-    return not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
+    return insn.value >= VMFUNC_FUNCTIONS or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
 
 
 def load_cr(vcpu: Vcpu, host: Processor, register: int, value: int) -> bool:

@@ -366,7 +366,7 @@ class Execution:
 
     def _privileged(self) -> Outcome:
         vcpu, insn = self.vcpu, self.insn
-        if is_undefined(vcpu, insn.mnemonic):
+        if is_undefined(vcpu, insn):
             return self._raise(UD_VECTOR, None)
         verdict = handle_instruction(vcpu, insn, cs_l=self.cs_l)
         outcome = Outcome(OutcomeKind.OK, rax=insn.value)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
+from mmulab.kvm.assertions import host_died
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.svm.nested import VMCB
 from mmulab.machine import op as ops
@@ -154,6 +155,10 @@ class Runner:
     machine : Machine
     at : tuple of int and str
         Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
+    ended : bool
+        The last step was a shutdown, or ``KVM_RUN`` will never return: no other follows.
+    cpl : dict of int to int
+        Privilege that each vCPU is left with, by its number; one that is not there has 0.
     """
 
     def __init__(
@@ -168,39 +173,49 @@ class Runner:
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
         self.at = (INIT, "init")
-        self._cpl: dict[int, int] = {}
+        self.ended = False
+        self.cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
 
     def results(self) -> Iterator[Result]:
         """Execute the scenario and yield the result of each op, in order."""
-        header = self.scenario.header
-        for vcpu in self.machine.kvm.vcpus:
-            init = ops.SetSregs(vcpu=vcpu.id, **header.regs._asdict())
-            yield self._execute(INIT, f"{vcpu_prefix(init)}init", init)
+        yield from self.begin()
         for index, step in enumerate(self.scenario.steps):
-            if step.when and (step.when == "!") != self.machine.kvm.vcpus[step.op.vcpu].guest_mode:
-                continue
-            if isinstance(step.op, ops.Vmrun):
-                if header.vendor == "intel":
-                    yield from self._load_vmcs(index, step.op)
-                else:
-                    self._aim_vmcb(step.op.gpa)
-            self._fix_pdptes(header)
-            helper = self._change_cpl(step)
-            if helper is not None:
-                name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
-                yield self._execute(index, name, helper)
-            vcpu = self.machine.kvm.vcpus[step.op.vcpu]
-            was_in_smm = vcpu.smm
-            result = self._execute(index, format_step(step), step.op)
-            yield result
-            if result.outcome.kind is OutcomeKind.HOST_DIED:
+            yield from self.step(index, step)
+            if host_died(self.machine.kvm):
                 return
-            if result.outcome.kind.is_last:
+            if self.ended:
                 break
-            if vcpu.smm and not was_in_smm:
-                yield self._leave_real_mode(index, vcpu)
         yield self._execute(len(self.scenario.steps), "teardown", ops.Teardown())
+
+    def begin(self) -> Iterator[Result]:
+        """Give each vCPU the registers that the scenario begins with."""
+        for vcpu in self.machine.kvm.vcpus:
+            init = ops.SetSregs(vcpu=vcpu.id, **self.scenario.header.regs._asdict())
+            yield self._execute(INIT, f"{vcpu_prefix(init)}init", init)
+
+    def step(self, index: int, step: Step) -> Iterator[Result]:
+        """Execute one step with the helpers around it; nothing where its condition does not hold."""
+        header = self.scenario.header
+        vcpu = self.machine.kvm.vcpus[step.op.vcpu]
+        if step.when and (step.when == "!") != vcpu.guest_mode:
+            return
+        if isinstance(step.op, ops.Vmrun):
+            if header.vendor == "intel":
+                yield from self._load_vmcs(index, step.op)
+            else:
+                self._aim_vmcb(step.op.gpa)
+        self._fix_pdptes(header)
+        helper = self._change_cpl(step)
+        if helper is not None:
+            name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
+            yield self._execute(index, name, helper)
+        was_in_smm = vcpu.smm
+        result = self._execute(index, format_step(step), step.op)
+        yield result
+        self.ended = result.outcome.kind.is_last
+        if vcpu.smm and not was_in_smm and not self.ended:
+            yield self._leave_real_mode(index, vcpu)
 
     def _execute(self, index: int, text: str, op: Op) -> Result:
         self._events.clear()
@@ -216,7 +231,7 @@ class Runner:
         stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
         loaded = isinstance(op, ops.SetSregs) and outcome.result is None
         if outcome.kind is OutcomeKind.EXC or loaded:
-            self._cpl[op.vcpu] = 0  # handlers run at CPL 0, and the VMM's registers have it
+            self.cpl[op.vcpu] = 0  # handlers run at CPL 0, and the VMM's registers have it
         return Result(index, text, op, outcome, self._events.copy(), stats)
 
     def _place(self, index: int, text: str) -> str:
@@ -234,8 +249,8 @@ class Runner:
         if isinstance(op, HOST_OPS):
             return None
         wanted = 3 if getattr(op, "mode", None) is Mode.USER else 0
-        current = self._cpl.get(op.vcpu, 0)
-        self._cpl[op.vcpu] = wanted
+        current = self.cpl.get(op.vcpu, 0)
+        self.cpl[op.vcpu] = wanted
         vcpu = self.machine.kvm.vcpus[op.vcpu]
         if wanted == current or paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_PAE:
             return None

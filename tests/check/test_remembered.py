@@ -19,8 +19,8 @@ def test_each_value_of_a_word_is_kept_with_the_op_that_ended_it() -> None:
         memory.write(at, 8, value)
         assert history.read(at, 8) != value or now == 3
         history.note(now)
-    assert history.past(at, 8) == [(0, 1), (0x1_0000_0067, 2)]
-    assert history.past(at + 4, 4) == [(0, 1), (1, 2)]
+    assert history.past(at, 8) == ((0, 1), (0x1_0000_0067, 2))
+    assert history.past(at + 4, 4) == ((0, 1), (1, 2))
     assert history.read(at, 4) == 0x27
 
 
@@ -33,7 +33,7 @@ def test_what_the_vmm_overwrites_lasts_until_the_guest_writes_there() -> None:
     assert history.past(at, 8)[0][1] > 1 << 60
     memory.write(at, 8, 2)
     history.note(7)
-    assert history.past(at, 8) == [(0, 7), (1, 7)]
+    assert history.past(at, 8) == ((0, 7), (1, 7))
 
 
 def test_cr3_spares_global_leaves_and_invlpg_does_not() -> None:

@@ -86,6 +86,7 @@ KERNEL_FIELDS = (
     "free_roots_lock",
     "eager_split",
     "behaviours",
+    "bugs",
     "sync",
 )
 

@@ -41,7 +41,7 @@ def test_every_end_has_a_sentence(kind: OutcomeKind) -> None:
 
 @pytest.mark.parametrize("kind", ev.EVENT_TYPES.values(), ids=ev.EVENT_TYPES)
 def test_every_event_has_a_sentence(kind: typing.Any) -> None:
-    values = {"role": ROLE, "level": 1, "reason": "pf", "type": "read", "insn": "90", "ret": 4, "name": "f:g:h"}
+    values = {"role": ROLE, "level": 1, "reason": "pf", "type": "read", "insn": "90", "ret": 4, "name": "a:b"}
     event = kind(**{name: values.get(name, 1) for name in kind._fields})
     sentence = event_sentence(event, DESIGN)
     assert sentence.endswith(".")

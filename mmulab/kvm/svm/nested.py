@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.context import kvm_init_shadow_npt_mmu
+from mmulab.kvm.assertions import warn_on
+from mmulab.kvm.context import kvm_init_shadow_npt_mmu, mmu_is_nested
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.hw_cr4 import set_cr4
@@ -158,6 +159,9 @@ class SvmNested(NestedGuest):
         self.exit_code = SVM_EXIT_EXCP_BASE + vector
         self.exit_info_1 = error_code or 0
         self.exit_info_2 = (vcpu.cr2 if address is None else address) if vector == PF_VECTOR else 0
+        if vector not in (PF_VECTOR, DB_VECTOR):
+            warn_on(vcpu.kvm, "nested.c:nested_svm_inject_exception_vmexit:payload", address is not None)
+        vcpu.exception = None
         nested_svm_vmexit(vcpu)
         return True
 
@@ -173,6 +177,7 @@ class SvmNested(NestedGuest):
         """Give an SMI to L1 if L1 asked for it (``svm_check_nested_events``); it stays pending."""
         if not self.intercepted(SVM_EXITS["smi"]):
             return False
+        self._refuse_smi_without_vmcb12(vcpu)
         self.idt_vectoring = 0
         nested_svm_simple_vmexit(vcpu, SVM_EXITS["smi"])
         return True
@@ -184,13 +189,19 @@ class SvmNested(NestedGuest):
         cancelled, which clears the queue (``svm_cancel_injection``). But L1's EFLAGS
         keep TF, and the first #VMEXIT after RSM queues a #DB again.
         """
+        self._refuse_smi_without_vmcb12(vcpu)
         self.idt_vectoring = 0
         nested_svm_simple_vmexit(vcpu, SVM_EXIT_SW)
         single_stepped, vcpu.exception = vcpu.exception is not None, None
-        if vcpu_memslots(vcpu).lookup(vcpu.hsave_msr >> 12) is not None:
+        if kvm_vcpu_map(vcpu, vcpu.hsave_msr):
             for field, value in _vmcb01_save(vcpu, single_stepped=single_stepped).items():
                 _write_vmcb(vcpu, vcpu.hsave_msr, field, value)
         return {"svm_guest": 1, "vmcb12_gpa": self.vmcb12_gpa}
+
+    def _refuse_smi_without_vmcb12(self, vcpu: Vcpu) -> None:
+        """Refuse an SMI that cannot leave L2 (InputError), which KVM answers with #GPs, or with SMM in L2."""
+        if not kvm_vcpu_map(vcpu, self.vmcb12_gpa):
+            raise InputError("an SMI comes in L2 while L1's VMCB cannot be mapped, which is not modelled")
 
     def inject_page_fault(self, vcpu: Vcpu, fault: X86Exception) -> None:
         """Tell L1 of a fault of its nested tables."""
@@ -199,6 +210,12 @@ class SvmNested(NestedGuest):
     def pdptr(self, vcpu: Vcpu, index: int) -> int:
         """Read a PDPTE of L1's nested tables (``nested_svm_get_tdp_pdptr``)."""
         return kvm_read_guest(vcpu, (self.nested_pgd & ~0x1F) + 8 * index, 8) or 0
+
+
+def kvm_vcpu_map(vcpu: Vcpu, gpa: int) -> bool:
+    """Whether KVM can map the page at `gpa`, to write it."""
+    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
+    return slot is not None and not slot.readonly
 
 
 def read_vmcb(vcpu: Vcpu, gpa: int, field: str) -> int:
@@ -248,8 +265,7 @@ def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
     InputError
         The VMCB intercepts what is not modelled.
     """
-    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
-    if slot is None or gpa & 0xFFF:
+    if gpa & 0xFFF or not kvm_vcpu_map(vcpu, gpa):
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return
     vcpu.last_vmcb12_gpa = gpa
@@ -264,6 +280,7 @@ def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
     nested.l1 = {field: getattr(vcpu, field) for field in _HSAVED if field != "rflags"}
     nested.l1["rflags"] = X86_EFLAGS_FIXED
     if not _enter_svm_guest_mode(vcpu, nested, control):
+        nested.run_pending = False
         nested_svm_simple_vmexit(vcpu, SVM_EXIT_ERR)
     kvm_vcpu_mark_page_dirty(vcpu, gpa >> 12)
 
@@ -320,8 +337,10 @@ def _enter_svm_guest_mode(
         emit(ev.kvm_nested_vmenter(nested.vmcb12_gpa, save["rip"], nested.npt, pgd))
     _transition_tlb_flush(vcpu)
     vcpu.guest_mode = True
+    warn_on(vcpu.kvm, "nested.c:enter_svm_guest_mode:vmcb02", vcpu.nested is not None)
     vcpu.nested = nested
     if nested.npt:
+        warn_on(vcpu.kvm, "nested.c:nested_svm_init_mmu_context:nested", mmu_is_nested(vcpu))
         vcpu.mmu = vcpu.guest_mmu
         kvm_init_shadow_npt_mmu(vcpu, nested.l1["cr4"], nested.l1["efer"])
         kvm_mmu_new_pgd(vcpu, nested.nested_pgd)
@@ -355,7 +374,7 @@ def svm_leave_smm(vcpu: Vcpu, state: dict[str, int]) -> bool:
     if vcpu.kvm.config.vendor != "amd" or not state.get("svm_guest", 0):
         return True
     gpa, hsave = state["vmcb12_gpa"] & ~0xFFF, vcpu.hsave_msr
-    mapped = all(vcpu_memslots(vcpu).lookup(page >> 12) is not None for page in (gpa, hsave))
+    mapped = all(kvm_vcpu_map(vcpu, page) for page in (gpa, hsave))
     if not vcpu.cpu.svm or not state["efer"] & EFER_SVME or not mapped:
         return False
     nested, save = _read_vmcb12(vcpu, gpa)
@@ -436,10 +455,17 @@ def nested_svm_simple_vmexit(vcpu: Vcpu, exit_code: int) -> None:
 
 
 def nested_svm_vmexit(vcpu: Vcpu) -> None:
-    """Leave L2: write vmcb12, restore L1's registers and MMU. No SMI is taken until L1 enters L2 again."""
+    """Leave L2: write vmcb12, restore L1's registers and MMU. No SMI is taken until L1 enters L2 again.
+
+    Where L1's VMCB cannot be mapped any more, L2 goes on, with a #GP.
+    """
     nested = vcpu.nested
     assert isinstance(nested, SvmNested)
     gpa, emit = nested.vmcb12_gpa, vcpu.kvm.emit
+    if not kvm_vcpu_map(vcpu, gpa):
+        kvm_queue_exception(vcpu, GP_VECTOR, 0)
+        return
+    warn_on(vcpu.kvm, "nested.c:nested_svm_vmexit:run_pending", nested.run_pending)
     for field in _SAVED:
         _write_vmcb(vcpu, gpa, field, getattr(vcpu, field))
     _write_vmcb(vcpu, gpa, "cpl", vcpu.cpl)

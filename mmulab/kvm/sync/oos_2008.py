@@ -306,7 +306,8 @@ class Oos2008(SyncPolicy):
         own = vcpu.mmu is vcpu.walk_mmu and not vcpu.guest_mode
         if self.global_by == "counters":
             state.global_leaves.setdefault(sp.frame, {}).pop(index, None)
-        if not (own and gpte & PT_GLOBAL_MASK and vcpu.cr4 & X86_CR4_PGE):
+        enabled = vcpu.cr4 & X86_CR4_PGE or kvm.bugs.B29
+        if not (own and gpte & PT_GLOBAL_MASK and enabled):
             state.not_global[sp.frame] = 1
         elif self.global_by == "counters":
             state.global_leaves[sp.frame][index] = 1

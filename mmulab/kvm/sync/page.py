@@ -44,7 +44,10 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     mmu = vcpu.mmu
     paging = mmu.paging
     shadows = mmu.kind in SHADOWING
-    mismatch = (sp.role ^ mmu.root_role) & vcpu.kvm.config.kernel.design.sync_mask
+    design = vcpu.kvm.config.kernel.design
+    mismatch = (sp.role ^ mmu.root_role) & design.sync_mask
+    if vcpu.kvm.bugs.B27:  # only the size of an entry was looked at
+        mismatch &= design.layout.mask.get("has_4_byte_gpte", 0)
     if not shadows or paging is None or sp.direct or mismatch:
         return -1
     width = paging.mode.entry_bytes
@@ -81,7 +84,7 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     kvm = vcpu.kvm
     sptep = (sp.frame * SPTE_ENT_PER_PAGE + index) << 3
     if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
-        return True
+        return not kvm.bugs.B28
     gfn = gpte_to_gfn(gpte)
     access = protect_clean_gpte(paging, sp.access & gpte_access(paging, gpte), gpte)
     if sync_mmio_spte(vcpu, sptep, gfn, access):
@@ -89,7 +92,7 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     invisible = access | kvm.fmt.present == kvm.fmt.nonpresent
     if invisible or gfn != kvm_mmu_page_get_gfn(sp, index):
         drop_spte(kvm, sptep)
-        return True
+        return not kvm.bugs.B28
     if kvm.sync.follows_leaves:
         kvm.sync.leaf_set(vcpu, sp, index, gpte)
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):

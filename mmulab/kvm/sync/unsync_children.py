@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import pte_list_iter
@@ -205,7 +206,13 @@ class UnsyncChildren(SyncPolicy):
         upper: bool,
     ) -> None:
         """Zap an unsync page that gives way to an upper-level one, which will be write-protected."""
-        if upper and sp.unsync:
+        if not upper or not sp.unsync:
+            return
+        if kvm.bugs.B27 and vcpu is not None:
+            kvm_unlink_unsync_page(kvm, sp)
+            if kvm_sync_page(vcpu, sp, invalid) > 0:
+                kvm_flush_remote_tlbs(kvm)
+        else:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
 
     def linking(self, vcpu: Vcpu, sp: ShadowPage) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmulab.errors import InputError
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.emulate import Verdict
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
@@ -34,10 +35,13 @@ from mmulab.kvm.vmx.nested import (
 from mmulab.kvm.vmx.vmcs12 import (
     FIELD_OF,
     INVALID_GPA,
+    SECONDARY_EXEC_ENABLE_EPT,
+    SECONDARY_EXEC_ENABLE_VMFUNC,
     SECONDARY_EXEC_ENABLE_VPID,
     VMCS12,
     VMCS12_REVISION,
     VMCS12_SIZE,
+    VMFUNC_FUNCTIONS,
 )
 from mmulab.x86.insn import Instruction, Mnemonic
 from mmulab.x86.mode import is_canonical, paging_mode
@@ -267,6 +271,10 @@ def _vmfunc(vcpu: Vcpu, insn: Instruction) -> Verdict:
     if not vcpu.guest_mode:
         kvm_queue_exception(vcpu, UD_VECTOR)
         return Verdict.RESUME
+    known = insn.value < VMFUNC_FUNCTIONS and vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_VMFUNC)
+    if warn_on(vcpu.kvm, "nested.c:handle_vmfunc:function", not known):
+        kvm_queue_exception(vcpu, UD_VECTOR)
+        return Verdict.RESUME
     allowed = vcpu.vmx.get("vm_function_control") >> insn.value & 1
     if insn.value == VMFUNC_EPTP_SWITCHING and allowed and _switch_eptp(vcpu, insn.register):
         return Verdict.DONE
@@ -277,7 +285,8 @@ def _vmfunc(vcpu: Vcpu, insn: Instruction) -> Verdict:
 def _switch_eptp(vcpu: Vcpu, index: int) -> bool:
     """Turn L2 to another EPT of L1's list (``nested_vmx_eptp_switching``); False if there is none."""
     vmx = vcpu.vmx
-    if index >= VMFUNC_EPTP_ENTRIES:
+    ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
+    if warn_on(vcpu.kvm, "nested.c:nested_vmx_eptp_switching:ept", not ept) or index >= VMFUNC_EPTP_ENTRIES:
         return False
     eptp = kvm_read_guest(vcpu, vmx.get("eptp_list_address") + 8 * index, 8)
     if eptp is None:

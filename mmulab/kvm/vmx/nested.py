@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.kvm.context import kvm_init_shadow_ept_mmu
+from mmulab.kvm.assertions import warn_on
+from mmulab.kvm.context import kvm_init_shadow_ept_mmu, mmu_is_nested
 from mmulab.kvm.guest_walk import kvm_write_guest
 from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.inject import DB_VECTOR, UD_VECTOR
@@ -127,6 +128,7 @@ class VmxNested(NestedGuest):
         EPT violations and VMFUNC are L0's first, #PF while it shadows, and #DB
         while the VMM single-steps.
         """
+        warn_on(vcpu.kvm, "nested.c:nested_vmx_reflect_vmexit:run_pending", vcpu.vmx.nested_run_pending)
         if exit.reason not in L1_WANTS:
             return False
         nested_vmx_vmexit(vcpu, exit.reason, exit.exit_info1)
@@ -158,7 +160,11 @@ class VmxNested(NestedGuest):
 
     def write_log_dirty(self, vcpu: Vcpu, gpa: int) -> bool:
         """Log a page of L2 that gets dirty; False if L1's log is full (``nested_vmx_write_pml_buffer``)."""
-        vmx = vcpu.vmx
+        vmx, kvm = vcpu.vmx, vcpu.kvm
+        if warn_on(kvm, "nested.c:nested_vmx_write_pml_buffer:guest_mode", not vcpu.guest_mode):
+            return True
+        if warn_on(kvm, "nested.c:nested_vmx_write_pml_buffer:pml_full", vmx.pml_full):
+            return False
         if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_PML):
             return True
         index = vmx.get("guest_pml_index")
@@ -194,10 +200,21 @@ def _transition_tlb_flush(vcpu: Vcpu, *, entry: bool) -> None:
     vmx = vcpu.vmx
     vpid = vmx.get("virtual_processor_id")
     if not vmx.has_secondary(SECONDARY_EXEC_ENABLE_VPID):
-        vcpu.requests |= Request.TLB_FLUSH_GUEST
+        if vcpu.kvm.bugs.B25:  # the root in use alone
+            vcpu.requests |= Request.TLB_FLUSH_CURRENT | (0 if vcpu.kvm.config.tdp else Request.MMU_SYNC)
+        else:
+            vcpu.requests |= Request.TLB_FLUSH_GUEST
     elif entry and vpid != vmx.last_vpid:
         vmx.last_vpid = vpid
         vcpu.requests |= Request.TLB_FLUSH_GUEST
+
+
+def _serve_flushes(vcpu: Vcpu) -> None:
+    """Serve the flushes that were asked for by the side that is left, L1 or L2."""
+    left = vcpu.requests & Request.TLB_FLUSH_GUEST if vcpu.kvm.bugs.B26 else 0
+    vcpu.requests &= ~left
+    kvm_service_local_tlb_flush_requests(vcpu)
+    vcpu.requests |= left
 
 
 def nested_ept_new_eptp(vcpu: Vcpu, eptp: int) -> None:
@@ -230,7 +247,7 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     if emit is not None:
         pgd = eptp if ept else cr3
         emit(ev.kvm_nested_vmenter(vmx.current_vmptr, vmx.get("guest_rip"), ept, pgd))
-    kvm_service_local_tlb_flush_requests(vcpu)
+    _serve_flushes(vcpu)
     if not vmx.vmcs02_loaded:
         vmx.vmcs02_loaded = True
         vcpu.requests |= Request.TLB_FLUSH
@@ -243,7 +260,7 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
         raise InputError("VM entry finds L1's PDPTEs invalid, which is not modelled")
     failure = _prepare_vmcs02(vcpu, cr3, eptp if ept else None)
     if failure is not None:
-        kvm_service_local_tlb_flush_requests(vcpu)
+        _serve_flushes(vcpu)
         vcpu.guest_mode, vcpu.nested = False, None
         _fail_vmentry(vcpu, failure)
         return
@@ -259,6 +276,7 @@ def _prepare_vmcs02(vcpu: Vcpu, cr3: int, eptp: int | None) -> int | None:
     vcpu.nested = VmxNested()
     _transition_tlb_flush(vcpu, entry=True)
     if eptp is not None:
+        warn_on(vcpu.kvm, "nested.c:nested_ept_init_mmu_context:nested", mmu_is_nested(vcpu))
         vcpu.mmu = vcpu.guest_mmu
         nested_ept_new_eptp(vcpu, eptp)
         vcpu.walk_mmu = vcpu.nested_mmu
@@ -308,6 +326,7 @@ def nested_ept_inject_page_fault(vcpu: Vcpu, fault: X86Exception) -> None:
         reason = "ept_misconfig" if misconfig else "ept_violation"
         if misconfig and vcpu.kvm.behaviours.misconfig_has_no_qualification:
             qualification = 0
+        warn_on(vcpu.kvm, "nested.c:nested_ept_invalidate_addr:nested", not mmu_is_nested(vcpu))
         for pgd, hpa in vcpu.mmu.prev_roots:
             if nested_ept_root_matches(hpa, pgd, nested.nested_pgd):
                 invlpg(vcpu, fault.address, hpa)
@@ -336,6 +355,7 @@ def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
     """Leave L2: save its state in the VMCS, and give L1 the state that the VMCS has for it."""
     vmx, nested = vcpu.vmx, vcpu.nested
     assert nested is not None
+    warn_on(vcpu.kvm, "nested.c:nested_vmx_vmexit:run_pending", vmx.nested_run_pending)
     _leave_l2(vcpu)
     vmx.put("vm_exit_reason", EXIT_REASONS[reason])
     vmx.put("exit_qualification", qualification)
@@ -351,7 +371,7 @@ def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
 def _leave_l2(vcpu: Vcpu) -> None:
     """Save L2's registers. While KVM shadows, L2's CR3 stays the one that L1 wrote."""
     vmx = vcpu.vmx
-    kvm_service_local_tlb_flush_requests(vcpu)
+    _serve_flushes(vcpu)
     ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
     vmx.put("guest_cr0", vcpu.cr0)
     vmx.put("guest_cr4", vcpu.cr4)

@@ -1,0 +1,359 @@
+"""Every sequence of a scope's ops, shortest first, each state once.
+
+Breadth first: the first sequence that ends in a finding is a shortest one. From each
+state each op is tried; a state that was met before, up to what
+:mod:`mmulab.check.state_key` calls equal, is not entered again. So ops that commute
+cost one more try, and no more states. Two sequences to one state leave the same watchers
+behind, for what those remember is part of the state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.check.oracle_key import Memory, memory_of
+from mmulab.check.savepoint import Keeper, Savepoint
+from mmulab.check.scope import Scope
+from mmulab.check.state_checks import StateChecks
+from mmulab.check.state_key import StateKey, digest_of
+from mmulab.errors import InputError
+from mmulab.kvm.kernel import Kernel
+from mmulab.memory.host import OutOfFramesError
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import Step, format_step
+from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.scenario import Scenario
+
+TABLE_FRAMES = 500
+"""Host frames for tables: few, for which of them were written is looked up after each op."""
+FAILURES = (AssertionError, LookupError, OutOfFramesError, ValueError, TypeError, AttributeError)
+"""What a wrong design does to the model: it follows an entry that should not be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """A finding, and the shortest way to it.
+
+    Attributes
+    ----------
+    finding : Finding
+    choices : tuple of int
+        The scope's ops that lead there.
+    scenario : Scenario
+        The same as a scenario, to be saved or stepped.
+    states, seconds : int, float
+        What the search had seen, and how long it had run, when it was found.
+    """
+
+    finding: Finding
+    choices: tuple[int, ...]
+    scenario: Scenario
+    states: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """What a search came to.
+
+    Attributes
+    ----------
+    scope : Scope
+    kernel : str
+    states, tries : int
+        Different states, and ops that were executed to find them.
+    depth : int
+        Up to which depth every sequence was tried.
+    found : tuple of Counterexample
+        One for each kind and name of a finding, in the order of their lengths.
+    complete : bool
+        Every sequence of the scope's depth was tried.
+    closed : bool
+        No op leads to a state that was not seen: what holds, holds for sequences of any length.
+    interrupted : str
+        Why not: "", "Ctrl-C", "time", "states", "found".
+    seconds, cpu_seconds : float
+        On the clock, and of this process.
+    """
+
+    scope: Scope
+    kernel: str
+    states: int
+    tries: int
+    depth: int
+    found: tuple[Counterexample, ...]
+    complete: bool
+    closed: bool
+    interrupted: str
+    seconds: float
+    cpu_seconds: float
+
+    def __str__(self) -> str:
+        rate = f"{self.states} states, {self.states / max(self.cpu_seconds, 1e-9):.0f}/s"
+        many = f"{len(self.scope.ops)} ops"
+        if self.found:
+            names = ", ".join(f"{c.finding.name} after {len(c.choices)}" for c in self.found)
+            return f"{self.scope.name}: {self.kernel}: {rate}: {names}"
+        if self.complete:
+            far = "at any depth" if self.closed else f"up to depth {self.depth}"
+            return f"{self.scope.name}: {self.kernel}: free {far} of {many}: {rate}"
+        why = f"interrupted ({self.interrupted})"
+        return f"{self.scope.name}: {self.kernel}: nothing up to depth {self.depth} of {many}, {why}: {rate}"
+
+
+class Progress(NamedTuple):
+    """How far a search is: the depth at work, states so far, and how many of the depth are left."""
+
+    depth: int
+    states: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """When a search ends before the scope does.
+
+    Attributes
+    ----------
+    seconds : float or None
+    states : int
+        No more than so many are kept in memory.
+    first : bool
+        At the first finding.
+    """
+
+    seconds: float | None = None
+    states: int = 1 << 20
+    first: bool = False
+
+
+class _State(NamedTuple):
+    """A state to go on from: the machine and its key, each vCPU's privilege, the watchers, the way to it."""
+
+    machine: Savepoint
+    core: bytes
+    cpl: dict[int, int]
+    watchers: tuple[Any, ...]
+    choices: tuple[int, ...]
+
+
+class _Beginning(Exception):
+    """The scope's own first steps have a finding."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+class World:
+    """A scope's machine with its watchers, which go from state to state.
+
+    Parameters
+    ----------
+    scope : Scope
+    kernel : Kernel
+    makers : sequence of MakeWatcher
+    """
+
+    def __init__(self, scope: Scope, kernel: Kernel, makers: Sequence[MakeWatcher]) -> None:
+        config = replace(machine_config(scope.scenario, kernel), table_frames=TABLE_FRAMES)
+        self._runner = Runner(scope.scenario, config=config)
+        self._first = len(scope.scenario.steps)
+        machine = self._runner.machine
+        self._checks = StateChecks(machine)
+        self._watchers: list[Watcher] = [*[make(machine) for make in makers], self._checks]
+        self._memories: list[Memory] = [memory_of(watcher) for watcher in self._watchers]
+        self._look(self._runner.begin())
+        for index, step in enumerate(scope.scenario.steps):
+            self._look(self._runner.step(index, step))
+        self._keeper = Keeper(machine)
+        self._keys = StateKey(machine.memory.backing)
+
+    def _look(self, results: Iterator[Result]) -> None:
+        for result in results:
+            for watcher in self._watchers:
+                finding = watcher.after(result)
+                if finding is not None:
+                    raise _Beginning(finding)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can follow: the vCPU is shut down, or runs for ever."""
+        return self._runner.ended
+
+    def state(self, before: _State | None, choices: tuple[int, ...]) -> _State:
+        """Return the state as it is now, one op after `before`."""
+        watchers = tuple([memory.save() for memory in self._memories])
+        machine = self._keeper.take()
+        unchanged = before is not None and machine.same(before.machine)
+        core = before.core if before is not None and unchanged else self._keys.key(machine)
+        return _State(machine, core, dict(self._runner.cpl), watchers, choices)
+
+    def key(self, state: _State) -> bytes:
+        """Return the key of the state as it is now, which was taken last."""
+        return digest_of(
+            (state.core, tuple(sorted(state.cpl.items())), tuple([memory.key() for memory in self._memories]))
+        )
+
+    def put(self, state: _State) -> None:
+        """Go to a state; the one that it is in must have been taken."""
+        self._keeper.put(state.machine)
+        self._runner.cpl = dict(state.cpl)
+        self._runner.ended = False
+        for memory, saved in zip(self._memories, state.watchers, strict=True):
+            memory.restore(saved)
+
+    def wrong(self, at: int, step: Step) -> Finding | None:
+        """Return an invariant that does not hold after an op, or None; the state says, not how it came."""
+        return self._checks.everything(self._first + at, format_step(step))
+
+    def step(self, at: int, step: Step) -> Finding | None:
+        """Execute one op, and return the first thing that is wrong with it."""
+        index = self._first + at
+        try:
+            for result in self._runner.step(index, step):
+                for watcher in self._watchers:
+                    finding = watcher.after(result)
+                    if finding is not None:
+                        return finding
+        except InputError:
+            raise
+        except FAILURES as error:
+            name = type(error).__name__
+            return Finding(FindingKind.FAILURE, name, *self._runner.at, f"{name}: {error}")
+        return None
+
+
+def explore(
+    scope: Scope,
+    kernel: Kernel,
+    makers: Sequence[MakeWatcher],
+    bounds: Bounds | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Explored:
+    """Try every sequence of a scope's ops; the MMU's invariants are checked in each new state.
+
+    Parameters
+    ----------
+    scope : Scope
+    kernel : Kernel
+    makers : sequence of MakeWatcher
+        Of those who say what is wrong with an op; what one of them remembers must be known to
+        :func:`mmulab.check.oracle_key.memory_of`.
+    bounds : Bounds, optional
+    progress : callable, optional
+        Told now and then.
+
+    Raises
+    ------
+    InputError
+        The scope's own beginning has a finding, or an op is not modelled on its host.
+    """
+    search = _Search(scope, kernel, makers, bounds or Bounds(), progress)
+    return search.run()
+
+
+class _Search:
+    def __init__(
+        self,
+        scope: Scope,
+        kernel: Kernel,
+        makers: Sequence[MakeWatcher],
+        bounds: Bounds,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._scope, self._kernel, self._bounds, self._progress = scope, kernel, bounds, progress
+        self._begun, self._cpu_begun = time.monotonic(), time.process_time()
+        self._makers = makers
+        self._seen: set[bytes] = set()
+        self._found: dict[tuple[FindingKind, str], Counterexample] = {}
+        self._tries = 0
+        self._done = 0
+        self._closed = False
+        self._world = self._new_world()
+
+    def _new_world(self) -> World:
+        try:
+            return World(self._scope, self._kernel, self._makers)
+        except _Beginning as begun:
+            raise InputError(f"scope {self._scope.name}: its beginning has a finding: {begun}") from begun
+
+    def run(self) -> Explored:
+        """Search, and return what was found up to the end, whatever ended it."""
+        interrupted = ""
+        try:
+            interrupted = self._levels()
+        except KeyboardInterrupt:
+            interrupted = "Ctrl-C"
+        return Explored(
+            self._scope,
+            self._kernel.name,
+            len(self._seen),
+            self._tries,
+            self._done,
+            tuple(self._found.values()),
+            self._closed or self._done == self._scope.depth,
+            self._closed,
+            interrupted,
+            time.monotonic() - self._begun,
+            time.process_time() - self._cpu_begun,
+        )
+
+    def _levels(self) -> str:
+        state = self._world.state(None, ())
+        self._seen.add(self._world.key(state))
+        level = [state]
+        for depth in range(self._scope.depth):
+            following: list[_State] = []
+            last = depth + 1 == self._scope.depth
+            for at, state in enumerate(level):
+                self._expand(state, None if last else following)
+                why = self._ends()
+                if why:
+                    return why
+                if self._progress is not None and not at & 63:
+                    self._progress(Progress(depth + 1, len(self._seen), len(level) - at))
+            self._done = depth + 1
+            level = following
+            if not level and not last:
+                self._closed = True
+                break
+        return ""
+
+    def _ends(self) -> str:
+        if self._bounds.first and self._found:
+            return "found"
+        if self._bounds.seconds is not None and time.monotonic() - self._begun > self._bounds.seconds:
+            return "time"
+        return "states" if len(self._seen) > self._bounds.states else ""
+
+    def _expand(self, state: _State, following: list[_State] | None) -> None:
+        """Try each op from a state; keep those states that are new and may be gone on from."""
+        world = self._world
+        for choice, step in enumerate(self._scope.ops):
+            world.put(state)
+            finding = world.step(len(state.choices), step)
+            self._tries += 1
+            if finding is not None:
+                self._keep(finding, (*state.choices, choice))
+            reached = world.state(state, (*state.choices, choice))
+            if finding is not None or world.ended:
+                continue
+            key = world.key(reached)
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            finding = world.wrong(len(state.choices), step)
+            if finding is not None:
+                self._keep(finding, reached.choices)
+            elif following is not None:
+                following.append(reached)
+
+    def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:
+        spent = time.monotonic() - self._begun
+        found = Counterexample(finding, choices, self._scope.taken(choices), len(self._seen), spent)
+        self._found.setdefault((finding.kind, finding.name), found)

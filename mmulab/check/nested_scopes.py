@@ -1,0 +1,246 @@
+"""Scopes of a guest with guests of its own: nested tables, levels that are made up, two guests in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from mmulab.check.control_block import vmcb, vmcs
+from mmulab.check.scope import Scope, steps
+from mmulab.check.scope_guest import (
+    FULL,
+    GVA,
+    OUTSIDE,
+    PAGE,
+    PAGES,
+    ROOT,
+    SUPERVISOR,
+    TABLE_VA,
+    Tables,
+    as_text,
+    guest,
+)
+from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VPID, VMCS12, VMCS12_REVISION
+from mmulab.machine import op as ops
+from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.helpers import HELPER_S, HELPER_U
+from mmulab.scenario.scenario import MODES, Regs
+from mmulab.x86.ept import EPT_4LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
+from mmulab.x86.mode import VMX_EPT_RWX_MASK, paging_mode
+from mmulab.x86.regs import EFER_SVME, X86_CR4_PCIDE, X86_CR4_VMXE
+
+BLOCKS, VMXON_REGION = (0xA000, 0xB000), 0xD000
+NESTED_ROOT, NESTED_TABLES = 0x12000, 0xB0000
+L2_ROOTS, L2_TABLES = (0x13000, 0x14000), (0xC0000, 0xD0000)
+L2_PAGES = 0x60000000
+"""Where the nested tables show the data pages to L2."""
+_EPT_LEAF = VMX_EPT_RWX_MASK | 6 << 3
+
+
+class L1:
+    """A hypervisor in the making: its own tables, and those that it gives its guests.
+
+    Parameters
+    ----------
+    mode : str
+        Of L1.
+    vendor : {"amd", "intel"}
+    nested : bool
+        It has nested tables, which show helper and data pages.
+    cpu : dict of str to int, optional
+    **host : int
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        *,
+        vendor: str = "amd",
+        nested: bool = True,
+        cpu: dict[str, int] | None = None,
+        **host: int,
+    ) -> None:
+        feature = "svm" if vendor == "amd" else "vmx"
+        cpu = {feature: 1, **(cpu or {})}
+        self.builder, self.own, self.regs = guest(mode, vendor=vendor, cpu=cpu, **host)
+        self.vendor, self._shown = vendor, 0
+        cr4, efer = (0, EFER_SVME) if vendor == "amd" else (X86_CR4_VMXE, 0)
+        self.regs = self.regs._replace(cr4=self.regs.cr4 | cr4, efer=self.regs.efer | efer)
+        self.builder.sregs(*self.regs)
+        self.nested: Tables | None = self._nested_tables() if nested else None
+        if vendor == "intel":
+            self.builder.fill(VMXON_REGION, PAGE, 0).value(4, VMXON_REGION, VMCS12_REVISION)
+            self.builder.op(ops.Vmxon(VMXON_REGION))
+
+    def _nested_tables(self) -> Tables:
+        amd = self.vendor == "amd"
+        mode = paging_mode(self.regs.cr0, self.regs.cr4, self.regs.efer) if amd else EPT_4LEVEL
+        self._leaf = FULL if amd else _EPT_LEAF
+        flags = None if amd else VMX_EPT_RWX_MASK
+        tables = Tables(self.builder, mode, NESTED_ROOT, count(NESTED_TABLES, PAGE), flags)
+        for page in (HELPER_S, HELPER_U):
+            tables.put(page, page | self._leaf)
+        return tables
+
+    def shows(self, *pages: int, at: int | None = None) -> None:
+        """Let the nested tables show pages at their own addresses, or one of them elsewhere."""
+        if self.nested is not None:
+            for page in pages:
+                self.nested.put(page if at is None else at, page | self._leaf)
+
+    def table(self, address: int) -> int:
+        """Map a table for L1 to write, and return where."""
+        self.own.put(TABLE_VA + self._shown, address & -PAGE | FULL)
+        self._shown += PAGE
+        return TABLE_VA + self._shown - PAGE
+
+    def guest(self, mode: str, *pages: tuple[int, int], number: int = 0) -> Tables | None:
+        """Give L1 a guest, whose tables lead from the first to the second address of each pair.
+
+        Parameters
+        ----------
+        mode : str
+            Its paging; ``np`` has no tables, and None is returned.
+        *pages : tuple of two int
+        number : int
+            Which of L1's two.
+        """
+        regs, tables = MODES[mode], None
+        if mode != "np":
+            regs = regs._replace(cr3=L2_ROOTS[number])
+            paging = paging_mode(regs.cr0, regs.cr4, regs.efer)
+            tables = Tables(self.builder, paging, regs.cr3, count(L2_TABLES[number], PAGE))
+            tables.put(HELPER_S, HELPER_S | SUPERVISOR)
+            tables.identity(HELPER_U)
+            for address, target in pages:
+                tables.put(address, target | FULL)
+            self.shows(*tables.pages)
+        self._control_block(BLOCKS[number], regs, tables)
+        return tables
+
+    def _control_block(self, at: int, regs: Regs, tables: Tables | None) -> None:
+        if self.vendor == "amd":
+            vmcb(self.builder, at, regs, None if self.nested is None else NESTED_ROOT)
+            return
+        eptp = None if self.nested is None else NESTED_ROOT | 6 | VMX_EPTP_PWL_4 | VMX_EPTP_AD_ENABLE_BIT
+        pdptes = ()
+        if tables is not None and tables.mode.has_pdptes:
+            held = {value.gpa: value.value for value in self.builder.build().header.values}
+            pdptes = tuple(held.get(regs.cr3 + 8 * number, 0) for number in range(4))
+        vmcs(self.builder, at, self.regs, regs, eptp, pdptes)
+
+    @property
+    def leave(self) -> str:
+        """The op by which L2 goes back to L1."""
+        return "!vmmcall" if self.vendor == "amd" else "!vmcall"
+
+
+def _scope(about: str, builder: ScenarioBuilder, lines: list[str], depth: int) -> Scope:
+    return Scope("", about, builder.build(), steps(*dict.fromkeys(lines)), depth)
+
+
+def _entries(width: int, *entries: tuple[int, int]) -> list[str]:
+    return [f"?{as_text('wr s', width, at, value)}" for at, value in entries]
+
+
+def nested_tables(l1_mode: str, l2: str, **host: Any) -> Scope:
+    """L1 changes a leaf of its nested tables, and writes their root again, between two runs of L2."""
+    l1 = L1(l1_mode, **host)
+    l1.shows(PAGES, at=L2_PAGES)
+    gva = L2_PAGES if l2 == "np" else GVA
+    l1.guest(l2, (GVA, L2_PAGES))
+    assert l1.nested is not None
+    leaf, root = l1.nested.entry(L2_PAGES), NESTED_ROOT
+    width, mode = l1.nested.mode.entry_bytes, l1.nested.mode
+    low = l1.nested.entry(HELPER_S, mode.root_level - 1) & -PAGE
+    link = FULL if l1.vendor == "amd" else VMX_EPT_RWX_MASK
+    if mode.has_pdptes:
+        link = 1
+    leaf_at, root_at = l1.table(leaf) | leaf & 0xFFF, l1.table(root)
+    ends = FULL if l1.vendor == "amd" else _EPT_LEAF
+    writes = _entries(width, *((leaf_at, page | ends) for page in (PAGES + PAGE, PAGES)), (leaf_at, 0))
+    writes += _entries(width, (root_at, low | link))
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!rd s 4 {gva:x}", f"!wr s 4 {gva:x} 7700", *writes]
+    if l1.vendor == "intel":
+        lines.append("?invept 2 0 0")
+    return _scope("L1 writes its nested tables between two runs of L2", l1.builder, lines, 6)
+
+
+def nested_shadow(l1_mode: str, l2: str, **host: Any) -> Scope:
+    """L2 has tables of its own and no nested ones; L1 writes them too."""
+    l1 = L1(l1_mode, nested=False, **host)
+    tables = l1.guest(l2, (GVA, PAGES))
+    assert tables is not None
+    entry, width = tables.entry(GVA), tables.mode.entry_bytes
+    tables.put(TABLE_VA, entry & -PAGE | FULL)
+    at = l1.table(entry) | entry & 0xFFF
+    values = (PAGES + PAGE | FULL, PAGES | FULL)
+    writes = [as_text("wr s", width, at, value) for value in values]  # at the same address in L1 and L2
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!rd s 4 {GVA:x}", f"!wr u 4 {GVA:x} 7700", *writes]
+    lines += [f"!invlpg {GVA:x}", f"!cr3 {L2_ROOTS[0]:x}", f"?cr3 {ROOT:x}"]
+    return _scope("L2's own tables, written by L2 and by L1", l1.builder, lines, 6)
+
+
+def nested_two(l1_mode: str, first: str, second: str, *, nested: bool = True, **host: Any) -> Scope:
+    """Two guests of other paging in turn; each reads memory, and a device, which KVM emulates."""
+    l1 = L1(l1_mode, nested=nested, **host)
+    l1.shows(PAGES, at=L2_PAGES if nested else None)
+    data, device = (L2_PAGES if nested else PAGES), GVA + PAGE
+    for number, mode in enumerate((first, second)):
+        l1.guest(mode, (GVA, data), (device, OUTSIDE), number=number)
+    if nested:
+        l1.shows(OUTSIDE)
+    lines = [f"vmrun {block:x}" for block in BLOCKS]
+    lines += [l1.leave, *(f"!rd {who} 4 {GVA:x}" for who in "su")]
+    lines += [f"!rd s 4 {device:x}", f"!wr s 4 {device:x} 7700"]
+    return _scope("two guests of other paging in turn", l1.builder, lines, 6)
+
+
+def nested_pcid(**host: Any) -> Scope:
+    """L2 without a VPID, with two roots under PCIDs that it loads without a flush."""
+    l1 = L1("64", vendor="intel", nested=False, cpu={"pcid": 1, "invpcid": 1}, **host)
+    tables = l1.guest("64", (GVA, PAGES))
+    assert tables is not None
+    entry, block = tables.entry(GVA), BLOCKS[0]
+    other = Tables(l1.builder, tables.mode, L2_ROOTS[1], count(L2_TABLES[1], PAGE))
+    other.put(HELPER_S, HELPER_S | SUPERVISOR)
+    other.identity(HELPER_U)
+    other.put(GVA, entry & -PAGE | FULL, 2)
+    tables.put(TABLE_VA, entry & -PAGE | FULL)
+    other.put(TABLE_VA, entry & -PAGE | FULL)
+    held = {value.gpa: value.value for value in l1.builder.build().header.values}
+    for name, change in (
+        ("secondary_vm_exec_control", lambda old: old & ~SECONDARY_EXEC_ENABLE_VPID),
+        ("guest_cr4", lambda old: old | X86_CR4_PCIDE),
+    ):
+        at = block + VMCS12[name].offset
+        l1.builder.value(4, at, change(held[at]))
+    at = l1.table(entry) | entry & 0xFFF
+    lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}"]
+    lines += [as_text("wr s", 8, at, page | FULL) for page in (PAGES + PAGE, PAGES)]
+    lines += [f"!cr3 {1 << 63 | root | pcid:x}" for pcid, root in enumerate(L2_ROOTS)]
+    return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines, 7)
+
+
+def nested_makers() -> dict[str, Callable[[], Scope]]:
+    """Return what makes each scope, by its name."""
+    made: dict[str, Callable[[], Scope]] = {}
+    for l0, levels in ((4, 48), (5, 57)):
+        npt: dict[str, Any] = {"npt": 1, "tdp_mmu": 0, "virt_bits": levels}
+        for l1 in ("32", "pae", "64"):
+            made[f"npt-{l1}-np-l0-{l0}"] = partial(nested_tables, l1, "np", **npt)
+    for l2 in ("32", "pae", "64"):
+        made[f"npt-64-{l2}"] = partial(nested_tables, "64", l2, npt=1, tdp_mmu=0)
+        made[f"nested-shadow-64-{l2}"] = partial(nested_shadow, "64", l2)
+        ept: dict[str, Any] = {"vendor": "intel", "ept": 1, "tdp_mmu": 0, "unrestricted_guest": 1}
+        made[f"ept-64-{l2}"] = partial(nested_tables, "64", l2, **ept)
+    made["ept-64-np"] = partial(nested_tables, "64", "np", **ept)
+    for first, second in (("pae", "64"), ("32", "64"), ("32", "pae")):
+        made[f"npt-two-{first}-{second}"] = partial(nested_two, "64", first, second, npt=1, tdp_mmu=0)
+        made[f"nonpt-two-{first}-{second}"] = partial(
+            nested_two, "64", first, second, nested=False, npt=1, tdp_mmu=0
+        )
+    made["nested-pcid"] = nested_pcid
+    return made

@@ -1,0 +1,194 @@
+"""What a watcher remembers: taken, put back, and named in a state's key.
+
+Of the oracle's history only that counts which can still change a verdict: a value that an
+entry has had, and that a processor may keep, counts until that one had to forget it. Times
+count only by which comes first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from mmulab.check.finding import Watcher
+from mmulab.check.oracle import Oracle
+from mmulab.check.remembered import NEVER, Forgotten
+from mmulab.check.state_key import plain
+from mmulab.check.world import HOST_SPACE, World
+from mmulab.errors import InputError
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.state import Kvm
+from mmulab.machine.machine import Machine
+from mmulab.memory.host import HostMemory
+from mmulab.x86.regs import X86_CR4_PCIDE, X86_CR4_PGE
+
+_LOW, _MAY_BE_PRESENT = 0xFFFFFFFF, 7
+"""P of a guest's entry; R, W and X of EPT's. An entry with none of them is kept by no processor."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What a watcher remembers of the ops so far."""
+
+    def save(self) -> Any:
+        """Return it, as it is now."""
+
+    def restore(self, saved: Any) -> None:
+        """Put it back to what :meth:`save` returned; memory is back, and what changed in it is stamped."""
+
+    def key(self) -> Hashable:
+        """Return a name of it in plain values: what has one name says the same of whatever comes."""
+
+
+def memory_of(watcher: Watcher) -> Memory:
+    """Return what a watcher remembers.
+
+    Raises
+    ------
+    InputError
+        It has a state that nobody here knows to take.
+    """
+    if isinstance(watcher, Oracle):
+        return _OracleMemory(watcher)
+    if isinstance(watcher, Memory):
+        return watcher
+    for name, value in vars(watcher).items():
+        if not isinstance(value, Machine | Kvm | HostMemory | int | str | tuple | frozenset):
+            kind = type(watcher).__name__
+            raise InputError(f"the explorer cannot save {name} of {kind}, which needs save, restore and key")
+    return _Nothing()
+
+
+class _Nothing:
+    """Of a watcher that only looks at what is there."""
+
+    def save(self) -> None:
+        """Return nothing."""
+
+    def restore(self, saved: None) -> None:
+        """Do nothing."""
+
+    def key(self) -> Hashable:
+        """Return the one name."""
+        return None
+
+
+_KNOWN = ("_history", "_log", "_machine", "_now", "_processors")
+
+
+class _OracleMemory:
+    """The history of memory, what is not logged yet, and what each vCPU's processor may still know."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        odd = vars(oracle).keys() ^ set(_KNOWN)
+        if odd:
+            raise InputError(f"the explorer cannot save {min(odd)} of the oracle")
+        self._oracle: Any = oracle
+
+    def save(self) -> Any:
+        """Return it, as it is now."""
+        oracle = self._oracle
+        processors = [(by.world, by.registers, by.forgotten.copy(), by.guest) for by in oracle._processors]
+        kvm = oracle._machine.kvm
+        slots = [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
+        return oracle._now, oracle._history.save(), oracle._log.save(), processors, slots
+
+    def restore(self, saved: Any) -> None:
+        """Put it back to what :meth:`save` returned."""
+        oracle = self._oracle
+        oracle._now, history, log, processors, slots = saved
+        oracle._history.restore(history)
+        written, named, taken, oracle._log.on = log
+        oracle._log._written = {number: dict(pages) for number, pages in written.items()}
+        oracle._log._named, oracle._log._taken = dict(named), dict(taken)
+        kvm = oracle._machine.kvm
+        moved = slots != [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
+        for by, (world, registers, forgotten, guest) in zip(oracle._processors, processors, strict=True):
+            by.world, by.registers, by.forgotten, by.guest = world, registers, forgotten.copy(), guest
+            if moved:
+                by.known.clear()
+
+    def key(self) -> Hashable:
+        """Return a name of it."""
+        oracle = self._oracle
+        history = oracle._history
+        guests = [by.guest and (plain(by.guest.paging), by.guest.cr3) for by in oracle._processors]
+        written, named, on = oracle._log._written, oracle._log._named, oracle._log.on
+        log = sorted((slot, tuple(sorted(pages))) for slot, pages in written.items() if pages)
+        forgotten = [by.forgotten for by in oracle._processors]
+        floor = min(_floor(by.forgotten, by.world) for by in oracle._processors)
+        cpu = oracle._machine.config.cpu
+        values = _values(history, 0 if cpu.svm or cpu.vmx else floor)
+        return tuple(guests), on, tuple(log), tuple(sorted(named)), *_times(values, forgotten)
+
+
+def _slot(slot: KvmMemslot) -> tuple[int, ...]:
+    return slot.as_id, slot.id, slot.base_gfn, slot.npages, slot.base_frame, slot.flags
+
+
+def _values(history: Any, floor: int) -> dict[tuple[int, int], int]:
+    """Return the values of words that may still be used instead of today's, each with its end."""
+    found: dict[tuple[int, int], int] = {}
+    for hpa, values in history._past.items():
+        now = history.read(hpa, 8)
+        for value, until in values:
+            other = value ^ now
+            low, high = other & _LOW, other >> 32
+            may = (other and value & _MAY_BE_PRESENT) or (high and value >> 32 & _MAY_BE_PRESENT)
+            if until > floor and may and (low or high):
+                found[hpa, value] = max(until, found.get((hpa, value), 0))
+    return found
+
+
+def _times(
+    values: dict[tuple[int, int], int], processors: Sequence[Forgotten]
+) -> tuple[Hashable, Hashable, Hashable]:
+    """Return the values, the forms of paging and what had to be forgotten, with ranks for times."""
+    known: Sequence[Any] = processors
+    forms = [
+        (at, str(space), until, plain(paging))
+        for at, forgotten in enumerate(known)
+        for space, found in forgotten._forms.items()
+        for until, paging in found
+        if until > forgotten._spaces.get(space, 0)
+    ]
+    least = min([*values.values(), *(form[2] for form in forms)], default=None)
+    if least is None:
+        return (), (), ()
+    since = [
+        (at, what, time)
+        for at, forgotten in enumerate(known)
+        for what, time in _since(forgotten)
+        if time >= least
+    ]
+    times = sorted({time for *_, time in since})
+    return (
+        tuple(sorted((*what, _rank(times, until)) for what, until in values.items())),
+        tuple(sorted((at, space, _rank(times, until), form) for at, space, until, form in forms)),
+        tuple(sorted((at, what, bisect_left(times, time)) for at, what, time in since)),
+    )
+
+
+def _rank(times: list[int], until: int) -> int:
+    return NEVER if until == NEVER else bisect_left(times, until)
+
+
+_TIMES = ("_spaces", "_contexts", "_uppers", "_tables", "_pages")
+
+
+def _since(forgotten: Any) -> Iterator[tuple[str, int]]:
+    for name in _TIMES:
+        for what, time in getattr(forgotten, name).items():
+            yield f"{name} {what}", time
+    yield "_all_tables", forgotten._all_tables
+
+
+def _floor(forgotten: Any, world: World) -> int:
+    """Return a time up to which a guest without guests of its own surely keeps nothing."""
+    if world.control[1] & (X86_CR4_PGE | X86_CR4_PCIDE):
+        return 0
+    contexts = forgotten._contexts
+    return max(
+        forgotten._spaces.get(HOST_SPACE, 0), contexts.get(HOST_SPACE, 0), contexts.get((HOST_SPACE, 0), 0)
+    )

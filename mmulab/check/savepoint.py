@@ -1,0 +1,493 @@
+"""The whole state of a machine between two ops, taken and put back cheaply.
+
+A search goes back after every op, so that both directions cost about as much as the
+op changed: a savepoint is a record of *pieces*, and shares with the one before each
+piece that is equal. Frames of memory are looked at only if they were written since, and a
+piece of one holds the words that differ from what the frame began with.
+
+Everything mutable hangs from the :class:`~mmulab.kvm.state.Kvm` and refers by integers
+(:mod:`mmulab.trace.checkpoints` writes the same state to a file); attributes are taken by
+their classes' own lists, so that a new one cannot be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmulab.kvm.dirty_ring import DirtyRing
+from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu import Mmu
+from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.state import Emulation, Kvm, Vcpu
+from mmulab.kvm.vmx.vmcs12 import VmxState
+from mmulab.machine.machine import Machine
+from mmulab.memory.host import FRAME_WORDS, HostMemory
+
+CONTEXTS = ("root_mmu", "guest_mmu", "nested_mmu")
+ORDERED = ("active_mmu_pages", "tdp_mmu_roots", "possible_nx_huge_pages")
+"""Lists of frames kept as the keys of a dict: their order counts."""
+NOISE = ("rip", "singlestep_rip", "last_vmentry_cpu", "stat", "emulation", "cpl", "ac", "cr2")
+"""What each op sets anew or only counts, of a vCPU: no later op depends on it."""
+VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
+"""The same of the VM."""
+_HOST_PAGES = ("page_level", "protection", "swapped", "clean")
+_CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "watch")
+_PFN_MASK = (1 << 52) - (1 << 12)
+
+
+def names_of(kind: type) -> tuple[str, ...]:
+    """Return the names of a slotted class's attributes, its bases' included, sorted."""
+    return tuple(sorted({name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}))
+
+
+class Piece:
+    """The attributes of one record, as they were.
+
+    Attributes
+    ----------
+    values : tuple
+        With copies of what can change.
+    digest : bytes
+        Kept here by :mod:`mmulab.check.state_key`; b"" before it was asked for.
+    """
+
+    __slots__ = ("digest", "values")
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+        self.digest = b""
+
+
+class FramePiece(NamedTuple):
+    """What a frame holds: `fill` in each word but those at `indexes`, which have `values`.
+
+    `children` are the frames of tables that entries lead to, by position in `values`.
+    """
+
+    fill: int
+    indexes: tuple[int, ...]
+    values: tuple[int, ...]
+    children: tuple[tuple[int, int], ...]
+
+
+_CHANGING = (list, dict, bytearray)
+_CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
+"""What is never changed in place; :class:`Emulation` is made anew for each instruction."""
+
+
+@cache
+def _changes(kind: type) -> bool:
+    """Whether values of a type can change in place.
+
+    Raises
+    ------
+    TypeError
+        Nobody here knows how to copy it.
+    """
+    if kind in _CHANGING:
+        return True
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if issubclass(kind, _CONSTANTS) or (parameters is not None and parameters.frozen):
+        return False
+    raise TypeError(f"no savepoint can hold a {kind.__name__}")
+
+
+def _copied(value: Any) -> Any:
+    """Copy lists, dicts and what they hold of them, all of one type; everything else never changes."""
+    kind = type(value)
+    if kind is list:
+        return [_copied(item) for item in value] if value and type(value[0]) in _CHANGING else value.copy()
+    if kind is dict:
+        nested = type(next(iter(value.values()), None)) in _CHANGING
+        return {key: _copied(item) for key, item in value.items()} if nested else value.copy()
+    return bytearray(value) if kind is bytearray else value
+
+
+class Fields:
+    """How the records of one class are taken and put back.
+
+    Parameters
+    ----------
+    names : tuple of str
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._get: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
+
+    def take(self, thing: object, before: Piece | None) -> Piece:
+        """Return a piece of the record: `before`, if that is equal."""
+        values = self._get(thing)
+        if before is not None and values == before.values:
+            return before
+        return Piece(tuple([_copied(v) if _changes(type(v)) else v for v in values]))
+
+    def put(self, thing: object, piece: Piece) -> None:
+        """Give a record the values of a piece."""
+        for name, value in zip(self.names, piece.values, strict=True):
+            setattr(thing, name, _copied(value) if type(value) in _CHANGING else value)
+
+
+def _but(kind: type, *apart: str) -> tuple[str, ...]:
+    return tuple(name for name in names_of(kind) if name not in apart)
+
+
+_VCPU_APART = (*CONTEXTS, "mmu", "walk_mmu", "nested", "id", "kvm", "vmx", "dirty_ring")
+PAGE = Fields(names_of(ShadowPage))
+MMU = Fields(names_of(Mmu))
+SLOT = Fields(_but(KvmMemslot, "rmap"))
+RMAP = Fields(("rmap", "as_id"))
+VCPU = Fields(_but(Vcpu, *_VCPU_APART, *NOISE))
+VCPU_NOISE = Fields(NOISE)
+VMX = Fields(names_of(VmxState))
+RING = Fields(names_of(DirtyRing))
+VM = Fields(_but(Kvm, *_CONSTANT, *ORDERED, *VM_NOISE_NAMES, "pages", "slots", "vcpus", "sync_state"))
+VM_NOISE = Fields(VM_NOISE_NAMES)
+
+
+class VcpuPieces(NamedTuple):
+    """A vCPU.
+
+    Attributes
+    ----------
+    fields, vmx : Piece
+    contexts : tuple of Piece
+        As :data:`CONTEXTS`.
+    used : tuple of str
+        The contexts that `mmu` and `walk_mmu` are.
+    nested : Piece or None
+        Of what is kept of L2; its class and names are in the values.
+    ring : Piece or None
+    """
+
+    fields: Piece
+    vmx: Piece
+    contexts: tuple[Piece, ...]
+    used: tuple[str, ...]
+    nested: Piece | None
+    ring: Piece | None
+
+
+Space = tuple[int, tuple[tuple[Piece, Piece], ...]]
+
+
+class Savepoint(NamedTuple):
+    """A machine's state; pieces are shared and never changed.
+
+    Attributes
+    ----------
+    vm : Piece
+    ordered : tuple of tuple of int
+        As :data:`ORDERED`.
+    pages : dict of int to Piece
+        By frame, in the order of ``kvm.pages``.
+    slots : tuple of (int, tuple of (Piece, Piece))
+        Of each address space: its generation, and the slots in ascending order, with their reverse maps.
+    vcpus : tuple of VcpuPieces
+    frames : dict of int to FramePiece
+        Of the backing those that hold something else than at the beginning; tables in use.
+    pool : tuple of (int, list of int)
+    host_pages : tuple of dict
+    noise : tuple of Piece
+        Of the VM and of each vCPU.
+    """
+
+    vm: Piece
+    ordered: tuple[tuple[int, ...], ...]
+    pages: dict[int, Piece]
+    slots: tuple[Space, ...]
+    vcpus: tuple[VcpuPieces, ...]
+    frames: dict[int, FramePiece]
+    pool: tuple[int, list[int]]
+    host_pages: tuple[dict[int, Any], ...]
+    noise: tuple[Piece, ...]
+
+    def same(self, other: Savepoint) -> bool:
+        """Whether nothing of weight has changed between two states, of which one followed the other."""
+        return (
+            self.frames is other.frames
+            and self.vm is other.vm
+            and self.pages is other.pages
+            and all(map(_is, self.vcpus, other.vcpus))
+            and all(map(_is, self.slots, other.slots))
+            and self.ordered == other.ordered
+            and self.host_pages is other.host_pages
+        )
+
+
+class Keeper:
+    """Takes and puts back the states of one machine.
+
+    Parameters
+    ----------
+    machine : Machine
+        Between two ops. What its memory holds now is what frames are compared with.
+
+    Raises
+    ------
+    ValueError
+        Its sync policy keeps a state of its own, which no savepoint holds.
+
+    Attributes
+    ----------
+    now : Savepoint
+        The state that was taken or put back last.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        if machine.kvm.sync_state is not None:
+            raise ValueError("the sync policy keeps a state of its own, which no savepoint holds")
+        self._machine = machine
+        self._memory: HostMemory = machine.memory
+        self._backing = machine.memory.backing
+        self._base: npt.NDArray[np.uint64] = machine.memory.frames[self._backing :].copy()
+        self._since = 1  # no write leaves 0
+        self.now = self._take(None)
+
+    def take(self) -> Savepoint:
+        """Return the machine's state, after any number of ops since :attr:`now`."""
+        self.now = self._take(self.now)
+        return self.now
+
+    def put(self, target: Savepoint) -> None:
+        """Put the machine back to a state; what it is now must have been taken.
+
+        The frames that change are stamped as by a write.
+        """
+        now, machine = self.now, self._machine
+        kvm = machine.kvm
+        if target.vm is not now.vm:
+            VM.put(kvm, target.vm)
+        for name, old, new in zip(ORDERED, now.ordered, target.ordered, strict=True):
+            if old != new:
+                setattr(kvm, name, dict.fromkeys(new))
+        self._put_pages(target)
+        self._put_slots(target)
+        for vcpu, old_vcpu, new_vcpu in zip(kvm.vcpus, now.vcpus, target.vcpus, strict=True):
+            if old_vcpu is not new_vcpu:
+                _put_vcpu(vcpu, old_vcpu, new_vcpu)
+        self._put_frames(target)
+        if target.noise[0] is not now.noise[0]:
+            VM_NOISE.put(kvm, target.noise[0])
+        for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
+            if old_noise is not new_noise:
+                VCPU_NOISE.put(vcpu, new_noise)
+        self._memory.restore_pool(*target.pool)
+        if now.host_pages != target.host_pages:
+            for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
+                setattr(self._memory, name, dict(pages))
+        self.now = target
+
+    # Taking ---------------------------------------------------------------------
+
+    def _take(self, before: Savepoint | None) -> Savepoint:
+        kvm = self._machine.kvm
+        host_pages = tuple([getattr(self._memory, name) for name in _HOST_PAGES])
+        if before is None or before.host_pages != host_pages:
+            host_pages = tuple([dict(pages) for pages in host_pages])
+        else:
+            host_pages = before.host_pages
+        pool = self._memory.pool()
+        return Savepoint(
+            VM.take(kvm, before and before.vm),
+            tuple([tuple(getattr(kvm, name)) for name in ORDERED]),
+            _take_pages(kvm, before),
+            _take_slots(kvm, before),
+            tuple(
+                [
+                    _take_vcpu(vcpu, before.vcpus[at] if before else None)
+                    for at, vcpu in enumerate(kvm.vcpus)
+                ]
+            ),
+            self._take_frames(before, pool),
+            pool,
+            host_pages,
+            (
+                VM_NOISE.take(kvm, before and before.noise[0]),
+                *[
+                    VCPU_NOISE.take(vcpu, before and before.noise[at + 1])
+                    for at, vcpu in enumerate(kvm.vcpus)
+                ],
+            ),
+        )
+
+    def _take_frames(self, before: Savepoint | None, pool: tuple[int, list[int]]) -> dict[int, FramePiece]:
+        memory = self._memory
+        written = np.flatnonzero(memory.written >= self._since).tolist()
+        memory.epoch += 1
+        self._since = memory.epoch
+        old = before.frames if before is not None else {}
+        found = dict(old)
+        free = set(pool[1])
+        for frame in written:
+            if frame in free:
+                continue
+            piece = self._frame_piece(frame)
+            if frame >= self._backing and not piece.indexes:
+                found.pop(frame, None)
+            elif piece != found.get(frame):
+                found[frame] = piece
+        for frame in free:
+            found.pop(frame, None)
+        same = len(found) == len(old) and all(map(_is, found.values(), old.values()))
+        return old if same else found
+
+    def _frame_piece(self, frame: int) -> FramePiece:
+        words = self._memory.frames[frame]
+        if frame >= self._backing:
+            indexes = np.flatnonzero(words != self._base[frame - self._backing])
+            return FramePiece(0, tuple(indexes.tolist()), tuple(words[indexes].tolist()), ())
+        fill = int(words[FRAME_WORDS - 1])
+        indexes = np.flatnonzero(words != fill)
+        values = words[indexes].tolist()
+        children = tuple(
+            [
+                (at, (value & _PFN_MASK) >> 12)
+                for at, value in enumerate(values)
+                if value & 1 and 0 < (value & _PFN_MASK) >> 12 < self._backing
+            ]
+        )
+        return FramePiece(fill, tuple(indexes.tolist()), tuple(values), children)
+
+    # Putting back -----------------------------------------------------------------
+
+    def _put_pages(self, target: Savepoint) -> None:
+        kvm, now = self._machine.kvm, self.now.pages
+        if target.pages is now:
+            return
+        pages = {}
+        for frame, piece in target.pages.items():
+            page = kvm.pages.get(frame) or ShadowPage.__new__(ShadowPage)
+            if now.get(frame) is not piece:
+                PAGE.put(page, piece)
+            pages[frame] = page
+        kvm.pages = pages
+
+    def _put_slots(self, target: Savepoint) -> None:
+        for slots, old, new in zip(self._machine.kvm.slots, self.now.slots, target.slots, strict=True):
+            if old is new:
+                continue
+            live = slots.slots
+            items = []
+            for at, (fields, rmap) in enumerate(new[1]):
+                slot = live[at] if at < len(live) else KvmMemslot.__new__(KvmMemslot)
+                had = old[1][at] if at < len(old[1]) else (None, None)
+                if had[0] is not fields:
+                    SLOT.put(slot, fields)
+                if had[1] is not rmap:
+                    RMAP.put(slot, rmap)
+                items.append(slot)
+            slots.replace_all(items, new[0])
+
+    def _put_frames(self, target: Savepoint) -> None:
+        frames, now, wanted = self._memory.frames, self.now.frames, target.frames
+        changed = []
+        for frame, piece in wanted.items():
+            if now.get(frame) is not piece:
+                changed.append(frame)
+                words = frames[frame]
+                at = frame - self._backing
+                words[:] = self._base[at] if at >= 0 else piece.fill
+                if piece.indexes:
+                    words[list(piece.indexes)] = piece.values
+        for frame in now.keys() - wanted.keys():
+            changed.append(frame)
+            at = frame - self._backing
+            frames[frame] = self._base[at] if at >= 0 else 0
+        for frame in self.now.pool[1]:
+            if frame >= target.pool[0]:
+                frames[frame] = 0  # a frame that was never handed out is taken to hold zeros
+        self._memory.written[changed] = self._memory.epoch
+        self._memory.epoch += 1
+        self._since = self._memory.epoch
+
+
+def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:
+    old = before.pages if before is not None else {}
+    pages = {frame: PAGE.take(page, old.get(frame)) for frame, page in kvm.pages.items()}
+    same = before is not None and len(old) == len(pages) and all(map(_is, pages.values(), old.values()))
+    return old if same else pages
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _take_slots(kvm: Kvm, before: Savepoint | None) -> tuple[Space, ...]:
+    taken = []
+    for space, slots in enumerate(kvm.slots):
+        old: Space = before.slots[space] if before is not None else (-1, ())
+        pieces = []
+        for at, slot in enumerate(slots.slots):
+            fields, rmap = old[1][at] if at < len(old[1]) else (None, None)
+            pieces.append((SLOT.take(slot, fields), RMAP.take(slot, rmap)))
+        same = old[0] == slots.generation and len(pieces) == len(old[1]) and all(map(_same, pieces, old[1]))
+        taken.append(old if same else (slots.generation, tuple(pieces)))
+    return tuple(taken)
+
+
+def _same(one: tuple[Piece, Piece], other: tuple[Piece, Piece]) -> bool:
+    return one[0] is other[0] and one[1] is other[1]
+
+
+def _take_vcpu(vcpu: Vcpu, before: VcpuPieces | None) -> VcpuPieces:
+    mmus = tuple([getattr(vcpu, name) for name in CONTEXTS])
+    nested = vcpu.nested
+    kept = None
+    if nested is not None:
+        kept = Piece((type(nested), _copied(vars(nested))))
+        if before is not None and before.nested is not None and before.nested.values == kept.values:
+            kept = before.nested
+    taken = VcpuPieces(
+        VCPU.take(vcpu, before and before.fields),
+        VMX.take(vcpu.vmx, before and before.vmx),
+        tuple([MMU.take(mmu, before and before.contexts[at]) for at, mmu in enumerate(mmus)]),
+        tuple([CONTEXTS[_index(mmus, used)] for used in (vcpu.mmu, vcpu.walk_mmu)]),
+        kept,
+        None if vcpu.dirty_ring is None else RING.take(vcpu.dirty_ring, before and before.ring),
+    )
+    return before if before is not None and _unchanged(taken, before) else taken
+
+
+def _unchanged(taken: VcpuPieces, before: VcpuPieces) -> bool:
+    return (
+        taken.fields is before.fields
+        and taken.vmx is before.vmx
+        and all(map(_is, taken.contexts, before.contexts))
+        and taken.used == before.used
+        and taken.nested is before.nested
+        and taken.ring is before.ring
+    )
+
+
+def _index(mmus: tuple[Mmu, ...], used: Mmu) -> int:
+    """Return which context is in use: the same object, for two may be equal."""
+    return next(at for at, mmu in enumerate(mmus) if mmu is used)
+
+
+def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
+    if now.fields is not target.fields:
+        VCPU.put(vcpu, target.fields)
+    if now.vmx is not target.vmx:
+        VMX.put(vcpu.vmx, target.vmx)
+    for name, old, new in zip(CONTEXTS, now.contexts, target.contexts, strict=True):
+        if old is not new:
+            MMU.put(getattr(vcpu, name), new)
+    vcpu.mmu, vcpu.walk_mmu = (getattr(vcpu, name) for name in target.used)
+    if target.ring is not None and now.ring is not target.ring:
+        RING.put(vcpu.dirty_ring, target.ring)
+    if target.nested is None:
+        vcpu.nested = None
+    elif now.nested is not target.nested:
+        kind, values = target.nested.values
+        if type(vcpu.nested) is not kind:
+            vcpu.nested = kind.__new__(kind)
+        vars(vcpu.nested).clear()
+        vars(vcpu.nested).update(_copied(values))

@@ -1,0 +1,139 @@
+"""One trial: a fresh machine is given ops, and watchers look at each, until one finds something.
+
+A trial depends on nothing but its scenario, kernel and watchers, so it can be had again.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmulab.check.finding import Finding, FindingKind, MakeWatcher
+from mmulab.errors import DesignError, InputError
+from mmulab.kvm.kernel import Kernel
+from mmulab.machine.config import MachineConfig
+from mmulab.scenario.adapter import machine_config
+from mmulab.scenario.grammar import Step
+from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.scenario import Scenario
+
+FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
+"""What a wrong MMU makes the model itself raise: a lookup of a page that is gone, a way in circles."""
+TABLE_FRAMES = 1 << 13
+"""Host frames for the tables of one trial."""
+Observer = Callable[[Result], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one.
+
+    Attributes
+    ----------
+    finding : Finding or None
+    ops : int
+        Ops that ran, helpers and what the runner adds included.
+    refused : int or None
+        Index of a step that cannot be done where it stands; the trial ended there.
+    """
+
+    finding: Finding | None
+    ops: int
+    refused: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where trials of one beginning are run.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        The beginning; its own steps come before those of a trial.
+    config : MachineConfig
+    watchers : tuple of MakeWatcher
+    """
+
+    scenario: Scenario
+    config: MachineConfig
+    watchers: tuple[MakeWatcher, ...]
+
+    def run(self, steps: Sequence[Step], observe: Observer | None = None) -> Trial:
+        """Run a trial of the beginning and these steps."""
+        scenario = replace(self.scenario, steps=(*self.scenario.steps, *steps))
+        return run_trial(scenario, self.config, self.watchers, observe)
+
+    def whole(self, steps: Sequence[Step]) -> Scenario:
+        """Return the scenario of a trial."""
+        return replace(self.scenario, steps=(*self.scenario.steps, *steps))
+
+
+def make_bench(scenario: Scenario, kernel: Kernel, watchers: Sequence[MakeWatcher]) -> Bench:
+    """Return where trials of a beginning are run under a kernel.
+
+    Raises
+    ------
+    InputError
+        The header contradicts itself, or KVM would not take it.
+    """
+    config = replace(machine_config(scenario, kernel), table_frames=TABLE_FRAMES)
+    return Bench(scenario, config, tuple(watchers))
+
+
+def run_trial(
+    scenario: Scenario,
+    config: MachineConfig,
+    watchers: Sequence[MakeWatcher],
+    observe: Observer | None = None,
+) -> Trial:
+    """Run a scenario up to the first finding.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    config : MachineConfig
+        Of a machine for it.
+    watchers : sequence of MakeWatcher
+    observe : callable, optional
+        Gets the result of each op before the watchers do.
+    """
+    runner = Runner(scenario, config=config)
+    looks = [make(runner.machine).after for make in watchers]
+    count = 0
+    running = _results(runner)
+    for item in running:
+        if not isinstance(item, Result):
+            return replace(item, ops=count)
+        count += 1
+        if observe is not None:
+            observe(item)
+        for look in looks:
+            finding = look(item)
+            if finding is not None:
+                running.close()
+                return Trial(finding, count)
+    return Trial(None, count)
+
+
+def _results(runner: Runner) -> Generator[Result | Trial, None, None]:
+    """Yield the results; where the run cannot go on, the trial that ends so."""
+    try:
+        yield from runner.results()
+    except DesignError as error:
+        yield Trial(_failure(runner, error), 0)
+    except (InputError, NotImplementedError):
+        yield Trial(None, 0, refused=runner.at[0])
+    except FAILURES as error:
+        yield Trial(_failure(runner, error), 0)
+
+
+def _failure(runner: Runner, error: Exception) -> Finding:
+    """Return the finding that the model failed; its name is the failure and the kernel's function."""
+    index, text = runner.at
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if "kvm" in Path(frame.filename).parts]
+    where = frames[-1].name if frames else "machine"
+    name = f"{type(error).__name__} in {where}"
+    return Finding(FindingKind.FAILURE, name, index, text, str(error) or "the model's own check failed")
