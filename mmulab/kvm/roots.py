@@ -11,6 +11,7 @@ from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.expanded_roots import free_one_off_page, mmu_alloc_expanded_root
+from mmulab.kvm.flush import flush_tlb
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import (
@@ -236,6 +237,7 @@ def kvm_mmu_load(vcpu: Vcpu) -> None:
     elif not mmu_alloc_shadow_roots(vcpu):
         return
     kvm_mmu_sync_roots(vcpu)
+    flush_tlb(vcpu, Request.TLB_FLUSH_CURRENT)
 
 
 def _errno_without_level(vcpu: Vcpu) -> int:
