@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from mmulab.check.control_block import vmcb, vmcs
+from mmulab.check.control_block import VMCB_TLB_CONTROL, vmcb, vmcs
 from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
     FULL,
@@ -29,13 +29,15 @@ from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs
 from mmulab.x86.ept import EPT_4LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
 from mmulab.x86.mode import VMX_EPT_RWX_MASK, paging_mode
-from mmulab.x86.regs import EFER_SVME, X86_CR4_PCIDE, X86_CR4_VMXE
+from mmulab.x86.regs import EFER_SVME, X86_CR4_LA57, X86_CR4_PCIDE, X86_CR4_VMXE
 
 BLOCKS, VMXON_REGION = (0xA000, 0xB000), 0xD000
 NESTED_ROOT, NESTED_TABLES = 0x12000, 0xB0000
 L2_ROOTS, L2_TABLES = (0x13000, 0x14000), (0xC0000, 0xD0000)
 L2_PAGES = 0x60000000
 """Where the nested tables show the data pages to L2."""
+TWO_WAYS = 0x3000
+"""An address of L2 that 4- and 5-level nested tables lead to other pages."""
 _EPT_LEAF = VMX_EPT_RWX_MASK | 6 << 3
 
 
@@ -125,7 +127,7 @@ class L1:
             vmcb(self.builder, at, regs, None if self.nested is None else NESTED_ROOT)
             return
         eptp = None if self.nested is None else NESTED_ROOT | 6 | VMX_EPTP_PWL_4 | VMX_EPTP_AD_ENABLE_BIT
-        pdptes = ()
+        pdptes: tuple[int, ...] = ()
         if tables is not None and tables.mode.has_pdptes:
             held = {value.gpa: value.value for value in self.builder.build().header.values}
             pdptes = tuple(held.get(regs.cr3 + 8 * number, 0) for number in range(4))
@@ -211,17 +213,37 @@ def nested_pcid(**host: Any) -> Scope:
     tables.put(TABLE_VA, entry & -PAGE | FULL)
     other.put(TABLE_VA, entry & -PAGE | FULL)
     held = {value.gpa: value.value for value in l1.builder.build().header.values}
-    for name, change in (
-        ("secondary_vm_exec_control", lambda old: old & ~SECONDARY_EXEC_ENABLE_VPID),
-        ("guest_cr4", lambda old: old | X86_CR4_PCIDE),
+    for name, off, on in (
+        ("secondary_vm_exec_control", SECONDARY_EXEC_ENABLE_VPID, 0),
+        ("guest_cr4", 0, X86_CR4_PCIDE),
     ):
-        at = block + VMCS12[name].offset
-        l1.builder.value(4, at, change(held[at]))
+        place = block + VMCS12[name].offset
+        l1.builder.value(4, place, held[place] & ~off | on)
     at = l1.table(entry) | entry & 0xFFF
     lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}"]
     lines += [as_text("wr s", 8, at, page | FULL) for page in (PAGES + PAGE, PAGES)]
     lines += [f"!cr3 {1 << 63 | root | pcid:x}" for pcid, root in enumerate(L2_ROOTS)]
     return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines, 7)
+
+
+def nested_la57(**host: Any) -> Scope:
+    """L1 changes CR4.LA57 and keeps its nested root, whose tables hold in both modes."""
+    l1 = L1("57", **host)
+    builder, nested, regs = l1.builder, l1.nested, l1.regs
+    l1.guest("np")
+    assert nested is not None
+    own4 = l1.own.entry(HELPER_S, 4) & -PAGE
+    # Entry 0 leads on in each of four tables; the fourth is one of leaves to 4-level paging, the fifth to 5.
+    fourth, fifth = (nested.entry(HELPER_S, level) & -PAGE for level in (2, 1))
+    for at, page in ((fourth, PAGES), (fifth, PAGES + PAGE)):
+        for helper in (HELPER_S, HELPER_U):
+            builder.value(8, at + (helper >> 9), helper | FULL)
+        builder.value(8, at + (TWO_WAYS >> 9), page | FULL)
+    builder.value(1, BLOCKS[0] + VMCB_TLB_CONTROL, 1)
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!rd s 4 {TWO_WAYS:x}", f"!wr s 4 {TWO_WAYS:x} 7700"]
+    for cr3, cr4 in ((own4, regs.cr4 & ~X86_CR4_LA57), (ROOT, regs.cr4)):
+        lines.append(f"?sregs {regs.cr0:x} {cr3:x} {cr4:x} {regs.efer:x}")
+    return _scope("L1 changes its own levels under one nested root", builder, lines, 7)
 
 
 def nested_makers() -> dict[str, Callable[[], Scope]]:
@@ -242,5 +264,6 @@ def nested_makers() -> dict[str, Callable[[], Scope]]:
         made[f"nonpt-two-{first}-{second}"] = partial(
             nested_two, "64", first, second, nested=False, npt=1, tdp_mmu=0
         )
+    made["npt-la57"] = partial(nested_la57, npt=1, tdp_mmu=0)
     made["nested-pcid"] = nested_pcid
     return made

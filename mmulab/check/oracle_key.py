@@ -188,7 +188,6 @@ def _floor(forgotten: Any, world: World) -> int:
     """Return a time up to which a guest without guests of its own surely keeps nothing."""
     if world.control[1] & (X86_CR4_PGE | X86_CR4_PCIDE):
         return 0
-    contexts = forgotten._contexts
-    return max(
-        forgotten._spaces.get(HOST_SPACE, 0), contexts.get(HOST_SPACE, 0), contexts.get((HOST_SPACE, 0), 0)
-    )
+    spaces: dict[Hashable, int] = forgotten._spaces
+    contexts: dict[Hashable, int] = forgotten._contexts
+    return max(spaces.get(HOST_SPACE, 0), contexts.get(HOST_SPACE, 0), contexts.get((HOST_SPACE, 0), 0))

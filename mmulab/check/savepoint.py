@@ -12,7 +12,7 @@ their classes' own lists, so that a new one cannot be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from functools import cache
 from operator import attrgetter
@@ -83,7 +83,7 @@ _CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
 
 
 @cache
-def _changes(kind: type) -> bool:
+def _changes(kind: Hashable) -> bool:
     """Whether values of a type can change in place.
 
     Raises
@@ -91,6 +91,7 @@ def _changes(kind: type) -> bool:
     TypeError
         Nobody here knows how to copy it.
     """
+    assert isinstance(kind, type)
     if kind in _CHANGING:
         return True
     parameters = getattr(kind, "__dataclass_params__", None)

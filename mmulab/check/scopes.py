@@ -35,8 +35,9 @@ from mmulab.check.scope_guest import (
 from mmulab.errors import InputError, quoted
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
-from mmulab.x86.mode import PT_DIRTY_MASK, PT_PAGE_SIZE_MASK
-from mmulab.x86.regs import X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
+from mmulab.scenario.scenario import Regs
+from mmulab.x86.mode import PT64_NX_SHIFT, PT_DIRTY_MASK, PT_PAGE_SIZE_MASK
+from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
 
 
 def _each(gvas: tuple[int, ...], *kinds: str) -> list[str]:
@@ -213,24 +214,60 @@ def limit(mode: str, **host: Any) -> Scope:
     return _scope("the limit of shadow pages is reached", builder, ops, 5)
 
 
+def _with_smm(mode: str, **host: Any) -> tuple[ScenarioBuilder, Tables, Regs]:
+    """Return a guest that has an address space of SMM, in SMM."""
+    builder, tables, regs = guest(mode, **host)
+    for space in (0, 0x10000):
+        builder.slot(space, 0, MEMORY, 0, 0)
+    builder.op("smm on")
+    return builder, tables, regs
+
+
+def _self_mapped(tables: Tables) -> tuple[int, int, int]:
+    """Let a table of leaves serve as a directory too.
+
+    Returns
+    -------
+    entry, written, deep : int
+        The entry for GVA; where the guest writes it; the address that is reached through it as a
+        directory, whose entry leads to a table that maps a page.
+    """
+    at = tables.put(GVA, PAGES | FULL)
+    table, mode = at & -PAGE, tables.mode
+    tables.put(TABLE_VA, table | FULL)
+    other = GVA + 8 * tables.step(3)
+    tables.put(other, table | FULL, 3)
+    tables.builder.fill(PAGES, PAGE, 0).value(mode.entry_bytes, PAGES, PAGES + PAGE | FULL)
+    return at, TABLE_VA | at & 0xFFF, other + mode.index(GVA, 1) * tables.step(2)
+
+
 def smm(mode: str, **host: Any) -> Scope:
     """System management mode uses as a directory what is a table outside."""
-    builder, tables, regs = guest(mode, **host)
-    at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
-    builder.slot(0, 0, MEMORY, 0, 0)
-    builder.slot(0x10000, 0, MEMORY, 0, 0)
-    tables.put(TABLE_VA, (at & -PAGE) | FULL)
-    # The table serves itself as a directory: its entry leads to itself.
-    itself = GVA + 8 * PAGE
-    tables.put(itself, (at & -PAGE) | FULL)
-    upper = GVA + 8 * tables.step(2)
-    tables.put(upper, (at & -PAGE) | FULL, 3)
-    deep = upper + 8 * tables.step(2) + tables.mode.index(GVA, 1) * PAGE
-    inside = f"sregs {regs.cr0:x} {ROOT:x} {regs.cr4:x} {regs.efer:x}"
-    ops = ["smm on", "smm off", inside, *_each((GVA, deep), "rd s")]
-    ops += [as_text("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + PAGE)]
-    ops += [f"invlpg {GVA:x}"]
+    builder, tables, regs = _with_smm(mode, **host)
+    _, written, deep = _self_mapped(tables)
+    builder.op(f"sregs {regs.cr0:x} {ROOT:x} {regs.cr4:x} {regs.efer:x}")
+    ops = ["smm off", *_each((GVA, deep), "rd s"), f"invlpg {GVA:x}"]
+    ops += [as_text("wr s", tables.mode.entry_bytes, written + 8, page | FULL) for page in (PAGES, 0)]
     return _scope("SMM uses as a directory what is a table outside", builder, ops, 6)
+
+
+def smm_device(mode: str, **host: Any) -> Scope:
+    """SMM's address space gets memory where a device was."""
+    builder, _, _ = _with_smm(mode, **host)
+    ops = [*_each((OUTSIDE,), "rd s", "wr s"), "smm off", "slotdel 10001"]
+    ops += [f"slot 10001 {OUTSIDE:x} 1000 0 {PAGES:x}", f"slot 1 {OUTSIDE:x} 1000 0 {PAGES:x}"]
+    return _scope("memory comes in SMM where a device was", builder, ops, 5)
+
+
+def levels(mode: str, **host: Any) -> Scope:
+    """A table of leaves is a directory elsewhere, and EFER.NX changes."""
+    builder, tables, regs = guest(mode, **host)
+    _, written, deep = _self_mapped(tables)
+    nx = 1 << PT64_NX_SHIFT
+    ops = [*_each((GVA, deep), "rd s"), f"cr3 {ROOT:x}"]
+    ops += [as_text("wr s", 8, written, page | FULL) for page in (PAGES, PAGES | nx)]
+    ops += [f"efer {efer:x}" for efer in (regs.efer, regs.efer & ~EFER_NX)]
+    return _scope("a table is a directory elsewhere, and EFER.NX changes", builder, ops, 6)
 
 
 def _scope(about: str, builder: ScenarioBuilder, ops: list[str], depth: int) -> Scope:
@@ -260,6 +297,8 @@ _named("linked-64-two", linked, "64", 2)
 _named("hosts-64", hosts, "64")
 _named("limit-64", limit, "64")
 _named("smm-64", smm, "64")
+_named("smm-device", smm_device, "64")
+_named("levels-64", levels, "64")
 for _mode in ("32", "pae", "64"):
     _named(f"ept0-paths-{_mode}", paths, _mode, vendor="intel")
     _named(f"ept0-rights-{_mode}", rights, _mode, vendor="intel")
