@@ -11,9 +11,11 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from mmulab.check.access import TwoWalks
+from mmulab.check.access import Access, TwoWalks
 from mmulab.check.remembered import Forgotten, TableHistory, is_global, is_leaf, may_be_remembered
-from mmulab.check.world import World
+from mmulab.check.world import World, world_of
+from mmulab.machine.machine import Machine
+from mmulab.trace.judge import access_kind
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import X86_CR4_PGE
 from mmulab.x86.walk import Walk, walk
@@ -72,7 +74,7 @@ class Reading(NamedTuple):
     accessed: int
 
 
-def two_walks(
+def walk_memory(
     world: World,
     read: Callable[[int, int], int],
     gva: int,
@@ -113,6 +115,16 @@ def _reader(
         return value
 
     return kept
+
+
+def two_walks(machine: Machine, gva: int, pfec: int = 0, *, vcpu: int = 0) -> TwoWalks:
+    """Walk the running guest's tables as they are now, without setting A or D."""
+    return walk_memory(world_of(machine, vcpu), machine.memory.read, gva, pfec)
+
+
+def walks_of(machine: Machine, access: Access) -> TwoWalks:
+    """Walk for an access that is about to happen."""
+    return two_walks(machine, access.gva, access_kind(access), vcpu=access.vcpu)
 
 
 def allowed_walks(
@@ -166,10 +178,13 @@ def _remembering(
 
 def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_smap: bool) -> TwoWalks:
     inner: list[Walk] = []
+    hole = False
     nested, hpa_of = world.nested, world.hpa_of
 
     def load_nested(gpa: int, level: int) -> int | None:
+        nonlocal hole
         hpa = hpa_of(gpa)
+        hole |= hpa is None
         return None if hpa is None else by.nested(gpa, hpa, level)
 
     def through(ngpa: int, kind: int) -> int | None:
@@ -180,17 +195,19 @@ def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_s
         return None if found.error is not None else found.pa
 
     def load(address: int, level: int) -> int | None:
+        nonlocal hole
         gpa = address if nested is None else through(address, nested.table_kind)
         if gpa is None:
             return None
         hpa = hpa_of(gpa)
+        hole |= hpa is None
         return None if hpa is None else by.own(gpa, hpa, level)
 
     outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
     gpa = None
     if outer.error is None:
         gpa = outer.pa if nested is None else through(outer.pa, nested.final_kind(pfec))
-    return TwoWalks(outer, tuple(inner), gpa, nested is not None and nested.paging.ept)
+    return TwoWalks(outer, tuple(inner), gpa, nested is not None and nested.paging.ept, hole)
 
 
 def _since(world: World, forgotten: Forgotten, paging: Paging, gva: int, entry: int, level: int) -> int:

@@ -50,6 +50,11 @@ def forget(
         Number of the op.
     """
     v = machine.kvm.vcpus[op.vcpu]
+    if isinstance(op, ops.SetCpuid) and after.paging != before.paging:
+        # It is another processor now, which knows nothing.
+        forgotten.space(after.space, now)
+        forgotten.tables(None, now)
+        return
     if after.nested_guest == before.nested_guest and after.control != before.control:
         forgotten.space(after.space, now)
     elif after.nested_guest == before.nested_guest and after.paging != before.paging:

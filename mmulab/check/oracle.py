@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
-from mmulab.check.allowed import Reading, allowed_walks, two_walks
+from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.obligations import OBLIGING, forget
@@ -52,7 +52,8 @@ class Verdict(Enum):
     NO_ACCESS = "no access"
     """Nothing was accessed that it knows of; how such an op ends is not its business."""
     UNDECIDED = "undecided"
-    """The guest executes what is no instruction of the scenario's, or the VMM took its own memory away."""
+    """The guest executes what is no instruction of the scenario's, or cannot be given an exception, or
+    the VMM took its own memory away."""
 
 
 class _Known(NamedTuple):
@@ -132,6 +133,8 @@ class Oracle:
         op, by = result.op, self._processors[result.op.vcpu]
         self._now += 1
         verdict, walks = self._judge(by, result)
+        if verdict is Verdict.WRONG and self._is_unknowable(by, result, walks):
+            verdict = Verdict.UNDECIDED
         wrong = wrong_access(self._machine, result, walks) if verdict is Verdict.WRONG else None
         if isinstance(op, LOG_OPS):
             missing = self._log.missing(op, result.outcome, self._now)
@@ -156,6 +159,8 @@ class Oracle:
         before = by.world
         by.world, by.registers = world_of(self._machine, op.vcpu), now
         forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
+        nested = by.world.nested
+        by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
         if by.world.nested_guest:
             by.guest = by.world
 
@@ -171,6 +176,8 @@ class Oracle:
             return Verdict.NO_ACCESS, None
         if outcome.kind is OutcomeKind.HANG and outcome.error == errno.EFAULT and self._is_protected():
             return Verdict.UNDECIDED, None
+        if outcome.kind is OutcomeKind.SHUTDOWN and self._may_fail_to_deliver(by):
+            return Verdict.UNDECIDED, None
         if isinstance(op, ops.Touch):
             return self._data(by, op, Operand(op.gva, 1), outcome)
         mode, insn = instruction_of(op, self._machine.config.stubs)
@@ -183,8 +190,28 @@ class Oracle:
             return self._data(by, op, Operand(op.gva, insn.size), outcome)
         return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
 
+    def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
+        """Whether nobody says what an access does that reached no memory.
+
+        Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
+        is, or an SMI came before it.
+        """
+        if result.outcome.hpa != -1:
+            return False
+        smm = self._machine.kvm.vcpus[result.op.vcpu].smm
+        return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
+
     def _is_protected(self) -> bool:
         return bool(self._machine.memory.protection)
+
+    def _may_fail_to_deliver(self, by: _Processor) -> bool:
+        """Whether an exception may find no handler or stack: the page of the stubs is not as it was."""
+        stubs = self._machine.config.stubs
+        if stubs is None:
+            return True
+        kinds = (0, PFERR_WRITE_MASK, PFERR_FETCH_MASK)
+        found = (self._walks(by, stubs.supervisor, kind, Mode.IMPLICIT) for kind in kinds)
+        return any(walks.gpa != stubs.supervisor for every in found for walks in every)
 
     def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
         """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
@@ -286,7 +313,7 @@ class Oracle:
             else:
                 return found
         readings: list[Reading] = []
-        walks = two_walks(by.world, read, gva, pfec, not_smap=ac, readings=readings)
+        walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
         found = by.known[gva, pfec, ac] = _Known(by.world, walks, readings)
         return found
 

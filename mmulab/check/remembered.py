@@ -22,6 +22,7 @@ from mmulab.x86.paging import Paging
 
 NEVER = 1 << 62
 """Later than any op."""
+_LOW = 0xFFFFFFFF
 
 
 Past = tuple[tuple[int, int], ...]
@@ -40,6 +41,16 @@ def _held(frame: npt.NDArray[np.uint64]) -> _Held:
     array = frame.copy()
     flat = array.data.cast("B")
     return _Held(array, flat.cast("Q"), flat)
+
+
+def _ended(past: Past, old: int, new: int, now: int) -> Past:
+    """Let what was there end when the guest writes; a half of the word that it left stays."""
+    ended = tuple((value, min(until, now)) for value, until in past)
+    if (old ^ new) >> 32 and (old ^ new) & _LOW:
+        return ended
+    left = _LOW if not (old ^ new) & _LOW else _LOW << 32
+    stays = ((value & left | new & ~left, NEVER) for value, until in past if until == NEVER)
+    return (*ended, *(entry for entry in stays if entry[0] != new))
 
 
 class SavedHistory(NamedTuple):
@@ -62,9 +73,10 @@ class TableHistory:
         self._first = memory.backing
         self._stamps = memory.written[self._first :]
         backing = memory.frames[self._first :]
-        self._fills: list[int] = backing[:, 0].tolist()
-        uniform = (backing == backing[:, :1]).all(axis=1)
-        self._held = {at: _held(backing[at]) for at in np.flatnonzero(~uniform).tolist()}
+        # Most frames hold one word all over, as their last one does; the others are copied.
+        self._fill = int(backing[-1, -1])
+        other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
+        self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
         self._past: dict[int, Past] = {}
         memory.epoch += 1
         self._since = memory.epoch
@@ -80,10 +92,10 @@ class TableHistory:
             new, old = self._memory.frames[frame], self._of(at)
             for index in np.flatnonzero(new != old.array).tolist():
                 hpa = frame << 12 | index << 3
-                past = self._past.get(hpa, ())
+                word, past = old.words[index], self._past.get(hpa, ())
                 if not behind:
-                    past = tuple((value, min(until, now)) for value, until in past)
-                self._past[hpa] = (*past, (old.words[index], NEVER if behind else now))
+                    past = _ended(past, word, int(new[index]), now)
+                self._past[hpa] = (*past, (word, NEVER if behind else now))
             old.array[:] = new
 
     def add(self, hpa: int, size: int, value: int, now: int) -> None:
@@ -97,7 +109,7 @@ class TableHistory:
         at = (hpa >> 12) - self._first
         held = self._held.get(at)
         if held is None:
-            fill = self._fills[at].to_bytes(8, "little") * 2
+            fill = self._fill.to_bytes(8, "little") * 2
             return int.from_bytes(fill[hpa & 7 : (hpa & 7) + size], "little")
         if size == 8 and not hpa & 7:
             return held.words[(hpa & 0xFFF) >> 3]
@@ -125,7 +137,7 @@ class TableHistory:
         """Return the copy of a frame, counted from the backing's first."""
         held = self._held.get(at)
         if held is None:
-            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fills[at], np.uint64))
+            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fill, np.uint64))
         return held
 
     def _written(self) -> list[int]:
@@ -151,6 +163,7 @@ class Forgotten:
         self._pages: dict[tuple[Hashable, int, int, bool], int] = {}
         self._tables: dict[Hashable, int] = {}
         self._all_tables = 0
+        self._used: dict[Hashable, None] = {}
         self._forms: dict[Hashable, list[tuple[int, tuple[Paging, ...]]]] = defaultdict(list)
 
     def copy(self) -> Forgotten:
@@ -159,9 +172,20 @@ class Forgotten:
         other._spaces, other._contexts = dict(self._spaces), dict(self._contexts)
         other._uppers, other._pages = dict(self._uppers), dict(self._pages)
         other._tables, other._all_tables = dict(self._tables), self._all_tables
+        other._used = dict(self._used)
         for space, forms in self._forms.items():
             other._forms[space] = list(forms)
         return other
+
+    def use(self, space: Hashable, pcid: int, tables: Hashable, now: int) -> None:
+        """Note what tags translations from op `now` on; of a tag that is new nothing is known before.
+
+        `tables`: None where there are no nested ones.
+        """
+        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts), (tables, self._tables)):
+            if tag is not None and tag not in self._used:
+                self._used[tag] = None
+                told[tag] = now
 
     def space(self, space: Hashable, now: int, *, keep_global: bool = False) -> None:
         """Forget all of a space, in each PCID."""
@@ -180,7 +204,7 @@ class Forgotten:
             self._uppers[space, pcid] = now
 
     def tables(self, tables: Hashable, now: int) -> None:
-        """Forget nested tables; None: all."""
+        """Forget nested tables by their tag, or those of an ASID; None: all."""
         if tables is None:
             self._all_tables = now
         else:
@@ -226,7 +250,8 @@ class Forgotten:
 
     def tables_since(self, tables: Hashable) -> int:
         """Return the last op that made it forget nested tables."""
-        return max(self._all_tables, self._tables.get(tables, 0))
+        of_asid = self._tables.get(tables[0], 0) if isinstance(tables, tuple) else 0
+        return max(self._all_tables, self._tables.get(tables, 0), of_asid)
 
     def _flushed(self, space: Hashable, pcid: int) -> int:
         return max(

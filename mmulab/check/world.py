@@ -45,7 +45,7 @@ class Nested(NamedTuple):
     paging : Paging
     root : int
     tag : Hashable
-        What names them in INVEPT, and to KVM: their root.
+        What names them: their root in INVEPT, on AMD with the ASID that tags what comes of them.
     table_kind : int
         What kind of access to these tables one to a table of L2's is.
     """
@@ -126,16 +126,17 @@ def world_of(machine: Machine, vcpu: int = 0) -> World:
     v = machine.kvm.vcpus[vcpu]
     # Under nested paging the processor walks alone, with its own limits.
     phys_bits = machine.processor.cpu.maxphyaddr if machine.kvm.config.tdp else None
+    space = _space(machine, v)
     return World(
         paging=_forms(v.cr0, v.cr4, v.efer, v.cpu, machine.processor.walker, phys_bits),
         control=(v.cr0 & X86_CR0_PG, v.cr4 & FLUSHING_CR4, v.efer & EFER_LMA),
         cr3=v.cr3,
         pcid=v.cr3 & X86_CR3_PCID_MASK if v.cr4 & X86_CR4_PCIDE else 0,
-        space=_space(machine, v),
+        space=space,
         hpa_of=_hpa_of(machine, v.smm),
         address_space=v.smm,
         pdptes=_pdptes(machine, v),
-        nested=_nested_tables(v),
+        nested=_nested_tables(v, space),
         pkru=v.pkru,
         nested_guest=bool(v.guest_mode),
     )
@@ -165,9 +166,9 @@ def _hpa_of(machine: Machine, address_space: int) -> Callable[[int], int | None]
 
 
 def _pdptes(machine: Machine, v: Vcpu) -> tuple[int, ...] | None:
-    """Return the PDPTE registers; under AMD's nested paging there are none (APM 2, 15.25.10)."""
+    """Return the PDPTE registers; under AMD's nested paging, L0's too, there are none (APM 2, 15.25.10)."""
     amd = machine.kvm.config.vendor == "amd"
-    npt = isinstance(v.nested, SvmNested) and v.nested.npt if v.guest_mode else machine.kvm.config.tdp
+    npt = machine.kvm.config.tdp or (isinstance(v.nested, SvmNested) and v.nested.npt)
     return None if amd and npt else tuple(v.walk_mmu.pdptrs)
 
 
@@ -181,13 +182,13 @@ def _space(machine: Machine, v: Vcpu) -> Hashable:
     return HOST_SPACE
 
 
-def _nested_tables(vcpu: Vcpu) -> Nested | None:
+def _nested_tables(vcpu: Vcpu, space: Hashable) -> Nested | None:
     """Return the tables by which L1 maps the memory of its guest; None: none are in use."""
     nested = vcpu.nested
     if isinstance(nested, SvmNested):
         paging = make_paging(X86_CR0_PG, nested.l1["cr4"], nested.l1["efer"], vcpu.cpu, KVM_WALK)
-        npt = Nested(paging, nested.nested_pgd, nested.nested_pgd >> 12, PFERR_USER_MASK | PFERR_WRITE_MASK)
-        return npt if nested.npt else None
+        tag, kind = (space, nested.nested_pgd >> 12), PFERR_USER_MASK | PFERR_WRITE_MASK
+        return Nested(paging, nested.nested_pgd, tag, kind) if nested.npt else None
     if nested is None or not vcpu.vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT):
         return None
     eptp = nested.nested_pgd

@@ -13,13 +13,13 @@ from itertools import count, product
 
 from hypothesis import strategies as st
 
-from mmulab.check.access import TwoWalks
+from mmulab.check.access import Access, TwoWalks, WrongAccess
+from mmulab.check.allowed import two_walks, walks_of
+from mmulab.check.oracle import Oracle
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
 from mmulab.lab.cases.build import Tables, host_of, marks, mode_of
 from mmulab.lab.cases.flush import EptTables, ept_pointer, vmcs
-from mmulab.lab.cases.judge import Access, judge, two_walks, walks_of
 from mmulab.lab.cases.vmcb import vmcb
-from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
@@ -236,17 +236,16 @@ def work(draw: st.DrawFn, world: World) -> Scenario:
 class Judged:
     """An access of L2: what came of it, and the walks before and after it."""
 
-    machine: Machine
     result: Result
     access: Access
+    wrong: WrongAccess | None
     before: TwoWalks
     after: TwoWalks | None
     """None: L2 was left."""
 
     def check(self) -> None:
         """Fail unless L2 arrived where the walks lead, or L1 or L2 was told of the fault that they give."""
-        wrong = judge(self.machine, self.result, self.access, self.before)
-        assert wrong is None, str(wrong)
+        assert self.wrong is None, str(self.wrong)
         if self.result.outcome.kind is OutcomeKind.OK:
             assert self.after is not None
             assert self.after.gpa == self.before.gpa
@@ -258,8 +257,8 @@ def run(scenario: Scenario) -> Iterator[Judged]:
     """Run a scenario, and yield each access of L2."""
     runner = Runner(scenario)
     machine, running = runner.machine, runner.results()
-    vcpu = machine.kvm.vcpus[0]
-    next(running)
+    vcpu, oracle = machine.kvm.vcpus[0], Oracle(machine)
+    oracle.judge(next(running))
     for step in scenario.steps:
         if step.when and (step.when == "!") != vcpu.guest_mode:
             continue
@@ -267,9 +266,11 @@ def run(scenario: Scenario) -> Iterator[Judged]:
         before = None if access is None else walks_of(machine, access)
         result = next(running)
         while result.op is not step.op:
+            oracle.judge(result)
             result = next(running)
+        _, _, wrong = oracle.judge(result)
         if access is not None and before is not None:
             kind = access_kind(access)
             after = two_walks(machine, access.gva, kind) if vcpu.guest_mode else None
-            yield Judged(machine, result, access, before, after)
+            yield Judged(result, access, wrong, before, after)
         assert result.outcome.kind not in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG, OutcomeKind.INTERNAL_ERROR)

@@ -1,6 +1,7 @@
 """Running a case: what KVM builds for it, and whether every access goes where the guest's tables lead.
 
-How an access is judged is in :mod:`mmulab.lab.cases.judge`.
+How an access is judged is in :mod:`mmulab.check.oracle`; a recording has its own
+judge, the outcomes of the real guest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmulab.check.access import TwoWalks, WrongAccess
+from mmulab.check.access import Access, TwoWalks, WrongAccess, seen_str
+from mmulab.check.allowed import walks_of
+from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
@@ -21,13 +24,12 @@ from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.kvm.state import context_name, to_shadow_page
-from mmulab.lab.cases.judge import Access, judge, judge_dirty_log, walks_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import OutcomeKind
+from mmulab.machine.op import Op, OutcomeKind
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
-from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.runner import HOST_OPS, Result, Runner
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.view import shadow_steps
 
@@ -47,6 +49,13 @@ could not be run, and are raised on; only where the default design runs the same
 scenario to its end has a guest gone astray under a wrong one, and executes what
 is no instruction of its own.
 """
+
+
+_ENDS: dict[type[Op], OutcomeKind] = {
+    ops.Vmrun: OutcomeKind.L2,
+    ops.Vmmcall: OutcomeKind.VMEXIT,
+    ops.Vmcall: OutcomeKind.VMEXIT,
+}
 
 
 class Link(NamedTuple):
@@ -197,14 +206,14 @@ class _Found:
     """What a run has shown so far."""
 
     machine: Machine
+    oracle: Oracle | None = None
     results: list[Result] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     chains: dict[bool, tuple[TwoWalks | None, tuple[Link, ...]]] = field(default_factory=dict)
     judged: int = 0
-    written: dict[int, None] = field(default_factory=dict)
     wrong: WrongAccess | None = None
-    place: tuple[int, str, int | None, int | None] = (-1, "init", None, None)
-    """Index and text of the op at hand, where its access should go, and its address."""
+    place: tuple[int, str, Op | None] = (-1, "init", None)
+    """Index and text of the op at hand, and the op if it is judged."""
 
     def add(self, result: Result) -> None:
         """Keep what an op did."""
@@ -225,7 +234,10 @@ def _until_it_fails(found: _Found, scenario: Scenario, execute: Callable[[_Found
         execute(found)
     except FAILURES as error:
         seen = _designs_failure(error, scenario)
-        index, text, expected, gva = found.place
+        index, text, op = found.place
+        walks = None if op is None or found.oracle is None else found.oracle.walks(op)
+        expected = None if walks is None else walks.gpa
+        gva = None if walks is None else getattr(op, "gva", None)
         found.wrong = found.wrong or WrongAccess(index, text, expected, None, seen, gva=gva)
     return found.done()
 
@@ -291,39 +303,41 @@ def run_case(
         An op is not modelled yet, or the design is unknown.
     """
     runner = runner_of(scenario, design, kernel=kernel)
+    oracle = Oracle(runner.machine)
 
     def execute(found: _Found) -> None:
         running = runner.results()
-        found.add(next(running))
+        result = next(running)
+        oracle.judge(result)
+        found.add(result)
         for index, step in enumerate(scenario.steps):
-            access = step.op if isinstance(step.op, Access) else None
-            walks = None if access is None else walks_of(runner.machine, access)
-            expected, gva = None if walks is None else walks.gpa, None if access is None else access.gva
-            found.place = index, format_step(step), expected, gva
+            found.place = index, format_step(step), step.op
             result = next(running)
             while result.op is not step.op:  # an instruction of the VMM's that goes before
+                oracle.judge(result)
                 found.add(result)
                 result = next(running)
-            if access is not None and walks is not None:
+            verdict, walks, wrong = oracle.judge(result)
+            if isinstance(step.op, Access) and walks is not None:
                 found.judged += 1
-                _keep_chain(found, access, walks)
-            found.wrong = found.wrong or judge(runner.machine, result, access, walks)
-            _follow_dirty_log(found, result, walks)
+                _keep_chain(found, step.op, walks)
+            elif verdict is not Verdict.WRONG:
+                wrong = _ends_otherwise(result)
+            found.wrong = found.wrong or wrong
             found.add(result)
             if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
                 break
 
-    return _until_it_fails(_Found(runner.machine), scenario, execute)
+    return _until_it_fails(_Found(runner.machine, oracle), scenario, execute)
 
 
-def _follow_dirty_log(found: _Found, result: Result, walks: TwoWalks | None) -> None:
-    """Remember what is written, until a dirty log must name it; logs begin where a slot is set."""
-    if isinstance(result.op, ops.GetDirtyLog):
-        found.wrong = found.wrong or judge_dirty_log(found.machine, result, found.written)
-    if isinstance(result.op, (ops.GetDirtyLog, ops.SetMemslot)):
-        found.written.clear()
-    elif isinstance(result.op, ops.Write) and walks is not None and walks.gpa is not None:
-        found.written[walks.gpa >> 12] = None
+def _ends_otherwise(result: Result) -> WrongAccess | None:
+    """Tell of an op without an access that does not end as such ops do."""
+    ends = _ENDS.get(type(result.op), OutcomeKind.OK)
+    ends = OutcomeKind.HOST if isinstance(result.op, HOST_OPS) else ends
+    if result.outcome.kind is ends:
+        return None
+    return WrongAccess(result.index, result.text, None, None, seen_str(result.outcome), str(ends))
 
 
 def _keep_chain(found: _Found, access: Access, walks: TwoWalks) -> None:
@@ -400,7 +414,7 @@ def run_recorded(
     def execute(found: _Found) -> None:
         running, steps = runner.results(), iter(recording.scenario.steps)
         for number, recorded in enumerate(recording.ops):
-            found.place = recorded.index, recorded.text, None, None
+            found.place = recorded.index, recorded.text, None
             step = None if is_around(recorded.text) else next(steps, None)
             access = step.op if step is not None and isinstance(step.op, Access) else None
             walks = None if access is None else walks_of(runner.machine, access)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
-from mmulab.check.access import WrongAccess
+from mmulab.check.access import Access, WrongAccess
+from mmulab.check.oracle import Oracle
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
 from mmulab.kvm.kernels import LINUX_6_1
@@ -16,7 +17,6 @@ from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.validity import EXTENDED, RoleDecision, Validity
 from mmulab.kvm.x86 import vcpu_enter_guest
-from mmulab.lab.cases.judge import Access, judge, walks_of
 from mmulab.lab.validity.witnesses import Witness
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
@@ -117,7 +117,7 @@ class ValidityRun(NamedTuple):
     steps : tuple of Seen
     wrong : WrongAccess or None
         The first access that did not do what the guest's tables and its CPUID say
-        (:func:`mmulab.lab.cases.judge.judge`).
+        (:mod:`mmulab.check.oracle`).
     """
 
     witness: Witness
@@ -150,6 +150,7 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
     )
     runner = Runner(scenario, config=machine_config(scenario, kernel))
     machine, running = runner.machine, runner.results()
+    oracle = Oracle(machine)
     vcpu = machine.kvm.vcpus[0]
     watched: list[RoleDecision | MmuLockHeld] = []
     machine.kvm.watch = watched.append
@@ -158,13 +159,12 @@ def run_witness(witness: Witness, marker: Validity) -> ValidityRun:
     upcoming: list[Op | None] = [None, *(step.op for step in scenario.steps)]
     while upcoming:
         op, before = upcoming[0], _roles(vcpu)
-        access = op if isinstance(op, Access) else None
-        walks = None if access is None else walks_of(machine, access)
         watched.clear()
         result = next(running)
         steps.append(_seen(machine, result, before, watched))
-        if access is not None and wrong is None:
-            wrong = judge(machine, result, access, walks)
+        _, _, found = oracle.judge(result)
+        if isinstance(op, Access):
+            wrong = wrong or found
         if result.outcome.kind in (OutcomeKind.SHUTDOWN, OutcomeKind.HANG):
             break
         if result.text == "init" and witness.interrupted:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from mmulab.check.allowed import two_walks
 from mmulab.check.invariants import violations
 from mmulab.kvm.sync.find import find_sync
-from mmulab.lab.cases.judge import two_walks
 from mmulab.machine import op as ops
 from mmulab.machine.op import OutcomeKind
 from mmulab.x86.pferr import PFERR_PRESENT_MASK

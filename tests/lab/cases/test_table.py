@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.check import told
+from mmulab.check.allowed import two_walks
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_set_accessed_bit
@@ -22,7 +23,6 @@ from mmulab.lab.cases.build import (
     nested_guest,
 )
 from mmulab.lab.cases.contrast import contrast
-from mmulab.lab.cases.judge import two_walks
 from mmulab.lab.cases.run import run_case, run_recorded, runner_of
 from mmulab.lab.cases.table import Case, Row, cases, find_cases, row
 from mmulab.machine.op import Vmrun
