@@ -79,7 +79,7 @@ def _whole(bug: Bug) -> Iterator[str]:
     yield from _wrapped(bug.mechanism)
     yield from _wrapped(f"breaks {', '.join(bug.breaks) or 'none of I1 to I16: an outcome is wrong'}")
     if bug.needs:
-        yield from _wrapped(f"its fix needs {', '.join(bug.needs)}")
+        yield from _wrapped(f"its fix needs {'; '.join(bug.needs)}")
     yield from _wrapped(f"switch: 6.1+{bug.id}" if bug.has_switch else f"no switch: {bug.missing}")
     yield from _wrapped(f"source: {bug.source}")
 
@@ -98,7 +98,7 @@ def _wrapped(text: str) -> list[str]:
 def _affected(bug: Bug, said: Affects) -> Iterator[str]:
     yield f"{bug.id:5} {VERDICTS[said.has]:9} {bug.title} ({bug.commit or 'commit not known'})"
     yield from _wrapped(said.why)
-    yield from _wrapped(f"its fix needs {', '.join(bug.needs) or 'nothing before it that is known'}")
+    yield from _wrapped(f"its fix needs {'; '.join(bug.needs) or 'nothing before it that is known'}")
     sequence = _sequence(bug)
     yield from _wrapped(f"sequence: {'none yet' if sequence is None else sequence}")
 

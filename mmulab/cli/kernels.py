@@ -10,6 +10,8 @@ import click
 
 from mmulab.events import FUNCTIONS
 from mmulab.kvm.behaviours import CHANGES
+from mmulab.kvm.bug import SWITCHES
+from mmulab.kvm.bugs import BUGS
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import KERNELS, LINUX_6_1, find_kernel
 
@@ -48,22 +50,30 @@ def kernels(ctx: click.Context, as_json: bool) -> None:
 def diff(one: str, other: str, as_json: bool) -> None:
     """Show what kernel OTHER does in another way than kernel ONE, with the commits.
 
-    With '+' OTHER has a behaviour that ONE has not, with '-' the other way round; '~' says what is
-    called or numbered in another way.
+    With '+' OTHER has a behaviour or a bug that ONE has not, with '-' the other way round; '~' says what
+    is called or numbered in another way.
     """
     before, after = find_kernel(one), find_kernel(other)
     found = after.changes_from(before)
+    bugs = {name: name in after.bugs.names() for name in SWITCHES if _differs(name, before, after)}
     if as_json:
         changes = {name: {"on": on, **CHANGES[name]._asdict()} for name, on in found.items()}
-        click.echo(json.dumps({"behaviours": changes, "words": list(_words(before, after))}))
+        said = {"behaviours": changes, "bugs": bugs, "words": list(_words(before, after))}
+        click.echo(json.dumps(said))
         return
     for name, on in found.items():
         first, *rest = _lines(name)
         for line in [f"{'+' if on else '-'} {first}", *(f"  {line}" for line in rest)]:
             click.echo(line)
+    for name, on in bugs.items():
+        click.echo(f"{'+' if on else '-'} bug {name}: {BUGS[name].title}")
     for line in _words(before, after):
         click.echo(f"~ {line}")
-    click.echo(f"kernels: {len(found)} behaviours differ")
+    click.echo(f"kernels: {len(found)} behaviours differ" + (f", {len(bugs)} bugs" if bugs else ""))
+
+
+def _differs(bug: str, before: Kernel, after: Kernel) -> bool:
+    return bool(getattr(before.bugs, bug) != getattr(after.bugs, bug))
 
 
 def _words(before: Kernel, after: Kernel) -> Iterator[str]:

@@ -100,8 +100,6 @@ class Bug:
             return Affects(False, f"it came with {self.introduced}")
         if self.fixed and version >= read_release(self.fixed):
             return Affects(False, f"{self.fixed} has the fix")
-        if not self.introduced:
-            return Affects(None, "no source says since when")
         backport = self.backports.get(".".join(map(str, series)))
         if backport is not None:
             if version < read_release(backport):
@@ -110,6 +108,8 @@ class Bug:
         for known in map(read_release, self.seen_in):
             if known[: len(series)] == series and version >= known:
                 return Affects(False, f"{release} has the fix")
+        if not self.introduced:
+            return Affects(None, "no source says since when")
         if not self.fixed:
             return Affects(None, "no source says in which release it was fixed")
         if len(version) == len(series) or version[len(series)] == 0:
@@ -137,6 +137,7 @@ class Bugs:
     B16: bool = False
     B17: bool = False
     B19: bool = False
+    B20: bool = False
     B21: bool = False
     B22: bool = False
     B23: bool = False

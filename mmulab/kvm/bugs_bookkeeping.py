@@ -1,7 +1,8 @@
 """Bugs B1 to B9: KVM's own books go wrong; most were found in 2026.
 
-Source: the CVEs' records (cve.org, as of October 2026), which name the first stable
-release with each fix, and Linux 6.1.192 and 6.12.117, in which the fixes were read.
+Source: the CVEs' records (cve.org and osv.dev, as of October 2026), which name the first
+stable release with a fix, the lists of what was pushed to the stable tree for 5.15.218 and
+5.15.222, and Linux 6.1.192 and 6.12.117, in which the fixes were read.
 """
 
 from __future__ import annotations
@@ -19,15 +20,25 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
         introduced="2.6.20",
         introduced_by="6aa8b732ca01",
         fixed="7.1",
-        backports={"6.6": "6.6.140", "6.12": "6.12.88", "6.18": "6.18.30", "7.0": "7.0.7"},
-        seen_in=_READ,
+        backports={
+            "5.15": "5.15.222",
+            "6.6": "6.6.140",
+            "6.12": "6.12.88",
+            "6.18": "6.18.30",
+            "7.0": "7.0.7",
+        },
+        seen_in=("6.1.177", "6.12.117"),
+        needs=(
+            "before 5.19 2e65e842c57d, by which a child's role comes from its parent",
+            "before 6.0 0cd8dc739833, by which linking a table drops what is there",
+        ),
         mechanism="A table that stands below an entry is taken for the right one without a look at its "
         "gfn. If the guest's entry changed without a write that KVM saw, a direct table gets a leaf for "
         "another gfn than its place says: it is recorded under the one and looked for under the other, "
         "so the reverse map keeps an entry of a table that is freed.",
         breaks=("I6",),
         source="mmu.c:kvm_mmu_get_child_sp; no more than a wrong place until 2032a93d66fa (2.6.36), from "
-        "which on a direct page's gfns are computed",
+        "which on a direct page's gfns are computed. 6.1.177 brought B2's fix, which stands on this one",
     ),
     Bug(
         id="B2",
@@ -56,17 +67,26 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
     Bug(
         id="B3",
         title="WARN and clear role.invalid when creating a child shadow page",
-        commit="",
-        introduced="5.9",
-        introduced_by="f95eec9bed76",
-        fixed="",
+        commit="5ec42d57655c",
+        cve="CVE-2026-80726",
+        introduced="2.6.30",
+        introduced_by="a770f6f28b1a",
+        fixed="7.2",
+        backports={
+            "5.15": "5.15.222",
+            "6.1": "6.1.183",
+            "6.6": "6.6.152",
+            "6.12": "6.12.104",
+            "6.18": "6.18.45",
+            "7.1": "7.1.9",
+        },
         seen_in=_READ,
         mechanism="A child's role is a copy of its parent's, 'invalid' included. What is made below a root "
         "that reclaim put out of use (B4) is then invalid from its birth and yet among the active pages; "
         "freeing it leaves a freed page in that list.",
         breaks=("I7",),
         needs=("B4 (2abd5287f083), without which its warning can be reached",),
-        source="mmu.c:kvm_mmu_child_role; announced in the message of 2abd5287f083. Its witness needs B4 too",
+        source="mmu.c:kvm_mmu_child_role. Its witness needs B4 too",
     ),
     Bug(
         id="B4",
@@ -76,15 +96,26 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
         introduced="5.9",
         introduced_by="f95eec9bed76",
         fixed="7.2",
-        backports={"6.6": "6.6.148", "6.12": "6.12.101", "6.18": "6.18.42", "7.1": "7.1.6"},
+        backports={
+            "5.15": "5.15.218",
+            "6.1": "6.1.183",
+            "6.6": "6.6.148",
+            "6.12": "6.12.101",
+            "6.18": "6.18.42",
+            "7.1": "7.1.6",
+        },
         seen_in=_READ,
         mechanism="A fault looks whether its root is still in use, then makes room, and the reclaim can put "
         "that very root out of use: of nested tables a child is zapped with its last parent, even one that "
         "is a root in use as well. The fault then maps below a root that is invalid.",
         breaks=("I7",),
-        source="mmu.c:direct_page_fault, paging_tmpl.h:FNAME(page_fault). 6.1.192 spares roots in use in "
-        "mmu_page_zap_pte too (the commit is not known), without which nothing gets there; the switch "
-        "takes both back. The flaw is of 2.6.26 (2e53d63acba7), the harm of 5.9",
+        needs=(
+            "in 5.15.218 came before it: 'Rename mmu_notifier_* to mmu_invalidate_*', 'Split out TDP MMU "
+            "page fault handling', 'Rename __direct_map() to direct_map()'",
+        ),
+        source="mmu.c:direct_page_fault, paging_tmpl.h:FNAME(page_fault). With it came 7a2c70e777a0, "
+        "by which mmu_page_zap_pte spares roots in use, and after which no reclaim gets there: the switch "
+        "takes both back. The flaw is of 2008 (2e53d63acba7), the harm of 5.9",
     ),
     Bug(
         id="B5",
@@ -129,9 +160,17 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
         id="B7",
         title="Check write tracking in all address spaces",
         commit="0f38453cdb2e",
+        cve="CVE-2026-98164",
         introduced="4.2",
         introduced_by="699023e23965",
-        fixed="",
+        fixed="7.2",
+        backports={
+            "6.1": "6.1.187",
+            "6.6": "6.6.156",
+            "6.12": "6.12.108",
+            "6.18": "6.18.49",
+            "7.1": "7.1.13",
+        },
         seen_in=_READ,
         mechanism="Shadow pages of both address spaces lie in one hash, but an upper-level table is tracked "
         "in the slot of its own space alone. A vCPU outside SMM does not see that a gfn is a table of SMM's "
@@ -142,7 +181,7 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
     Bug(
         id="B8",
         title="Use active memslots for the per-vCPU MMIO cache",
-        commit="",
+        commit="b3e6212dea2e",
         cve="CVE-2026-99082",
         introduced="4.2",
         introduced_by="699023e23965",
@@ -152,8 +191,8 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
         "generation. In SMM the slots of space 1 count: memory that comes where a device was is not seen, "
         "and accesses to it still go to the device.",
         breaks=("I15",),
-        source="x86.h:vcpu_cache_mmio_info, vcpu_match_mmio_gen; address space 1, and with it the bug, "
-        "came with 4.2",
+        source="x86.h:vcpu_cache_mmio_info, vcpu_match_mmio_gen; that it is as old as address space 1, of "
+        "4.2, is an inference. On its way to mainline in October 2026",
     ),
     Bug(
         id="B9",

@@ -1,7 +1,8 @@
 """Bugs B31 to B34: faults, emulated accesses, the dirty log and roots.
 
-Source: the commits' messages, the CVEs' records (cve.org), and Linux 6.1.192 and 6.12.117,
-in which the fixes were read. A release that no source names is left open.
+Source: the commits' messages, the CVEs' records (cve.org), the reviews of stable releases,
+and Linux 6.1.192 and 6.12.117, in which the fixes were read. A release that no source names
+is left open.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ FAULT_BUGS: tuple[Bug, ...] = (
         introduced="5.12",
         introduced_by="a2855afc7ee8",
         fixed="6.1",
+        backports={"5.15": "5.15.82", "6.0": "6.0.11"},
         mechanism="A fault on the TDP MMU, under the lock held for reading, makes room among the shadow "
         "pages, which needs it held for writing. With a nested guest there are such pages, and another "
         "vCPU's fault may be among them at the same time.",
         breaks=("I7",),
         missing="a race of two vCPUs within one fault: an op of the model is never interrupted",
         source="mmu.c:direct_page_fault; kin: a955cad84cda (5.16), to retry if a memslot update put the "
-        "root out of use",
+        "root out of use; the stable releases by their reviews",
     ),
     Bug(
         id="B32",
@@ -39,8 +41,8 @@ FAULT_BUGS: tuple[Bug, ...] = (
         "CR0.WP that it was configured for, and an emulated access is judged by that one.",
         breaks=(),
         needs=("fb509f76acc8, which lets the guest own CR0.WP and so brings the bug",),
-        source="mmu.c:__kvm_mmu_refresh_passthrough_bits. Cause and fix are of one release: only a tree "
-        "that took the one without the other has it",
+        source="mmu.c:__kvm_mmu_refresh_passthrough_bits. Cause and fix are of one release, as in "
+        "6.1.29 and 6.2.16: only a tree that took the one without the other has it",
     ),
     Bug(
         id="B33",
@@ -62,14 +64,15 @@ FAULT_BUGS: tuple[Bug, ...] = (
         id="B34a",
         title="Allocate PAE root array when using SVM's 32-bit NPT",
         commit="b6b80c78af83",
-        introduced="",
+        introduced="4.19",
         introduced_by="ee6268ba3a68",
         fixed="5.2",
+        backports={"4.19": "4.19.57", "5.1": "5.1.15"},
         mechanism="With two-dimensional paging no page is set aside for the four PAE roots. NPT of a 32-bit "
         "host needs them, and the first root cannot be loaded.",
         breaks=(),
-        source="mmu.c:kvm_mmu_create (alloc_mmu_pages before 5.3); it was in the stable reviews of 4.19 and "
-        "5.1. What was a NULL pointer then is a WARN and -EIO today",
+        source="mmu.c:kvm_mmu_create ; the stable releases by their reviews. What was a NULL pointer then "
+        "is a WARN and -EIO today",
     ),
     Bug(
         id="B34b",
@@ -89,7 +92,7 @@ FAULT_BUGS: tuple[Bug, ...] = (
         commit="87aa9ec939ec",
         introduced="5.10",
         introduced_by="14881998566d",
-        fixed="5.12",
+        fixed="5.11",
         mechanism="When dirty logging ends, the small pages that a huge one may replace should go. The loop "
         "over the TDP MMU's entries passed over exactly those, so nothing went and pages stayed small.",
         breaks=(),

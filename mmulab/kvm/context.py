@@ -127,7 +127,8 @@ def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
         return
     level = max(cpu_role.level, PT32E_ROOT_LEVEL)
     passthrough = _passes_through(vcpu, level, cpu_role)
-    facts = base_facts(cpu_role)._replace(level=level, efer_nx=True, passthrough=passthrough)
+    nx = bool(cpu_role.efer_nx or cpu_role.smep_andnot_wp) if vcpu.kvm.bugs.B20 else True
+    facts = base_facts(cpu_role)._replace(level=level, efer_nx=nx, passthrough=passthrough)
     facts = _without_missing_bits(vcpu.kvm.bugs, facts)
     shadow_mmu_init_context(
         vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset

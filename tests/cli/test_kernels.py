@@ -28,6 +28,17 @@ def test_what_differs_has_commits_and_words(command: CommandLine) -> None:
     assert said["behaviours"]["dummy_root"]["on"] is False
 
 
+def test_bugs_differ_too(command: CommandLine) -> None:
+    lines = command("kernels", "diff", "6.1+B7", "6.1+B2").stdout.splitlines()
+    assert lines == [
+        "+ bug B2: Fix shadow paging use-after-free due to unexpected role",
+        "- bug B7: Check write tracking in all address spaces",
+        "kernels: 0 behaviours differ, 2 bugs",
+    ]
+    said = json.loads(command("kernels", "diff", "6.1", "6.1+B2", "--json").stdout)
+    assert (said["behaviours"], said["bugs"]) == ({}, {"B2": True})
+
+
 def test_an_unknown_kernel(command: CommandLine) -> None:
     error = command.error("kernels", "diff", "6.1", "6.2")
     assert error.startswith("kernel '6.2': unknown; the kernels are 6.1.192")

@@ -9,6 +9,7 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.kvm.bug import INVARIANTS, SWITCHES, Bug, Bugs, read_release, with_bugs
 from mmulab.kvm.bugs import BUGS, find_bug
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 
 BUG = Bug(
@@ -54,9 +55,11 @@ def test_a_release_in_which_the_fix_was_read() -> None:
 
 
 def test_what_no_source_says_is_not_known() -> None:
-    since = replace(BUG, introduced="", backports={})
+    since = replace(BUG, introduced="")
     assert since.affects("5.4.1").has is None
     assert since.affects("5.16").has is False
+    assert since.affects("5.10.79").has is True  # a fix goes where the bug is
+    assert since.affects("5.10.80").has is False
 
 
 @pytest.mark.parametrize("text", ["", "6", "6.x", "6.1-rc3", "6.1.2.3.4", "²6.1"])
@@ -91,3 +94,22 @@ def test_the_catalogue_and_the_switches_agree() -> None:
         assert bug.source
         assert set(bug.breaks) <= set(INVARIANTS)
         assert not bug.commit or len(bug.commit) == 12
+
+
+def test_the_releases_of_the_catalogue_fit_together() -> None:
+    for bug in BUGS.values():
+        if bug.introduced and bug.fixed:
+            assert read_release(bug.introduced) <= read_release(bug.fixed)
+        for series, release in bug.backports.items():
+            assert release.startswith(f"{series}.")
+            assert not bug.introduced or bug.affects(series).has is True
+            assert bug.affects(release).has is False
+        for release in bug.seen_in:
+            assert bug.affects(release).has is False
+
+
+@pytest.mark.parametrize("kernel", [LINUX_6_1, LINUX_6_12], ids=str)
+def test_the_recorded_kernels_are_affected_by_none_that_was_read_in_them(kernel: Kernel) -> None:
+    """Without a switch the model is the recorded kernel: what it has it has without."""
+    has = [bug.id for bug in BUGS.values() if bug.affects(kernel.name).has]
+    assert not set(has) & set(SWITCHES)

@@ -84,6 +84,16 @@ def test_a_switch_of_nx_huge_pages_comes_back(tmp_path: Path) -> None:
     assert all(opted_out)
 
 
+def test_a_kernels_bugs_come_back(path: Path, tmp_path: Path) -> None:
+    built = ScenarioBuilder("np").op("nop").build()
+    save(record(built, kernel=LINUX_6_1.toggled(B7=True)), tmp_path / "b.mmr")
+    assert open_recording(tmp_path / "b.mmr").config.kernel.bugs.names() == ("B7",)
+    header = json.loads(zipfile.ZipFile(path).read(HEADER))
+    header["config"]["kernel"]["bugs"] = ["B99"]
+    with_header(path, config=header["config"])
+    assert "bug 'B99': no switch" in refused(path)
+
+
 def refused(path: Path, **options: Any) -> str:
     with pytest.raises(InputError) as raised:
         open_recording(path, **options)
@@ -132,7 +142,7 @@ def with_header(path: Path, **values: Any) -> None:
 def test_another_version(path: Path) -> None:
     with_header(path, format=9, version="9.1")
     assert refused(path) == (
-        "format 9 of mmulab 9.1, this mmulab reads format 4; record it again, or open it with that version"
+        "format 9 of mmulab 9.1, this mmulab reads format 5; record it again, or open it with that version"
     )
 
 

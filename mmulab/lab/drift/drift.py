@@ -23,7 +23,7 @@ __all__ = ["ALL", "Drift", "Effect", "Part", "drift_each", "parts"]
 
 ALL = "all at once"
 """The change that stands for all of them."""
-_FIELDS = ("design", "derivation", "validity", "cpuid_after_run", "free_roots_lock", "eager_split")
+_FIELDS = ("design", "derivation", "validity", "cpuid_after_run", "free_roots_lock", "eager_split", "bugs")
 """What two kernels may differ in besides behaviours."""
 
 

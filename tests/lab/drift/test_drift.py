@@ -35,8 +35,8 @@ def test_the_parts_lead_from_one_kernel_to_the_other() -> None:
 
 
 def test_a_field_is_a_part_too() -> None:
-    other = LINUX_6_1.with_(derivation=copied).toggled(dummy_root=True)
-    assert [part.name for part in parts(LINUX_6_1, other)] == ["dummy_root", "derivation"]
+    other = LINUX_6_1.with_(derivation=copied).toggled(dummy_root=True, B2=True)
+    assert [part.name for part in parts(LINUX_6_1, other)] == ["dummy_root", "derivation", "bugs"]
     assert parts(LINUX_6_1, other)[1].alone.derivation is copied
     assert parts(LINUX_6_1, other)[1].without.derivation is LINUX_6_1.derivation
 
