@@ -37,12 +37,15 @@ class TwoWalks(NamedTuple):
         L1's guest-physical address; None if either walk faults.
     ept : bool
         The nested tables are EPT: U in the codes of `inner` stands for a read.
+    hole : bool
+        An entry lay where no memory is; what a processor reads there, nobody says.
     """
 
     outer: Walk
     inner: tuple[Walk, ...]
     gpa: int | None
     ept: bool = False
+    hole: bool = False
 
 
 class WrongAccess(NamedTuple):

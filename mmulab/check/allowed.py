@@ -178,10 +178,13 @@ def _remembering(
 
 def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_smap: bool) -> TwoWalks:
     inner: list[Walk] = []
+    hole = False
     nested, hpa_of = world.nested, world.hpa_of
 
     def load_nested(gpa: int, level: int) -> int | None:
+        nonlocal hole
         hpa = hpa_of(gpa)
+        hole |= hpa is None
         return None if hpa is None else by.nested(gpa, hpa, level)
 
     def through(ngpa: int, kind: int) -> int | None:
@@ -192,17 +195,19 @@ def _walk(world: World, paging: Paging, by: _Readers, gva: int, pfec: int, not_s
         return None if found.error is not None else found.pa
 
     def load(address: int, level: int) -> int | None:
+        nonlocal hole
         gpa = address if nested is None else through(address, nested.table_kind)
         if gpa is None:
             return None
         hpa = hpa_of(gpa)
+        hole |= hpa is None
         return None if hpa is None else by.own(gpa, hpa, level)
 
     outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
     gpa = None
     if outer.error is None:
         gpa = outer.pa if nested is None else through(outer.pa, nested.final_kind(pfec))
-    return TwoWalks(outer, tuple(inner), gpa, nested is not None and nested.paging.ept)
+    return TwoWalks(outer, tuple(inner), gpa, nested is not None and nested.paging.ept, hole)
 
 
 def _since(world: World, forgotten: Forgotten, paging: Paging, gva: int, entry: int, level: int) -> int:

@@ -13,23 +13,10 @@ from mmulab.x86.regs import X86_CR3_PCID_NOFLUSH, X86_CR4_PCIDE
 
 _INVEPT_SINGLE, _INVVPID_ADDRESS, _INVVPID_KEEP_GLOBAL = 1, 0, 3
 _INVPCID_ADDRESS, _INVPCID_SINGLE, _INVPCID_ALL = 0, 1, 2
-OBLIGING = (
-    ops.WriteCr,
-    ops.WriteEfer,
-    ops.SetSregs,
-    ops.SetCpuid,
-    ops.Invlpg,
-    ops.Invpcid,
-    ops.Vmrun,
-    ops.Vmlaunch,
-    ops.Vmptrld,
-    ops.Vmclear,
-    ops.Vmwrite,
-    ops.Vmfunc,
-    ops.Invept,
-    ops.Invvpid,
-)
-"""Ops that may oblige, or change a guest's world, though no register tells."""
+WORLD_OPS = (ops.SetCpuid, ops.Vmrun, ops.Vmlaunch, ops.Vmptrld, ops.Vmclear, ops.Vmwrite, ops.Vmfunc)
+"""Ops that may change a guest's world though no register tells."""
+OBLIGING = (*WORLD_OPS, ops.WriteCr, ops.SetSregs, ops.Invlpg, ops.Invpcid, ops.Invept, ops.Invvpid)
+"""Ops that may oblige though no register tells."""
 
 
 def forget(

@@ -20,7 +20,7 @@ from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.obligations import OBLIGING, forget
+from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
 from mmulab.check.reached import Operand, arrived
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
@@ -52,13 +52,13 @@ class Verdict(Enum):
     NO_ACCESS = "no access"
     """Nothing was accessed that it knows of; how such an op ends is not its business."""
     UNDECIDED = "undecided"
-    """The guest executes what is no instruction of the scenario's, or the VMM took its own memory away."""
+    """The guest executes what is no instruction of the scenario's, or cannot be given an exception, or
+    the VMM took its own memory away."""
 
 
 class _Known(NamedTuple):
     """A walk by what memory held, and the entries that it read: the same entries lead the same way."""
 
-    world: World
     walks: TwoWalks
     read: list[Reading]
 
@@ -75,15 +75,18 @@ class _Processor:
     forgotten : Forgotten
     guest : World or None
         Of L2, when it ran last.
+    worlds : dict
+        Those of L1, by the registers: the same ones come again and again.
     known : dict
-        Walks by address, kind of access and whether SMAP does not apply.
+        Walks by world, address, kind of access and whether SMAP does not apply.
     """
 
     world: World
     registers: tuple[object, ...]
     forgotten: Forgotten = field(default_factory=Forgotten)
     guest: World | None = None
-    known: dict[tuple[int, int, bool], _Known] = field(default_factory=dict)
+    worlds: dict[tuple[object, ...], World] = field(default_factory=dict)
+    known: dict[tuple[World, int, int, bool], _Known] = field(default_factory=dict)
 
 
 class Oracle:
@@ -132,6 +135,8 @@ class Oracle:
         op, by = result.op, self._processors[result.op.vcpu]
         self._now += 1
         verdict, walks = self._judge(by, result)
+        if verdict is Verdict.WRONG and self._is_unknowable(by, result, walks):
+            verdict = Verdict.UNDECIDED
         wrong = wrong_access(self._machine, result, walks) if verdict is Verdict.WRONG else None
         if isinstance(op, LOG_OPS):
             missing = self._log.missing(op, result.outcome, self._now)
@@ -154,12 +159,27 @@ class Oracle:
         if not obliging and now == by.registers:
             return
         before = by.world
-        by.world, by.registers = world_of(self._machine, op.vcpu), now
+        self._enter_world(by, op, now)
         forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
         nested = by.world.nested
         by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
         if by.world.nested_guest:
             by.guest = by.world
+
+    def _enter_world(self, by: _Processor, op: Op, now: tuple[object, ...]) -> None:
+        """Find the world that the registers select."""
+        if isinstance(op, WORLD_OPS):
+            by.worlds.clear()
+            by.known.clear()
+        elif now == by.registers:
+            return
+        by.registers = now
+        world = by.worlds.get(now)
+        if world is None:
+            world = world_of(self._machine, op.vcpu)
+            if not world.nested_guest:
+                by.worlds[now] = world
+        by.world = world
 
     # Verdicts -------------------------------------------------------------------
 
@@ -173,20 +193,49 @@ class Oracle:
             return Verdict.NO_ACCESS, None
         if outcome.kind is OutcomeKind.HANG and outcome.error == errno.EFAULT and self._is_protected():
             return Verdict.UNDECIDED, None
+        if outcome.kind is OutcomeKind.SHUTDOWN and self._may_fail_to_deliver(by):
+            return Verdict.UNDECIDED, None
         if isinstance(op, ops.Touch):
             return self._data(by, op, Operand(op.gva, 1), outcome)
         mode, insn = instruction_of(op, self._machine.config.stubs)
         if isinstance(op, ops.Execute):
             return self._execute(by, op, outcome)
+        likely = insn.rip is None or self._fetches(by, insn.rip, mode)
+        if likely and isinstance(op, DATA):
+            found = self._data(by, op, Operand(op.gva, insn.size), outcome)
+            if insn.rip is None or found[0] is not Verdict.WRONG:
+                return found
+        elif likely and outcome.kind is OutcomeKind.OK:
+            return Verdict.NO_ACCESS, None
         fetched = None if insn.rip is None else self._fetch(by, insn.rip, mode, outcome)
         if fetched is not None:
             return fetched, None
         if isinstance(op, DATA):
-            return self._data(by, op, Operand(op.gva, insn.size), outcome)
+            return found if likely else self._data(by, op, Operand(op.gva, insn.size), outcome)
         return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
+
+    def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
+        """Whether nobody says what an access does that reached no memory.
+
+        Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
+        is, or an SMI came before it.
+        """
+        if result.outcome.hpa != -1:
+            return False
+        smm = self._machine.kvm.vcpus[result.op.vcpu].smm
+        return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
 
     def _is_protected(self) -> bool:
         return bool(self._machine.memory.protection)
+
+    def _may_fail_to_deliver(self, by: _Processor) -> bool:
+        """Whether an exception may find no handler or stack: the page of the stubs is not as it was."""
+        stubs = self._machine.config.stubs
+        if stubs is None:
+            return True
+        kinds = (0, PFERR_WRITE_MASK, PFERR_FETCH_MASK)
+        found = (self._walks(by, stubs.supervisor, kind, Mode.IMPLICIT) for kind in kinds)
+        return any(walks.gpa != stubs.supervisor for every in found for walks in every)
 
     def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
         """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
@@ -197,11 +246,13 @@ class Oracle:
         seen = any(walks.gpa is None and fault_seen(walks, outcome) for walks in fetches)
         return Verdict.ALLOWED if seen else Verdict.NO_ACCESS
 
+    def _fetches(self, by: _Processor, rip: int, mode: Mode) -> bool:
+        """Whether the stub is fetched from where it lies, as memory has it."""
+        return self._known(by, self._linear(by, rip), _fetch_kind(mode), _ac(mode)).walks.gpa == rip
+
     def _fetch(self, by: _Processor, rip: int, mode: Mode, outcome: Outcome) -> Verdict | None:
         """Judge by the fetch of the stub; None: the instruction is the op's, and the rest decides."""
-        kind = PFERR_FETCH_MASK | (PFERR_USER_MASK if mode is Mode.USER else 0)
-        if self._known(by, rip, kind, _ac(mode)).walks.gpa == rip and _went_on(outcome):
-            return None
+        kind = _fetch_kind(mode)
         elsewhere = False
         for walks in self._walks(by, rip, kind, mode):
             if walks.gpa is None and fault_seen(walks, outcome):
@@ -279,9 +330,10 @@ class Oracle:
 
     def _known(self, by: _Processor, gva: int, pfec: int, ac: bool) -> _Known:
         """Walk by what memory held before the op, unless the same walk is known."""
-        found = by.known.get((gva, pfec, ac))
+        key = by.world, gva, pfec, ac
+        found = by.known.get(key)
         read = self._history.read
-        if found is not None and found.world is by.world:
+        if found is not None:
             for entry in found.read:
                 if read(entry.hpa, entry.size) != entry.value:
                     break
@@ -289,7 +341,7 @@ class Oracle:
                 return found
         readings: list[Reading] = []
         walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
-        found = by.known[gva, pfec, ac] = _Known(by.world, walks, readings)
+        found = by.known[key] = _Known(walks, readings)
         return found
 
     @staticmethod
@@ -306,9 +358,8 @@ def _ac(mode: Mode | None) -> bool:
     return mode is Mode.SUPERVISOR_AC
 
 
-def _went_on(outcome: Outcome) -> bool:
-    """Whether the guest saw no fault, so that no fetch can have given one."""
-    return outcome.kind is OutcomeKind.OK
+def _fetch_kind(mode: Mode) -> int:
+    return PFERR_FETCH_MASK | (PFERR_USER_MASK if mode is Mode.USER else 0)
 
 
 def _kinds(op: Op) -> list[int]:

@@ -22,6 +22,7 @@ from mmulab.x86.paging import Paging
 
 NEVER = 1 << 62
 """Later than any op."""
+_LOW = 0xFFFFFFFF
 
 
 Past = tuple[tuple[int, int], ...]
@@ -40,6 +41,16 @@ def _held(frame: npt.NDArray[np.uint64]) -> _Held:
     array = frame.copy()
     flat = array.data.cast("B")
     return _Held(array, flat.cast("Q"), flat)
+
+
+def _ended(past: Past, old: int, new: int, now: int) -> Past:
+    """Let what was there end when the guest writes; a half of the word that it left stays."""
+    ended = tuple((value, min(until, now)) for value, until in past)
+    if (old ^ new) >> 32 and (old ^ new) & _LOW:
+        return ended
+    left = _LOW if not (old ^ new) & _LOW else _LOW << 32
+    stays = ((value & left | new & ~left, NEVER) for value, until in past if until == NEVER)
+    return (*ended, *(entry for entry in stays if entry[0] != new))
 
 
 class SavedHistory(NamedTuple):
@@ -79,12 +90,12 @@ class TableHistory:
         for at in self._written():
             frame = self._first + at
             new, old = self._memory.frames[frame], self._of(at)
-            for index in np.flatnonzero(new != old.array).tolist():
+            for index in (new != old.array).nonzero()[0].tolist():
                 hpa = frame << 12 | index << 3
-                past = self._past.get(hpa, ())
+                word, past = old.words[index], self._past.get(hpa, ())
                 if not behind:
-                    past = tuple((value, min(until, now)) for value, until in past)
-                self._past[hpa] = (*past, (old.words[index], NEVER if behind else now))
+                    past = _ended(past, word, int(new[index]), now)
+                self._past[hpa] = (*past, (word, NEVER if behind else now))
             old.array[:] = new
 
     def add(self, hpa: int, size: int, value: int, now: int) -> None:
@@ -131,7 +142,7 @@ class TableHistory:
 
     def _written(self) -> list[int]:
         """Return the frames written since the last time, counted from the backing's first."""
-        written: list[int] = np.flatnonzero(self._stamps >= self._since).tolist()
+        written: list[int] = (self._stamps >= self._since).nonzero()[0].tolist()
         if written:
             self._memory.epoch += 1
             self._since = self._memory.epoch

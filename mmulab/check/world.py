@@ -166,9 +166,9 @@ def _hpa_of(machine: Machine, address_space: int) -> Callable[[int], int | None]
 
 
 def _pdptes(machine: Machine, v: Vcpu) -> tuple[int, ...] | None:
-    """Return the PDPTE registers; under AMD's nested paging there are none (APM 2, 15.25.10)."""
+    """Return the PDPTE registers; under AMD's nested paging, L0's too, there are none (APM 2, 15.25.10)."""
     amd = machine.kvm.config.vendor == "amd"
-    npt = isinstance(v.nested, SvmNested) and v.nested.npt if v.guest_mode else machine.kvm.config.tdp
+    npt = machine.kvm.config.tdp or (isinstance(v.nested, SvmNested) and v.nested.npt)
     return None if amd and npt else tuple(v.walk_mmu.pdptrs)
 
 

@@ -107,8 +107,8 @@ class Assertion:
     def __str__(self) -> str:
         """Word it in one line.
 
-        >>> str(assertions()["mmu.c:shadow_walk_init_using_root:root"])
-        'BUG_ON(root != vcpu->arch.mmu->root.hpa) in mmu.c:shadow_walk_init_using_root'
+        >>> str(assertions()["mmu.c:pte_list_remove:empty"])
+        'BUG(the reverse map is empty) in mmu.c:pte_list_remove'
         """
         return f"{self.severity}({self.condition}) in {self.name.rpartition(':')[0]}"
 

@@ -137,6 +137,7 @@ class Bugs:
     B16: bool = False
     B17: bool = False
     B19: bool = False
+    B20: bool = False
     B21: bool = False
     B22: bool = False
     B23: bool = False

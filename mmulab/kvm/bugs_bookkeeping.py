@@ -109,6 +109,10 @@ BOOKKEEPING_BUGS: tuple[Bug, ...] = (
         "that very root out of use: of nested tables a child is zapped with its last parent, even one that "
         "is a root in use as well. The fault then maps below a root that is invalid.",
         breaks=("I7",),
+        needs=(
+            "in 5.15.218 came before it: 'Rename mmu_notifier_* to mmu_invalidate_*', 'Split out TDP MMU "
+            "page fault handling', 'Rename __direct_map() to direct_map()'",
+        ),
         source="mmu.c:direct_page_fault, paging_tmpl.h:FNAME(page_fault). With it came 7a2c70e777a0, "
         "by which mmu_page_zap_pte spares roots in use, and after which no reclaim gets there: the switch "
         "takes both back. The flaw is of 2008 (2e53d63acba7), the harm of 5.9",

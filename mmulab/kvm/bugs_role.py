@@ -146,11 +146,11 @@ ROLE_BUGS: tuple[Bug, ...] = (
         commit="112022bdb5bc",
         introduced="",
         fixed="5.14",
-        mechanism="Without EFER.NX bit 63 counts as reserved in KVM's own sptes, though KVM sets it for "
-        "huge pages that must not be executed (nx_huge_pages): it warns of its own spte.",
+        mechanism="Without EFER.NX bit 63 counts as reserved in KVM's own sptes, though KVM sets it for huge "
+        "pages that must not be executed (nx_huge_pages): it warns of its own spte. The switch lets the root "
+        "role, by which 6.1 tells, have the guest's EFER.NX, or SMEP without CR0.WP.",
         breaks=("I16",),
-        missing="a mask of the bits that are reserved in sptes, with the warning of make_spte",
-        source="mmu.c:reset_shadow_zero_bits_mask, spte.c:make_spte",
+        source="mmu.c:kvm_init_shadow_mmu, reset_shadow_zero_bits_mask; spte.c:make_spte",
     ),
     Bug(
         id="B21",

@@ -33,13 +33,16 @@ SYNC_BUGS: tuple[Bug, ...] = (
         id="B26",
         title="Abide to KVM_REQ_TLB_FLUSH_GUEST request on nested vmentry/vmexit",
         commit="40e5f9080472",
-        introduced="",
+        introduced="5.14",
+        introduced_by="07ffaf343e34",
         fixed="5.16",
+        backports={"5.15": "5.15.7"},
         mechanism="At a change between L1 and L2 only one of the two requests to flush the side that is "
         "left is served. The other is served on the other side, and the flush that was owed is lost.",
         breaks=("I3", "I12"),
         needs=("B25 (07ffaf343e34), whose request it is",),
-        source="vmx/nested.c:nested_vmx_enter_non_root_mode, __nested_vmx_vmexit",
+        source="vmx/nested.c:nested_vmx_enter_non_root_mode, __nested_vmx_vmexit; 20211125014944.536398-2. "
+        "The stable release is inferred from the date",
     ),
     Bug(
         id="B27",

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.bug import Bugs
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
 from mmulab.kvm.roles.root_strategy import top_table_level
@@ -127,7 +128,8 @@ def kvm_init_mmu(vcpu: Vcpu, *, force_role_reset: bool = False) -> None:
         return
     level = max(cpu_role.level, PT32E_ROOT_LEVEL)
     passthrough = _passes_through(vcpu, level, cpu_role)
-    facts = base_facts(cpu_role)._replace(level=level, efer_nx=True, passthrough=passthrough)
+    nx = bool(cpu_role.efer_nx or cpu_role.smep_andnot_wp) if vcpu.kvm.bugs.B20 else True
+    facts = base_facts(cpu_role)._replace(level=level, efer_nx=nx, passthrough=passthrough)
     facts = _without_missing_bits(vcpu.kvm.bugs, facts)
     shadow_mmu_init_context(
         vcpu, vcpu.root_mmu, cpu_role, facts, _guest_paging(vcpu), force_role_reset=force_role_reset
@@ -197,6 +199,8 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
     """
     cr4 &= ~X86_CR4_PKE
     cpu_role = _cpu_role(vcpu, X86_CR0_PG, cr4, efer)
+    unlike = bool(cpu_role.direct) or not cpu_role.guest_mode
+    warn_on(vcpu.kvm, "mmu.c:kvm_init_shadow_npt_mmu:role", unlike)
     facts = base_facts(cpu_role)
     level = kvm_mmu_get_tdp_level(vcpu)
     if vcpu.kvm.bugs.B21:
@@ -209,6 +213,7 @@ def kvm_init_shadow_npt_mmu(vcpu: Vcpu, cr4: int, efer: int) -> None:
 def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, execonly: bool) -> None:
     """Configure ``guest_mmu`` to shadow an EPT of L1, for which L1's registers do not matter."""
     mmu, config = vcpu.guest_mmu, vcpu.kvm.config
+    warn_on(vcpu.kvm, "mmu.c:kvm_calc_shadow_ept_root_page_role:smm", bool(vcpu.smm))
     cpu_role = CpuRole(level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly))
     cpu_role = config.kernel.validity.cpu_role(cpu_role, vcpu.cpu)
     paging = make_ept_paging(level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly)
@@ -250,6 +255,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = 
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)
     mmu.kind = "tdp"
+    warn_on(kvm, "mmu.c:boot_cpu_is_amd:tdp", not kvm.config.tdp)
 
 
 def kvm_mmu_refresh_passthrough_bits(vcpu: Vcpu, mmu: Mmu) -> None:
@@ -289,6 +295,8 @@ def shadow_mmu_init_context(
         mmu.kind = "nonpaging"
     else:
         mmu.kind = "paging32" if cpu_role.has_4_byte_gpte else "paging64"
+    low = mmu.root_level < PT32E_ROOT_LEVEL
+    warn_on(vcpu.kvm, "mmu.c:reset_shadow_zero_bits_mask:level", low)
 
 
 def kvm_mmu_create(kvm: Kvm, cpu: CpuModel) -> Vcpu:

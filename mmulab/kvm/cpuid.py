@@ -6,9 +6,10 @@ Source: Linux 6.1 ``arch/x86/kvm/cpuid.c`` (``kvm_set_cpuid``),
 
 from __future__ import annotations
 
+from mmulab.kvm.assertions import kvm_bug_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.roots import kvm_mmu_unload
-from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.state import Vcpu
 from mmulab.x86.regs import CpuModel
 
 EINVAL = 22
@@ -28,8 +29,8 @@ def kvm_set_cpuid(vcpu: Vcpu, cpu: CpuModel) -> int:
         return 0 if cpu == vcpu.cpu else -EINVAL
     vcpu.cpu = cpu
     kvm_mmu_after_set_cpuid(vcpu)
-    if has_run and rule == "bug":
-        vcpu.kvm.make_all_cpus_request(Request.VM_DEAD)  # kvm_vm_bugged
+    if rule == "bug":
+        kvm_bug_on(vcpu.kvm, "mmu.c:kvm_mmu_after_set_cpuid:last_vmentry_cpu", has_run)
     return 0
 
 

@@ -8,7 +8,10 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``direct_page_fault``, ``direct_ma
 
 from __future__ import annotations
 
+import errno
+
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
 from mmulab.kvm.fault import (
     handle_abnormal_pfn,
@@ -17,6 +20,7 @@ from mmulab.kvm.fault import (
     kvm_faultin_pfn,
     page_fault_handle_page_track,
 )
+from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch
 from mmulab.kvm.set_spte import (
@@ -36,7 +40,7 @@ from mmulab.kvm.spte import (
     is_writable_pte,
     restore_acc_track_spte,
 )
-from mmulab.kvm.state import Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import KvmRunError, Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
 from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
@@ -55,7 +59,10 @@ def kvm_tdp_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
 
 def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     """Handle a fault whose address is guest-physical."""
+    kvm = vcpu.kvm
     fault.gfn = fault.addr >> 12
+    if kvm.config.uses_tdp_mmu:
+        warn_on(kvm, "tdp_mmu.h:is_tdp_mmu:root", vcpu.mmu.root_hpa == INVALID_PAGE)
     fault.slot = vcpu_memslots(vcpu).lookup(fault.gfn)
     if page_fault_handle_page_track(vcpu, fault):
         return RetPf.WRITE_PROTECTED
@@ -75,7 +82,13 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
 
 
 def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
-    """Build the direct tables down to the wanted page size and set the leaf."""
+    """Build the direct tables down to the wanted page size and set the leaf.
+
+    Raises
+    ------
+    KvmRunError
+        The tables do not go so far down.
+    """
     kvm = vcpu.kvm
     kvm_mmu_hugepage_adjust(kvm, fault)
     trace_spte_requested(kvm, fault)
@@ -94,6 +107,8 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
             if fault.huge_page_disallowed and (fault.is_tdp or kvm.behaviours.nonpaging_counts_nx):
                 account_nx_huge_page(kvm, sp, possible=fault.req_level >= it.level)
         it.next()
+    if warn_on(kvm, "mmu.c:direct_map:level", it.level != fault.goal_level):
+        raise KvmRunError(errno.EFAULT)
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, ACC_ALL, base_gfn, fault.pfn, fault)
     if ret != RetPf.SPURIOUS:

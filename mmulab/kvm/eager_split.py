@@ -22,20 +22,28 @@ series is 20220516232138.1783324-1.
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     PTE_LIST_EXT,
+    for_each_rmap_spte,
     gfn_to_rmap,
     kvm_mmu_page_get_access,
-    pte_list_iter,
+    mmu_spte_set,
     rmap_add,
     slot_handle_level_range,
 )
 from mmulab.kvm.shadow_page import kvm_mmu_child_role, kvm_mmu_get_shadow_page, link_shadow_page
-from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte, make_huge_page_split_spte
+from mmulab.kvm.spte import (
+    SPTE_ENT_PER_PAGE,
+    can_split_huge_spte,
+    is_large_pte,
+    is_shadow_present_pte,
+    make_huge_page_split_spte,
+)
 from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import ENOMEM, kvm_tdp_mmu_try_split_huge_pages, take_split_tables
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
@@ -96,12 +104,17 @@ def _split_rmap(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> None:
 
 def _first_to_split(kvm: Kvm, head: PteList | None) -> int | None:
     all_of_them = kvm.config.kernel.eager_split == "shadow"
-    for sptep in pte_list_iter(head or []):
+    for sptep in for_each_rmap_spte(kvm, head):
         sp = sptep_to_sp(kvm, sptep)
-        # A role without guest_mode cannot show that the page is a nested guest's; the kernel
-        # warns, but for the version that splits all. A derivation that needs the faulting address
-        # has none for 4-byte entries.
-        if not (sp.guest_mode or all_of_them) or sp.invalid:
+        # A role without guest_mode cannot show that the page is a nested guest's. A derivation
+        # that needs the faulting address has none for 4-byte entries.
+        lost = not (sp.guest_mode or all_of_them)
+        if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:guest_mode", lost):
+            continue
+        small = not is_large_pte(kvm.memory.words[sptep >> 3])
+        if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:large", small):
+            continue
+        if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:unsync", sp.unsync) or sp.invalid:
             continue
         if sp.has_4_byte_gpte and not kvm.config.kernel.derivation.splits_4_byte:
             continue
@@ -169,8 +182,10 @@ def _split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int, huge_spte: int
         sptep = sp.frame << 12 | index << 3
         if is_shadow_present_pte(words[sptep >> 3]):
             continue
-        spte = make_huge_page_split_spte(kvm.fmt, huge_spte, sp.level, index, executable=executable)
-        kvm.memory.store64(sptep, spte)
+        spte = 0
+        if can_split_huge_spte(kvm, huge_spte):
+            spte = make_huge_page_split_spte(kvm.fmt, huge_spte, sp.level, index, executable=executable)
+        mmu_spte_set(kvm, sptep, spte)
         gfn = kvm_mmu_page_get_gfn(sp, index)
         kvm.split_desc_cache -= _takes_descriptor(gfn_to_rmap(slot, gfn, sp.level))
         rmap_add(kvm, slot, sptep, gfn, sp.access)

@@ -14,7 +14,7 @@ import errno
 from dataclasses import dataclass
 
 from mmulab import events as ev
-from mmulab.kvm.assertions import kvm_bug_on
+from mmulab.kvm.assertions import kvm_bug_on, warn_on
 from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
 from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
@@ -78,6 +78,10 @@ def kvm_handle_page_fault(
     `reinjection`: it came while an exception was being delivered. The page may
     be a guest table that delivery must write, so it is unprotected first.
     """
+    if not vcpu.kvm.config.x86_64 and warn_on(
+        vcpu.kvm, "mmu.c:kvm_handle_page_fault:address", addr >> 32 != 0
+    ):
+        raise KvmRunError(errno.EFAULT)
     emit = vcpu.kvm.emit
     if emit is not None:
         emit(ev.kvm_page_fault(vcpu.rip, addr, error_code))

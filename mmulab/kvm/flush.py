@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
-from mmulab.kvm.state import Kvm, Request, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Request, Vcpu, spte_index, sptep_to_sp
 
 
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
@@ -47,3 +47,17 @@ def kvm_flush_remote_tlbs_sptep(kvm: Kvm, sptep: int) -> None:
     # with init_on_alloc.
     kept = not sp.has_gptes or index in sp.shadowed_translation
     kvm_flush_remote_tlbs_gfn(kvm, kvm_mmu_page_get_gfn(sp, index) if kept else 0, sp.level)
+
+
+def flush_tlb(vcpu: Vcpu, request: int) -> None:
+    """Let the vCPU's processor forget what a ``TLB_FLUSH*`` request says (``kvm_x86_flush_tlb_*``)."""
+    sink = vcpu.kvm.tlb_sink
+    if sink is not None:
+        sink(vcpu, request)
+
+
+def tell_entry(vcpu: Vcpu) -> None:
+    """Tell who follows the TLBs that the vCPU enters the guest, with the root that it has."""
+    sink = vcpu.kvm.tlb_sink
+    if sink is not None:
+        sink(vcpu, 0)

@@ -6,11 +6,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(gpte_access)``,
 
 from __future__ import annotations
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import drop_spte
 from mmulab.kvm.set_spte import mmu_set_spte
-from mmulab.kvm.state import Vcpu, spte_index
+from mmulab.kvm.state import Kvm, Vcpu, spte_index
 from mmulab.x86.mode import (
     PT64_NX_SHIFT,
     PT_BASE_ADDR_MASK,
@@ -52,6 +53,12 @@ def get_level1_sp_gpa(sp: ShadowPage, entry_bytes: int) -> int:
     """
     offset = sp.quadrant << SPTE_LEVEL_BITS if entry_bytes == 4 else 0
     return (sp.gfn << 12) + offset * entry_bytes
+
+
+def kvm_get_level1_sp_gpa(kvm: Kvm, sp: ShadowPage, entry_bytes: int) -> int:
+    """Return the same of a page of the VM, which must be of level 1."""
+    warn_on(kvm, "paging_tmpl.h:get_level1_sp_gpa:level", sp.level != 1)
+    return get_level1_sp_gpa(sp, entry_bytes)
 
 
 def prefetch_invalid_gpte(vcpu: Vcpu, sptep: int, gpte: int, paging: Paging) -> bool:

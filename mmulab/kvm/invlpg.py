@@ -7,8 +7,9 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(invlpg)``), ``mmu.
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
-from mmulab.kvm.gpte import get_level1_sp_gpa, prefetch_gpte
+from mmulab.kvm.gpte import kvm_get_level1_sp_gpa, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest_atomic
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
@@ -24,6 +25,8 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
     """Refresh what `root_hpa` says about `gva`, if its page is out of sync."""
     kvm = vcpu.kvm
     vcpu_clear_mmio_info(vcpu, gva)
+    if warn_on(kvm, "paging_tmpl.h:invlpg:root", root_hpa == INVALID_PAGE):
+        return
     kvm.sync.invalidating(vcpu, gva, root_hpa)
     if kvm.behaviours.invalidate_syncs_in_place:
         _invalidate_in_place(vcpu, gva, root_hpa)
@@ -64,7 +67,7 @@ def _invlpg_leaf(vcpu: Vcpu, sptep: int, old: int) -> None:
     paging = vcpu.mmu.paging
     assert paging is not None
     width = paging.mode.entry_bytes
-    gpa = get_level1_sp_gpa(sp, width) + spte_index(sptep) * width
+    gpa = kvm_get_level1_sp_gpa(kvm, sp, width) + spte_index(sptep) * width
     mmu_page_zap_pte(kvm, sp, sptep, None)
     if is_shadow_present_pte(old):
         kvm_flush_remote_tlbs_sptep(kvm, sptep)

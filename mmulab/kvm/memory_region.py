@@ -19,12 +19,12 @@ from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
+    for_each_rmap_spte,
     gfn_to_rmap,
     kvm_mmu_slot_gfn_write_protect,
+    kvm_pte_list_remove,
     mmu_spte_clear_track_bits,
     mmu_spte_update,
-    pte_list_iter,
-    pte_list_remove,
     rmap_write_protect,
     slot_handle_level_range,
 )
@@ -219,7 +219,7 @@ def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemslot) -> None:
 def _rmap_clear_dirty(kvm: Kvm, head: PteList | None) -> bool:
     """Clear D, or W in an spte whose D does not count; return whether a flush is owed."""
     flush = False
-    for sptep in pte_list_iter(head or []):
+    for sptep in for_each_rmap_spte(kvm, head):
         spte = kvm.memory.words[sptep >> 3]
         if spte & SPTE_TDP_AD_MASK:
             flush |= bool(spte & PT_WRITABLE_MASK)
@@ -235,9 +235,9 @@ def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
     def zap(gfn: int, level: int) -> bool:
         zapped = False
         head = gfn_to_rmap(slot, gfn, level)
-        while head and (sptep := _first_collapsible(kvm, slot, list(pte_list_iter(head)))) is not None:
+        while head and (sptep := _first_collapsible(kvm, slot, head)) is not None:
             mmu_spte_clear_track_bits(kvm, sptep)
-            pte_list_remove(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
+            kvm_pte_list_remove(kvm, head, sptep)
             zapped = True
         if head is not None and not head:
             del slot.rmap[level][gfn >> 9 * (level - 1)]
@@ -252,8 +252,8 @@ def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
         )
 
 
-def _first_collapsible(kvm: Kvm, slot: KvmMemslot, sptes: list[int]) -> int | None:
-    for sptep in sptes:
+def _first_collapsible(kvm: Kvm, slot: KvmMemslot, head: PteList) -> int | None:
+    for sptep in for_each_rmap_spte(kvm, head):
         sp = sptep_to_sp(kvm, sptep)
         if sp.direct and sp.gfn in slot:
             level = kvm_mmu_max_mapping_level(kvm, slot, sp.gfn, KVM_MAX_HUGEPAGE_LEVEL)

@@ -7,7 +7,9 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.h`` (``vcpu_cache_mmio_info`` and beside it
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import mmu_is_nested
+from mmulab.kvm.rmap import mmu_spte_set
 from mmulab.kvm.spte import (
     MMIO_SPTE_GEN_MASK,
     get_mmio_spte_generation,
@@ -58,14 +60,21 @@ def mmio_info_in_cache(vcpu: Vcpu, addr: int, direct: bool) -> bool:
     return vcpu_match_mmio_gpa(vcpu, addr) if direct else vcpu_match_mmio_gva(vcpu, addr)
 
 
+def vcpu_make_mmio_spte(vcpu: Vcpu, gfn: int, access: int) -> int:
+    """Return an MMIO entry for the slots as they are; where those are not cached there is none."""
+    kvm = vcpu.kvm
+    warn_on(kvm, "spte.c:make_mmio_spte:value", not kvm.fmt.mmio_value)
+    return make_mmio_spte(kvm.fmt, gfn, access, vcpu_memslots(vcpu).generation)
+
+
 def mark_mmio_spte(vcpu: Vcpu, sptep: int, gfn: int, access: int) -> None:
     """Write an MMIO entry."""
     kvm = vcpu.kvm
-    spte = make_mmio_spte(kvm.fmt, gfn, access, vcpu_memslots(vcpu).generation)
+    spte = vcpu_make_mmio_spte(vcpu, gfn, access)
     emit = kvm.emit
     if emit is not None:
         emit(ev.mark_mmio_spte(sptep, gfn, spte & ACC_ALL, get_mmio_spte_generation(spte)))
-    kvm.memory.store64(sptep, spte)
+    mmu_spte_set(kvm, sptep, spte)
 
 
 def check_mmio_spte(vcpu: Vcpu, spte: int) -> bool:

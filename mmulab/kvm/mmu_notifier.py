@@ -14,10 +14,10 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
+    for_each_rmap_spte,
     gfn_to_rmap,
     kvm_zap_all_rmap_sptes,
     mmu_spte_age,
-    pte_list_iter,
     slot_handle_level_range,
 )
 from mmulab.kvm.state import Kvm
@@ -73,7 +73,7 @@ def kvm_age_gfn(kvm: Kvm, slot: KvmMemslot, first: int, last: int) -> bool:
 
     def age(gfn: int, level: int) -> bool:
         young = False
-        for sptep in pte_list_iter(gfn_to_rmap(slot, gfn, level) or []):
+        for sptep in for_each_rmap_spte(kvm, gfn_to_rmap(slot, gfn, level)):
             young |= mmu_spte_age(kvm, sptep)
         return young
 

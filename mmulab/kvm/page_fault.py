@@ -6,9 +6,11 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_page_fault``,
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import kvm_bug_on, warn_on
 from mmulab.kvm.direct import kvm_tdp_page_fault, nonpaging_page_fault
 from mmulab.kvm.emulate import (
     EmulationType,
@@ -17,13 +19,15 @@ from mmulab.kvm.emulate import (
     x86_emulate_instruction,
 )
 from mmulab.kvm.mmio import check_mmio_spte, mmio_info_in_cache, vcpu_cache_mmio_info
+from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.paging_tmpl import page_fault
 from mmulab.kvm.set_spte import PageFault, RetPf
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.spte import get_mmio_spte_access, get_mmio_spte_gfn, is_mmio_spte
-from mmulab.kvm.state import Vcpu
+from mmulab.kvm.state import KvmRunError, Vcpu
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
+from mmulab.kvm.zero_check import any_rsvd_spte, zero_check
 from mmulab.x86.insn import Instruction
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
@@ -62,7 +66,14 @@ def kvm_mmu_page_fault(
         What the vCPU was executing, in case it must be emulated.
     reinjection : bool
         It came while an event was being delivered.
+
+    Raises
+    ------
+    KvmRunError
+        The MMU finds its own state wrong.
     """
+    if warn_on(vcpu.kvm, "mmu.c:kvm_mmu_page_fault:root", vcpu.mmu.root_hpa == INVALID_PAGE):
+        return Verdict.RESUME
     direct = vcpu.mmu.direct
     emulation_type = EmulationType(page_fault=True)
     ret = RetPf.INVALID
@@ -73,6 +84,8 @@ def kvm_mmu_page_fault(
     if ret == RetPf.INVALID:
         known = error_code if vcpu.kvm.behaviours.error_code_has_64_bits else error_code & 0xFFFFFFFF
         ret = kvm_mmu_do_page_fault(vcpu, addr, known, emulation_type)
+        if kvm_bug_on(vcpu.kvm, "mmu.c:kvm_mmu_page_fault:invalid", ret == RetPf.INVALID):
+            raise KvmRunError(errno.EIO)
     handle = (
         kvm_mmu_write_protect_fault
         if vcpu.kvm.behaviours.retry_only_if_write_protected
@@ -162,6 +175,8 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> RetPf:
     if mmio_info_in_cache(vcpu, addr, direct):
         return RetPf.EMULATE
     path = shadow_path(vcpu, addr)
+    if warn_on(vcpu.kvm, "mmu.c:handle_mmio_page_fault:reserved", any_rsvd_spte(zero_check(vcpu), path)):
+        raise KvmRunError(errno.EINVAL)
     spte = path[-1][2] if path else 0
     fmt = vcpu.kvm.fmt
     if not is_mmio_spte(fmt, spte):

@@ -6,6 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/page_track.c``; ``mmu.c`` (``account_shadow
 
 from __future__ import annotations
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
@@ -15,17 +16,20 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.state import Kvm
 
+USHRT_MAX = 0xFFFF
 
-def update_gfn_disallow_lpage_count(slot: KvmMemslot, gfn: int, count: int) -> None:
+
+def update_gfn_disallow_lpage_count(kvm: Kvm, slot: KvmMemslot, gfn: int, count: int) -> None:
     """Add a reason (or take one) against a huge page over `gfn`."""
     for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
         info = slot.disallow_lpage[level]
         key = gfn >> 9 * (level - 1)
         now = info.get(key, 0) + count
+        warn_on(kvm, "mmu.c:update_gfn_disallow_lpage_count:negative", now < 0)
         if now:
             info[key] = now
         else:
-            del info[key]
+            info.pop(key, None)
 
 
 def init_lpage_info(slot: KvmMemslot) -> None:
@@ -57,6 +61,14 @@ def kvm_slot_page_track_is_active(kvm: Kvm, slot: KvmMemslot | None, gfn: int) -
     return other is not None and other.gfn_track.get(gfn, 0) > 0
 
 
+def update_gfn_track(kvm: Kvm, slot: KvmMemslot, gfn: int, count: int) -> None:
+    """Add a reason (or take one) to track writes to `gfn`; the kernel counts in 16 bits."""
+    now = slot.gfn_track.get(gfn, 0) + count
+    if warn_on(kvm, "page_track.c:update_gfn_track:range", not 0 <= now <= USHRT_MAX):
+        return
+    slot.gfn_track[gfn] = now
+
+
 def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     """Write-protect the guest table that a new shadow page shadows.
 
@@ -65,8 +77,8 @@ def account_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     kvm.indirect_shadow_pages += 1
     slot = _slot(kvm, sp)
     if kvm.sync.tracks(kvm, sp):
-        slot.gfn_track[sp.gfn] = slot.gfn_track.get(sp.gfn, 0) + 1
-    update_gfn_disallow_lpage_count(slot, sp.gfn, 1)
+        update_gfn_track(kvm, slot, sp.gfn, 1)
+    update_gfn_disallow_lpage_count(kvm, slot, sp.gfn, 1)
     if kvm_mmu_slot_gfn_write_protect(kvm, slot, sp.gfn, 1):
         if sp.level == 1:
             kvm_flush_remote_tlbs_gfn(kvm, sp.gfn, 1)
@@ -79,9 +91,8 @@ def unaccount_shadowed(kvm: Kvm, sp: ShadowPage) -> None:
     kvm.indirect_shadow_pages -= 1
     slot = _slot(kvm, sp)
     if kvm.sync.tracks(kvm, sp):
-        slot.gfn_track[sp.gfn] -= 1
-    update_gfn_disallow_lpage_count(slot, sp.gfn, -1)
-
+        update_gfn_track(kvm, slot, sp.gfn, -1)
+    update_gfn_disallow_lpage_count(kvm, slot, sp.gfn, -1)
 
 
 def _slot(kvm: Kvm, sp: ShadowPage) -> KvmMemslot:

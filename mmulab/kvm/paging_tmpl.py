@@ -6,6 +6,9 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(page_fault)``,
 
 from __future__ import annotations
 
+import errno
+
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.fault import (
     handle_abnormal_pfn,
     is_stale_after_reclaim,
@@ -16,6 +19,7 @@ from mmulab.kvm.fault import (
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
+from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.roles.root_strategy import top_table_level
@@ -34,7 +38,15 @@ from mmulab.kvm.shadow_page import (
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Request, Vcpu, is_dummy_root, spte_index, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import (
+    KvmRunError,
+    Request,
+    Vcpu,
+    is_dummy_root,
+    spte_index,
+    sptep_to_sp,
+    vcpu_memslots,
+)
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
 
@@ -44,6 +56,7 @@ def page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
 
     A fault of the guest's own goes back to the guest.
     """
+    warn_on(vcpu.kvm, "paging_tmpl.h:page_fault:tdp", fault.is_tdp)
     access = fault.error_code & 0xFFFFFFFF & ~PFERR_RSVD_MASK
     found = walk_addr_generic(vcpu, vcpu.mmu, fault.addr, access)
     if found.fault is not None:
@@ -117,13 +130,21 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
 
     First the levels that shadow guest tables, then, where the guest's page is
     larger than the host's, direct levels.
+
+    Raises
+    ------
+    KvmRunError
+        The tables do not go so far down.
     """
     kvm = vcpu.kvm
     words = kvm.memory.words
+    warn_on(kvm, "paging_tmpl.h:fetch:gfn", gw.pa >> 12 != fault.gfn)
     if _gpte_changed(vcpu, gw, top_table_level(vcpu.mmu.cpu_role)):
         return RetPf.RETRY
     if is_dummy_root(kvm, vcpu.mmu.root_hpa):  # a memslot came since: take a real root
         vcpu.requests |= Request.MMU_FREE_OBSOLETE_ROOTS
+        return RetPf.RETRY
+    if warn_on(kvm, "paging_tmpl.h:fetch:root", vcpu.mmu.root_hpa == INVALID_PAGE):
         return RetPf.RETRY
     checks_here = not kvm.behaviours.is_self_change_mapping
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
@@ -168,6 +189,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
             if fault.huge_page_disallowed:
                 account_nx_huge_page(kvm, sp, possible=fault.req_level >= it.level)
         it.next()
+    if warn_on(kvm, "paging_tmpl.h:fetch:level", it.level != fault.goal_level):
+        raise KvmRunError(errno.EFAULT)
     if kvm.bugs.B15:
         _allow_supervisor_write(vcpu, gw, fault)
     base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty import gfn_to_memslot_dirty_bitmap
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
@@ -28,6 +29,7 @@ def direct_pte_prefetch(vcpu: Vcpu, sptep: int) -> None:
 def direct_pte_prefetch_group(vcpu: Vcpu, sp: ShadowPage, sptep: int) -> None:
     """Map the entries of the group of eight that are not present, run by run."""
     words = vcpu.kvm.memory.words
+    warn_on(vcpu.kvm, "mmu.c:__direct_pte_prefetch:direct", not sp.direct)
     first = sptep & ~(PTE_PREFETCH_NUM * 8 - 1)
     run: list[int] = []
     for neighbour in range(first, first + 8 * PTE_PREFETCH_NUM, 8):

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on, warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.spte import (
+    check_spte_writable_invariants,
     is_accessed_spte,
     is_dirty_spte,
     is_shadow_present_pte,
     is_writable_pte,
-    mark_spte_for_access_track,
+    kvm_mark_spte_for_access_track,
+    spte_to_pfn,
 )
 from mmulab.kvm.stat import PAGES_STAT
 from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
@@ -76,10 +79,46 @@ def pte_list_remove(head: PteList, sptep: int, *, keeps_tail_full: bool = False)
     raise KeyError(f"spte at {sptep:#x} is not in its reverse map")
 
 
+def kvm_pte_list_remove(kvm: Kvm, head: PteList, sptep: int) -> None:
+    """Take `sptep` out of one of the VM's lists, where it must be."""
+    listed = True
+    try:
+        pte_list_remove(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
+    except KeyError:
+        listed = False
+    if not listed or kvm.assertion_counts is not None:
+        _assert_listed(kvm, head, listed)
+
+
+def _assert_listed(kvm: Kvm, head: PteList, listed: bool) -> None:
+    left = sum(map(len, head)) + listed
+    if not left:
+        bug_on(kvm, "mmu.c:pte_list_remove:empty", not listed)
+    elif left == 1:
+        bug_on(kvm, "mmu.c:pte_list_remove:one", not listed)
+    else:
+        bug_on(kvm, "mmu.c:pte_list_remove:many", not listed)
+
+
 def pte_list_iter(head: PteList) -> Iterator[int]:
     """Yield the sptes in order; the list must not change meanwhile."""
     for block in head:
         yield from block
+
+
+def for_each_rmap_spte(kvm: Kvm, head: PteList | None) -> Iterator[int]:
+    """Yield the sptes of a reverse map, which must all be present; the map must not change meanwhile."""
+    words, counts = kvm.memory.words, kvm.assertion_counts is not None
+    first = True
+    for sptep in pte_list_iter(head or []):
+        absent = not is_shadow_present_pte(words[sptep >> 3])
+        if absent or counts:
+            if first:
+                bug_on(kvm, "mmu.c:rmap_get_first:present", absent)
+            else:
+                bug_on(kvm, "mmu.c:rmap_get_next:present", absent)
+        first = False
+        yield sptep
 
 
 def gfn_to_rmap(slot: KvmMemslot, gfn: int, level: int) -> PteList | None:
@@ -94,16 +133,28 @@ def kvm_mmu_page_get_access(sp: ShadowPage, index: int) -> int:
     return sp.access
 
 
-def kvm_mmu_page_set_translation(sp: ShadowPage, index: int, gfn: int, access: int) -> None:
-    """Note what the entry at `index` shadows."""
+def kvm_mmu_page_set_translation(kvm: Kvm, sp: ShadowPage, index: int, gfn: int, access: int) -> None:
+    """Note what the entry at `index` shadows; without guest entries, the page itself says it."""
     if sp.has_gptes:
         sp.shadowed_translation[index] = gfn << 12 | access
+        return
+    other_access = access != kvm_mmu_page_get_access(sp, index)
+    other_gfn = gfn != kvm_mmu_page_get_gfn(sp, index)
+    if other_access or other_gfn or kvm.assertion_counts is not None:
+        warn_on(kvm, "mmu.c:kvm_mmu_page_set_translation:access", other_access)
+        warn_on(kvm, "mmu.c:kvm_mmu_page_set_translation:gfn", other_gfn)
+
+
+def kvm_mmu_page_set_access(kvm: Kvm, sp: ShadowPage, index: int, access: int) -> None:
+    """Note the rights of the entry at `index`, whose gfn stays."""
+    gfn = sp.shadowed_translation.get(index, 0) >> 12 if sp.has_gptes else kvm_mmu_page_get_gfn(sp, index)
+    kvm_mmu_page_set_translation(kvm, sp, index, gfn, access)
 
 
 def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> None:
     """Note that the leaf spte at `sptep` maps `gfn` (``__rmap_add``)."""
     sp = sptep_to_sp(kvm, sptep)
-    kvm_mmu_page_set_translation(sp, spte_index(sptep), gfn, access)
+    kvm_mmu_page_set_translation(kvm, sp, spte_index(sptep), gfn, access)
     kvm.stat[PAGES_STAT[sp.level]] += 1
     head = slot.rmap[sp.level].setdefault(gfn >> 9 * (sp.level - 1), [])
     count = pte_list_add(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
@@ -119,12 +170,19 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
     gfn = kvm_mmu_page_get_gfn(sp, spte_index(sptep))
     slot = kvm.slots[sp.smm].lookup(gfn)
     key = gfn >> 9 * (sp.level - 1)
-    if slot is None or key not in slot.rmap[sp.level]:
-        raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} has no reverse map")
-    head = slot.rmap[sp.level][key]
-    pte_list_remove(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
+    if slot is None:
+        raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} is in no slot")
+    head = slot.rmap[sp.level].get(key, [])
+    kvm_pte_list_remove(kvm, head, sptep)
     if not head:
         del slot.rmap[sp.level][key]
+
+
+def mmu_spte_set(kvm: Kvm, sptep: int, new_spte: int) -> None:
+    """Write an entry where no present one is."""
+    present = is_shadow_present_pte(kvm.memory.words[sptep >> 3])
+    warn_on(kvm, "mmu.c:mmu_spte_set:present", present)
+    kvm.memory.store64(sptep, new_spte)
 
 
 def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
@@ -134,9 +192,13 @@ def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
     """
     memory, fmt = kvm.memory, kvm.fmt
     old = memory.words[sptep >> 3]
-    memory.store64(sptep, new_spte)
+    warn_on(kvm, "mmu.c:mmu_spte_update_no_track:present", not is_shadow_present_pte(new_spte))
+    check_spte_writable_invariants(kvm, new_spte)
     if not is_shadow_present_pte(old):
+        mmu_spte_set(kvm, sptep, new_spte)
         return False
+    memory.store64(sptep, new_spte)
+    warn_on(kvm, "mmu.c:mmu_spte_update_no_track:pfn", spte_to_pfn(old) != spte_to_pfn(new_spte))
     return bool(
         (old & fmt.mmu_writable and not is_writable_pte(new_spte))
         or (is_accessed_spte(fmt, old) and not is_accessed_spte(fmt, new_spte))
@@ -152,7 +214,7 @@ def mmu_spte_age(kvm: Kvm, sptep: int) -> bool:
     spte = kvm.memory.words[sptep >> 3]
     if not is_accessed_spte(kvm.fmt, spte):
         return False
-    kvm.memory.store64(sptep, mark_spte_for_access_track(kvm.fmt, spte))
+    kvm.memory.store64(sptep, kvm_mark_spte_for_access_track(kvm, spte))
     return True
 
 
@@ -203,7 +265,7 @@ def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
 def rmap_write_protect(kvm: Kvm, head: PteList | None, *, pt_protect: bool) -> bool:
     """Make every spte of a reverse map read-only; return whether a flush is owed."""
     flush = False
-    for sptep in pte_list_iter(head or []):
+    for sptep in for_each_rmap_spte(kvm, head):
         flush |= spte_write_protect(kvm, sptep, pt_protect=pt_protect)
     return flush
 

@@ -8,8 +8,10 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_load``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.expanded_roots import free_one_off_page, mmu_alloc_expanded_root
+from mmulab.kvm.flush import flush_tlb
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import (
@@ -78,6 +80,9 @@ def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
     mmu, kvm = vcpu.mmu, vcpu.kvm
     assert mmu.root_facts is not None
     facts = mmu.root_facts._replace(level=level, quadrant=quadrant)
+    four = facts.has_4_byte_gpte
+    warn_on(kvm, "mmu.c:mmu_alloc_root:quadrant", quadrant != 0 and not four)
+    warn_on(kvm, "mmu.c:mmu_alloc_root:direct", facts.direct and four)
     role = kvm.config.kernel.design.pack(facts, mmu.cpu_role)
     sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
     sp.root_count += 1
@@ -104,17 +109,25 @@ def mmu_alloc_direct_roots(vcpu: Vcpu) -> None:
     elif vcpu.kvm.config.kernel.root_strategy.shadow_pages:
         mmu.root_hpa = mmu_alloc_expanded_root(vcpu, 0, [])
     else:
-        if mmu.pae_root < 0:  # a WARN of mmu_alloc_direct_roots
-            raise KvmRunError(EIO)
-        # With B34b each turn of the loop checks the gfn that the turn before left.
-        checked = vcpu.kvm.bugs.B34b and vcpu.kvm.config.tdp and mmu.cpu_role.level == PT32_ROOT_LEVEL
-        for i in range(4):
-            if checked and i and not mmu_check_root(vcpu, i - 1 << 18):
-                return
-            root = mmu_alloc_root(vcpu, i << 18, 0, 2)
-            _set_pae_root(vcpu, i, root | PT_PRESENT_MASK)
-        mmu.root_hpa = mmu.pae_root << 12
+        _alloc_direct_directories(vcpu)
     mmu.root_pgd = 0
+
+
+def _alloc_direct_directories(vcpu: Vcpu) -> None:
+    kvm, mmu = vcpu.kvm, vcpu.mmu
+    if warn_on(kvm, "mmu.c:mmu_alloc_direct_roots:level", mmu.root_level != PT32E_ROOT_LEVEL):
+        raise KvmRunError(EIO)
+    if warn_on(kvm, "mmu.c:mmu_alloc_direct_roots:pae_root", mmu.pae_root < 0):
+        raise KvmRunError(EIO)
+    # With B34b each turn of the loop checks the gfn that the turn before left.
+    checked = kvm.bugs.B34b and kvm.config.tdp and mmu.cpu_role.level == PT32_ROOT_LEVEL
+    for i in range(4):
+        used = pae_root_entry(kvm, mmu, i) != INVALID_PAE_ROOT
+        warn_on(kvm, "mmu.c:mmu_alloc_direct_roots:entry", used)
+        if checked and i and not mmu_check_root(vcpu, i - 1 << 18):
+            return
+        _set_pae_root(vcpu, i, mmu_alloc_root(vcpu, i << 18, 0, 2) | PT_PRESENT_MASK)
+    mmu.root_hpa = mmu.pae_root << 12
 
 
 def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
@@ -155,16 +168,24 @@ def _gfn(entry: int) -> int:
 def _alloc_quadrant_roots(vcpu: Vcpu, root_gfn: int, pdptrs: list[int]) -> None:
     """Fill the PAE root: four quadrants of a 32-bit directory, or PAE's present directories."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
+    if warn_on(kvm, "mmu.c:mmu_alloc_shadow_roots:pae_root", mmu.pae_root < 0):
+        raise KvmRunError(EIO)
     flags = PT_PRESENT_MASK
     top = mmu.pae_root
     if mmu.root_level >= PT64_ROOT_4LEVEL:
         flags |= PT_ACCESSED_MASK | PT_WRITABLE_MASK | PT_USER_MASK
+        if warn_on(kvm, "mmu.c:mmu_alloc_shadow_roots:pml4_root", mmu.pml4_root < 0):
+            raise KvmRunError(EIO)
         kvm.memory.store64(mmu.pml4_root << 12, mmu.pae_root << 12 | flags)
         top = mmu.pml4_root
         if mmu.root_level == PT64_ROOT_5LEVEL:
+            if warn_on(kvm, "mmu.c:mmu_alloc_shadow_roots:pml5_root", mmu.pml5_root < 0):
+                raise KvmRunError(EIO)
             kvm.memory.store64(mmu.pml5_root << 12, mmu.pml4_root << 12 | flags)
             top = mmu.pml5_root
     for i in range(4):
+        used = pae_root_entry(kvm, mmu, i) != INVALID_PAE_ROOT
+        warn_on(kvm, "mmu.c:mmu_alloc_shadow_roots:entry", used)
         gfn, quadrant = root_gfn, i
         if pdptrs:
             if not pdptrs[i] & PT_PRESENT_MASK:
@@ -185,6 +206,12 @@ def mmu_alloc_special_roots(vcpu: Vcpu) -> None:
         return
     if mmu.direct or mmu.cpu_role.level >= PT64_ROOT_4LEVEL or mmu.root_level < PT64_ROOT_4LEVEL:
         return
+    has_pml5 = mmu.root_level < PT64_ROOT_5LEVEL or mmu.pml5_root >= 0
+    if mmu.pae_root >= 0 and mmu.pml4_root >= 0 and has_pml5:
+        return
+    some = mmu.pae_root >= 0 or mmu.pml4_root >= 0 or mmu.pml5_root >= 0
+    if warn_on(vcpu.kvm, "mmu.c:mmu_alloc_special_roots:some", not vcpu.kvm.config.tdp or some):
+        raise KvmRunError(EIO)
     if mmu.pae_root < 0:
         mmu.pae_root, mmu.pml4_root = vcpu.kvm.memory.alloc_frame(), vcpu.kvm.memory.alloc_frame()
     if mmu.root_level == PT64_ROOT_5LEVEL and mmu.pml5_root < 0:
@@ -203,23 +230,28 @@ def kvm_mmu_load(vcpu: Vcpu) -> None:
     if emit is not None:
         emit(ev.kvm_mmu_load())
     if not vcpu.mmu.root_level:
-        raise KvmRunError(_errno_without_level(vcpu.mmu))
+        raise KvmRunError(_errno_without_level(vcpu))
     mmu_alloc_special_roots(vcpu)
     if vcpu.mmu.direct:
         mmu_alloc_direct_roots(vcpu)
     elif not mmu_alloc_shadow_roots(vcpu):
         return
     kvm_mmu_sync_roots(vcpu)
+    flush_tlb(vcpu, Request.TLB_FLUSH_CURRENT)
 
 
-def _errno_without_level(mmu: Mmu) -> int:
+def _errno_without_level(vcpu: Vcpu) -> int:
     """Return how ``KVM_RUN`` fails if the context in use has a root role of level 0.
 
     The root is a page without a level, on which the first fault finds no entry for
     its address (a WARN of ``FNAME(fetch)``); if the CPU role has no level either,
     a PAE root is wanted, and there is none (a WARN of ``mmu_alloc_shadow_roots``).
     """
-    return EFAULT if mmu.cpu_role.level >= PT64_ROOT_4LEVEL else EIO
+    if vcpu.mmu.cpu_role.level >= PT64_ROOT_4LEVEL:
+        warn_on(vcpu.kvm, "paging_tmpl.h:fetch:level", True)
+        return EFAULT
+    warn_on(vcpu.kvm, "mmu.c:mmu_alloc_shadow_roots:pae_root", True)
+    return EIO
 
 
 def kvm_mmu_sync_roots(vcpu: Vcpu, *, everything: bool = False) -> None:
@@ -254,8 +286,13 @@ def root_pages(kvm: Kvm, mmu: Mmu) -> list[ShadowPage]:
 
 def is_unsync_root(kvm: Kvm, root_hpa: int) -> bool:
     """Whether something below the root is out of sync."""
-    sp = to_shadow_page(kvm, root_hpa) if root_hpa != INVALID_PAGE else None
-    return sp is not None and kvm.sync.is_unsync_root(kvm, sp)
+    if root_hpa == INVALID_PAGE:
+        return False
+    sp = to_shadow_page(kvm, root_hpa)
+    if sp is None:
+        warn_on(kvm, "mmu.c:is_unsync_root:sp", not is_dummy_root(kvm, root_hpa))
+        return False
+    return kvm.sync.is_unsync_root(kvm, sp)
 
 
 def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
@@ -273,6 +310,7 @@ def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
 def _free_root_page(kvm: Kvm, root_hpa: int, invalid: InvalidList) -> None:
     sp = to_shadow_page(kvm, root_hpa)
     if sp is None:
+        warn_on(kvm, "mmu.c:mmu_free_root_page:sp", True)
         return
     if sp.tdp_mmu_page:
         kvm_tdp_mmu_put_root(kvm, sp)
@@ -334,13 +372,18 @@ def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
 
 def kvm_mmu_unload(vcpu: Vcpu) -> None:
     """Free all roots of the vCPU."""
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.root_mmu, kvm_mmu_roots_all(vcpu.kvm))
-    kvm_mmu_free_roots(vcpu.kvm, vcpu.guest_mmu, kvm_mmu_roots_all(vcpu.kvm))
+    kvm, roots = vcpu.kvm, kvm_mmu_roots_all(vcpu.kvm)
+    kvm_mmu_free_roots(kvm, vcpu.root_mmu, roots)
+    warn_on(kvm, "mmu.c:kvm_mmu_unload:root_mmu", vcpu.root_mmu.root_hpa != INVALID_PAGE)
+    kvm_mmu_free_roots(kvm, vcpu.guest_mmu, roots)
+    warn_on(kvm, "mmu.c:kvm_mmu_unload:guest_mmu", vcpu.guest_mmu.root_hpa != INVALID_PAGE)
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
 
 
 def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
     """Free the previous roots that are L2's."""
+    of_l2 = mmu.root_facts is not None and mmu.root_facts.guest_mode
+    warn_on(kvm, "mmu.c:kvm_mmu_free_guest_mode_roots:role", of_l2)
     roots = 0
     for i, (_, hpa) in enumerate(mmu.prev_roots):
         if hpa != INVALID_PAGE:

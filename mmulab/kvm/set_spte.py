@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
@@ -19,7 +20,7 @@ from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
     KVM_MAX_HUGEPAGE_LEVEL,
     drop_spte,
-    kvm_mmu_page_set_translation,
+    kvm_mmu_page_set_access,
     mmu_spte_update,
     rmap_add,
 )
@@ -32,12 +33,13 @@ from mmulab.kvm.spte import (
     is_last_spte,
     is_shadow_present_pte,
     is_writable_pte,
-    mark_spte_for_access_track,
+    kvm_mark_spte_for_access_track,
     spte_ad_enabled,
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.zap import drop_parent_pte
+from mmulab.kvm.zero_check import is_rsvd_spte, zero_check
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
 
@@ -100,7 +102,7 @@ class PageFault:
 
 
 def make_spte(
-    kvm: Kvm,
+    vcpu: Vcpu,
     sp: ShadowPage,
     slot: KvmMemslot,
     pte_access: int,
@@ -121,7 +123,9 @@ def make_spte(
         It had to stay read-only although the guest may write, because the page
         is a guest table.
     """
+    kvm = vcpu.kvm
     fmt, level = kvm.fmt, sp.level
+    warn_on(kvm, "spte.c:make_spte:access", not pte_access and not fmt.present)
     spte = SPTE_MMU_PRESENT_MASK
     if sp.ad_disabled:
         spte |= SPTE_TDP_AD_DISABLED_MASK
@@ -156,8 +160,10 @@ def make_spte(
             elif ad_enabled:
                 spte |= fmt.dirty
     if prefetch:
-        spte = mark_spte_for_access_track(fmt, spte)
+        spte = kvm_mark_spte_for_access_track(kvm, spte)
+    warn_on(kvm, "spte.c:make_spte:reserved", is_rsvd_spte(zero_check(vcpu), spte, level))
     if spte & PT_WRITABLE_MASK and kvm_slot_dirty_track_enabled(slot):
+        warn_on(kvm, "spte.c:make_spte:level", level > 1)
         mark_page_dirty_in_slot(kvm, slot, gfn)
     return spte, wrprot
 
@@ -196,7 +202,7 @@ def mmu_set_spte(
         return RetPf.EMULATE
     assert slot is not None
     spte, wrprot = make_spte(
-        kvm,
+        vcpu,
         sp,
         slot,
         pte_access,
@@ -218,14 +224,11 @@ def mmu_set_spte(
     if flush:
         kvm_flush_remote_tlbs_gfn(kvm, gfn, level)
     if was_rmapped:
-        kvm_mmu_page_set_translation(sp, spte_index(sptep), _recorded_gfn(sp, sptep), pte_access)
+        kvm_mmu_page_set_access(kvm, sp, spte_index(sptep), pte_access)
     else:
+        warn_on(kvm, "mmu.c:mmu_set_spte:spurious", ret == RetPf.SPURIOUS)
         rmap_add(kvm, slot, sptep, gfn, pte_access)
     return ret
-
-
-def _recorded_gfn(sp: ShadowPage, sptep: int) -> int:
-    return sp.shadowed_translation.get(spte_index(sptep), 0) >> 12
 
 
 def trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> None:
@@ -259,7 +262,9 @@ def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault) -> None:
     if fault.req_level == 1 or fault.huge_page_disallowed:
         return
     fault.goal_level = fault.req_level
-    fault.pfn &= ~((1 << 9 * (fault.goal_level - 1)) - 1)
+    mask = (1 << 9 * (fault.goal_level - 1)) - 1
+    warn_on(kvm, "mmu.c:kvm_mmu_hugepage_adjust:pfn", (fault.gfn ^ fault.pfn) & mask != 0)
+    fault.pfn &= ~mask
 
 
 def disallowed_hugepage_adjust(kvm: Kvm, fault: PageFault, spte: int, level: int) -> None:

@@ -8,14 +8,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_find_shadow_page``,
 from __future__ import annotations
 
 from mmulab import events as ev
-from mmulab.kvm.assertions import bug_on
+from mmulab.kvm.assertions import bug_on, kvm_bug_on, warn_on
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
-from mmulab.kvm.rmap import (
-    pte_list_add,
-)
+from mmulab.kvm.rmap import mmu_spte_set, pte_list_add
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,
@@ -53,8 +51,9 @@ def kvm_mmu_find_shadow_page(
             kvm.sync.meets_other(kvm, vcpu, sp, addr, invalid, upper=upper)
             continue
         if not sp.direct:
-            assert vcpu is not None
-            if not kvm.sync.meets(vcpu, sp, addr, invalid):
+            if sp.unsync and kvm_bug_on(kvm, "mmu.c:kvm_mmu_find_shadow_page:vcpu", vcpu is None):
+                break
+            if vcpu is not None and not kvm.sync.meets(vcpu, sp, addr, invalid):
                 break
             sp.write_flooding_count = 0
         found = sp
@@ -121,12 +120,16 @@ def kvm_mmu_child_role(
     """
     config = kvm.config
     parent = sptep_to_sp(kvm, sptep)
+    warn_on(kvm, "mmu.c:kvm_mmu_child_role:invalid", parent.invalid)
     if vcpu is not None and not direct and is_expanded_level(vcpu.mmu, parent.level):
         return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
     facts = config.kernel.design.facts(parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
     if kvm.bugs.B17:
         quadrant = facts.quadrant
+    if config.kernel.derivation.from_parent:
+        wrong = facts.has_4_byte_gpte and parent.level != 2
+        warn_on(kvm, "mmu.c:kvm_mmu_child_role:level", wrong)
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
         role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
         return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
@@ -169,13 +172,15 @@ def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
     spte = kvm.memory.words[sptep >> 3]
     if is_shadow_present_pte(spte):
         invalid: InvalidList = []
-        mmu_page_zap_pte(kvm, sptep_to_sp(kvm, sptep), sptep, invalid)
+        parent = sptep_to_sp(kvm, sptep)
+        warn_on(kvm, "mmu.c:__link_shadow_page:level", parent.level == 1)
+        mmu_page_zap_pte(kvm, parent, sptep, invalid)
         kvm_mmu_remote_flush_or_zap(kvm, invalid, True)
     if sptep_to_sp(kvm, sptep).pae_table:
         entry = make_pdpte(sp.frame)
     else:
         entry = make_nonleaf_spte(kvm.fmt, sp.frame, ad_disabled=sp.ad_disabled)
-    kvm.memory.store64(sptep, entry)
+    mmu_spte_set(kvm, sptep, entry)
     pte_list_add(sp.parent_ptes, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
     kvm.sync.linked(kvm, sptep, sp)
 

@@ -11,7 +11,9 @@ Source: Linux 6.1.192 and 6.12.117 ``arch/x86/kvm/mmu/spte.h``, ``spte.c``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.spte_layout import (
     ACC_TRACK_SAVED,
     AD_TYPE,
@@ -33,6 +35,9 @@ from mmulab.x86.mode import (
     PT_WRITABLE_MASK,
     VMX_EPT_EXECUTABLE_MASK,
 )
+
+if TYPE_CHECKING:  # a VM's configuration holds the format of its sptes
+    from mmulab.kvm.state import Kvm
 
 SPTE_MMU_PRESENT_MASK = MMU_PRESENT.mask
 SPTE_TDP_AD_MASK = AD_TYPE.mask
@@ -279,6 +284,27 @@ def mark_spte_for_access_track(fmt: SpteFormat, spte: int) -> int:
     return (spte | saved << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT) & ~fmt.acc_track
 
 
+def kvm_mark_spte_for_access_track(kvm: Kvm, spte: int) -> int:
+    """Return the entry of a VM as not yet accessed."""
+    if not spte_ad_enabled(spte) and not is_access_track_spte(kvm.fmt, spte):
+        check_spte_writable_invariants(kvm, spte)
+        saved = SHADOW_ACC_TRACK_SAVED_BITS_MASK << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
+        warn_on(kvm, "spte.c:mark_spte_for_access_track:saved", spte & saved != 0)
+    return mark_spte_for_access_track(kvm.fmt, spte)
+
+
+def check_spte_writable_invariants(kvm: Kvm, spte: int) -> None:
+    """Assert of a leaf entry: writable only if MMU-writable, and that only if the host's page is writable."""
+    if spte & kvm.fmt.mmu_writable:
+        bad = not spte & kvm.fmt.host_writable
+        if bad or kvm.assertion_counts is not None:
+            warn_on(kvm, "spte.h:check_spte_writable_invariants:host_writable", bad)
+    else:
+        bad = is_writable_pte(spte)
+        if bad or kvm.assertion_counts is not None:
+            warn_on(kvm, "spte.h:check_spte_writable_invariants:writable", bad)
+
+
 def restore_acc_track_spte(fmt: SpteFormat, spte: int) -> int:
     """Return an access-tracked entry with its R and X bits back in place."""
     saved = spte >> SHADOW_ACC_TRACK_SAVED_BITS_SHIFT & SHADOW_ACC_TRACK_SAVED_BITS_MASK
@@ -323,6 +349,13 @@ def make_spte_executable(fmt: SpteFormat, spte: int) -> int:
         spte = restore_acc_track_spte(fmt, spte)
     spte = spte & ~fmt.nx | fmt.x
     return mark_spte_for_access_track(fmt, spte) if tracked else spte
+
+
+def can_split_huge_spte(kvm: Kvm, huge_spte: int) -> bool:
+    """Whether the entry is a huge page's, so that smaller ones can be made of it."""
+    if warn_on(kvm, "spte.c:make_huge_page_split_spte:present", not is_shadow_present_pte(huge_spte)):
+        return False
+    return not warn_on(kvm, "spte.c:make_huge_page_split_spte:large", not is_large_pte(huge_spte))
 
 
 def make_huge_page_split_spte(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the kernel that a configuration names holds a sync policy, 
 
 MMIO_GVA_ANY = -1
 Watch = Callable[[RoleDecision | MmuLockHeld], None]
+TlbSink = Callable[["Vcpu", int], None]
 
 
 class Request:
@@ -281,12 +282,8 @@ class Vcpu:
         self.mmu = self.root_mmu
         self.walk_mmu = self.root_mmu
         self.requests = 0
-        self.mmio_gva = 0
-        self.mmio_gfn = 0
-        self.mmio_access = 0
-        self.mmio_gen = 0
-        self.last_retry_eip = 0
-        self.last_retry_addr = 0
+        self.mmio_gva = self.mmio_gfn = self.mmio_access = self.mmio_gen = 0
+        self.last_retry_eip = self.last_retry_addr = 0
         self.exception: tuple[int, int | None, int | None] | None = None
         self.emulation = Emulation()
         self.fetch_fault: X86Exception | None = None
@@ -367,6 +364,8 @@ class Kvm:
     watch : callable or None
         Gets what no tracepoint shows: each decision whether a context is configured
         again, and each holding of the MMU lock while roots are freed.
+    tlb_sink : callable or None
+        Gets each flush of a vCPU's TLB as the request's bit, and 0 when it enters the guest.
     """
 
     __slots__ = (
@@ -407,6 +406,7 @@ class Kvm:
         "sync_stat",
         "sync_state",
         "tdp_mmu_roots",
+        "tlb_sink",
         "vcpus",
         "watch",
     )
@@ -422,6 +422,7 @@ class Kvm:
         self.memory = memory
         self.emit = emit
         self.watch: Watch | None = None
+        self.tlb_sink: TlbSink | None = None
         self.fired: dict[str, int] = {}
         self.assertion_counts: dict[str, tuple[int, int]] | None = None
         self.slots: list[Memslots[KvmMemslot]] = [Memslots(0), Memslots(1)]
@@ -430,9 +431,7 @@ class Kvm:
         self.active_mmu_pages: dict[int, None] = {}
         self.page_hash: dict[int, list[int]] = {}
         self.mmu_valid_gen = 0
-        self.n_used_mmu_pages = 0
-        self.n_max_mmu_pages = 0
-        self.n_requested_mmu_pages = 0
+        self.n_used_mmu_pages = self.n_max_mmu_pages = self.n_requested_mmu_pages = 0
         self.nr_memslot_pages = 0
         self.indirect_shadow_pages = 0
         self.dummy_root = 0
@@ -444,8 +443,7 @@ class Kvm:
         self.running_vcpu = 0
         self.mmu_invalidate_in_progress = False
         self.mmu_lock_shared = False
-        self.split_desc_cache = 0
-        self.split_page_header_cache = 0
+        self.split_desc_cache = self.split_page_header_cache = 0
         self.split_tables_left = -1
         self.need_resched = False
         self.tdp_mmu_roots: dict[int, None] = {}

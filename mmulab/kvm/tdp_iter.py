@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.x86.mode import PT_BASE_ADDR_MASK
+
+PT64_ROOT_MAX_LEVEL = 5
 
 
 class TdpEntry:
@@ -42,6 +45,8 @@ def for_each_tdp_pte(
     kvm: Kvm, root: ShadowPage, start: int, end: int, min_level: int = 1
 ) -> Iterator[TdpEntry]:
     """Yield the entries of `root`'s tables that cover gfns from `start` to below `end`."""
+    warn_on(kvm, "tdp_iter.c:tdp_iter_start:low", root.level < 1)
+    warn_on(kvm, "tdp_iter.c:tdp_iter_start:high", root.level > PT64_ROOT_MAX_LEVEL)
     yield from _entries(kvm, root.frame << 12, root.level, 0, start, end, min_level, root.smm)
 
 

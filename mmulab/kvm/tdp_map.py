@@ -7,7 +7,9 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/tdp_mmu.c`` (``kvm_tdp_mmu_map``,
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
+from mmulab.kvm.mmio import vcpu_make_mmio_spte
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.set_spte import (
@@ -24,9 +26,8 @@ from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,
     is_shadow_present_pte,
-    make_mmio_spte,
 )
-from mmulab.kvm.state import Kvm, Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import Kvm, Vcpu, sptep_to_sp
 from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
 from mmulab.kvm.tdp_mmu import (
     tdp_mmu_alloc_child,
@@ -76,11 +77,12 @@ def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
     kvm, slot = vcpu.kvm, fault.slot
     sp = sptep_to_sp(kvm, entry.sptep)
     old, wrprot = entry.old_spte, False
+    warn_on(kvm, "tdp_mmu.c:tdp_mmu_map_handle_target_level:level", sp.level != fault.goal_level)
     if slot is None:
-        new = make_mmio_spte(kvm.fmt, entry.gfn, ACC_ALL, vcpu_memslots(vcpu).generation)
+        new = vcpu_make_mmio_spte(vcpu, entry.gfn, ACC_ALL)
     else:
         new, wrprot = make_spte(
-            kvm,
+            vcpu,
             sp,
             slot,
             ACC_ALL,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import bug_on, kvm_bug_on, warn_on
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KvmMemslot
@@ -21,23 +22,27 @@ from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
     SPTE_TDP_AD_MASK,
+    can_split_huge_spte,
+    check_spte_writable_invariants,
     is_accessed_spte,
     is_large_pte,
     is_last_spte,
+    is_mmio_spte,
     is_shadow_present_pte,
     is_writable_pte,
+    kvm_mark_spte_for_access_track,
     make_huge_page_split_spte,
     make_nonleaf_spte,
-    mark_spte_for_access_track,
     spte_to_pfn,
 )
 from mmulab.kvm.stat import PAGES_STAT
 from mmulab.kvm.state import Kvm, sptep_to_sp
-from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
+from mmulab.kvm.tdp_iter import PT64_ROOT_MAX_LEVEL, TdpEntry, for_each_tdp_pte
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
 
 PG_LEVEL_1G = 3
+KVM_MAX_HUGEPAGE_LEVEL = PG_LEVEL_1G
 ENOMEM = 12
 
 
@@ -96,6 +101,7 @@ def kvm_tdp_mmu_put_root(kvm: Kvm, root: ShadowPage) -> None:
     """Give a hold on a root back; the last one frees it."""
     root.root_count -= 1
     if not root.root_count:
+        kvm_bug_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_put_root:valid", not root.tdp_mmu_page or not root.invalid)
         del kvm.tdp_mmu_roots[root.frame]
         _free_sp(kvm, root)
 
@@ -109,6 +115,7 @@ def handle_changed_spte(
     kvm: Kvm, as_id: int, gfn: int, old: int, new: int, level: int, *, dirty_log: bool = True
 ) -> None:
     """Report a change of an entry and do what follows from it: statistics, dirty log, a lost table."""
+    _assert_change(kvm, gfn, old, new, level)
     if old != new:
         emit = kvm.emit
         if emit is not None:
@@ -121,14 +128,44 @@ def handle_changed_spte(
             mark_page_dirty_in_slot(kvm, slot, gfn)
 
 
+def is_removed_spte(kvm: Kvm, spte: int) -> bool:
+    """Whether the entry is being taken apart."""
+    return spte == REMOVED_SPTE | kvm.fmt.nonpresent
+
+
+def _assert_change(kvm: Kvm, gfn: int, old: int, new: int, level: int) -> None:
+    low, high = level < 1, level > PT64_ROOT_MAX_LEVEL
+    unaligned = gfn & (1 << 9 * (level - 1)) - 1 != 0 if not low else False
+    was_leaf = is_shadow_present_pte(old) and is_last_spte(old, level)
+    is_leaf = is_shadow_present_pte(new) and is_last_spte(new, level)
+    replaced = was_leaf and is_leaf and spte_to_pfn(old) != spte_to_pfn(new)
+    if low or high or unaligned or replaced or kvm.assertion_counts is not None:
+        warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:high", high)
+        warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:low", low)
+        warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:gfn", unaligned)
+        bug_on(kvm, "tdp_mmu.c:__handle_changed_spte:pfn", replaced)
+
+
 def _account_change(kvm: Kvm, old: int, new: int, level: int) -> None:
     was_present, is_present = is_shadow_present_pte(old), is_shadow_present_pte(new)
     was_leaf = was_present and is_last_spte(old, level)
     is_leaf = is_present and is_last_spte(new, level)
+    if is_leaf:
+        check_spte_writable_invariants(kvm, new)
+    if not was_present and not is_present:
+        special = is_mmio_spte(kvm.fmt, old) or is_mmio_spte(kvm.fmt, new) or is_removed_spte(kvm, new)
+        warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:nonpresent", not special)
+        return
     if is_leaf != was_leaf:
         kvm.stat[PAGES_STAT[level]] += 1 if is_leaf else -1
-    if was_present and not was_leaf and (is_leaf or not is_present):
+    if was_present and not was_leaf and (is_leaf or not is_present or _other_table(kvm, old, new)):
         _handle_removed_pt(kvm, kvm.pages[spte_to_pfn(old)])
+
+
+def _other_table(kvm: Kvm, old: int, new: int) -> bool:
+    """Whether an entry that points to a table is made to point to another, which should not be."""
+    changed = spte_to_pfn(old) != spte_to_pfn(new)
+    return warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:table", changed)
 
 
 def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
@@ -149,8 +186,14 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
     _free_sp(kvm, sp)
 
 
+def _assert_not_removed(kvm: Kvm, old: int, new: int) -> None:
+    removed = is_removed_spte(kvm, old) or is_removed_spte(kvm, new)
+    warn_on(kvm, "tdp_mmu.c:__tdp_mmu_set_spte:removed", removed)
+
+
 def tdp_mmu_set_spte(kvm: Kvm, entry: TdpEntry, new: int, *, dirty_log: bool = True) -> None:
     """Change the entry at hand."""
+    _assert_not_removed(kvm, entry.old_spte, new)
     kvm.memory.store64(entry.sptep, new)
     handle_changed_spte(
         kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log
@@ -160,6 +203,7 @@ def tdp_mmu_set_spte(kvm: Kvm, entry: TdpEntry, new: int, *, dirty_log: bool = T
 
 def tdp_mmu_set_spte_atomic(kvm: Kvm, entry: TdpEntry, new: int) -> None:
     """Change the entry as under the lock held for reading: its dirty log is the caller's."""
+    warn_on(kvm, "tdp_mmu.c:tdp_mmu_set_spte_atomic:removed", is_removed_spte(kvm, entry.old_spte))
     shared, kvm.mmu_lock_shared = kvm.mmu_lock_shared, True
     kvm.memory.store64(entry.sptep, new)
     handle_changed_spte(
@@ -201,6 +245,7 @@ def _zap_root(kvm: Kvm, root: ShadowPage, zap_level: int, *, shared: bool) -> No
 
 def tdp_mmu_zap_root(kvm: Kvm, root: ShadowPage, *, shared: bool) -> None:
     """Empty a root: parts of it first, so that no step takes long, then from the top."""
+    warn_on(kvm, "tdp_mmu.c:tdp_mmu_zap_root:count", root.root_count == 0)
     first = 1 if kvm.behaviours.zap_root_level_by_level else PG_LEVEL_1G
     for level in range(first, PG_LEVEL_1G + 1):
         _zap_root(kvm, root, level, shared=shared)
@@ -211,6 +256,15 @@ def kvm_tdp_mmu_zap_all(kvm: Kvm) -> None:
     """Empty every root, because the VM ends."""
     for root in list(roots(kvm)):
         tdp_mmu_zap_root(kvm, root, shared=False)
+
+
+def kvm_mmu_uninit_tdp_mmu(kvm: Kvm) -> None:
+    """Empty and free what the TDP MMU has, at the end of the VM."""
+    kvm_tdp_mmu_invalidate_all_roots(kvm)
+    kvm_tdp_mmu_zap_invalidated_roots(kvm)
+    left = any(sp.tdp_mmu_page and sp.ptep for sp in kvm.pages.values())
+    warn_on(kvm, "tdp_mmu.c:kvm_mmu_uninit_tdp_mmu:pages", left)
+    warn_on(kvm, "tdp_mmu.c:kvm_mmu_uninit_tdp_mmu:roots", bool(kvm.tdp_mmu_roots))
 
 
 def kvm_tdp_mmu_invalidate_all_roots(kvm: Kvm) -> None:
@@ -226,6 +280,7 @@ def kvm_tdp_mmu_zap_invalidated_roots(kvm: Kvm) -> None:
     for root in list(roots(kvm)):
         if root.tdp_mmu_scheduled_root_to_zap:
             root.tdp_mmu_scheduled_root_to_zap = False
+            kvm_bug_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_invalidated_roots:valid", not root.invalid)
             tdp_mmu_zap_root(kvm, root, shared=True)
             kvm_tdp_mmu_put_root(kvm, root)
 
@@ -244,6 +299,11 @@ def kvm_tdp_mmu_zap_leafs(kvm: Kvm, as_id: int | None, start: int, end: int) -> 
 
 def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: ShadowPage) -> None:
     """Cut one table off."""
+    if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:root", not sp.ptep):
+        return
+    linked = is_shadow_present_pte(kvm.memory.words[sp.ptep >> 3])
+    if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:present", not linked):
+        return
     entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, kvm.memory.words[sp.ptep >> 3], sp.smm)
     tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
 
@@ -260,13 +320,14 @@ def kvm_tdp_mmu_age_gfn_range(kvm: Kvm, as_id: int, start: int, end: int) -> boo
     for root in roots(kvm, as_id):
         for entry in _leaves(kvm, root, start, end):
             if is_accessed_spte(kvm.fmt, entry.old_spte):
-                tdp_mmu_set_spte(kvm, entry, mark_spte_for_access_track(kvm.fmt, entry.old_spte))
+                tdp_mmu_set_spte(kvm, entry, kvm_mark_spte_for_access_track(kvm, entry.old_spte))
                 young = True
     return young
 
 
 def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:
     """Write-protect the slot's pages from `min_level` up, to learn of the next write."""
+    bug_on(kvm, "tdp_mmu.c:wrprot_gfn_range:level", min_level > KVM_MAX_HUGEPAGE_LEVEL)
     for root in roots(kvm, slot.as_id, only_valid=True):
         for entry in _leaves(kvm, root, slot.base_gfn, slot.base_gfn + slot.npages, min_level):
             if entry.old_spte & PT_WRITABLE_MASK:
@@ -275,6 +336,7 @@ def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:
 
 def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, as_id: int, gfn: int, min_level: int) -> bool:
     """Write-protect one gfn because a nested guest's table lies there; return if a flush is owed."""
+    bug_on(kvm, "tdp_mmu.c:write_protect_gfn:level", min_level > KVM_MAX_HUGEPAGE_LEVEL)
     changed = False
     for root in roots(kvm, as_id):
         for entry in _leaves(kvm, root, gfn, gfn + 1, min_level):
@@ -319,7 +381,9 @@ def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> Shado
     sp = tdp_mmu_alloc_child(kvm, entry)
     executable = bool(sp.access & ACC_EXEC_MASK) and is_nx_huge_page_enabled(kvm)
     for index in range(SPTE_ENT_PER_PAGE):
-        spte = make_huge_page_split_spte(kvm.fmt, huge, sp.level, index, executable=executable)
+        spte = 0
+        if can_split_huge_spte(kvm, huge):
+            spte = make_huge_page_split_spte(kvm.fmt, huge, sp.level, index, executable=executable)
         kvm.memory.store64((sp.frame * SPTE_ENT_PER_PAGE + index) << 3, spte)
     tdp_mmu_link_sp(kvm, entry, sp, shared=shared)
     kvm.stat[PAGES_STAT[sp.level]] += SPTE_ENT_PER_PAGE

@@ -15,6 +15,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.dirty_ring import DirtyRingFullError
+from mmulab.kvm.flush import flush_tlb, tell_entry
 from mmulab.kvm.guest_walk import read_pdptrs
 from mmulab.kvm.hw_cr4 import set_cr0, set_cr4
 from mmulab.kvm.mmu import INVALID_PAGE, KVM_MMU_ROOT_CURRENT, root_previous
@@ -355,6 +356,7 @@ def serve_requests(vcpu: Vcpu) -> bool:
     if vcpu.requests & Request.TLB_FLUSH:
         vcpu.requests &= ~(Request.TLB_FLUSH | Request.TLB_FLUSH_CURRENT)
         vcpu.stat["tlb_flush"] += 1
+        flush_tlb(vcpu, Request.TLB_FLUSH)
     kvm_service_local_tlb_flush_requests(vcpu)
     if vcpu.requests & Request.TRIPLE_FAULT and not (
         vcpu.nested is not None and vcpu.nested.triple_fault(vcpu)
@@ -371,12 +373,14 @@ def kvm_service_local_tlb_flush_requests(vcpu: Vcpu) -> None:
     if vcpu.requests & Request.TLB_FLUSH_CURRENT:
         vcpu.requests &= ~Request.TLB_FLUSH_CURRENT
         vcpu.stat["tlb_flush"] += 1
+        flush_tlb(vcpu, Request.TLB_FLUSH_CURRENT)
     if vcpu.requests & Request.TLB_FLUSH_GUEST:
         vcpu.requests &= ~Request.TLB_FLUSH_GUEST
         vcpu.stat["tlb_flush"] += 1
         if not vcpu.kvm.config.tdp:
             kvm_mmu_sync_roots(vcpu, everything=True)
             kvm_mmu_sync_prev_roots(vcpu)
+        flush_tlb(vcpu, Request.TLB_FLUSH_GUEST)
 
 
 def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
@@ -410,6 +414,7 @@ def vcpu_enter_guest(vcpu: Vcpu, *, reinject: bool) -> bool:
             vcpu.pdptrs_available = False
             if vcpu.guest_mode:
                 vcpu.vmx.nested_run_pending = False
+            tell_entry(vcpu)
             if vcpu.nested is None or not vcpu.nested.run_pending:
                 return True
             vcpu.nested.run_pending = False

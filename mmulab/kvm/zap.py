@@ -14,14 +14,12 @@ from __future__ import annotations
 import errno
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_dirty_tracked, unaccount_nx_huge_page
 from mmulab.kvm.page_track import unaccount_shadowed
-from mmulab.kvm.rmap import (
-    drop_spte,
-    pte_list_remove,
-)
+from mmulab.kvm.rmap import drop_spte, kvm_pte_list_remove
 from mmulab.kvm.spte import (
     SPTE_ENT_PER_PAGE,
     is_last_spte,
@@ -48,8 +46,7 @@ InvalidList = list[int]
 
 def drop_parent_pte(kvm: Kvm, sp: ShadowPage, parent_pte: int) -> None:
     """Unlink `sp` from the entry at `parent_pte`."""
-    keeps_tail_full = kvm.behaviours.pte_list_keeps_tail_full
-    pte_list_remove(sp.parent_ptes, parent_pte, keeps_tail_full=keeps_tail_full)
+    kvm_pte_list_remove(kvm, sp.parent_ptes, parent_pte)
     kvm.memory.store64(parent_pte, kvm.fmt.nonpresent)
 
 
@@ -137,6 +134,8 @@ def kvm_mmu_commit_zap_page(kvm: Kvm, invalid: InvalidList) -> None:
         return
     kvm_flush_remote_tlbs(kvm)
     for frame in invalid:
+        sp = kvm.pages[frame]
+        warn_on(kvm, "mmu.c:kvm_mmu_commit_zap_page:invalid", not sp.invalid or sp.root_count > 0)
         _free_shadow_page(kvm, frame)
     invalid.clear()
 
@@ -239,6 +238,7 @@ def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
         if first is None:  # some went with another
             break
         sp = kvm.pages[first]
+        warn_on(kvm, "mmu.c:kvm_recover_nx_lpages:before", not sp.lpage_disallowed)
         if kvm.behaviours.nx_recovery_spares_logged and is_dirty_tracked(kvm, sp):
             unaccount_nx_huge_page(kvm, sp)
         elif sp.tdp_mmu_page:
@@ -246,6 +246,7 @@ def kvm_recover_nx_huge_pages(kvm: Kvm, ratio: int) -> None:
             flush = True
         else:
             kvm_mmu_prepare_zap_page(kvm, sp, invalid)
+            warn_on(kvm, "mmu.c:kvm_recover_nx_lpages:after", sp.lpage_disallowed)
     kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
 
 
@@ -276,6 +277,8 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
             sp = kvm.pages[frame]
             if not is_obsolete_sp(kvm, sp):
                 break
+            if warn_on(kvm, "mmu.c:kvm_zap_obsolete_pages:invalid", sp.invalid):
+                continue
             if prepare_zap_page(kvm, sp, invalid)[0]:
                 restart = True
                 break
@@ -291,7 +294,10 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     while restart:
         restart = False
         for frame in reversed(list(kvm.active_mmu_pages)):
-            if prepare_zap_page(kvm, kvm.pages[frame], invalid)[0]:
+            sp = kvm.pages[frame]
+            if warn_on(kvm, "mmu.c:kvm_mmu_zap_all:invalid", sp.invalid):
+                continue
+            if prepare_zap_page(kvm, sp, invalid)[0]:
                 restart = True
                 break
     kvm_mmu_commit_zap_page(kvm, invalid)

@@ -35,7 +35,7 @@ from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.smm import kvm_vcpu_ioctl_smi
 from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.svm.nested import svm_leave_nested
-from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_invalidate_all_roots, kvm_tdp_mmu_zap_invalidated_roots
+from mmulab.kvm.tdp_mmu import kvm_mmu_uninit_tdp_mmu
 from mmulab.kvm.vmx.nested import vmx_leave_nested
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
@@ -288,8 +288,7 @@ class Machine:
             leave_nested(vcpu)
             kvm_mmu_unload(vcpu)  # kvm_mmu_destroy
         if self.kvm.config.uses_tdp_mmu:
-            kvm_tdp_mmu_invalidate_all_roots(self.kvm)
-            kvm_tdp_mmu_zap_invalidated_roots(self.kvm)
+            kvm_mmu_uninit_tdp_mmu(self.kvm)
 
     def _backing_frame(self, offset: int, size: int) -> int:
         """Return the frame in which `size` bytes of the backing begin.

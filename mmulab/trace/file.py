@@ -39,7 +39,7 @@ from mmulab.trace.known import check, find, name_of, record_fields
 from mmulab.trace.recording import DAMAGE, Info, Recording
 from mmulab.trace.versions import Versions
 
-FORMAT = 4
+FORMAT = 5
 SUFFIX = ".mmr"
 HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"

@@ -73,14 +73,14 @@ def test_tracking_counts_in_both_address_spaces(guest: Guest) -> None:
     assert not kvm_slot_page_track_is_active(guest.kvm, None, gfn)
 
 
-def test_reasons_against_huge_pages_are_counted() -> None:
-    slot = KvmMemslot(0, 0, 1 << 20, 0)
-    update_gfn_disallow_lpage_count(slot, 0x40001, 1)
-    update_gfn_disallow_lpage_count(slot, 0x40002, 1)
+def test_reasons_against_huge_pages_are_counted(guest: Guest) -> None:
+    kvm, slot = guest.kvm, KvmMemslot(0, 0, 1 << 20, 0)
+    update_gfn_disallow_lpage_count(kvm, slot, 0x40001, 1)
+    update_gfn_disallow_lpage_count(kvm, slot, 0x40002, 1)
     assert slot.disallow_lpage[2] == {0x200: 2}
     assert slot.disallow_lpage[3] == {1: 2}
     for gfn in (0x40001, 0x40002):
-        update_gfn_disallow_lpage_count(slot, gfn, -1)
+        update_gfn_disallow_lpage_count(kvm, slot, gfn, -1)
     assert slot.disallow_lpage[2:] == [{}, {}]
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
+from mmulab.kvm.assertions import HostDiedError
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.rmap import (
     PTE_LIST_EXT,
@@ -132,7 +133,7 @@ def test_dropping_an_entry_takes_it_off_the_list(guest: Guest) -> None:
     with guest.watch() as seen:
         drop_spte(guest.kvm, sptep)
     assert seen == []
-    with pytest.raises(KeyError):
+    with pytest.raises(HostDiedError, match=r"BUG\(!rmap_head->val\)"):
         rmap_remove(guest.kvm, sptep)
 
 

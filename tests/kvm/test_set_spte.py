@@ -55,7 +55,7 @@ def test_the_bits_say_what_is_allowed(
     guest.read(GVA)
     gfn = (DATA >> 12) + 1
     made = make_spte(
-        guest.kvm,
+        guest.vcpu,
         guest.page(GVA),
         guest.slot,
         access,
@@ -74,7 +74,7 @@ def test_a_table_in_sync_is_not_mapped_writable_by_prefetch(guest: Guest) -> Non
 
     def make(gfn: int, **how: bool) -> tuple[int, bool]:
         args = {"prefetch": False, "can_unsync": True, "host_writable": True} | how
-        return make_spte(guest.kvm, guest.page(GVA), guest.slot, ACC_ALL, gfn, 5, 0, **args)
+        return make_spte(guest.vcpu, guest.page(GVA), guest.slot, ACC_ALL, gfn, 5, 0, **args)
 
     leaf, upper = guest.table(GVA) >> 12, guest.table(GVA, 2) >> 12
     for gfn, how in ((leaf, {"prefetch": True}), (leaf, {"can_unsync": False}), (upper, {})):
@@ -88,7 +88,7 @@ def test_over_a_writable_entry_d_is_left_as_it_comes(guest: Guest) -> None:
     """The old entry has told already that the page is dirty."""
     guest.write(GVA)
     made, _ = make_spte(
-        guest.kvm,
+        guest.vcpu,
         guest.page(GVA),
         guest.slot,
         ACC_ALL,

@@ -60,7 +60,7 @@ def _make(fmt: SpteFormat, how: SimpleNamespace) -> int:
     guest.kvm.fmt = fmt
     sp = SimpleNamespace(level=how.level, ad_disabled=how.ad_disabled, guest_mode=False)
     spte, _ = make_spte(
-        guest.kvm,
+        guest.vcpu,
         sp,
         guest.slot,
         how.access,

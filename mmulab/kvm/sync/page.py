@@ -6,11 +6,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/paging_tmpl.h`` (``FNAME(sync_page)``), ``m
 
 from __future__ import annotations
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.gpte import (
-    get_level1_sp_gpa,
     gpte_access,
     gpte_to_gfn,
+    kvm_get_level1_sp_gpa,
     prefetch_invalid_gpte,
     protect_clean_gpte,
 )
@@ -21,7 +22,7 @@ from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.rmap import (
     drop_spte,
     kvm_mmu_page_get_access,
-    kvm_mmu_page_set_translation,
+    kvm_mmu_page_set_access,
     kvm_mmu_slot_gfn_write_protect,
     mmu_spte_update,
 )
@@ -44,14 +45,16 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     mmu = vcpu.mmu
     paging = mmu.paging
     shadows = mmu.kind in SHADOWING
+    if not shadows or paging is None:
+        return -1
     design = vcpu.kvm.config.kernel.design
     mismatch = (sp.role ^ mmu.root_role) & design.sync_mask
     if vcpu.kvm.bugs.B27:  # only the size of an entry was looked at
         mismatch &= design.layout.mask.get("has_4_byte_gpte", 0)
-    if not shadows or paging is None or sp.direct or mismatch:
+    if warn_on(vcpu.kvm, "paging_tmpl.h:sync_page:role", bool(sp.direct or mismatch)):
         return -1
     width = paging.mode.entry_bytes
-    first = get_level1_sp_gpa(sp, width)
+    first = kvm_get_level1_sp_gpa(vcpu.kvm, sp, width)
     base, empty = sp.frame * SPTE_ENT_PER_PAGE, vcpu.kvm.fmt.nonpresent
     stat = vcpu.kvm.sync_stat
     stat["syncs"] += 1
@@ -75,7 +78,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
     assert paging is not None
     vcpu.kvm.sync_stat["entries"] += 1
     width = paging.mode.entry_bytes
-    gpte = kvm_read_guest_atomic(vcpu, get_level1_sp_gpa(sp, width) + index * width, width)
+    gpte = kvm_read_guest_atomic(vcpu, kvm_get_level1_sp_gpa(vcpu.kvm, sp, width) + index * width, width)
     return -1 if gpte is None else int(_sync_spte(vcpu, sp, index, gpte, paging))
 
 
@@ -97,12 +100,12 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
         kvm.sync.leaf_set(vcpu, sp, index, gpte)
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
         return False
-    kvm_mmu_page_set_translation(sp, index, gfn, access)
+    kvm_mmu_page_set_access(kvm, sp, index, access)
     spte = kvm.memory.words[sptep >> 3]
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     new, _ = make_spte(
-        kvm,
+        vcpu,
         sp,
         slot,
         access,
@@ -140,6 +143,8 @@ def sync_transiently(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> bool:
         False if it had to be zapped.
     """
     ret = kvm_sync_page(vcpu, sp, invalid)
+    if ret >= 0:
+        warn_on(vcpu.kvm, "mmu.c:kvm_mmu_find_shadow_page:invalid_list", bool(invalid))
     if ret > 0:
         kvm_flush_remote_tlbs(vcpu.kvm)
     return ret >= 0

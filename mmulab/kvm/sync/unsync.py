@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmulab import events as ev
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
@@ -48,6 +49,7 @@ def unsync_pages(
             continue
         if prefetch:
             return False
+        warn_on(kvm, "mmu.c:mmu_try_to_unsync_pages:level", sp.level != 1)
         reason = leave(kvm, sp)
         if reason:
             return policy.refuse(kvm, reason)
@@ -66,6 +68,7 @@ def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
 
 def kvm_unlink_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
     """End `sp`'s being out of sync."""
+    warn_on(kvm, "mmu.c:kvm_unlink_unsync_page:unsync", not sp.unsync)
     emit = kvm.emit
     if emit is not None:
         emit(ev.kvm_mmu_sync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
@@ -46,9 +47,10 @@ def kvm_mmu_mark_parents_unsync(kvm: Kvm, sp: ShadowPage) -> None:
         mark_unsync(kvm, sptep)
 
 
-def clear_unsync_child_bit(sp: ShadowPage, index: int) -> None:
+def clear_unsync_child_bit(kvm: Kvm, sp: ShadowPage, index: int) -> None:
     """Forget that something unsync is below entry `index`."""
     sp.unsync_children -= 1
+    warn_on(kvm, "mmu.c:clear_unsync_child_bit:negative", sp.unsync_children < 0)
     sp.unsync_child_bitmap &= ~(1 << index)
 
 
@@ -61,10 +63,10 @@ class UnsyncStep:
         self.sp = sp
         self.path = path
 
-    def clear_parents(self) -> None:
+    def clear_parents(self, kvm: Kvm) -> None:
         """Clear the bits that led here, upwards until a parent still has others."""
         for parent, index in reversed(self.path):
-            clear_unsync_child_bit(parent, index)
+            clear_unsync_child_bit(kvm, parent, index)
             if parent.unsync_children:
                 return
 
@@ -100,7 +102,7 @@ def _unsync_walk(kvm: Kvm, sp: ShadowPage, vector: _Vector, path: list[tuple[Sha
         bits &= bits - 1
         spte = words[sp.frame * 512 + index]
         if not is_shadow_present_pte(spte) or is_large_pte(spte):
-            clear_unsync_child_bit(sp, index)
+            clear_unsync_child_bit(kvm, sp, index)
             continue
         child = kvm.pages[spte_to_pfn(spte)]
         path.append((sp, index))
@@ -111,13 +113,13 @@ def _unsync_walk(kvm: Kvm, sp: ShadowPage, vector: _Vector, path: list[tuple[Sha
             if below:
                 found += below
             else:
-                clear_unsync_child_bit(sp, index)
+                clear_unsync_child_bit(kvm, sp, index)
         elif child.unsync:
             found += 1
             if vector.add(child, path):
                 return -1
         else:
-            clear_unsync_child_bit(sp, index)
+            clear_unsync_child_bit(kvm, sp, index)
         path.pop()
     return found
 
@@ -135,6 +137,7 @@ def mmu_unsync_walk(kvm: Kvm, sp: ShadowPage) -> list[UnsyncStep] | None:
         return None
     vector = _Vector()
     vector.count = 1
+    warn_on(kvm, "mmu.c:mmu_pages_first:level", sp.level == 1)
     found = _unsync_walk(kvm, sp, vector, [])
     return vector.steps if found else None
 
@@ -154,7 +157,7 @@ def mmu_sync_children(vcpu: Vcpu, parent: ShadowPage) -> None:
         for step in steps:
             kvm_unlink_unsync_page(kvm, step.sp)
             flush |= kvm_sync_page(vcpu, step.sp, invalid) > 0
-            step.clear_parents()
+            step.clear_parents(kvm)
     kvm_mmu_remote_flush_or_zap(kvm, invalid, flush)
 
 
@@ -166,7 +169,7 @@ def mmu_zap_unsync_children(kvm: Kvm, parent: ShadowPage, invalid: InvalidList) 
     while (steps := mmu_unsync_walk(kvm, parent)) is not None:
         for step in steps:
             kvm_mmu_prepare_zap_page(kvm, step.sp, invalid)
-            step.clear_parents()
+            step.clear_parents(kvm)
             zapped += 1
     return zapped
 

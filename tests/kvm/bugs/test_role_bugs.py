@@ -9,6 +9,7 @@ from mmulab.kvm.bug import SWITCHES, Bugs
 from mmulab.kvm.bugs_role import ROLE_BUGS
 from mmulab.kvm.bugs_sync import SYNC_BUGS
 from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.validity import find_validity
 from mmulab.kvm.x86 import vcpu_enter_guest
 from mmulab.machine import op as ops
@@ -83,3 +84,15 @@ def test_b23_frees_a_root_under_the_wrong_lock(bug: bool, marker: str, asserts: 
     assert vcpu_enter_guest(guest.vcpu, reinject=False)
     assert guest.machine.execute(ops.SetCpuid("gbpages", 0)).result == 0
     assert [lock.asserts for lock in held if lock.tdp_mmu_roots] == [asserts]
+
+
+@pytest.mark.parametrize(("kernel", "legal"), [("6.1", True), ("6.1+B20", False)])
+def test_b20_makes_an_spte_with_a_bit_that_it_takes_for_reserved(kernel: str, legal: bool) -> None:
+    """The guest sees nothing of it: bit 63 is legal to the processor, whose EFER.NX is always set."""
+    witness = Witness("B20", kernel)
+    assert witness.outcome() == "ok 400000"
+    vcpu = witness.machine.kvm.vcpus[0]
+    level, _, spte = shadow_path(vcpu, 0x8000000000)[-1]
+    assert (level, spte >> 63) == (2, 1)
+    assert vcpu.mmu.root_facts is not None
+    assert vcpu.mmu.root_facts.efer_nx is legal
