@@ -207,6 +207,11 @@ class World:
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved)
 
+    def holds(self, step: Step) -> bool:
+        """Whether a step's condition holds: without, nothing happens."""
+        nested = self._runner.machine.kvm.vcpus[step.op.vcpu].guest_mode
+        return not step.when or (step.when == "!") == nested
+
     def wrong(self, at: int, step: Step) -> Finding | None:
         """Return an invariant that does not hold after an op, or None; the state says, not how it came."""
         return self._checks.everything(self._first + at, format_step(step))
@@ -336,6 +341,8 @@ class _Search:
         world = self._world
         for choice, step in enumerate(self._scope.ops):
             world.put(state)
+            if not world.holds(step):
+                continue
             finding = world.step(len(state.choices), step)
             self._tries += 1
             if finding is not None:
