@@ -15,6 +15,8 @@ from mmulab.check.scope import steps
 from mmulab.check.scopes import find_scope
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+from mmulab.kvm.roles.derivation import DERIVATIONS
+from mmulab.kvm.roles.design import DESIGNS
 from mmulab.machine.machine import Machine
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
@@ -54,6 +56,22 @@ def test_a_fix_that_is_taken_back_is_found_by_a_shortest_sequence(bug, name, wha
     # It is the bug's, not the kernel's.
     assert not replayed(explored, "6.1")
     assert replayed(explored, f"6.1+{bug}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "what", "ops"),
+    [
+        ({"derivation": DERIVATIONS["copied"]}, "halves-32", "QUADRANT", 1),
+        ({"design": DESIGNS["pre_fix"]}, "npt-la57", "page-reached", 6),
+        ({"design": DESIGNS["cr4_pae"]}, "npt-la57", "page-reached", 6),
+        ({"design": DESIGNS["glevels"]}, "rights-64", "fault-reached", 4),
+    ],
+    ids=["copied", "pre_fix", "cr4_pae", "glevels"],
+)
+def test_a_wrong_design_has_a_counterexample(changed, name, what, ops):
+    kernel = LINUX_6_1.with_(**changed)
+    explored = explore(find_scope(name), kernel, [Oracle], Bounds(first=True))
+    assert [(found.finding.name, len(found.choices)) for found in explored.found] == [(what, ops)]
 
 
 def replayed(explored: Explored, kernel: str) -> bool:
