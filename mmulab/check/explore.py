@@ -75,7 +75,7 @@ class Explored:
     closed : bool
         No op leads to a state that was not seen: what holds, holds for sequences of any length.
     interrupted : str
-        Why not: "", "Ctrl-C", "time", "states", "found".
+        Why not: "", "Ctrl-C", "time", "states", "found", "stopped".
     seconds, cpu_seconds : float
         On the clock, and of this process.
     """
@@ -124,11 +124,14 @@ class Bounds:
         No more than so many are kept in memory.
     first : bool
         At the first finding.
+    stop : callable or None
+        Asked after each state's ops.
     """
 
     seconds: float | None = None
     states: int = 1 << 20
     first: bool = False
+    stop: Callable[[], bool] | None = None
 
 
 class _State(NamedTuple):
@@ -239,6 +242,8 @@ def explore(
     makers: Sequence[MakeWatcher],
     bounds: Bounds | None = None,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    known: Callable[[Counterexample], bool] | None = None,
 ) -> Explored:
     """Try every sequence of a scope's ops; the MMU's invariants are checked in each new state.
 
@@ -252,13 +257,16 @@ def explore(
     bounds : Bounds, optional
     progress : callable, optional
         Told now and then.
+    known : callable, optional
+        Says of a counterexample that it is none, as when the right kernel does the same. Nothing is
+        tried behind it.
 
     Raises
     ------
     InputError
         The scope's own beginning has a finding, or an op is not modelled on its host.
     """
-    search = _Search(scope, kernel, makers, bounds or Bounds(), progress)
+    search = _Search(scope, kernel, makers, bounds or Bounds(), progress, known)
     return search.run()
 
 
@@ -270,8 +278,10 @@ class _Search:
         makers: Sequence[MakeWatcher],
         bounds: Bounds,
         progress: Callable[[Progress], None] | None,
+        known: Callable[[Counterexample], bool] | None,
     ) -> None:
         self._scope, self._kernel, self._bounds, self._progress = scope, kernel, bounds, progress
+        self._known = known
         self._begun, self._cpu_begun = time.monotonic(), time.process_time()
         self._makers = makers
         self._seen: set[bytes] = set()
@@ -334,6 +344,8 @@ class _Search:
             return "found"
         if self._bounds.seconds is not None and time.monotonic() - self._begun > self._bounds.seconds:
             return "time"
+        if self._bounds.stop is not None and self._bounds.stop():
+            return "stopped"
         return "states" if len(self._seen) > self._bounds.states else ""
 
     def _expand(self, state: _State, following: list[_State] | None) -> None:
@@ -363,4 +375,6 @@ class _Search:
     def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:
         spent = time.monotonic() - self._begun
         found = Counterexample(finding, choices, self._scope.taken(choices), len(self._seen), spent)
-        self._found.setdefault((finding.kind, finding.name), found)
+        key = finding.kind, finding.name
+        if key not in self._found and (self._known is None or not self._known(found)):
+            self._found[key] = found
