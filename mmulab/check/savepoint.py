@@ -37,7 +37,7 @@ NOISE = ("rip", "singlestep_rip", "last_vmentry_cpu", "stat", "emulation", "cpl"
 VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
 """The same of the VM."""
 _HOST_PAGES = ("page_level", "protection", "swapped", "clean")
-_CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "watch")
+_CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "tlb_sink", "watch")
 _PFN_MASK = (1 << 52) - (1 << 12)
 
 

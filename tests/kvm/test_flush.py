@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_range
 from mmulab.kvm.state import Request
-from tests.kvm.guest import Guest
+from tests.kvm.guest import DATA, GVA, Guest
 
 
 def test_all_vcpus_are_asked_and_each_serves_it_at_its_next_entry() -> None:
@@ -36,3 +36,20 @@ def test_nothing_is_reported_without_a_sink() -> None:
     guest.machine.emit = None
     kvm_flush_remote_tlbs(guest.kvm)
     assert guest.vcpu.requests & Request.TLB_FLUSH
+
+
+def test_flushes_and_entries_are_told() -> None:
+    guest = Guest("64").map(GVA, DATA)
+    told: list[int] = []
+    guest.kvm.tlb_sink = lambda vcpu, request: told.append(request)
+    guest.read(GVA)  # a root is made, which is flushed; entered, and again after the fault
+    assert told == [Request.TLB_FLUSH_CURRENT, 0, 0]
+    told.clear()
+    kvm_flush_remote_tlbs(guest.kvm)
+    assert told == []
+    guest.read(GVA)
+    assert told == [Request.TLB_FLUSH, 0]
+    told.clear()
+    guest.vcpu.requests |= Request.TLB_FLUSH_GUEST
+    guest.read(GVA)
+    assert told == [Request.TLB_FLUSH_GUEST, 0]

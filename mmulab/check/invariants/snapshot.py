@@ -1,8 +1,8 @@
 """All shadow tables as they were at the last look, and what has changed since.
 
-A table is compared as one run of bytes, so that a look at some tens of pages costs
-some tens of microseconds; the memory's own epochs are not used, which are raised by
-those who copy or record it.
+A table is compared as one run of bytes, about a microsecond each. Those who copy or
+record memory raise its epoch (:class:`~mmulab.memory.host.HostMemory`); where one of
+them does so after each op, only the tables that the op wrote are compared.
 """
 
 from __future__ import annotations
@@ -51,18 +51,23 @@ class Snapshot:
         By frame.
     """
 
-    __slots__ = ("tables",)
+    __slots__ = ("_since", "tables")
 
     def __init__(self) -> None:
         self.tables: dict[int, tuple[ShadowPage, bytes]] = {}
+        self._since = 0
 
     def look(self, kvm: Kvm) -> list[Changed]:
         """Return what changed since the last look."""
         changed = []
         tables, memory, pages = self.tables, kvm.memory.bytes, kvm.pages
+        stamp, since = kvm.memory.stamp, self._since
+        self._since = kvm.memory.epoch
         for frame, sp in pages.items():
-            new = bytes(memory[frame << 12 : frame + 1 << 12])
             held = tables.get(frame)
+            if stamp[frame] < since and held is not None and held[0] is sp:
+                continue
+            new = memory[frame << 12 : frame + 1 << 12].tobytes()
             if held is not None:
                 if held[0] is sp:
                     if held[1] == new:
