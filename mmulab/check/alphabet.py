@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
-from mmulab.check.area import Area, Entry
+from mmulab.check.area import PAGE, Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL
 from mmulab.check.entries import backing_ranges, entry_value
 from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, ept_pointer, mode_of
@@ -66,6 +66,7 @@ class Alphabet:
         phrases: list[tuple[Callable[[], Phrase], int]] = [
             (self.touch, 30),
             (self.change, 30 if plan.areas else 0),
+            (self.relink, 8 if plan.areas else 0),
             (self.registers, 12),
             (self.switch, 8 if plan.areas else 0),
             (self.flush, 4),
@@ -178,6 +179,24 @@ class Alphabet:
         else:
             stores = [ops.Write(Mode.SUPERVISOR, size, entry.gpa, value, vcpu=vcpu)]
         return [*steps, *(Step(store, when) for store in stores)]
+
+    def relink(self) -> Phrase:
+        """Change an entry, reach its table by another entry of the level above, and look there."""
+        rng = self.rng
+        area = rng.choice(self._areas)
+        lower = rng.choice([entry for entry in area.entries if entry.level < area.mode.root_level])
+        upper = rng.choice([entry for entry in area.entries if entry.level == lower.level + 1])
+        table = lower.gpa & -PAGE
+        shift, index = area.mode.level_shift(lower.level), (lower.gpa & PAGE - 1) // area.mode.entry_bytes
+        span = (1 << area.mode.level_shift(upper.level)) - 1
+        address = (rng.choice(upper.addresses or area.addresses) & ~span) | index << shift
+        steps = self._store(area, upper, 0) if rng.random() < 0.5 else []
+        steps += self._accesses(area, 1, lower.addresses)
+        steps += self._store(area, lower, entry_value(rng, self.plan, area, lower))
+        steps += self._store(area, upper, table | link_flags(area.mode, upper.level, area.ept))
+        if rng.random() < 0.6:
+            steps += self._flush_for(area, Entry(upper.gpa, upper.level, (address,)))
+        return [*steps, *self._accesses(area, rng.randint(1, 2), (address,))]
 
     def _flush_for(self, area: Area, entry: Entry) -> Phrase:
         vcpu, when = self._vcpu(), "?" if self._nested else ""
