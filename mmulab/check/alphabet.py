@@ -42,6 +42,10 @@ ACROSS = 0.04
 """Share of accesses that cross into the next page."""
 LEAST_PAGES = 64
 """``KVM_SET_NR_MMU_PAGES`` takes no fewer."""
+NEAR = 0.3
+"""Share of new values of an entry that are the old one with another bit."""
+NEAR_BITS = (1, 1, 2, 5, 6, 7, 7, 8)
+"""W, U, A, D, PS and G, or what EPT has there."""
 _CR4 = (X86_CR4_SMEP, X86_CR4_SMAP, X86_CR4_PGE, X86_CR4_PSE)
 _PCIDS = (0, 0, 1, 2)
 Phrase = list[Step]
@@ -62,6 +66,7 @@ class Alphabet:
         self._nested = bool(plan.guest.l2)
         self._recent: dict[str, deque[int]] = {}
         self._ranges = backing_ranges(plan)
+        self._held = {value.gpa: value.value for value in plan.scenario.header.values}
         self._areas = [area for area in plan.areas for _ in range(2 if area.name == "nested" else 1)]
         phrases: list[tuple[Callable[[], Phrase], int]] = [
             (self.touch, 30),
@@ -156,13 +161,22 @@ class Alphabet:
         area = rng.choice(self._areas)
         entry = rng.choice(area.entries)
         before = self._accesses(area, 1, entry.addresses) if rng.random() < 0.5 else []
-        steps = [*before, *self._store(area, entry, entry_value(rng, self.plan, area, entry))]
+        steps = [*before, *self._store(area, entry, self._value(area, entry))]
         if rng.random() < 0.4:
             steps += self._flush_for(area, entry)
         return [*steps, *self._accesses(area, rng.randint(1, 3), entry.addresses)]
 
+    def _value(self, area: Area, entry: Entry) -> int:
+        """Draw a value for an entry; often the last one with one bit of it changed."""
+        held = self._held.get(entry.gpa, 0)
+        if held and self.rng.random() < NEAR:
+            bits = (*NEAR_BITS, 63) if area.mode.entry_bytes == 8 else NEAR_BITS
+            return held ^ 1 << self.rng.choice(bits)
+        return entry_value(self.rng, self.plan, area, entry)
+
     def _store(self, area: Area, entry: Entry, value: int) -> Phrase:
         rng, size = self.rng, area.mode.entry_bytes
+        self._held[entry.gpa] = value
         vcpu = self._vcpu()
         if rng.random() < 0.2:
             return [Step(ops.HostWrite(size, entry.gpa, value))]
@@ -192,7 +206,7 @@ class Alphabet:
         address = (rng.choice(upper.addresses or area.addresses) & ~span) | index << shift
         steps = self._store(area, upper, 0) if rng.random() < 0.5 else []
         steps += self._accesses(area, 1, lower.addresses)
-        steps += self._store(area, lower, entry_value(rng, self.plan, area, lower))
+        steps += self._store(area, lower, self._value(area, lower))
         steps += self._store(area, upper, table | link_flags(area.mode, upper.level, area.ept))
         if rng.random() < 0.6:
             steps += self._flush_for(area, Entry(upper.gpa, upper.level, (address,)))
