@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
-from mmulab.check.area import Area, Entry
+from mmulab.check.area import PAGE, Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL
 from mmulab.check.entries import backing_ranges, entry_value
 from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, ept_pointer, mode_of
@@ -42,6 +42,10 @@ ACROSS = 0.04
 """Share of accesses that cross into the next page."""
 LEAST_PAGES = 64
 """``KVM_SET_NR_MMU_PAGES`` takes no fewer."""
+NEAR = 0.3
+"""Share of new values of an entry that are the old one with another bit."""
+NEAR_BITS = (1, 1, 2, 5, 6, 7, 7, 8)
+"""W, U, A, D, PS and G, or what EPT has there."""
 _CR4 = (X86_CR4_SMEP, X86_CR4_SMAP, X86_CR4_PGE, X86_CR4_PSE)
 _PCIDS = (0, 0, 1, 2)
 Phrase = list[Step]
@@ -62,10 +66,12 @@ class Alphabet:
         self._nested = bool(plan.guest.l2)
         self._recent: dict[str, deque[int]] = {}
         self._ranges = backing_ranges(plan)
+        self._held = {value.gpa: value.value for value in plan.scenario.header.values}
         self._areas = [area for area in plan.areas for _ in range(2 if area.name == "nested" else 1)]
         phrases: list[tuple[Callable[[], Phrase], int]] = [
             (self.touch, 30),
             (self.change, 30 if plan.areas else 0),
+            (self.relink, 8 if plan.areas else 0),
             (self.registers, 12),
             (self.switch, 8 if plan.areas else 0),
             (self.flush, 4),
@@ -155,13 +161,22 @@ class Alphabet:
         area = rng.choice(self._areas)
         entry = rng.choice(area.entries)
         before = self._accesses(area, 1, entry.addresses) if rng.random() < 0.5 else []
-        steps = [*before, *self._store(area, entry, entry_value(rng, self.plan, area, entry))]
+        steps = [*before, *self._store(area, entry, self._value(area, entry))]
         if rng.random() < 0.4:
             steps += self._flush_for(area, entry)
         return [*steps, *self._accesses(area, rng.randint(1, 3), entry.addresses)]
 
+    def _value(self, area: Area, entry: Entry) -> int:
+        """Draw a value for an entry; often the last one with one bit of it changed."""
+        held = self._held.get(entry.gpa, 0)
+        if held and self.rng.random() < NEAR:
+            bits = (*NEAR_BITS, 63) if area.mode.entry_bytes == 8 else NEAR_BITS
+            return held ^ 1 << self.rng.choice(bits)
+        return entry_value(self.rng, self.plan, area, entry)
+
     def _store(self, area: Area, entry: Entry, value: int) -> Phrase:
         rng, size = self.rng, area.mode.entry_bytes
+        self._held[entry.gpa] = value
         vcpu = self._vcpu()
         if rng.random() < 0.2:
             return [Step(ops.HostWrite(size, entry.gpa, value))]
@@ -178,6 +193,24 @@ class Alphabet:
         else:
             stores = [ops.Write(Mode.SUPERVISOR, size, entry.gpa, value, vcpu=vcpu)]
         return [*steps, *(Step(store, when) for store in stores)]
+
+    def relink(self) -> Phrase:
+        """Change an entry, reach its table by another entry of the level above, and look there."""
+        rng = self.rng
+        area = rng.choice(self._areas)
+        lower = rng.choice([entry for entry in area.entries if entry.level < area.mode.root_level])
+        upper = rng.choice([entry for entry in area.entries if entry.level == lower.level + 1])
+        table = lower.gpa & -PAGE
+        shift, index = area.mode.level_shift(lower.level), (lower.gpa & PAGE - 1) // area.mode.entry_bytes
+        span = (1 << area.mode.level_shift(upper.level)) - 1
+        address = (rng.choice(upper.addresses or area.addresses) & ~span) | index << shift
+        steps = self._store(area, upper, 0) if rng.random() < 0.5 else []
+        steps += self._accesses(area, 1, lower.addresses)
+        steps += self._store(area, lower, self._value(area, lower))
+        steps += self._store(area, upper, table | link_flags(area.mode, upper.level, area.ept))
+        if rng.random() < 0.6:
+            steps += self._flush_for(area, Entry(upper.gpa, upper.level, (address,)))
+        return [*steps, *self._accesses(area, rng.randint(1, 2), (address,))]
 
     def _flush_for(self, area: Area, entry: Entry) -> Phrase:
         vcpu, when = self._vcpu(), "?" if self._nested else ""
