@@ -13,7 +13,7 @@ from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.recording import read_recording
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mmio
-from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
+from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner
 
@@ -131,6 +131,12 @@ def test_a_dirty_log_names_each_page_that_was_written_since_the_last_one() -> No
     assert Verdict.WRONG not in found
     found = judged(builder(flags=logged), *steps, changes={1: without(OLD >> 12)})
     assert [found[1], found[3]] == [Verdict.WRONG, Verdict.NO_ACCESS]
+
+
+def test_a_write_to_a_read_only_slot_is_the_vmms_and_no_dirty_page() -> None:
+    flags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+    steps = (f"slot 1 2000000 200000 {flags:x} 800000", f"wr s 4 {GVA + 0x2000:x} 1", "getdirty 1")
+    assert judged(builder(), *steps)[1:] == [Verdict.ALLOWED, Verdict.NO_ACCESS]
 
 
 def test_accessed_bits_that_are_set_are_written_pages_too() -> None:
