@@ -43,9 +43,9 @@ class DirtyLog:
         return any(slot.flags & KVM_MEM_LOG_DIRTY_PAGES for slot in slots)
 
     def write(self, address_space: int, gpa: int, now: int) -> None:
-        """Note that op `now` wrote a page."""
+        """Note that op `now` wrote a page, unless its slot is read-only: such a write goes to the VMM."""
         slot = self._machine.kvm.slots[address_space].lookup(gpa >> 12)
-        if slot is not None and slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        if slot is not None and slot.flags & KVM_MEM_LOG_DIRTY_PAGES and not slot.readonly:
             number = address_space << _AS_SHIFT | slot.id
             offset = (gpa >> 12) - slot.base_gfn
             if (number, offset) not in self._named:

@@ -197,21 +197,28 @@ class Oracle:
             return Verdict.UNDECIDED, None
         if isinstance(op, ops.Touch):
             return self._data(by, op, Operand(op.gva, 1), outcome)
-        mode, insn = instruction_of(op, self._machine.config.stubs)
         if isinstance(op, ops.Execute):
             return self._execute(by, op, outcome)
-        likely = insn.rip is None or self._fetches(by, insn.rip, mode)
-        if likely and isinstance(op, DATA):
-            found = self._data(by, op, Operand(op.gva, insn.size), outcome)
-            if insn.rip is None or found[0] is not Verdict.WRONG:
-                return found
-        elif likely and outcome.kind is OutcomeKind.OK:
-            return Verdict.NO_ACCESS, None
-        fetched = None if insn.rip is None else self._fetch(by, insn.rip, mode, outcome)
-        if fetched is not None:
-            return fetched, None
+        return self._instruction(by, op, outcome)
+
+    def _instruction(self, by: _Processor, op: Op, outcome: Outcome) -> tuple[Verdict, TwoWalks | None]:
+        """Judge an instruction at its stub, whose own fetch may explain what came of it."""
+        mode, insn = instruction_of(op, self._machine.config.stubs)
+        rip = insn.rip
+        if rip is not None and not self._fetches(by, rip, mode):
+            fetched = self._fetch(by, rip, mode, outcome)
+            if fetched is not None:
+                return fetched, None
         if isinstance(op, DATA):
-            return found if likely else self._data(by, op, Operand(op.gva, insn.size), outcome)
+            data = self._data(by, op, Operand(op.gva, insn.size), outcome)
+            if data[0] is not Verdict.WRONG or rip is None:
+                return data
+            fetched = self._fetch(by, rip, mode, outcome)
+            return data if fetched is None else (fetched, None)
+        if outcome.kind is not OutcomeKind.OK and rip is not None:
+            fetched = self._fetch(by, rip, mode, outcome)
+            if fetched is not None:
+                return fetched, None
         return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
 
     def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.check.remembered import Forgotten, TableHistory, may_be_remembered
+from mmulab.check.remembered import NEVER, Forgotten, TableHistory, may_be_remembered
 from mmulab.memory.host import HostMemory
 from mmulab.x86.paging import KVM_WALK, make_paging
 from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, CpuModel
@@ -34,6 +34,62 @@ def test_what_the_vmm_overwrites_lasts_until_the_guest_writes_there() -> None:
     memory.write(at, 8, 2)
     history.note(7)
     assert history.past(at, 8) == ((0, 7), (1, 7))
+
+
+def test_a_write_beside_it_leaves_what_the_vmm_overwrote() -> None:
+    """Two entries of 32 bits share a word."""
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    memory.write(at, 8, 0x167_0000_0267)
+    history = TableHistory(memory)
+    memory.write(at, 4, 0)
+    history.note(1, behind=True)
+    memory.write(at + 4, 4, 0x367)
+    history.note(2)
+    assert (0x267, NEVER) in history.past(at, 4)
+    assert [until for value, until in history.past(at + 4, 4) if value == 0x167] == [2, 2]
+    memory.write(at, 4, 0x467)
+    history.note(3)
+    assert all(until <= 3 for _, until in history.past(at, 4))
+
+
+def test_a_tag_that_is_new_has_nothing_to_remember() -> None:
+    forgotten = Forgotten()
+    forgotten.use("L1", 0, None, 1)
+    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 7)
+    assert forgotten.tables_since((("asid", 2), 0x14)) == 7
+    assert forgotten.upper_since(("asid", 2), 0) == 7
+    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 9)
+    assert forgotten.tables_since((("asid", 2), 0x14)) == 7
+    assert forgotten.upper_since("L1", 0) == 1
+
+
+def test_a_copy_is_told_of_on_its_own() -> None:
+    forgotten = Forgotten()
+    forgotten.page("L1", 0, GVA, 3)
+    other = forgotten.copy()
+    other.page("L1", 0, GVA, 8)
+    other.tables(None, 8)
+    assert forgotten.leaf_since("L1", 0, GVA, 12, is_global=False) == 3
+    assert other.leaf_since("L1", 0, GVA, 12, is_global=False) == 8
+    assert forgotten.tables_since("tag") == 0
+
+
+def test_a_history_goes_back_with_memory() -> None:
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    history = TableHistory(memory)
+    memory.write(at, 8, 1)
+    history.note(1)
+    saved = history.save()
+    memory.write(at, 8, 2)
+    history.note(2)
+    memory.write(at, 8, 1)
+    history.restore(saved)
+    assert (history.read(at, 8), history.past(at, 8)) == (1, ((0, 1),))
+    memory.write(at, 8, 5)
+    history.note(2)
+    assert history.past(at, 8) == ((0, 1), (1, 2))
 
 
 def test_cr3_spares_global_leaves_and_invlpg_does_not() -> None:
