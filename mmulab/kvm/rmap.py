@@ -181,7 +181,8 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
 def mmu_spte_set(kvm: Kvm, sptep: int, new_spte: int) -> None:
     """Write an entry where no present one is."""
     present = is_shadow_present_pte(kvm.memory.words[sptep >> 3])
-    warn_on(kvm, "mmu.c:mmu_spte_set:present", present)
+    if present or kvm.assertion_counts is not None:
+        warn_on(kvm, "mmu.c:mmu_spte_set:present", present)
     kvm.memory.store64(sptep, new_spte)
 
 
@@ -192,13 +193,17 @@ def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
     """
     memory, fmt = kvm.memory, kvm.fmt
     old = memory.words[sptep >> 3]
-    warn_on(kvm, "mmu.c:mmu_spte_update_no_track:present", not is_shadow_present_pte(new_spte))
+    absent = not is_shadow_present_pte(new_spte)
+    if absent or kvm.assertion_counts is not None:
+        warn_on(kvm, "mmu.c:mmu_spte_update_no_track:present", absent)
     check_spte_writable_invariants(kvm, new_spte)
     if not is_shadow_present_pte(old):
         mmu_spte_set(kvm, sptep, new_spte)
         return False
     memory.store64(sptep, new_spte)
-    warn_on(kvm, "mmu.c:mmu_spte_update_no_track:pfn", spte_to_pfn(old) != spte_to_pfn(new_spte))
+    moved = spte_to_pfn(old) != spte_to_pfn(new_spte)
+    if moved or kvm.assertion_counts is not None:
+        warn_on(kvm, "mmu.c:mmu_spte_update_no_track:pfn", moved)
     return bool(
         (old & fmt.mmu_writable and not is_writable_pte(new_spte))
         or (is_accessed_spte(fmt, old) and not is_accessed_spte(fmt, new_spte))

@@ -125,7 +125,9 @@ def make_spte(
     """
     kvm = vcpu.kvm
     fmt, level = kvm.fmt, sp.level
-    warn_on(kvm, "spte.c:make_spte:access", not pte_access and not fmt.present)
+    nothing, counts = not pte_access and not fmt.present, kvm.assertion_counts is not None
+    if nothing or counts:
+        warn_on(kvm, "spte.c:make_spte:access", nothing)
     spte = SPTE_MMU_PRESENT_MASK
     if sp.ad_disabled:
         spte |= SPTE_TDP_AD_DISABLED_MASK
@@ -161,7 +163,9 @@ def make_spte(
                 spte |= fmt.dirty
     if prefetch:
         spte = kvm_mark_spte_for_access_track(kvm, spte)
-    warn_on(kvm, "spte.c:make_spte:reserved", is_rsvd_spte(zero_check(vcpu), spte, level))
+    reserved = is_rsvd_spte(zero_check(vcpu), spte, level)
+    if reserved or counts:
+        warn_on(kvm, "spte.c:make_spte:reserved", reserved)
     if spte & PT_WRITABLE_MASK and kvm_slot_dirty_track_enabled(slot):
         warn_on(kvm, "spte.c:make_spte:level", level > 1)
         mark_page_dirty_in_slot(kvm, slot, gfn)

@@ -154,7 +154,8 @@ def _account_change(kvm: Kvm, old: int, new: int, level: int) -> None:
         check_spte_writable_invariants(kvm, new)
     if not was_present and not is_present:
         special = is_mmio_spte(kvm.fmt, old) or is_mmio_spte(kvm.fmt, new) or is_removed_spte(kvm, new)
-        warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:nonpresent", not special)
+        if not special or kvm.assertion_counts is not None:
+            warn_on(kvm, "tdp_mmu.c:__handle_changed_spte:nonpresent", not special)
         return
     if is_leaf != was_leaf:
         kvm.stat[PAGES_STAT[level]] += 1 if is_leaf else -1

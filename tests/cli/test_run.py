@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mmulab.scenario.text import write_scenario
 from tests.conftest import CommandLine
+from tests.kvm.l1 import svm
 
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
 
@@ -50,6 +52,19 @@ def test_mmio_in_json(command: CommandLine, tmp_path: Path) -> None:
     path.write_text("mmulab-scenario 1\nmode np\nops\nwr s 5000000 7\nend\n")
     records = [json.loads(line) for line in command("run", path, "--json").stdout.splitlines()]
     assert records[1]["outcome"]["mmio"] == [{"write": True, "gpa": 0x5000000, "size": 4, "value": 7}]
+
+
+def test_a_run_ends_where_the_host_dies(command: CommandLine, tmp_path: Path) -> None:
+    """INVLPG of a 32-bit L2 on a host without NPT."""
+    path, world = tmp_path / "bug.mmu", svm("64", "32", 4, nested_paging=False, npt=0)
+    write_scenario(world.scenario("vmrun b000", "invlpg 40000000", "nop"), path)
+    done = command("run", path)
+    assert done.returncode == 1
+    bug = "BUG_ON(root != vcpu->arch.mmu->root.hpa) in mmu.c:shadow_walk_init_using_root"
+    assert [line.strip() for line in done.stdout.splitlines()[-2:]] == [
+        f"1 invlpg 40000000  ->  host_died: {bug}",
+        f"kvm_assertion: {bug}",
+    ]
 
 
 def test_a_run_recorded_conforms_to_itself(command: CommandLine, root: Path, tmp_path: Path) -> None:
