@@ -163,7 +163,7 @@ class Forgotten:
         self._pages: dict[tuple[Hashable, int, int, bool], int] = {}
         self._tables: dict[Hashable, int] = {}
         self._all_tables = 0
-        self._used: dict[Hashable, None] = {}
+        self._used: dict[Hashable, Paging | None] = {}
         self._forms: dict[Hashable, list[tuple[int, tuple[Paging, ...]]]] = defaultdict(list)
 
     def copy(self) -> Forgotten:
@@ -177,15 +177,30 @@ class Forgotten:
             other._forms[space] = list(forms)
         return other
 
-    def use(self, space: Hashable, pcid: int, tables: Hashable, now: int) -> None:
-        """Note what tags translations from op `now` on; of a tag that is new nothing is known before.
-
-        `tables`: None where there are no nested ones.
-        """
-        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts), (tables, self._tables)):
-            if tag is not None and tag not in self._used:
+    def use(self, space: Hashable, pcid: int, now: int) -> None:
+        """Note what tags translations from op `now` on; of a tag that is new nothing is known before."""
+        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts)):
+            if tag not in self._used:
                 self._used[tag] = None
                 told[tag] = now
+
+    def use_tables(self, tables: Hashable, paging: Paging, now: int) -> None:
+        """Note the nested tables in use, and if L1 gave them another form since it used them last.
+
+        Parameters
+        ----------
+        tables : Hashable
+            Their tag.
+        paging : Paging
+        now : int
+            Number of the op.
+        """
+        if tables not in self._used:
+            self._tables[tables] = now
+        last = self._used.get(tables)
+        if last is not None and last != paging:
+            self._forms[tables].append((now, (last,)))
+        self._used[tables] = paging
 
     def space(self, space: Hashable, now: int, *, keep_global: bool = False) -> None:
         """Forget all of a space, in each PCID."""
@@ -219,11 +234,17 @@ class Forgotten:
 
     def forms(self, space: Hashable, paging: tuple[Paging, ...]) -> list[Paging]:
         """Return the forms in which an entry may have been read that is used now: rights are today's."""
-        if space not in self._forms:
-            return list(paging)
-        since = self._spaces.get(space, 0)
+        return self._forms_since(space, paging, self._spaces.get(space, 0))
+
+    def tables_forms(self, tables: Hashable, paging: Paging) -> list[Paging]:
+        """Return the forms in which an entry of nested tables may have been read that is used now."""
+        return self._forms_since(tables, (paging,), self.tables_since(tables))
+
+    def _forms_since(self, tag: Hashable, paging: tuple[Paging, ...], since: int) -> list[Paging]:
         found = list(paging)
-        for until, forms in self._forms[space]:
+        if tag not in self._forms:
+            return found
+        for until, forms in self._forms[tag]:
             if until > since:
                 found += [
                     replace(

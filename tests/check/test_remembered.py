@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmulab.check.remembered import NEVER, Forgotten, TableHistory, may_be_remembered
 from mmulab.memory.host import HostMemory
 from mmulab.x86.paging import KVM_WALK, make_paging
-from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, CpuModel
+from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, X86_CR4_PSE, CpuModel
 
 PAGING = make_paging(X86_CR0_PG, X86_CR4_PAE, EFER_LMA, CpuModel(), KVM_WALK)
 GVA = 0x40000000
@@ -55,13 +55,31 @@ def test_a_write_beside_it_leaves_what_the_vmm_overwrote() -> None:
 
 def test_a_tag_that_is_new_has_nothing_to_remember() -> None:
     forgotten = Forgotten()
-    forgotten.use("L1", 0, None, 1)
-    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 7)
+    form = make_paging(X86_CR0_PG, X86_CR4_PSE, 0, CpuModel(), KVM_WALK)
+    forgotten.use("L1", 0, 1)
+    forgotten.use(("asid", 2), 0, 7)
+    forgotten.use_tables((("asid", 2), 0x14), form, 7)
     assert forgotten.tables_since((("asid", 2), 0x14)) == 7
     assert forgotten.upper_since(("asid", 2), 0) == 7
-    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 9)
+    forgotten.use(("asid", 2), 0, 9)
+    forgotten.use_tables((("asid", 2), 0x14), form, 9)
     assert forgotten.tables_since((("asid", 2), 0x14)) == 7
     assert forgotten.upper_since("L1", 0) == 1
+
+
+def test_nested_tables_may_be_remembered_in_the_form_they_had_before() -> None:
+    """L1 clears CR4.PSE: a large nested page that the processor knows may stay until L1 flushes."""
+    forgotten, tag = Forgotten(), (("asid", 1), 0x14)
+    large, small = (make_paging(X86_CR0_PG, cr4, 0, CpuModel(), KVM_WALK) for cr4 in (X86_CR4_PSE, 0))
+    forgotten.use_tables(tag, large, 1)
+    assert forgotten.tables_forms(tag, large) == [large]
+    forgotten.use_tables(tag, small, 5)
+    assert [form.page_size_mask for form in forgotten.tables_forms(tag, small)] == [
+        small.page_size_mask,
+        large.page_size_mask,
+    ]
+    forgotten.tables(None, 5)
+    assert forgotten.tables_forms(tag, small) == [small]
 
 
 def test_a_copy_is_told_of_on_its_own() -> None:
