@@ -12,6 +12,7 @@ their classes' own lists, so that a new one cannot be forgotten.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum
 from operator import attrgetter
@@ -39,6 +40,10 @@ VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
 _HOST_PAGES = ("page_level", "protection", "swapped", "clean")
 _CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "tlb_sink", "watch")
 _PFN_MASK = (1 << 52) - (1 << 12)
+FEW_WORDS = 32
+"""How many words are stored one by one rather than the whole frame."""
+KNOWN_FRAMES = 1 << 12
+"""Contents of frames that are kept, each of 4 KiB, to be known again."""
 
 
 def names_of(kind: type) -> tuple[str, ...]:
@@ -53,14 +58,17 @@ class Piece:
     ----------
     values : tuple
         With copies of what can change.
+    changing : tuple of int
+        Which of the values can.
     digest : bytes
         Kept here by :mod:`mmulab.check.state_key`; b"" before it was asked for.
     """
 
-    __slots__ = ("digest", "values")
+    __slots__ = ("changing", "digest", "values")
 
-    def __init__(self, values: tuple[Any, ...]) -> None:
+    def __init__(self, values: tuple[Any, ...], changing: tuple[int, ...] = ()) -> None:
         self.values = values
+        self.changing = changing
         self.digest = b""
 
 
@@ -122,18 +130,41 @@ class Fields:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self._get: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
+        self._changing: dict[tuple[type, ...], tuple[int, ...]] = {}
 
     def take(self, thing: object, before: Piece | None) -> Piece:
         """Return a piece of the record: `before`, if that is equal."""
         values = self._get(thing)
         if before is not None and values == before.values:
             return before
-        return Piece(tuple([_copied(v) if _changes(type(v)) else v for v in values]))
+        kinds = tuple(map(type, values))
+        changing = self._changing.get(kinds)
+        if changing is None:
+            changing = tuple([at for at, kind in enumerate(kinds) if _changes(kind)])
+            self._changing[kinds] = changing
+        if not changing:
+            return Piece(values)
+        copies = list(values)
+        for at in changing:
+            value = values[at]
+            old = None if before is None else before.values[at]
+            copies[at] = old if value == old else _copied(value)
+        return Piece(tuple(copies), changing)
 
-    def put(self, thing: object, piece: Piece) -> None:
-        """Give a record the values of a piece."""
-        for name, value in zip(self.names, piece.values, strict=True):
-            setattr(thing, name, _copied(value) if type(value) in _CHANGING else value)
+    def put(self, thing: object, piece: Piece, now: Piece | None = None) -> None:
+        """Give a record the values of a piece; `now`: what it has, as far as that is known."""
+        names, values = self.names, piece.values
+        if now is None:
+            for name, value in zip(names, values, strict=True):
+                setattr(thing, name, value)
+        else:
+            for name, value, old in zip(names, values, now.values, strict=True):
+                if value is not old:
+                    setattr(thing, name, value)
+        for at in piece.changing:
+            value = values[at]
+            if now is None or value is not now.values[at]:
+                setattr(thing, names[at], _copied(value))
 
 
 def _but(kind: type, *apart: str) -> tuple[str, ...]:
@@ -250,6 +281,8 @@ class Keeper:
         self._backing = machine.memory.backing
         self._base: npt.NDArray[np.uint64] = machine.memory.frames[self._backing :].copy()
         self._since = 1  # no write leaves 0
+        self._known: defaultdict[int, dict[bytes, FramePiece]] = defaultdict(dict)
+        self._many = 0
         self.now = self._take(None)
 
     def take(self) -> Savepoint:
@@ -265,7 +298,7 @@ class Keeper:
         now, machine = self.now, self._machine
         kvm = machine.kvm
         if target.vm is not now.vm:
-            VM.put(kvm, target.vm)
+            VM.put(kvm, target.vm, now.vm)
         for name, old, new in zip(ORDERED, now.ordered, target.ordered, strict=True):
             if old != new:
                 setattr(kvm, name, dict.fromkeys(new))
@@ -276,12 +309,12 @@ class Keeper:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
         self._put_frames(target)
         if target.noise[0] is not now.noise[0]:
-            VM_NOISE.put(kvm, target.noise[0])
+            VM_NOISE.put(kvm, target.noise[0], now.noise[0])
         for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
             if old_noise is not new_noise:
-                VCPU_NOISE.put(vcpu, new_noise)
+                VCPU_NOISE.put(vcpu, new_noise, old_noise)
         self._memory.restore_pool(*target.pool)
-        if now.host_pages != target.host_pages:
+        if now.host_pages is not target.host_pages:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
                 setattr(self._memory, name, dict(pages))
         self.now = target
@@ -325,22 +358,37 @@ class Keeper:
         memory.epoch += 1
         self._since = memory.epoch
         old = before.frames if before is not None else {}
-        found = dict(old)
+        changed: dict[int, FramePiece | None] = {}
         free = set(pool[1])
         for frame in written:
             if frame in free:
                 continue
             piece = self._frame_piece(frame)
-            if frame >= self._backing and not piece.indexes:
-                found.pop(frame, None)
-            elif piece != found.get(frame):
-                found[frame] = piece
-        for frame in free:
-            found.pop(frame, None)
-        same = len(found) == len(old) and all(map(_is, found.values(), old.values()))
-        return old if same else found
+            wanted = None if frame >= self._backing and not piece.indexes else piece
+            if old.get(frame) is not wanted:
+                changed[frame] = wanted
+        for frame in free & old.keys():
+            changed[frame] = None
+        if not changed:
+            return old
+        found = old | changed
+        return {frame: piece for frame, piece in found.items() if piece is not None}
 
     def _frame_piece(self, frame: int) -> FramePiece:
+        """Return what a frame holds; of equal tables, and of equal content of one frame, the same piece."""
+        content = self._memory.bytes[frame << 12 : frame + 1 << 12].tobytes()
+        known = self._known[frame if frame >= self._backing else 0]
+        piece = known.get(content)
+        if piece is None:
+            if self._many >= KNOWN_FRAMES:
+                self._known.clear()
+                self._many = 0
+                known = self._known[frame if frame >= self._backing else 0]
+            piece = known[content] = self._read_frame(frame)
+            self._many += 1
+        return piece
+
+    def _read_frame(self, frame: int) -> FramePiece:
         words = self._memory.frames[frame]
         if frame >= self._backing:
             indexes = np.flatnonzero(words != self._base[frame - self._backing])
@@ -363,11 +411,12 @@ class Keeper:
         kvm, now = self._machine.kvm, self.now.pages
         if target.pages is now:
             return
-        pages = {}
+        live, pages = kvm.pages, {}
         for frame, piece in target.pages.items():
-            page = kvm.pages.get(frame) or ShadowPage.__new__(ShadowPage)
-            if now.get(frame) is not piece:
-                PAGE.put(page, piece)
+            old = now.get(frame)
+            page = live[frame] if old is not None else ShadowPage.__new__(ShadowPage)
+            if old is not piece:
+                PAGE.put(page, piece, old)
             pages[frame] = page
         kvm.pages = pages
 
@@ -381,9 +430,9 @@ class Keeper:
                 slot = live[at] if at < len(live) else KvmMemslot.__new__(KvmMemslot)
                 had = old[1][at] if at < len(old[1]) else (None, None)
                 if had[0] is not fields:
-                    SLOT.put(slot, fields)
+                    SLOT.put(slot, fields, had[0])
                 if had[1] is not rmap:
-                    RMAP.put(slot, rmap)
+                    RMAP.put(slot, rmap, had[1])
                 items.append(slot)
             slots.replace_all(items, new[0])
 
@@ -393,11 +442,7 @@ class Keeper:
         for frame, piece in wanted.items():
             if now.get(frame) is not piece:
                 changed.append(frame)
-                words = frames[frame]
-                at = frame - self._backing
-                words[:] = self._base[at] if at >= 0 else piece.fill
-                if piece.indexes:
-                    words[list(piece.indexes)] = piece.values
+                self._put_frame(frame, now.get(frame), piece)
         for frame in now.keys() - wanted.keys():
             changed.append(frame)
             at = frame - self._backing
@@ -405,9 +450,23 @@ class Keeper:
         for frame in self.now.pool[1]:
             if frame >= target.pool[0]:
                 frames[frame] = 0  # a frame that was never handed out is taken to hold zeros
-        self._memory.written[changed] = self._memory.epoch
-        self._memory.epoch += 1
-        self._since = self._memory.epoch
+        stamp, epoch = self._memory.stamp, self._memory.epoch
+        for frame in changed:
+            stamp[frame] = epoch
+        self._memory.epoch = self._since = epoch + 1
+
+    def _put_frame(self, frame: int, now: FramePiece | None, piece: FramePiece) -> None:
+        """Give a frame what a piece says; where little differs from what it holds, only that is stored."""
+        at, words = frame - self._backing, self._memory.frames[frame]
+        if now is None or now.fill != piece.fill or len(now.indexes) + len(piece.indexes) > FEW_WORDS:
+            words[:] = self._base[at] if at >= 0 else piece.fill
+            if piece.indexes:
+                words[list(piece.indexes)] = piece.values
+            return
+        for index in now.indexes:
+            words[index] = self._base[at, index] if at >= 0 else piece.fill
+        for index, value in zip(piece.indexes, piece.values, strict=True):
+            words[index] = value
 
 
 def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:
@@ -475,15 +534,15 @@ def _index(mmus: tuple[Mmu, ...], used: Mmu) -> int:
 
 def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
     if now.fields is not target.fields:
-        VCPU.put(vcpu, target.fields)
+        VCPU.put(vcpu, target.fields, now.fields)
     if now.vmx is not target.vmx:
-        VMX.put(vcpu.vmx, target.vmx)
+        VMX.put(vcpu.vmx, target.vmx, now.vmx)
     for name, old, new in zip(CONTEXTS, now.contexts, target.contexts, strict=True):
         if old is not new:
-            MMU.put(getattr(vcpu, name), new)
+            MMU.put(getattr(vcpu, name), new, old)
     vcpu.mmu, vcpu.walk_mmu = (getattr(vcpu, name) for name in target.used)
     if target.ring is not None and now.ring is not target.ring:
-        RING.put(vcpu.dirty_ring, target.ring)
+        RING.put(vcpu.dirty_ring, target.ring, now.ring)
     if target.nested is None:
         vcpu.nested = None
     elif now.nested is not target.nested:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import marshal
 from collections.abc import Hashable, Iterator
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any
 
 from mmulab.check.savepoint import (
@@ -35,7 +36,7 @@ from mmulab.memory.host import FRAME_WORDS
 ROOM = 32
 """Shadow pages that a few ops may add: where the limit leaves fewer, the age of pages counts."""
 _PAGE_SIZE = 16
-_PLAIN = (int, bool, str, bytes, type(None))
+_PLAIN = frozenset((int, bool, str, bytes, type(None)))
 _ADDRESS = (1 << 52) - (1 << 12)
 _PAGE_APART = ("frame", "parent_ptes", "ptep", "mmu_valid_gen")
 _MMU_APART = ("root_hpa", "prev_roots", "pae_root", "pml4_root", "pml5_root")
@@ -75,14 +76,14 @@ class _Part:
     """Which values of a class's pieces go into a key as they are."""
 
     def __init__(self, fields: Fields, apart: tuple[str, ...]) -> None:
-        self._kept = [at for at, name in enumerate(fields.names) if name not in apart]
+        kept = [at for at, name in enumerate(fields.names) if name not in apart]
+        self._kept = itemgetter(*kept, kept[0])  # one twice, so that it returns a tuple even of one
         self.at = {name: at for at, name in enumerate(fields.names)}
 
     def digest(self, piece: Piece) -> bytes:
         """Return the digest of a piece, once computed."""
         if not piece.digest:
-            values = piece.values
-            piece.digest = digest_of(tuple([plain(values[at]) for at in self._kept]))
+            piece.digest = digest_of([v if type(v) in _PLAIN else plain(v) for v in self._kept(piece.values)])
         return piece.digest
 
 
