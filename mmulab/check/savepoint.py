@@ -13,19 +13,17 @@ their classes' own lists, so that a new one cannot be forgotten.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from enum import Enum
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmulab.check.pieces import Fields, Piece, copied, names_of
 from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.state import Emulation, Kvm, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import FRAME_WORDS, HostMemory
@@ -46,32 +44,6 @@ KNOWN_FRAMES = 1 << 12
 """Contents of frames that are kept, each of 4 KiB, to be known again."""
 
 
-def names_of(kind: type) -> tuple[str, ...]:
-    """Return the names of a slotted class's attributes, its bases' included, sorted."""
-    return tuple(sorted({name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}))
-
-
-class Piece:
-    """The attributes of one record, as they were.
-
-    Attributes
-    ----------
-    values : tuple
-        With copies of what can change.
-    changing : tuple of int
-        Which of the values can.
-    digest : bytes
-        Kept here by :mod:`mmulab.check.state_key`; b"" before it was asked for.
-    """
-
-    __slots__ = ("changing", "digest", "values")
-
-    def __init__(self, values: tuple[Any, ...], changing: tuple[int, ...] = ()) -> None:
-        self.values = values
-        self.changing = changing
-        self.digest = b""
-
-
 class FramePiece(NamedTuple):
     """What a frame holds: `fill` in each word but those at `indexes`, which have `values`.
 
@@ -82,89 +54,6 @@ class FramePiece(NamedTuple):
     indexes: tuple[int, ...]
     values: tuple[int, ...]
     children: tuple[tuple[int, int], ...]
-
-
-_CHANGING = (list, dict, bytearray)
-_CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
-"""What is never changed in place; :class:`Emulation` is made anew for each instruction."""
-
-
-_known_types: dict[type, bool] = dict.fromkeys(_CHANGING, True)
-
-
-def _changes(kind: type) -> bool:
-    """Whether values of a type can change in place.
-
-    Raises
-    ------
-    TypeError
-        Nobody here knows how to copy it.
-    """
-    if kind not in _known_types:
-        parameters = getattr(kind, "__dataclass_params__", None)
-        if not issubclass(kind, _CONSTANTS) and (parameters is None or not parameters.frozen):
-            raise TypeError(f"no savepoint can hold a {kind.__name__}")
-        _known_types[kind] = False
-    return _known_types[kind]
-
-
-def _copied(value: Any) -> Any:
-    """Copy lists, dicts and what they hold of them, all of one type; everything else never changes."""
-    kind = type(value)
-    if kind is list:
-        return [_copied(item) for item in value] if value and type(value[0]) in _CHANGING else value.copy()
-    if kind is dict:
-        nested = type(next(iter(value.values()), None)) in _CHANGING
-        return {key: _copied(item) for key, item in value.items()} if nested else value.copy()
-    return bytearray(value) if kind is bytearray else value
-
-
-class Fields:
-    """How the records of one class are taken and put back.
-
-    Parameters
-    ----------
-    names : tuple of str
-    """
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self._get: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
-        self._changing: dict[tuple[type, ...], tuple[int, ...]] = {}
-
-    def take(self, thing: object, before: Piece | None) -> Piece:
-        """Return a piece of the record: `before`, if that is equal."""
-        values = self._get(thing)
-        if before is not None and values == before.values:
-            return before
-        kinds = tuple(map(type, values))
-        changing = self._changing.get(kinds)
-        if changing is None:
-            changing = tuple([at for at, kind in enumerate(kinds) if _changes(kind)])
-            self._changing[kinds] = changing
-        if not changing:
-            return Piece(values)
-        copies = list(values)
-        for at in changing:
-            value = values[at]
-            old = None if before is None else before.values[at]
-            copies[at] = old if value == old else _copied(value)
-        return Piece(tuple(copies), changing)
-
-    def put(self, thing: object, piece: Piece, now: Piece | None = None) -> None:
-        """Give a record the values of a piece; `now`: what it has, as far as that is known."""
-        names, values = self.names, piece.values
-        if now is None:
-            for name, value in zip(names, values, strict=True):
-                setattr(thing, name, value)
-        else:
-            for name, value, old in zip(names, values, now.values, strict=True):
-                if value is not old:
-                    setattr(thing, name, value)
-        for at in piece.changing:
-            value = values[at]
-            if now is None or value is not now.values[at]:
-                setattr(thing, names[at], _copied(value))
 
 
 def _but(kind: type, *apart: str) -> tuple[str, ...]:
@@ -502,7 +391,7 @@ def _take_vcpu(vcpu: Vcpu, before: VcpuPieces | None) -> VcpuPieces:
     nested = vcpu.nested
     kept = None
     if nested is not None:
-        kept = Piece((type(nested), _copied(vars(nested))))
+        kept = Piece((type(nested), copied(vars(nested))))
         if before is not None and before.nested is not None and before.nested.values == kept.values:
             kept = before.nested
     taken = VcpuPieces(
@@ -550,4 +439,4 @@ def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
         if type(vcpu.nested) is not kind:
             vcpu.nested = kind.__new__(kind)
         vars(vcpu.nested).clear()
-        vars(vcpu.nested).update(_copied(values))
+        vars(vcpu.nested).update(copied(values))

@@ -1,4 +1,4 @@
-"""The MMU's invariants, for a search that goes back: all in each new state, of a step only what no state shows."""
+"""The MMU's invariants, for a search that goes back: all in a new state, of a step what none shows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StateChecks:
 
     def _follow(self) -> None:
         """Begin to follow the tables, if one is unsync."""
-        if any([sp.unsync for sp in self._kvm.pages.values()]):
+        if any(sp.unsync for sp in self._kvm.pages.values()):
             self._changes = Changes(self._kvm)
 
 
