@@ -109,6 +109,8 @@ class Hunted:
     known : dict of (str, str) to int
         What the right kernel shows too, by kind and name.
     interrupted : bool
+    place : str
+        Where the search is, or was last.
     """
 
     job: Job
@@ -119,6 +121,7 @@ class Hunted:
     searched: list[str] = field(default_factory=list)
     known: dict[tuple[str, str], int] = field(default_factory=dict)
     interrupted: bool = False
+    place: str = ""
 
 
 def places(patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
@@ -172,6 +175,7 @@ class _Hunt:
                 for name in list(left):
                     if self._is_over():
                         break
+                    self._hunted.place = name
                     seconds = min(turn, self._end - time.monotonic())
                     if self._scope(name, seconds) if name in MAKERS else self._guest(name, seconds):
                         left.remove(name)
