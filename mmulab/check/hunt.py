@@ -112,6 +112,8 @@ class Hunted:
     deviations : dict of str to int
         What is known of Linux itself (:mod:`mmulab.check.known`), by name, and how often it was passed over.
     interrupted : bool
+    place : str
+        Where the search is, or was last.
     """
 
     job: Job
@@ -123,6 +125,7 @@ class Hunted:
     known: dict[tuple[str, str], int] = field(default_factory=dict)
     deviations: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
+    place: str = ""
 
 
 def places(patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
@@ -176,6 +179,7 @@ class _Hunt:
                 for name in list(left):
                     if self._is_over():
                         break
+                    self._hunted.place = name
                     seconds = min(turn, self._end - time.monotonic())
                     if self._scope(name, seconds) if name in MAKERS else self._guest(name, seconds):
                         left.remove(name)
