@@ -15,7 +15,13 @@ from mmulab.machine.stubs import Stubs, l2_rip
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
-from mmulab.x86.mode import PT_PAGE_SIZE_MASK
+from mmulab.x86.mode import (
+    PT_PAGE_SIZE_MASK,
+    VMX_EPT_ACCESS_BIT,
+    VMX_EPT_EXECUTABLE_MASK,
+    VMX_EPT_READABLE_MASK,
+    VMX_EPT_RWX_MASK,
+)
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import EFER_NX, X86_CR4_PCIDE
 
@@ -46,6 +52,22 @@ def nested_root_outside(**host: Any) -> Scope:
         else:
             lines.append(f"?vmw {VMCS12['ept_pointer'].encoding:x} {root | _EPT_POINTER:x}")
     return _scope("L1's nested root lies in no memory", l1, lines, 5)
+
+
+def rights_apart(**host: Any) -> Scope:
+    """A leaf of L1's EPT grants other rights than the entry above it; its neighbour can be read."""
+    l1 = L1("64", **host)
+    assert l1.nested is not None
+    l1.shows(PAGES, at=L2_PAGES)
+    leaf = PAGES + PAGE | VMX_EPT_EXECUTABLE_MASK | 6 << 3 | VMX_EPT_ACCESS_BIT
+    l1.nested.put(L2_PAGES + PAGE, leaf)
+    l1.guest("np")
+    upper = l1.nested.entry(L2_PAGES, 2)
+    below, at = l1.nested.entry(L2_PAGES) & -PAGE, l1.table(upper) | upper & 0xFFF
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, "?invept 2 0 0"]
+    lines += [f"!rd s 4 {address:x}" for address in (L2_PAGES, L2_PAGES + PAGE)]
+    lines += [f"?wr s 8 {at:x} {below | rights:x}" for rights in (VMX_EPT_READABLE_MASK, VMX_EPT_RWX_MASK)]
+    return _scope("a nested leaf that grants nothing which its way does", l1, lines, 5)
 
 
 def l2_registers(l2: str, **host: Any) -> Scope:
@@ -91,6 +113,7 @@ def edge_makers() -> dict[str, Callable[[], Scope]]:
     ept: dict[str, Any] = {"vendor": "intel", "ept": 1, "tdp_mmu": 0, "unrestricted_guest": 1}
     made: dict[str, Callable[[], Scope]] = {
         "edge-npt-root": partial(nested_root_outside, **npt),
+        "edge-ept-rights": partial(rights_apart, **ept),
         "edge-ept-root": partial(nested_root_outside, **ept),
         "edge-control-block": control_block_gone,
         "edge-nx-32": partial(no_execute_32, nx_huge_pages=1, **npt),

@@ -9,8 +9,10 @@ behind, for what those remember is part of the state.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +32,8 @@ from mmulab.scenario.scenario import Scenario
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
+YOUNG = 50_000
+"""Objects made between two collections of garbage, of which an op leaves hardly any."""
 FAILURES = (AssertionError, LookupError, OutOfFramesError, ValueError, TypeError, AttributeError)
 """What a wrong design does to the model: it follows an entry that should not be there."""
 
@@ -103,6 +107,17 @@ class Explored:
             return f"{self.scope.name}: {self.kernel}: free {far} of {many}: {rate}"
         why = f"interrupted ({self.interrupted})"
         return f"{self.scope.name}: {self.kernel}: nothing up to depth {self.depth} of {many}, {why}: {rate}"
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cyclic garbage less often: the states that are kept hold none, and are many."""
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class Progress(NamedTuple):
@@ -285,6 +300,7 @@ class _Search:
         self._begun, self._cpu_begun = time.monotonic(), time.process_time()
         self._makers = makers
         self._seen: set[bytes] = set()
+        self._right: set[bytes] = set()
         self._found: dict[tuple[FindingKind, str], Counterexample] = {}
         self._tries = 0
         self._done = 0
@@ -301,7 +317,8 @@ class _Search:
         """Search, and return what was found up to the end, whatever ended it."""
         interrupted = ""
         try:
-            interrupted = self._levels()
+            with _rare_collections():
+                interrupted = self._levels()
         except KeyboardInterrupt:
             interrupted = "Ctrl-C"
         return Explored(
@@ -360,16 +377,20 @@ class _Search:
             if finding is not None:
                 self._keep(finding, (*state.choices, choice))
             reached = world.state(state, (*state.choices, choice))
-            if finding is not None or world.ended:
-                continue
-            key = world.key(reached)
-            if key in self._seen:
-                continue
-            self._seen.add(key)
-            finding = world.wrong(len(state.choices), step)
             if finding is not None:
-                self._keep(finding, reached.choices)
-            elif following is not None:
+                continue
+            if not world.ended:
+                key = world.key(reached)
+                if key in self._seen:
+                    continue
+                self._seen.add(key)
+            if reached.core not in self._right:
+                finding = world.wrong(len(state.choices), step)
+                if finding is not None:
+                    self._keep(finding, reached.choices)
+                    continue
+                self._right.add(reached.core)
+            if following is not None and not world.ended:
                 following.append(reached)
 
     def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:
