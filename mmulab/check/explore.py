@@ -22,7 +22,7 @@ from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_checks import StateChecks
-from mmulab.check.state_key import StateKey, digest_of
+from mmulab.check.state_key import Key, StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.memory.host import OutOfFramesError
@@ -156,7 +156,7 @@ class _State(NamedTuple):
     """A state to go on from: the machine and its key, each vCPU's privilege, the watchers, the way to it."""
 
     machine: Savepoint
-    core: bytes
+    core: Key
     cpl: dict[int, int]
     watchers: tuple[Any, ...]
     choices: tuple[int, ...]
@@ -167,7 +167,7 @@ class _Known(NamedTuple):
 
     result: Result
     machine: Savepoint
-    core: bytes
+    core: Key
     cpl: dict[int, int]
     ended: bool
 
@@ -232,7 +232,7 @@ class World:
         What it did to this state of the machine may be known; then the machine is put there, and
         the watchers alone see it anew.
         """
-        name = state.core, choice, *sorted(state.cpl.items())
+        name = state.core.machine, choice, *sorted(state.cpl.items())
         choices = *state.choices, choice
         known = self._known.get(name)
         if known is not None:
@@ -261,9 +261,8 @@ class World:
 
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
-        return digest_of(
-            (state.core, tuple(sorted(state.cpl.items())), tuple([memory.key() for memory in self._memories]))
-        )
+        watched = tuple([memory.key() for memory in self._memories])
+        return digest_of((state.core.machine, tuple(sorted(state.cpl.items())), watched))
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
@@ -432,12 +431,12 @@ class _Search:
                 if key in self._seen:
                     continue
                 self._seen.add(key)
-            if reached.core not in self._right:
+            if reached.core.mmu not in self._right:
                 finding = world.wrong(len(state.choices), step)
                 if finding is not None:
                     self._keep(finding, reached.choices)
                     continue
-                self._right.add(reached.core)
+                self._right.add(reached.core.mmu)
             if following is not None and not world.ended:
                 following.append(reached)
 

@@ -152,10 +152,10 @@ class _OracleMemory:
             return False
         return all(
             by.world is old.world
-                and by.guest is old.guest
-                and by.registers == old.registers
-                and vars(by.forgotten) == vars(old.forgotten)
-                for by, old in zip(oracle._processors, saved.processors, strict=True)
+            and by.guest is old.guest
+            and by.registers == old.registers
+            and vars(by.forgotten) == vars(old.forgotten)
+            for by, old in zip(oracle._processors, saved.processors, strict=True)
         )
 
     def restore(self, saved: _Saved) -> None:
