@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from mmulab.check.control_block import VMCB_TLB_CONTROL, vmcb, vmcs
+from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer, vmcb, vmcs
 from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
     FULL,
@@ -27,7 +27,7 @@ from mmulab.machine import op as ops
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs
-from mmulab.x86.ept import EPT_4LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
+from mmulab.x86.ept import EPT_4LEVEL
 from mmulab.x86.mode import VMX_EPT_RWX_MASK, paging_mode
 from mmulab.x86.regs import EFER_SVME, X86_CR4_LA57, X86_CR4_PCIDE, X86_CR4_VMXE
 
@@ -126,7 +126,7 @@ class L1:
         if self.vendor == "amd":
             vmcb(self.builder, at, regs, None if self.nested is None else NESTED_ROOT)
             return
-        eptp = None if self.nested is None else NESTED_ROOT | 6 | VMX_EPTP_PWL_4 | VMX_EPTP_AD_ENABLE_BIT
+        eptp = None if self.nested is None else ept_pointer(NESTED_ROOT, ad=True)
         pdptes: tuple[int, ...] = ()
         if tables is not None and tables.mode.has_pdptes:
             held = {value.gpa: value.value for value in self.builder.build().header.values}

@@ -21,7 +21,7 @@ from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
-from mmulab.check.reached import Operand, arrived
+from mmulab.check.reached import Operand, arrived, marked
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
 from mmulab.check.world import World, registers, world_of
@@ -222,15 +222,24 @@ class Oracle:
         return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
 
     def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
-        """Whether nobody says what an access does that reached no memory.
+        """Whether nobody says what an access does: mostly one that reached no memory.
 
         Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
         is, or an SMI came before it.
         """
+        if walks is not None and self._is_beyond(walks):
+            return True
         if result.outcome.hpa != -1:
             return False
         smm = self._machine.kvm.vcpus[result.op.vcpu].smm
         return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
+
+    def _is_beyond(self, walks: TwoWalks) -> bool:
+        """Whether a walk needs more than the 4 GiB that a 32-bit host's nested tables reach (PSE-36, PAE)."""
+        config = self._machine.kvm.config
+        if config.x86_64 or not config.tdp:
+            return False
+        return any(address >> 32 for address in (walks.gpa or 0, *walks.outer.entry_addr))
 
     def _is_protected(self) -> bool:
         return bool(self._machine.memory.protection)
@@ -298,6 +307,8 @@ class Oracle:
                     if fault_seen(walks, outcome):
                         return Verdict.ALLOWED, first
                 elif done and arrived(self._machine, history, by.world, op, operand, walks.gpa, outcome):
+                    if not marked(self._machine, by.world, walks.outer):
+                        continue
                     self._used(by, op, kind, walks)
                     return Verdict.ALLOWED, first
             second = self._walks(by, operand.gva + operand.size - over, kind, op.mode) if over else iter(())

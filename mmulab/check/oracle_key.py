@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mmulab.check.finding import Watcher
+from mmulab.check.known import Beyond
 from mmulab.check.oracle import Oracle
 from mmulab.check.remembered import NEVER, Forgotten, Past, SavedHistory
 from mmulab.check.state_key import plain
@@ -52,6 +53,8 @@ def memory_of(watcher: Watcher) -> Memory:
     InputError
         It has a state that nobody here knows to take.
     """
+    if isinstance(watcher, Beyond):
+        watcher = watcher.watcher
     if isinstance(watcher, Oracle):
         return _OracleMemory(watcher)
     if isinstance(watcher, Memory):
