@@ -73,6 +73,8 @@ class Processor:
         Quirks, as :class:`~mmulab.machine.config.HostConfig` has them.
     known : dict
         Walks, by all that they depend on besides memory. This is no TLB: each word is read anew.
+    pagings : dict
+        Configurations by CR0, CR4 and EFER.
     """
 
     cpu: CpuModel
@@ -80,6 +82,14 @@ class Processor:
     ad_ignores_ept_w: bool = False
     cr0_reloads_pdptes: bool = False
     known: dict[tuple[object, ...], _Known] = field(default_factory=dict, compare=False, repr=False)
+    pagings: dict[tuple[int, int, int], Paging] = field(default_factory=dict, compare=False, repr=False)
+
+    def paging(self, cr0: int, cr4: int, efer: int) -> Paging:
+        """Return the configuration that registers select on this processor."""
+        found = self.pagings.get((cr0, cr4, efer))
+        if found is None:
+            found = self.pagings[cr0, cr4, efer] = make_paging(cr0, cr4, efer, self.cpu, self.walker)
+        return found
 
     def recall(self, key: tuple[object, ...], words: Sequence[int]) -> _Known | None:
         """Return a known walk, if memory still holds what it read."""
@@ -184,7 +194,7 @@ def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
         efer |= EFER_LMA | EFER_LME
         if level == 5:
             cr4 |= X86_CR4_LA57
-    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+    return host.paging(X86_CR0_PG | X86_CR0_WP, cr4, efer)
 
 
 def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool = True) -> Walk:
@@ -231,7 +241,7 @@ def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
     level = host_level(config)
     cr4 = X86_CR4_PAE | (X86_CR4_LA57 if level == 5 else 0)
     efer = EFER_NX | (EFER_LMA | EFER_LME if level >= 4 else 0)
-    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+    return host.paging(X86_CR0_PG | X86_CR0_WP, cr4, efer)
 
 
 def host_level(config: KvmConfig) -> int:
@@ -332,7 +342,7 @@ def _walk_both(
     GuestFault, NestedFault
     """
     memory = vcpu.kvm.memory
-    paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, host.cpu, host.walker)
+    paging = host.paging(vcpu.cr0, vcpu.cr4, vcpu.efer)
 
     def nested(gpa: int, kind: int, *, final: bool = False, guest_access: int = ACC_ALL) -> int:
         w, words = _nested_walk(vcpu, host, gpa, kind)

@@ -37,8 +37,12 @@ def is_plain(kvm: Kvm, leaf: Leaf) -> bool:
     slot = kvm.slots[sp.smm].lookup(gfn)
     if slot is None or spte_to_pfn(spte) != slot.frame(gfn):
         return False
-    if not sp.tdp_mmu_page and slot.rmap[1].get(gfn) != [[leaf.sptep]]:
-        return False
+    if not sp.tdp_mmu_page:
+        at, times = leaf.sptep, 0
+        for block in slot.rmap[1].get(gfn, ()):
+            times += block.count(at)
+        if times != 1:
+            return False
     if not (is_writable_pte(spte) or spte & kvm.fmt.mmu_writable):
         return True
     return gfn not in kvm.page_hash and not kvm_slot_dirty_track_enabled(slot)

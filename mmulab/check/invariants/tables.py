@@ -24,9 +24,18 @@ def is_plain_link(kvm: Kvm, link: Link) -> bool:
     child = kvm.pages.get(link.child)
     if child is None or child.level != link.sp.level - 1:
         return False
-    if child.unsync or child.unsync_children or child.has_4_byte_gpte:
+    if (child.unsync or child.unsync_children) and not (
+        link.sp.unsync_child_bitmap >> spte_index(link.sptep) & 1
+    ):
         return False
-    return (child.tdp_mmu_page or child.parent_ptes == [[link.sptep]]) and not is_obsolete_sp(kvm, child)
+    if child.has_4_byte_gpte or is_obsolete_sp(kvm, child):
+        return False
+    if child.tdp_mmu_page:
+        return True
+    times = 0
+    for block in child.parent_ptes:
+        times += block.count(link.sptep)
+    return times == 1
 
 
 def is_plain_page(kvm: Kvm, sp: ShadowPage) -> bool:
