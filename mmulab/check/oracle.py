@@ -267,7 +267,12 @@ class Oracle:
         return any(walks.gpa != stubs.supervisor for every in found for walks in every)
 
     def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
-        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
+        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time.
+
+        An entry always ends: in L2, or L1 is told why it did not.
+        """
+        if is_endless(outcome):
+            return Verdict.WRONG
         told = outcome.vmexit
         if told is None or "gla" not in told or by.guest is None:
             return Verdict.NO_ACCESS
