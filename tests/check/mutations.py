@@ -61,7 +61,7 @@ def changed_code(mutation: Mutation) -> CodeType:
 
 
 def parse_mutation(paragraph: str) -> Mutation:
-    """Read a row of :data:`TABLE`: the function, the line as in a diff, and who notices where by which ops."""
+    """Read a row of :data:`TABLE`: a function, its line as in a diff, and who notices where by which ops."""
     function, old, new, *rest = paragraph.splitlines()
     told, _, steps = " ".join(line.strip() for line in rest).partition(": ")
     watcher, _, guest = told.partition(" in ")
