@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmulab.check.pieces import Fields, Piece
 from mmulab.check.savepoint import (
@@ -100,7 +100,23 @@ _PARENTS, _PTEP, _GENERATION = (_PAGE.at[name] for name in ("parent_ptes", "ptep
 _HPA, _PREVIOUS, *_SPECIAL = (_MMU.at[name] for name in _MMU_APART)
 _HASH, _DUMMY, _VALID = (_VM.at[name] for name in ("page_hash", "dummy_root", "mmu_valid_gen"))
 _USED, _MAX = _VM.at["n_used_mmu_pages"], _VM.at["n_max_mmu_pages"]
+_REQUESTS = _VCPU.at["requests"]
 _MMIO = [_VCPU.at[name] for name in _VCPU_APART]
+
+
+class Key(NamedTuple):
+    """Names of a state.
+
+    Attributes
+    ----------
+    machine : bytes
+        Of all that counts.
+    mmu : bytes
+        Of what the MMU's invariants are about: no registers, no guest memory.
+    """
+
+    machine: bytes
+    mmu: bytes
 
 
 class StateKey:
@@ -115,8 +131,8 @@ class StateKey:
         self._known: defaultdict[Hashable, dict[Hashable, _Known]] = defaultdict(dict)
         self._many = 0
 
-    def key(self, state: Savepoint) -> bytes:
-        """Return the key of a state."""
+    def key(self, state: Savepoint) -> Key:
+        """Return the names of a state."""
         names = _names(state)
         vm, frames = state.vm.values, state.frames
         valid = vm[_VALID]
@@ -130,7 +146,7 @@ class StateKey:
                 table = frames.get(frame)
                 part = known.get((id(piece), id(table)))
                 tables.append(part[0] if part else self._new_page(known, name, piece, table, names, valid))
-        return digest_of(
+        mmu = digest_of(
             (
                 _VM.digest(state.vm),
                 names.get(vm[_DUMMY], 0),
@@ -139,12 +155,13 @@ class StateKey:
                 tuple([names[frame] for frame in nx]),
                 self._part(known, (vm[_HASH],), lambda: _hash(state, names)),
                 tables,
-                [self._vcpu(state, vcpu, names, known) for vcpu in state.vcpus],
+                [self._held(state, vcpu, names, known) for vcpu in state.vcpus],
                 [self._space(space, names, known) for space in state.slots],
-                self._guest_memory(state),
                 plain(state.host_pages),
             )
         )
+        vcpus = [_vcpu(state, vcpu) for vcpu in state.vcpus]
+        return Key(digest_of((mmu, vcpus, self._guest_memory(state))), mmu)
 
     def _part(self, known: dict[Hashable, _Known], things: tuple[Any, ...], make: Callable[[], Any]) -> bytes:
         """Return the digest of what `make` returns for these very things."""
@@ -200,32 +217,21 @@ class StateKey:
             parts.append(entry[1])
         return tuple(sorted(parts))
 
-    def _vcpu(
+    def _held(
         self, state: Savepoint, vcpu: VcpuPieces, names: dict[int, int], known: dict[Hashable, _Known]
     ) -> Any:
-        contexts = []
+        """Return a vCPU's roots, the requests that it will serve and its dirty ring."""
+        roots = []
         for piece in vcpu.contexts:
             special = [piece.values[at] for at in _SPECIAL]
             tables = [state.frames.get(frame) if frame > 0 else frame for frame in special]
-            contexts.append(
-                self._part(known, (piece, *tables), partial(self._context, piece, tables, names))
-            )
-        gva, gfn, access, generation = [vcpu.fields.values[at] for at in _MMIO]
-        fresh = generation == state.slots[0][0] or generation == state.slots[1][0]
-        return (
-            _VCPU.digest(vcpu.fields),
-            (gva, gfn, access, generation) if fresh else (),
-            _VMX.digest(vcpu.vmx),
-            contexts,
-            vcpu.used,
-            _nested(vcpu.nested),
-            b"" if vcpu.ring is None else _RING.digest(vcpu.ring),
-        )
+            roots.append(self._part(known, (piece, *tables), partial(self._roots, piece, tables, names)))
+        ring = b"" if vcpu.ring is None else _RING.digest(vcpu.ring)
+        return roots, vcpu.fields.values[_REQUESTS], ring
 
-    def _context(self, piece: Piece, tables: Sequence[FramePiece | int | None], names: dict[int, int]) -> Any:
+    def _roots(self, piece: Piece, tables: Sequence[FramePiece | int | None], names: dict[int, int]) -> Any:
         values = piece.values
         return (
-            _MMU.digest(piece),
             _hpa(values[_HPA], names),
             tuple([(pgd, _hpa(hpa, names)) for pgd, hpa in values[_PREVIOUS]]),
             tuple([table if isinstance(table, int) else self._table(table, names) for table in tables]),
@@ -235,6 +241,21 @@ class StateKey:
         generation, pieces = space
         rmaps = [self._part(known, (rmap,), partial(_rmap, rmap, names)) for _, rmap in pieces]
         return generation, [_SLOT.digest(fields) for fields, _ in pieces], rmaps
+
+
+def _vcpu(state: Savepoint, vcpu: VcpuPieces) -> Any:
+    """Return the rest of a vCPU."""
+    values = vcpu.fields.values
+    gva, gfn, access, generation = [values[at] for at in _MMIO]
+    fresh = generation == state.slots[0][0] or generation == state.slots[1][0]
+    return (
+        _VCPU.digest(vcpu.fields),
+        (gva, gfn, access, generation) if fresh else (),
+        _VMX.digest(vcpu.vmx),
+        [_MMU.digest(piece) for piece in vcpu.contexts],
+        vcpu.used,
+        _nested(vcpu.nested),
+    )
 
 
 def _nested(piece: Piece | None) -> bytes:

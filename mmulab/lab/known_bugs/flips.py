@@ -18,7 +18,7 @@ from mmulab.widgets.stepper import Stepper
 __all__ = ["flip", "flips_chart", "flips_places"]
 
 _COLUMNS = ("bug", "found", "seconds", "CPU", "states", "random ops", "ops", "place", "noticed by", "CVE")
-_LEAST = 0.01
+_LEAST = 0.1
 """Seconds; what is found sooner is drawn as long as this."""
 
 
@@ -50,8 +50,8 @@ def flip(
 def flips_chart(flips: Sequence[Followed]) -> Twin:
     """Return the seconds that each search took; of a bug that was not found, what was spent."""
     return log_bars(
-        [f"{one.bug.id} {_short(one)}" for one in flips],
-        [max(one.seconds, _LEAST) for one in flips],
+        [f"{one.bug.id}: {_short(one)}" for one in flips],
+        [max(round(one.seconds, 1), _LEAST) for one in flips],
         title="Time to find each bug; hatched: not found in this time",
         value_label="seconds on the clock, until the sequence is minimal",
         open_ended=[number for number, one in enumerate(flips) if one.trouble is None],

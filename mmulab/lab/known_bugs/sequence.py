@@ -283,16 +283,15 @@ def saved_table(bugs: list[str], kernel: str) -> Table:
     rows: list[list[Any]] = []
     for bug in bugs:
         path = saved_path(bug)
-        if path is None:
-            rows.append([bug, None, None, None, None, None])
-            continue
-        replayed = replay(bug, kernel, read_scenario(path), path.name)
-        finding, other = replayed.finding, replayed.other
-        told = (None, None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
-        right = "nothing" if other is None else other.name
-        rows.append([bug, len(replayed.scenario.steps), *told, right, replayed.shows])
+        if path is not None:
+            replayed = replay(bug, kernel, read_scenario(path), path.name)
+            finding, other = replayed.finding, replayed.other
+            told = ("nobody", None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
+            right = "nothing" if other is None else other.name
+            rows.append([bug, len(replayed.scenario.steps), *told, right, replayed.shows])
     columns = ["bug", "ops", "noticed by", "name", "wrong with the fix", "shows the bug"]
-    return Table("sequences", columns, rows, "The saved sequences, run now; empty: none is saved.")
+    caption = f"{len(rows)} of {len(bugs)} switches have a saved sequence; each was run now."
+    return Table("sequences", columns, rows, caption)
 
 
 def _header(scenario: Scenario) -> str:

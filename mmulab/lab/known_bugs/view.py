@@ -21,7 +21,7 @@ from mmulab.lab.results import Table
 from mmulab.widgets.figure import Twin, line_chart
 from mmulab.widgets.multiples import multiples
 
-__all__ = ["BugPage", "Part", "catalogue", "effort_chart", "places_chart", "progress_words"]
+__all__ = ["BugPage", "Part", "catalogue", "effort_charts", "places_chart", "progress_words"]
 
 MOST_PLACES = 24
 """Places that are drawn each by itself, those that took longest."""
@@ -133,8 +133,12 @@ class BugPage:
         row = ipywidgets.HBox([self.bug, self.button])
         live = ipywidgets.VBox([row, ipywidgets.HTML(about), self.status])
         self.chooser.show(f"{about}{said}{_found(followed)}", live)
-        for part, chart in ((self.effort, effort_chart(followed)), (self.places, places_chart(followed))):
-            part.show(f'<div class="figure">{chart.svg}</div>', chart.widget)
+        for part, charts in (
+            (self.effort, effort_charts(followed)),
+            (self.places, [places_chart(followed)]),
+        ):
+            pictures = "".join(f'<div class="figure">{chart.svg}</div>' for chart in charts)
+            part.show(pictures, ipywidgets.VBox([chart.widget for chart in charts]))
         if replayed is None:
             for part in (self.words, self.stepper, self.story, self.sides):
                 part.show(f"<p>{_NOTHING}</p>")
@@ -183,15 +187,20 @@ def _found(followed: Followed) -> str:
     return f"<p>What it found: <code>{escape(str(finding))}</code></p>"
 
 
-def effort_chart(followed: Followed) -> Twin:
-    """Return the states and the random ops of a search over time."""
+def effort_charts(followed: Followed) -> list[Twin]:
+    """Return the states of a search over time, and its random ops."""
     samples = followed.samples
-    return line_chart(
-        [sample.seconds for sample in samples],
-        {"states": [one.states for one in samples], "random ops": [one.ops for one in samples]},
-        title=f"The search for {followed.bug.id}: states and random ops so far",
-        x_label="seconds on the clock",
-    )
+    times = [sample.seconds for sample in samples]
+    counts = {"states": [one.states for one in samples], "random ops": [one.ops for one in samples]}
+    return [
+        line_chart(
+            times,
+            {name: values},
+            title=f"The search for {followed.bug.id}: {name} so far",
+            x_label="seconds on the clock",
+        )
+        for name, values in counts.items()
+    ]
 
 
 def places_chart(followed: Followed) -> Twin:
