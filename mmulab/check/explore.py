@@ -252,10 +252,11 @@ class World:
     ) -> tuple[Finding | None, _State]:
         self._keeper.put(known.machine)
         self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended
-        result = replace(known.result, index=self._first + at)
         finding = None
         for watcher in self._watchers[:-1]:  # the machine's own checks found nothing
-            finding = finding or watcher.after(result)
+            finding = finding or watcher.after(known.result)
+        if finding is not None:
+            finding = replace(finding, op=self._first + at)
         watchers = tuple([memory.save() for memory in self._memories])
         return finding, _State(known.machine, known.core, known.cpl, watchers, choices)
 
