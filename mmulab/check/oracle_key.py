@@ -15,7 +15,7 @@ from mmulab.check.finding import Watcher
 from mmulab.check.known import Beyond
 from mmulab.check.oracle import Oracle
 from mmulab.check.remembered import NEVER, Forgotten, Past, SavedHistory
-from mmulab.check.state_key import plain
+from mmulab.check.state_key import digest_of, plain
 from mmulab.check.world import HOST_SPACE, World
 from mmulab.errors import InputError
 from mmulab.kvm.memslot import KvmMemslot
@@ -196,7 +196,7 @@ class _OracleMemory:
         last = self._last
         assert last is not None
         if not last.key:
-            last.key.append(self._name())
+            last.key.append(digest_of(self._name()))
         return last.key[0]
 
     def _name(self) -> Hashable:
