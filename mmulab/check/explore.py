@@ -33,6 +33,8 @@ from mmulab.scenario.scenario import Scenario
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
+INTERRUPTED = "Ctrl-C"
+"""Why a search ended that the user ended."""
 KNOWN_STEPS = 1 << 14
 """How many ops are kept with what they did."""
 YOUNG = 50_000
@@ -370,7 +372,7 @@ class _Search:
             with _rare_collections():
                 interrupted = self._levels()
         except KeyboardInterrupt:
-            interrupted = "Ctrl-C"
+            interrupted = INTERRUPTED
         return Explored(
             self._scope,
             self._kernel.name,
