@@ -23,6 +23,8 @@ from mmulab.x86.paging import Paging
 NEVER = 1 << 62
 """Later than any op."""
 _LOW = 0xFFFFFFFF
+_MARKS = 0x0000036000000360
+"""A and D of an entry, and of EPT's; two entries of 32 bits have them in each half."""
 
 
 Past = tuple[tuple[int, int], ...]
@@ -44,7 +46,12 @@ def _held(frame: npt.NDArray[np.uint64]) -> _Held:
 
 
 def _ended(past: Past, old: int, new: int, now: int) -> Past:
-    """Let what was there end when the guest writes; a half of the word that it left stays."""
+    """Let what was there end when the guest writes; a half of the word that it left stays.
+
+    Setting A or D is no write of the guest's, and KVM does not take it for one.
+    """
+    if new & ~_MARKS == old & ~_MARKS and new & old == old:
+        return past
     ended = tuple((value, min(until, now)) for value, until in past)
     if (old ^ new) >> 32 and (old ^ new) & _LOW:
         return ended

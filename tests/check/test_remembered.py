@@ -44,7 +44,7 @@ def test_a_write_beside_it_leaves_what_the_vmm_overwrote() -> None:
     history = TableHistory(memory)
     memory.write(at, 4, 0)
     history.note(1, behind=True)
-    memory.write(at + 4, 4, 0x367)
+    memory.write(at + 4, 4, 0x1367)
     history.note(2)
     assert (0x267, NEVER) in history.past(at, 4)
     assert [until for value, until in history.past(at + 4, 4) if value == 0x167] == [2, 2]
@@ -146,3 +146,18 @@ def test_only_present_accessed_entries_without_reserved_bits_are_remembered() ->
     assert not may_be_remembered(PAGING, 0x100066, 1)
     assert not may_be_remembered(PAGING, 0x100047, 1)
     assert not may_be_remembered(PAGING, 0x100067 | 1 << 51, 1)
+
+
+def test_marking_what_the_vmm_overwrote_is_no_write_of_the_guests() -> None:
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    memory.write(at, 4, 0x1067)
+    history = TableHistory(memory)
+    memory.write(at, 4, 0x1005)
+    history.note(1, behind=True)
+    memory.write(at, 4, 0x1025)  # A
+    history.note(2)
+    assert (0x1067, NEVER) in history.past(at, 4)
+    memory.write(at, 4, 0x1023)
+    history.note(3)
+    assert (0x1067, 3) in history.past(at, 4)
