@@ -202,8 +202,7 @@ class _Hunt:
     def _scope(self, name: str, seconds: float) -> bool:
         """Try a scope for some time; return whether every sequence was tried."""
         kernel, right = self._job.kernel, self._job.right
-        last = len(self._hunted.found) + 1 >= self._job.most
-        bounds = Bounds(seconds=seconds, first=last, stop=self._is_over)
+        bounds = Bounds(seconds=seconds, first=self._job.most == 1, stop=self._is_over)
         explored = explore(find_scope(name), kernel, IN_SCOPES, bounds, known=self._known_in_scope(right))
         self._in_scope[name] = max(explored.states, self._in_scope.get(name, 0))
         for example in explored.found:
