@@ -13,7 +13,7 @@ from random import Random
 from mmulab.check.area import PAGE, Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer
 from mmulab.check.entries import backing_ranges, entry_value
-from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, mode_of
+from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, Slot, mode_of
 from mmulab.kvm.svm.nested import INTERCEPT_EXCEPTION, SVM_EXITS, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops
@@ -405,8 +405,17 @@ class Alphabet:
         slot = rng.choice(self.plan.slots)
         if slot.id & SMM or rng.random() < 0.4:
             op: Op = ops.SetMemslot(slot.id, slot.gpa, slot.size, KVM_MEM_LOG_DIRTY_PAGES, slot.offset)
-            return [Step(op), *self.touch(), Step(ops.GetDirtyLog(slot.id)), *self.touch()]
-        return [*self.touch(), Step(ops.GetDirtyLog(slot.id))]
+            return [Step(op), *self.touch(), *self._read_log(slot), *self.touch()]
+        return [*self.touch(), *self._read_log(slot)]
+
+    def _read_log(self, slot: Slot) -> Phrase:
+        """Read what is dirty, and let it count as clean again where that takes another call."""
+        if self.plan.guest.dirty_ring:
+            return [Step(ops.GetDirtyRing(vcpu=self._vcpu())), Step(ops.ResetDirtyRings())]
+        read = [Step(ops.GetDirtyLog(slot.id))]
+        if not self.plan.guest.manual_dirty:
+            return read
+        return [*read, *self.touch(), Step(ops.ClearDirtyLog(slot.id, 0, slot.size // PAGE))]
 
     def smm(self) -> Phrase:
         """Go to system management mode, turn paging on there, look, come back and look."""

@@ -213,7 +213,7 @@ def nested_two(l1_mode: str, first: str, second: str, *, nested: bool = True, **
 
 
 def nested_pcid(**host: Any) -> Scope:
-    """L2 without a VPID, with two roots under PCIDs that it loads without a flush."""
+    """L2 without a VPID, with two roots under PCIDs that it loads without a flush; one is in use."""
     l1 = L1("64", vendor="intel", nested=False, cpu={"pcid": 1, "invpcid": 1}, **host)
     tables = l1.guest("64", (GVA, PAGES))
     assert tables is not None
@@ -232,9 +232,9 @@ def nested_pcid(**host: Any) -> Scope:
         l1.builder.value(4, place, held[place] & ~off | on)
     at = l1.table(entry) | entry & 0xFFF
     loads = [f"!cr3 {1 << 63 | root | pcid:x}" for pcid, root in enumerate(L2_ROOTS)]
-    l1.builder.op(f"vmrun {block:x}").op(loads[1])
+    l1.builder.op(f"vmrun {block:x}").op(loads[1]).op(f"rd s 4 {GVA:x}")
     lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}", as_text("wr s", 8, at, PAGES + PAGE | FULL)]
-    return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines + loads, 7)
+    return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines + loads, 6)
 
 
 def nested_la57(**host: Any) -> Scope:
@@ -260,9 +260,9 @@ def nested_la57(**host: Any) -> Scope:
 def nested_makers() -> dict[str, Callable[[], Scope]]:
     """Return what makes each scope, by its name."""
     made: dict[str, Callable[[], Scope]] = {}
-    for l0, levels in ((4, 48), (5, 57)):
+    for l0, levels in ((5, 57), (4, 48)):
         npt: dict[str, Any] = {"npt": 1, "tdp_mmu": 0, "virt_bits": levels}
-        for l1 in ("32", "pae", "64"):
+        for l1 in ("64", "pae", "32"):
             made[f"npt-{l1}-np-l0-{l0}"] = partial(nested_tables, l1, "np", **npt)
     for l2 in ("32", "pae", "64"):
         made[f"npt-64-{l2}"] = partial(nested_tables, "64", l2, npt=1, tdp_mmu=0)

@@ -7,6 +7,7 @@ a handful of steps can be tried.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -380,6 +381,17 @@ for _tdp_mmu, _who in enumerate(("legacy", "tdp-mmu")):
 
 MAKERS |= nested_makers()
 MAKERS |= edge_makers()
+
+
+def kinds_first() -> list[str]:
+    """Return the names of the scopes: one of each kind, then a second of each that has two, and so on."""
+    met: Counter[Any] = Counter()
+    ranks = {}
+    for name, make in MAKERS.items():
+        kind = getattr(make, "func", make)
+        ranks[name] = met[kind]
+        met[kind] += 1
+    return sorted(MAKERS, key=lambda name: ranks[name])
 
 
 def find_scope(name: str) -> Scope:
