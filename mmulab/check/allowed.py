@@ -7,6 +7,7 @@ the processor last had to forget it (:mod:`mmulab.check.remembered`), in any com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -161,12 +162,23 @@ def allowed_walks(
 ) -> Iterator[TwoWalks]:
     """Yield each walk of `gva` that is allowed, what memory holds now first; A and D are not set."""
 
-    def run(paging: Paging, choices: Choices) -> TwoWalks:
+    def run(world: World, paging: Paging, choices: Choices) -> TwoWalks:
         readers = _remembering(world, history, forgotten, paging, gva, choices)
         return _walk(world, paging, readers, gva, pfec, not_smap)
 
-    for paging in forgotten.forms(world.space, world.paging):
-        yield from islice(every(partial(run, paging)), MAX_WALKS)
+    for form in _nested_forms(world, forgotten):
+        for paging in forgotten.forms(world.space, world.paging):
+            yield from islice(every(partial(run, form, paging)), MAX_WALKS)
+
+
+def _nested_forms(world: World, forgotten: Forgotten) -> Iterator[World]:
+    """Yield the world with each form that its nested tables may have been read in."""
+    nested = world.nested
+    if nested is None:
+        yield world
+        return
+    for paging in forgotten.tables_forms(nested.tag, nested.paging):
+        yield world if paging is nested.paging else replace(world, nested=nested._replace(paging=paging))
 
 
 class _Readers(NamedTuple):

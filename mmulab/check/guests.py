@@ -42,6 +42,12 @@ def _guests() -> Iterator[Guest]:
     for l1 in ("32", "pae", "64"):
         yield Guest(name=f"nested-npt-5-{l1}", mode=l1, l2=("np", "32"), nested_paging=True, host=five)
     yield Guest(name="nested-npt-5-57", mode="57", l2=("np",), nested_paging=True, host=five)
+    host = _tdp("amd", tdp_mmu=0, nx_huge_pages=1)
+    l2 = ("np", "32")
+    yield Guest(
+        name="nested-npt-nx-32", mode="32", l2=l2, nested_paging=True, large=True, thp=True, host=host
+    )
+    yield Guest(name="nested-shadow-pcid", mode="64", l2=("64", "pae"), cpu={"pcid": 1})
     yield Guest(name="nested-shadow-64", mode="64", l2=("64", "32"))
     yield Guest(name="nested-shadow-pae", mode="pae", l2=("pae", "32"))
     two = _tdp("amd")

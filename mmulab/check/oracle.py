@@ -25,6 +25,7 @@ from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
 from mmulab.check.world import World, registers, world_of
 from mmulab.kvm.inject import GP_VECTOR
+from mmulab.kvm.svm.nested import SvmNested
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
@@ -172,8 +173,9 @@ class Oracle:
         before = by.world
         self._enter_world(by, op, now)
         forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
-        nested = by.world.nested
-        by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
+        by.forgotten.use(by.world.space, by.world.pcid, self._now)
+        if by.world.nested is not None:
+            by.forgotten.use_tables(by.world.nested.tag, by.world.nested.paging, self._now)
         if by.world.nested_guest:
             by.guest = by.world
 
@@ -237,15 +239,17 @@ class Oracle:
     def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
         """Whether nobody says what an access does: mostly one that reached no memory.
 
-        Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
-        is, or an SMI came before it.
+        Its tables, its stub or L1's control block may be what the VMM took from itself, or lie
+        where no memory is, or an SMI came before it.
         """
         if walks is not None and self._is_beyond(walks):
             return True
         if result.outcome.hpa != -1:
             return False
-        smm = self._machine.kvm.vcpus[result.op.vcpu].smm
-        return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
+        vcpu = self._machine.kvm.vcpus[result.op.vcpu]
+        lost = self._is_protected() or (walks is not None and walks.hole)
+        lost |= isinstance(vcpu.nested, SvmNested) and by.world.hpa_of(vcpu.nested.vmcb12_gpa) is None
+        return lost or vcpu.smm != by.world.address_space
 
     def _is_beyond(self, walks: TwoWalks) -> bool:
         """Whether a walk needs more than the 4 GiB that a 32-bit host's nested tables reach (PSE-36, PAE)."""

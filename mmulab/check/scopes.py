@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from mmulab.check.edge_scopes import edge_makers
 from mmulab.check.nested_scopes import nested_makers
 from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
@@ -378,6 +379,7 @@ for _tdp_mmu, _who in enumerate(("legacy", "tdp-mmu")):
 
 
 MAKERS |= nested_makers()
+MAKERS |= edge_makers()
 
 
 def find_scope(name: str) -> Scope:

@@ -294,7 +294,7 @@ def _nested_walk(
     """Walk the nested tables; return the words that were read too."""
     memory, mmu, config = vcpu.kvm.memory, vcpu.mmu, vcpu.kvm.config
     words, root, level = memory.words, mmu.root_hpa, mmu.root_level
-    key = (root, gpa, pfec, level, _ept_ad(vcpu) if config.vendor == "intel" else None)
+    key: tuple[object, ...] = (root, gpa, pfec, level, config.vendor == "intel" and _ept_ad(vcpu))
     pdptes = None
     if config.vendor != "intel" and host_level(config) == PT32E_ROOT_LEVEL:
         pdptes = words[root >> 3 : (root >> 3) + 4].tolist()

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
 from mmulab.kvm.assertions import host_died
@@ -188,6 +191,8 @@ class Runner:
         Gets every event as it happens, before it is kept in the result.
     config : MachineConfig, optional
         Instead of the scenario's own: the same host and guest under another role design, say.
+    beginning : Beginning, optional
+        Of the scenario's header, for those who run many scenarios of one.
 
     Attributes
     ----------
@@ -203,6 +208,7 @@ class Runner:
         scenario: Scenario,
         emit: EventSink | None = None,
         config: MachineConfig | None = None,
+        beginning: Beginning | None = None,
     ) -> None:
         check_modelled(scenario)
         self.scenario = scenario
@@ -212,7 +218,11 @@ class Runner:
         self._at: tuple[int, str | Step] = (INIT, "init")
         self.ended = False
         self.cpl: dict[int, int] = {}
-        load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
+        kinds = frozenset(STUBS_OF_OPS.keys() & {type(step.op) for step in scenario.steps})
+        if beginning is None:
+            load_memory(self.machine.memory, scenario.header, kinds)
+        else:
+            beginning.load(self.machine.memory, kinds)
 
     @property
     def at(self) -> tuple[int, str]:
@@ -343,6 +353,30 @@ def load_memory(memory: HostMemory, header: Header, kinds: Container[type[Op]] =
         memory.fill(base + fill.gpa, fill.length, fill.byte)
     for value in header.values:
         memory.write(base + value.gpa, value.size, value.value)
+
+
+class Beginning:
+    """A header's memory, made once for many machines.
+
+    Parameters
+    ----------
+    header : Header
+    """
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._images: dict[frozenset[type[Op]], npt.NDArray[np.uint64]] = {}
+
+    def load(self, memory: HostMemory, kinds: frozenset[type[Op]]) -> None:
+        """Do what :func:`load_memory` does to memory of which nothing was written yet."""
+        backing = memory.frames[memory.backing :]
+        image = self._images.get(kinds)
+        if image is None:
+            load_memory(memory, self._header, kinds)
+            self._images[kinds] = backing.copy()
+            return
+        backing[:] = image
+        memory.written[memory.backing :] = memory.epoch
 
 
 def run(scenario: Scenario, emit: EventSink | None = None) -> list[Result]:
