@@ -188,6 +188,26 @@ memory_region:_change_flags
 + pass
 oracle in shadow-64: rd s 4 40200000; slot 1 200000 8000 1 50000; wr s 4 40201000 0; getdirty 1
 
+guest_walk:update_accessed_dirty_bits
+- pte |= paging.accessed_mask
++ pass
+oracle in shadow-64: wr s 8 18008 41007; invlpg 40001000; rd s 4 40001000
+
+guest_walk:update_accessed_dirty_bits
+- pte |= paging.dirty_mask
++ pass
+oracle in shadow-64: wr s 8 18008 41027; invlpg 40001000; wr s 4 40001000 0
+
+guest_walk:walk_addr_generic
+- w.pte_access &= ~ACC_WRITE_MASK
++ pass
+oracle in shadow-64: wr s 8 18008 41027; invlpg 40001000; rd s 4 40001000; wr s 4 40001000 0
+
+gpte:protect_clean_gpte
+- access &= ~ACC_WRITE_MASK
++ pass
+oracle in shadow-64: rd s 4 40001000; wr s 8 18008 41027; invlpg 40001000; wr s 4 40001000 0
+
 mmio:check_mmio_spte
 - return kvm_gen == spte_gen
 + return True
@@ -249,6 +269,11 @@ x86:load_pdptrs
 + if False:
 oracle in shadow-pae: rd s 4 40001000; hw 8 10008 0; cr3 10000; rd s 4 40001000
 
+gpte:prefetch_invalid_gpte
+- if paging.have_ad and not gpte & paging.accessed_mask:
++ if False:
+oracle in shadow-64: rd s 4 40001000; wr s 8 18008 41047; invlpg 40001000; rd s 4 40001000
+
 gpte:get_level1_sp_gpa
 - offset = sp.quadrant << SPTE_LEVEL_BITS if entry_bytes == 4 else 0
 + offset = 0
@@ -299,6 +324,12 @@ x86:kvm_set_cr0
 - if (cr0 ^ old) & KVM_MMU_CR0_ROLE_BITS:
 + if False:
 oracle in shadow-64: cr0 80000031; wr s 4 80000000 0
+
+svm.nested:_transition_tlb_flush
+- vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
++ vcpu.requests |= Request.TLB_FLUSH_CURRENT
+oracle in nested-npt-64-64+pae: vmrun b000; rd s 4 80000000; vmmcall; wr s 8 2a008 2c067; wr s 4 a05c 1; wr
+    s 8 23000 0; vmrun a000; rd s 4 8000200000
 
 paging_tmpl:_allow_supervisor_write
 - gw.pte_access = (gw.pte_access | ACC_WRITE_MASK) & ~ACC_USER_MASK
@@ -373,6 +404,11 @@ x86:kvm_service_local_tlb_flush_requests
 oracle in intel-shadow-64: cr4 20020; cr3 11001; rd s 4 8000001000; cr3 10000; wr s 8 18008 0; invpcid 2 0
     0; cr3 8000000000011001; rd s 4 8000001000
 
+zap:kvm_mmu_remote_flush_or_zap
+- kvm_flush_remote_tlbs(kvm)
++ pass
+adversary in shadow-64-smp: @1 wr s 8 10008 11067; @1 rd s 4 8000000000; rd s 8 15000
+
 mmu_notifier:_handle_hva_range
 - flush |= handler(kvm, slot, first + offset, last + offset)
 + handler(kvm, slot, first + offset, last + offset)
@@ -438,6 +474,11 @@ spte:make_mmio_spte
 - gpa = gfn << 12
 + gpa = 0
 invariants in shadow-64: hw 8 18008 900067; rd s 4 40001000; rd s 4 40001000
+
+zap:mmu_page_zap_pte
+- drop_spte(kvm, sptep)
++ pass
+invariants in shadow-64: rd s 4 80200000; wr s 8 17008 0; rd s 4 80200000
 
 page_track:kvm_slot_page_track_is_active
 - return other is not None and other.gfn_track.get(gfn, 0) > 0

@@ -16,6 +16,7 @@ from mmulab.check.asserted import Asserted
 from mmulab.check.finding import Finding, MakeWatcher
 from mmulab.check.guest import CONTROL_BLOCKS, Plan, mode_of, plan
 from mmulab.check.guests import GUESTS
+from mmulab.check.known import beyond
 from mmulab.check.mmu import Invariants
 from mmulab.check.oracle import Oracle
 from mmulab.check.tlb import Adversary
@@ -57,7 +58,7 @@ class SmallGuest(RuleBasedStateMachine):
         self.plan = plan_of(self.guest)
         bench = make_bench(self.plan.scenario, self.kernel, ())
         self.runner = Runner(self.plan.scenario, config=bench.config)
-        self.watchers = [make(self.runner.machine) for make in self.watching]
+        self.watchers = [make(self.runner.machine) for make in beyond(self.watching, {})]
         self.steps = 0
         self.look(self.runner.begin())
         for step in self.plan.scenario.steps:
