@@ -11,9 +11,9 @@ from collections.abc import Callable
 from random import Random
 
 from mmulab.check.area import PAGE, Area, Entry, link_flags
-from mmulab.check.control_block import VMCB_TLB_CONTROL
+from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer
 from mmulab.check.entries import backing_ranges, entry_value
-from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, ept_pointer, mode_of
+from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, mode_of
 from mmulab.kvm.svm.nested import VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops

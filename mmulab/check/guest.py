@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmulab.check.area import FULL, PAGE, Area, AreaMaker
-from mmulab.check.control_block import vmcb, vmcs
+from mmulab.check.control_block import ept_pointer, vmcb, vmcs
 from mmulab.kvm.vmx.vmcs12 import VMCS12_REVISION
 from mmulab.machine import op as ops
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S
 from mmulab.scenario.scenario import MODES, Header, Regs, Scenario
-from mmulab.x86.ept import EPT_4LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
+from mmulab.x86.ept import EPT_4LEVEL
 from mmulab.x86.mode import NONPAGING, PagingMode, paging_mode
 from mmulab.x86.regs import EFER_SVME, X86_CR4_VMXE
 
@@ -116,11 +116,6 @@ def mode_of(regs: Regs) -> PagingMode:
 def width(regs: Regs) -> int:
     """Return the bytes of an entry of these registers' tables; of 8 without paging."""
     return mode_of(regs).entry_bytes
-
-
-def ept_pointer(root: int, *, ad: bool) -> int:
-    """Return the pointer to a 4-level EPT (SDM 3, 25.6.11)."""
-    return root | 6 | VMX_EPTP_PWL_4 | (VMX_EPTP_AD_ENABLE_BIT if ad else 0)
 
 
 def plan(guest: Guest) -> Plan:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from mmulab.check.access import Access, TwoWalks, WrongAccess
 from mmulab.check.allowed import two_walks, walks_of
+from mmulab.check.control_block import ept_pointer, vmcb, vmcs
 from mmulab.check.oracle import Oracle
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
 from mmulab.lab.cases.build import Tables, host_of, marks, mode_of
-from mmulab.lab.cases.flush import EptTables, ept_pointer, vmcs
-from mmulab.lab.cases.vmcb import vmcb
+from mmulab.lab.cases.flush import EptTables
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
@@ -167,7 +167,7 @@ def vmx(l2: str, levels: int, *, ad: bool, **host: int) -> World:
     nested = EptTables(builder, mode, NESTED_ROOT, count(TABLES + 0x10000, 0x1000))
     world = _fill_tables(builder, tables, nested, l2)
     l2_regs = MODES[l2]._replace(cr3=L2_ROOT)
-    vmcs(builder, CONTROL_PAGE, regs, l2_regs, ept_pointer(NESTED_ROOT, levels, ad=ad))
+    vmcs(builder, CONTROL_PAGE, regs, l2_regs, ept_pointer(NESTED_ROOT, levels, ad=ad), vpid=0)
     if l2 == "pae":
         assert world.own is not None
         for index in range(4):

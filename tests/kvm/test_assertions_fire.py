@@ -230,7 +230,7 @@ FIRES: dict[str, Callable[[Guest], object]] = {
         g.kvm, g.kvm.fmt.mmu_writable
     ),
     "spte.h:check_spte_writable_invariants:writable": lambda g: check_spte_writable_invariants(g.kvm, 2),
-    "mmu.c:__direct_map:level": lambda g: (
+    "mmu.c:direct_map:level": lambda g: (
         setattr(g.vcpu.mmu, "root_level", 0),
         direct_map(g.vcpu, fault_at(GVA)),
     ),
@@ -465,7 +465,8 @@ def test_a_spoiled_tdp_mmu_is_found_out(name: str) -> None:
 
 
 def test_what_nothing_makes_fire_says_why() -> None:
-    modelled = {a.name: a for a in assertions().values() if a.modelled}
+    """Those of nested guests and of x86.c are in test_nested_assertions.py."""
+    modelled = {a.name: a for a in assertions().values() if a.modelled and a.file.startswith("mmu")}
     untried = modelled.keys() - (FIRES.keys() | FIRES_TDP.keys() | RECORDED.keys() | ELSEWHERE)
     assert all(modelled[name].note for name in untried), untried
     assert untried == {name for name, row in modelled.items() if row.note}

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 
+from mmulab.check.control_block import vmcb, with_svme
 from mmulab.kvm.vmx.vmcs12 import VMCS12
-from mmulab.lab.cases.vmcb import vmcb, with_svme
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder

@@ -11,22 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from mmulab.check.control_block import (
+    TLB_CONTROL_FLUSH_ALL_ASID,
+    VMCB_TLB_CONTROL,
+    WRITE_BACK,
+    ept_pointer,
+    vmcs,
+)
 from mmulab.kvm.svm.nested import VMCB
-from mmulab.kvm.vmx.checks import (
-    VM_ENTRY_IA32E_MODE,
-    VM_ENTRY_LOAD_IA32_EFER,
-    VM_EXIT_HOST_ADDR_SPACE_SIZE,
-    VM_EXIT_LOAD_IA32_EFER,
-    VM_EXIT_SAVE_IA32_EFER,
-)
-from mmulab.kvm.vmx.vmcs12 import (
-    CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
-    SECONDARY_EXEC_ENABLE_EPT,
-    SECONDARY_EXEC_UNRESTRICTED_GUEST,
-    VMCS12,
-    VMCS12_REVISION,
-    VMCS12_SIZE,
-)
+from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
 from mmulab.lab.cases.build import (
     GVA_LOWER,
     GVA_UPPER,
@@ -49,11 +42,11 @@ from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
-from mmulab.scenario.helpers import HELPER_S, HELPER_U, STUB_BYTES, STUBS, Stub
-from mmulab.scenario.scenario import MODES, Regs, Scenario
-from mmulab.x86.ept import EPT_4LEVEL, EPT_5LEVEL, VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4, VMX_EPTP_PWL_5
+from mmulab.scenario.helpers import HELPER_S, HELPER_U
+from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.x86.ept import EPT_4LEVEL, EPT_5LEVEL
 from mmulab.x86.mode import VMX_EPT_RWX_MASK
-from mmulab.x86.regs import EFER_LMA, X86_CR4_VMXE
+from mmulab.x86.regs import X86_CR4_VMXE
 
 VMCS_GPA, VMXON_GPA = VMCB_GPA, 0xC000
 OTHER_ROOT = 0x15000
@@ -62,9 +55,6 @@ OTHER_TABLES = 0x80000
 """Where the tables below it are taken from."""
 VMCB_VA = 0x40200000
 """Where L1 sees its VMCB."""
-TLB_CONTROL, TLB_CONTROL_FLUSH_ALL_ASID = 0x5C, 1
-"""Field of a VMCB that asks for a flush at VMRUN, and its value for all ASIDs (APM 2, 15.16.2)."""
-WRITE_BACK = 6
 INVEPT_SINGLE_CONTEXT = 1
 
 
@@ -73,50 +63,6 @@ class EptTables(Tables):
 
     table_flags = VMX_EPT_RWX_MASK
     leaf_flags = VMX_EPT_RWX_MASK | WRITE_BACK << 3
-
-
-def ept_pointer(root: int, levels: int, *, ad: bool) -> int:
-    """Return the EPT pointer of a root (SDM 3, 25.6.11)."""
-    walk = VMX_EPTP_PWL_5 if levels == 5 else VMX_EPTP_PWL_4
-    return root | WRITE_BACK | walk | (VMX_EPTP_AD_ENABLE_BIT if ad else 0)
-
-
-def vmcs(builder: ScenarioBuilder, gpa: int, l1: Regs, l2: Regs, eptp: int) -> None:
-    """Put at `gpa` what concerns paging of a VMCS, in KVM's layout.
-
-    Parameters
-    ----------
-    builder : ScenarioBuilder
-    gpa : int
-    l1, l2 : Regs
-        What L1 comes back with, and what L2 begins with.
-    eptp : int
-    """
-    builder.fill(gpa, VMCS12_SIZE, 0)
-    exits = VM_EXIT_SAVE_IA32_EFER | VM_EXIT_LOAD_IA32_EFER
-    entries = VM_ENTRY_LOAD_IA32_EFER | (VM_ENTRY_IA32E_MODE if l2.efer & EFER_LMA else 0)
-    fields = {
-        "revision_id": VMCS12_REVISION,
-        "cpu_based_vm_exec_control": CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
-        "secondary_vm_exec_control": SECONDARY_EXEC_ENABLE_EPT | SECONDARY_EXEC_UNRESTRICTED_GUEST,
-        "ept_pointer": eptp,
-        "vm_exit_controls": exits | (VM_EXIT_HOST_ADDR_SPACE_SIZE if l1.efer & EFER_LMA else 0),
-        "vm_entry_controls": entries,
-        "guest_cr0": l2.cr0,
-        "guest_cr3": l2.cr3,
-        "guest_cr4": l2.cr4 | X86_CR4_VMXE,
-        "guest_ia32_efer": l2.efer,
-        "host_cr0": l1.cr0,
-        "host_cr3": l1.cr3,
-        "host_cr4": l1.cr4,
-        "host_ia32_efer": l1.efer,
-        "host_rip": HELPER_S + STUBS + STUB_BYTES * Stub.HOST_RIP,
-    }
-    for name, value in fields.items():
-        offset, size, *_ = VMCS12[name]
-        # The structure's fields are aligned to 4 bytes.
-        for at in range(0, size, 4):
-            builder.value(min(size, 4), gpa + offset + at, value >> 8 * at & 0xFFFFFFFF)
 
 
 def _read(address: int) -> ops.Read:
@@ -148,7 +94,7 @@ def npt_flush(l1: str, l0: int, kind: str) -> Scenario:
     entry = npt.entry(GVA_UPPER)
     own.map(TABLE_VA, entry & ~0xFFF)
     own.map(VMCB_VA, VMCB_GPA)
-    offset, value = (VMCB["asid"][0], 2) if kind == "asid" else (TLB_CONTROL, TLB_CONTROL_FLUSH_ALL_ASID)
+    offset, value = (VMCB["asid"][0], 2) if kind == "asid" else (VMCB_TLB_CONTROL, TLB_CONTROL_FLUSH_ALL_ASID)
     move = [
         # The low half of an entry is enough, and code of 32 bits can write no more at once.
         _write(TABLE_VA | entry & 0xFFF, MOVED | npt.leaf_flags),
@@ -170,7 +116,7 @@ def _ept_of_nonpaging_l2(l0: int, levels: int, *, ad: bool) -> tuple[ScenarioBui
     own = Tables(builder, mode_of(l1), L1_ROOT, free)
     own.identity(HELPER_S, HELPER_U)
     ept = _ept(builder, NPT_ROOT, levels, free)
-    vmcs(builder, VMCS_GPA, l1, MODES["np"], ept_pointer(NPT_ROOT, levels, ad=ad))
+    vmcs(builder, VMCS_GPA, l1, MODES["np"], ept_pointer(NPT_ROOT, levels, ad=ad), vpid=0)
     builder.op(ops.Vmxon(VMXON_GPA))
     return builder, own, ept
 

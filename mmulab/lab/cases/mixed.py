@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmulab.check.control_block import vmcb
 from mmulab.kvm.svm.nested import VMCB
 from mmulab.lab.cases.build import (
     GVA_LOWER,
@@ -24,7 +25,6 @@ from mmulab.lab.cases.build import (
     Tables,
     mode_of,
 )
-from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder

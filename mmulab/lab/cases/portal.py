@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from itertools import count
 
+from mmulab.check.control_block import vmcb
 from mmulab.lab.cases.build import (
     ENTRY_VA,
     L1_ROOT,
@@ -24,7 +25,6 @@ from mmulab.lab.cases.build import (
     Tables,
     mode_of,
 )
-from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode
 from mmulab.scenario.builder import ScenarioBuilder

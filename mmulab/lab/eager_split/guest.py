@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
+from mmulab.check.control_block import vmcb
 from mmulab.events import Event, drop_spte, kvm_page_fault, kvm_tdp_mmu_spte_changed
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte
 from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA, Tables, mode_of
-from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES

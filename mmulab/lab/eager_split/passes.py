@@ -22,6 +22,7 @@ from itertools import count, islice
 from typing import NamedTuple
 
 from mmulab import events as ev
+from mmulab.check.control_block import vmcb
 from mmulab.errors import InputError, find_named
 from mmulab.kvm.eager_split import EAGAIN
 from mmulab.kvm.kernel import Kernel
@@ -31,7 +32,6 @@ from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, Tables, mode_of
-from mmulab.lab.cases.vmcb import vmcb
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, fault_kinds, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
 
+from mmulab.check.control_block import vmcb
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION
 from mmulab.lab.cases.build import (
     GVA_LOWER,
@@ -24,7 +25,6 @@ from mmulab.lab.cases.build import (
     Tables,
     mode_of,
 )
-from mmulab.lab.cases.vmcb import vmcb
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import DEFAULT_MEM, ScenarioBuilder

@@ -8,9 +8,10 @@ from itertools import count, islice
 import pytest
 
 from mmulab import events as ev
+from mmulab.check.control_block import ept_pointer
 from mmulab.errors import InputError
 from mmulab.kvm.vmx.vmcs12 import FIELD_OF, SECONDARY_EXEC_ENABLE_VMFUNC, VMCS12, VMCS12_REVISION
-from mmulab.lab.cases.flush import EptTables, ept_pointer
+from mmulab.lab.cases.flush import EptTables
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Outcome, OutcomeKind
 from mmulab.scenario.helpers import HELPER_S, HELPER_U

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from mmulab.check.control_block import TLB_CONTROL_FLUSH_ALL_ASID, VMCB_TLB_CONTROL
 from mmulab.events import kvm_mmu_get_page
 from mmulab.kvm.svm import nested as svm_nested
 from mmulab.lab.cases.build import GVA_UPPER, LOWER, MOVED, NPT_ROOT, UPPER, VMCB_GPA
 from mmulab.lab.cases.flush import (
     OTHER_ROOT,
-    TLB_CONTROL,
-    TLB_CONTROL_FLUSH_ALL_ASID,
     ept_dirty_log,
     ept_roots,
     npt_dirty_log,
@@ -46,7 +45,7 @@ def test_l2_sees_the_moved_page_after_the_flush(l1: str, kind: str) -> None:
 def test_l1_asks_for_the_flush_in_its_vmcb(kind: str, value: int) -> None:
     run = run_case(npt_flush("64", 4, kind))
     memory = run.machine.memory
-    at = svm_nested.VMCB["asid"][0] if kind == "asid" else TLB_CONTROL
+    at = svm_nested.VMCB["asid"][0] if kind == "asid" else VMCB_TLB_CONTROL
     assert memory.read((memory.backing << 12) + VMCB_GPA + at, 4) == value
 
 
