@@ -33,6 +33,8 @@ from mmulab.scenario.scenario import Scenario
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
+INTERRUPTED = "Ctrl-C"
+"""Why a search ended that the user ended."""
 KNOWN_STEPS = 1 << 14
 """How many ops are kept with what they did."""
 YOUNG = 50_000
@@ -252,10 +254,11 @@ class World:
     ) -> tuple[Finding | None, _State]:
         self._keeper.put(known.machine)
         self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended
-        result = replace(known.result, index=self._first + at)
         finding = None
         for watcher in self._watchers[:-1]:  # the machine's own checks found nothing
-            finding = finding or watcher.after(result)
+            finding = finding or watcher.after(known.result)
+        if finding is not None:
+            finding = replace(finding, op=self._first + at)
         watchers = tuple([memory.save() for memory in self._memories])
         return finding, _State(known.machine, known.core, known.cpl, watchers, choices)
 
@@ -369,7 +372,7 @@ class _Search:
             with _rare_collections():
                 interrupted = self._levels()
         except KeyboardInterrupt:
-            interrupted = "Ctrl-C"
+            interrupted = INTERRUPTED
         return Explored(
             self._scope,
             self._kernel.name,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from mmulab.check.asserted import Asserted
-from mmulab.check.explore import Bounds, Counterexample, Explored, explore
+from mmulab.check.explore import INTERRUPTED, Bounds, Counterexample, Explored, explore
 from mmulab.check.finding import Finding, MakeWatcher
 from mmulab.check.fuzz import Found, Fuzzer
 from mmulab.check.guest import plan
@@ -213,6 +213,8 @@ class _Hunt:
             self._keep(example.finding, Found(example.finding, example.scenario, 0), name)
         if explored.complete and not explored.found:
             self._hunted.free[name] = _how_far(explored)
+        if explored.interrupted == INTERRUPTED:
+            raise KeyboardInterrupt  # it ended the scope's search, and is to end this one
         return explored.complete
 
     def _known_in_scope(self, right: Kernel | None) -> Callable[[Counterexample], bool] | None:

@@ -15,7 +15,7 @@ from mmulab.check.finding import Watcher
 from mmulab.check.known import Beyond
 from mmulab.check.oracle import Oracle
 from mmulab.check.remembered import NEVER, Forgotten, Past, SavedHistory
-from mmulab.check.state_key import plain
+from mmulab.check.state_key import digest_of, plain
 from mmulab.check.world import HOST_SPACE, World
 from mmulab.errors import InputError
 from mmulab.kvm.memslot import KvmMemslot
@@ -129,21 +129,34 @@ class _OracleMemory:
         saved = _Saved(
             oracle._now,
             last.past if last is not None and past == last.past else dict(past),
-            {number: dict(pages) for number, pages in log._written.items()},
-            dict(log._named),
-            dict(log._taken),
+            *self._save_log(),
             log.on,
-            tuple(
-                [
-                    _Processor(by.world, by.registers, by.forgotten.copy(), by.guest)
-                    for by in oracle._processors
-                ]
-            ),
+            self._save_processors(),
             slots,
             [],
         )
         self._last = saved
         return saved
+
+    def _save_log(self) -> tuple[Any, Any, Any]:
+        log, last = self._oracle._log, self._last
+        if last is not None:
+            kept = last.written, last.named, last.taken
+            if kept == (log._written, log._named, log._taken):
+                return kept
+        written = {number: dict(pages) for number, pages in log._written.items()}
+        return written, dict(log._named), dict(log._taken)
+
+    def _save_processors(self) -> tuple[_Processor, ...]:
+        """Return what the processors know; what one had to forget is copied if it is more than it was."""
+        processors = self._oracle._processors
+        last: Sequence[_Processor | None] = self._last.processors if self._last else [None] * len(processors)
+        saved = []
+        for by, old in zip(processors, last, strict=True):
+            same = old is not None and vars(by.forgotten) == vars(old.forgotten)
+            forgotten = old.forgotten if old is not None and same else by.forgotten.copy()
+            saved.append(_Processor(by.world, by.registers, forgotten, by.guest))
+        return tuple(saved)
 
     def _is(self, saved: _Saved) -> bool:
         """Whether the oracle remembers what was saved, but for the time and the slots."""
@@ -183,7 +196,7 @@ class _OracleMemory:
         last = self._last
         assert last is not None
         if not last.key:
-            last.key.append(self._name())
+            last.key.append(digest_of(self._name()))
         return last.key[0]
 
     def _name(self) -> Hashable:

@@ -13,6 +13,7 @@ their classes' own lists, so that a new one cannot be forgotten.
 from __future__ import annotations
 
 from collections import defaultdict
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +32,10 @@ from mmulab.memory.host import FRAME_WORDS, HostMemory
 CONTEXTS = ("root_mmu", "guest_mmu", "nested_mmu")
 ORDERED = ("active_mmu_pages", "tdp_mmu_roots", "possible_nx_huge_pages")
 """Lists of frames kept as the keys of a dict: their order counts."""
-NOISE = ("rip", "singlestep_rip", "last_vmentry_cpu", "stat", "emulation", "cpl", "ac", "cr2")
-"""What each op sets anew or only counts, of a vCPU: no later op depends on it."""
-VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
-"""The same of the VM."""
+NOISE = ("rip", "singlestep_rip", "last_vmentry_cpu", "emulation", "cpl", "ac", "cr2")
+"""What each op sets anew, of a vCPU; with what is only counted, no later op depends on it."""
+VM_COUNTS = ("stat", "sync_stat")
+"""Statistics of the VM."""
 _HOST_PAGES = ("page_level", "protection", "swapped", "clean")
 _CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "tlb_sink", "watch")
 _PFN_MASK = (1 << 52) - (1 << 12)
@@ -65,12 +66,12 @@ PAGE = Fields(names_of(ShadowPage))
 MMU = Fields(names_of(Mmu))
 SLOT = Fields(_but(KvmMemslot, "rmap"))
 RMAP = Fields(("rmap", "as_id"))
-VCPU = Fields(_but(Vcpu, *_VCPU_APART, *NOISE))
-VCPU_NOISE = Fields(NOISE)
+VCPU = Fields(_but(Vcpu, *_VCPU_APART, *NOISE, "stat"))
 VMX = Fields(names_of(VmxState))
 RING = Fields(names_of(DirtyRing))
-VM = Fields(_but(Kvm, *_CONSTANT, *ORDERED, *VM_NOISE_NAMES, "pages", "slots", "vcpus", "sync_state"))
-VM_NOISE = Fields(VM_NOISE_NAMES)
+_VM_APART = (*_CONSTANT, *ORDERED, *VM_COUNTS, "running_vcpu", "pages", "slots", "vcpus", "sync_state")
+VM = Fields(_but(Kvm, *_VM_APART))
+_noise_of = attrgetter(*NOISE)
 
 
 class VcpuPieces(NamedTuple):
@@ -116,8 +117,8 @@ class Savepoint(NamedTuple):
         Of the backing those that hold something else than at the beginning; tables in use.
     pool : tuple of (int, list of int)
     host_pages : tuple of dict
-    noise : tuple of Piece
-        Of the VM and of each vCPU.
+    noise : tuple of tuple
+        Of the VM and of each vCPU what is counted, and what each op sets anew.
     """
 
     vm: Piece
@@ -128,7 +129,7 @@ class Savepoint(NamedTuple):
     frames: dict[int, FramePiece]
     pool: tuple[int, list[int]]
     host_pages: tuple[dict[int, Any], ...]
-    noise: tuple[Piece, ...]
+    noise: tuple[tuple[Any, ...], ...]
 
     def same(self, other: Savepoint) -> bool:
         """Whether nothing of weight has changed between two states, of which one followed the other."""
@@ -197,11 +198,7 @@ class Keeper:
             if old_vcpu is not new_vcpu:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
         self._put_frames(target)
-        if target.noise[0] is not now.noise[0]:
-            VM_NOISE.put(kvm, target.noise[0], now.noise[0])
-        for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
-            if old_noise is not new_noise:
-                VCPU_NOISE.put(vcpu, new_noise, old_noise)
+        _put_noise(kvm, target.noise)
         self._memory.restore_pool(*target.pool)
         if now.host_pages is not target.host_pages:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
@@ -218,6 +215,8 @@ class Keeper:
         else:
             host_pages = before.host_pages
         pool = self._memory.pool()
+        if before is not None and pool == before.pool:
+            pool = before.pool
         return Savepoint(
             VM.take(kvm, before and before.vm),
             tuple([tuple(getattr(kvm, name)) for name in ORDERED]),
@@ -232,13 +231,7 @@ class Keeper:
             self._take_frames(before, pool),
             pool,
             host_pages,
-            (
-                VM_NOISE.take(kvm, before and before.noise[0]),
-                *[
-                    VCPU_NOISE.take(vcpu, before and before.noise[at + 1])
-                    for at, vcpu in enumerate(kvm.vcpus)
-                ],
-            ),
+            _take_noise(kvm),
         )
 
     def _take_frames(self, before: Savepoint | None, pool: tuple[int, list[int]]) -> dict[int, FramePiece]:
@@ -260,8 +253,13 @@ class Keeper:
             changed[frame] = None
         if not changed:
             return old
-        found = old | changed
-        return {frame: piece for frame, piece in found.items() if piece is not None}
+        found = old.copy()
+        for frame, kept in changed.items():
+            if kept is None:
+                found.pop(frame, None)
+            else:
+                found[frame] = kept
+        return found
 
     def _frame_piece(self, frame: int) -> FramePiece:
         """Return what a frame holds; of equal tables, and of equal content of one frame, the same piece."""
@@ -363,6 +361,36 @@ def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:
     pages = {frame: PAGE.take(page, old.get(frame)) for frame, page in kvm.pages.items()}
     same = before is not None and len(old) == len(pages) and all(map(_is, pages.values(), old.values()))
     return old if same else pages
+
+
+_Counts = tuple[tuple[str, ...], tuple[int, ...]]
+_names: dict[tuple[str, ...], tuple[str, ...]] = {}
+"""The lists of names that statistics were met with: few, so that states share them."""
+
+
+def _take_counts(counts: dict[str, int]) -> _Counts:
+    names = tuple(counts)
+    return _names.setdefault(names, names), tuple(counts.values())
+
+
+def _put_counts(counts: _Counts) -> dict[str, int]:
+    return dict(zip(*counts, strict=True))
+
+
+def _take_noise(kvm: Kvm) -> tuple[tuple[Any, ...], ...]:
+    counts = [_take_counts(getattr(kvm, name)) for name in VM_COUNTS]
+    vcpus = [(_take_counts(vcpu.stat), *_noise_of(vcpu)) for vcpu in kvm.vcpus]
+    return (kvm.running_vcpu, *counts), *vcpus
+
+
+def _put_noise(kvm: Kvm, noise: tuple[tuple[Any, ...], ...]) -> None:
+    kvm.running_vcpu, *counts = noise[0]
+    for name, counted in zip(VM_COUNTS, counts, strict=True):
+        setattr(kvm, name, _put_counts(counted))
+    for vcpu, (counted, *rest) in zip(kvm.vcpus, noise[1:], strict=True):
+        vcpu.stat = _put_counts(counted)
+        for name, value in zip(NOISE, rest, strict=True):
+            setattr(vcpu, name, value)
 
 
 def _is(one: object, other: object) -> bool:

@@ -130,6 +130,7 @@ class StateKey:
         self._frames: dict[int, tuple[FramePiece, Any]] = {}
         self._known: defaultdict[Hashable, dict[Hashable, _Known]] = defaultdict(dict)
         self._many = 0
+        self._host_pages: tuple[Any, Any] | None = None
 
     def key(self, state: Savepoint) -> Key:
         """Return the names of a state."""
@@ -157,11 +158,17 @@ class StateKey:
                 tables,
                 [self._held(state, vcpu, names, known) for vcpu in state.vcpus],
                 [self._space(space, names, known) for space in state.slots],
-                plain(state.host_pages),
+                self._host(state),
             )
         )
         vcpus = [_vcpu(state, vcpu) for vcpu in state.vcpus]
         return Key(digest_of((mmu, vcpus, self._guest_memory(state))), mmu)
+
+    def _host(self, state: Savepoint) -> Any:
+        """Return the host's pages, which hardly ever change."""
+        if self._host_pages is None or self._host_pages[0] is not state.host_pages:
+            self._host_pages = state.host_pages, plain(state.host_pages)
+        return self._host_pages[1]
 
     def _part(self, known: dict[Hashable, _Known], things: tuple[Any, ...], make: Callable[[], Any]) -> bytes:
         """Return the digest of what `make` returns for these very things."""

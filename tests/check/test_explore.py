@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -10,6 +11,7 @@ import pytest
 
 from mmulab.check.explore import TABLE_FRAMES, Bounds, Explored, Progress, World, explore
 from mmulab.check.finding import Finding, FindingKind
+from mmulab.check.hunt import Job, hunt
 from mmulab.check.oracle import Oracle
 from mmulab.check.scope import steps
 from mmulab.check.scopes import find_scope
@@ -19,7 +21,7 @@ from mmulab.kvm.roles.derivation import DERIVATIONS
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.machine.machine import Machine
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.grammar import format_step
+from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
 
 
@@ -124,6 +126,43 @@ def test_what_a_watcher_remembers_goes_back_with_the_machine():
     # Untouched; read; written once, and twice: of a page that is mapped for both, a read leaves no trace.
     assert explored.states == 4
     assert explored.closed
+
+
+def test_an_op_runs_once_in_each_state_of_the_machine(monkeypatch):
+    """Where only a watcher remembers something else, the machine is put where the op is known to lead."""
+    executed = []
+    step = Runner.step
+
+    def counted(self: Runner, index: int, which: Step) -> Iterator[Result]:
+        executed.append(format_step(which))
+        return step(self, index, which)
+
+    scope = replace(find_scope("moved-64"), ops=steps("rd s 4 40000000", "wr s 4 40000000 1"), depth=5)
+    monkeypatch.setattr(Runner, "step", counted)
+    explored = explore(scope, LINUX_6_1, [Trace])
+    # Untouched, read, written: three states of the machine, two ops. Written twice is none of its own.
+    assert len(executed) - len(scope.scenario.steps) == 6
+    assert explored.tries == 8
+    (found,) = explored.found
+    assert found.finding.op == len(scope.scenario.steps) + 2
+
+
+def test_garbage_is_collected_as_before_when_a_search_ends():
+    before = gc.get_threshold()
+    assert explore(find_scope("rights-64"), LINUX_6_1, [], progress=interrupting(5)).interrupted == "Ctrl-C"
+    assert gc.get_threshold() == before
+
+
+def test_an_interrupted_scope_ends_the_hunt(monkeypatch):
+    """Ctrl-C ends the search that runs, not only the place that it is at."""
+
+    def interrupted(*args: object, **named: object) -> Explored:
+        return explore(find_scope("rights-64"), LINUX_6_1, [], progress=interrupting(5))
+
+    monkeypatch.setattr("mmulab.check.hunt.explore", interrupted)
+    hunted = hunt(Job(LINUX_6_1, None, ("rights-64", "moved-64"), 0, 600.0, 1), lambda: False)
+    assert hunted.interrupted
+    assert hunted.place == "rights-64"
 
 
 class Secretive:

@@ -76,6 +76,22 @@ def test_a_savepoint_shares_what_an_op_did_not_change():
     assert after.slots[0] is before.slots[0]
 
 
+def test_what_is_equal_is_one_piece():
+    scope = find_scope("paths-64")
+    runner = begun(scope)
+    keeper = Keeper(runner.machine)
+    beginning = keeper.now
+    told(runner, scope, 0)
+    one = keeper.take()
+    keeper.put(beginning)
+    told(runner, scope, 0)
+    other = keeper.take()
+    assert one.pages
+    assert all(other.pages[frame] is piece for frame, piece in one.pages.items())
+    assert all(other.frames[frame] is piece for frame, piece in one.frames.items())
+    assert other.vm is one.vm
+
+
 def test_what_is_put_back_is_not_changed_by_what_runs_then():
     scope = find_scope("linked-64")
     runner = begun(scope)

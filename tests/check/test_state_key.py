@@ -48,6 +48,16 @@ def test_what_only_counts_does_not_count():
     assert one.runner.machine.stats != other.runner.machine.stats or one.runner.at != other.runner.at
 
 
+def test_the_mmu_has_a_name_of_its_own():
+    keyed = Keyed("moved-64")
+    before = keyed.after("wr s 4 40000000 1")
+    written = keyed.after("wr s 4 40000000 2")
+    assert written.machine != before.machine
+    assert written.mmu == before.mmu
+    zapped = keyed.after("hinval 80000 1000")
+    assert zapped.mmu != before.mmu
+
+
 def test_tables_that_were_zapped_and_made_again_are_the_same():
     keyed = Keyed("moved-64")
     before = keyed.after("rd s 4 40000000")
