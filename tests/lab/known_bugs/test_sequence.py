@@ -10,8 +10,10 @@ from mmulab.check.finding import FindingKind
 from mmulab.check.hunt import Hunted, Job, Trouble
 from mmulab.errors import InputError
 from mmulab.kvm.bugs import find_bug
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab import paths
+from mmulab.lab.known_bugs import sequence as module
 from mmulab.lab.known_bugs.follow import Followed
 from mmulab.lab.known_bugs.sequence import (
     FOUND,
@@ -25,6 +27,7 @@ from mmulab.lab.known_bugs.sequence import (
 from mmulab.lab.page import remote_references
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import parse_scenario
+from mmulab.trace.recording import Recording
 
 B14 = (Path(__file__).parents[2] / "kvm/bugs/B14.mmu").read_text("utf-8")
 
@@ -72,9 +75,33 @@ def test_it_is_stepped_at_the_wrong_access(b13: Replayed) -> None:
     assert moment.event is None
     assert moment.op == len(recording.ops) - 1
     assert "0x8040200000" in stepper.html()
-    steps = b13.story()
+    steps = b13.story("the run")
     assert "With B13: reaches host address" in steps.steps[-1].html
     assert steps.steps[-1].title == "op 3 has ended, and it is wrong"
+    assert steps.at == len(steps.steps) - 1
+    before = [step.title for step in steps.steps[:3]]
+    assert before == [f"op {step.step}: {step.words}" for step in b13.steps[:3]]
+
+
+def test_words_and_stepper_have_the_same_addresses(b13: Replayed) -> None:
+    address = b13.steps[3].outcomes[0].split()[3].rstrip(";")
+    assert address.startswith("0x")
+    assert f"reaches host address {address}" in b13.stepper().html()
+
+
+def test_a_model_that_fails_is_shown_up_to_there(b13: Replayed, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failing = module.record_steps, {3}
+
+    def fails(scenario: Scenario, *, kernel: Kernel, until: int) -> tuple[Recording, dict[int, int]]:
+        if until in failing:
+            raise AssertionError("the model follows a freed page")
+        return real(scenario, kernel=kernel, until=until)
+
+    monkeypatch.setattr(module, "record_steps", fails)
+    assert b13.record()[1][-1][1] == "before op 3, in which the MMU fails"
+    failing.add(2)
+    with pytest.raises(InputError, match="B13: the MMU fails in the first op"):
+        b13.record()
 
 
 def test_the_fix_beside_it(b13: Replayed) -> None:

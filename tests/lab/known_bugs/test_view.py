@@ -14,7 +14,7 @@ from mmulab.lab.known_bugs.view import BugPage, catalogue, progress_words
 from mmulab.lab.results import TABLE_MIME
 
 SEARCH = Search("6.1.192", ("paths-32",), 0, 60.0)
-PARTS = ("chooser", "effort", "places", "words", "stepper", "story", "sides")
+PARTS = ("chooser", "effort", "places", "words", "stepper", "sides")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_what_was_found_is_on_the_page(page: BugPage) -> None:
     assert "paths-32" in page.places.html()
     assert "Without B17: the same outcome, and nothing is wrong." in page.words.html()
     assert "with its fix" in page.sides.html()
-    assert "QUADRANT" in page.story.html()
+    assert "QUADRANT" in page.stepper.html()
 
 
 def test_what_depends_on_speed_is_no_result(page: BugPage) -> None:
