@@ -96,9 +96,38 @@ def walk_memory(
         Gets the entries, in order.
     """
     own = world.paging[0]
+    if world.nested is None:
+        return _walk_plain(world, own, read, gva, pfec, not_smap, readings)
     nested = own if world.nested is None else world.nested.paging
     by = _Readers(_reader(own, read, readings), _reader(nested, read, readings))
     return _walk(world, own, by, gva, pfec, not_smap)
+
+
+def _walk_plain(
+    world: World,
+    paging: Paging,
+    read: Callable[[int, int], int],
+    gva: int,
+    pfec: int,
+    not_smap: bool,
+    readings: list[Reading] | None,
+) -> TwoWalks:
+    """Walk by what memory holds where there are no nested tables, as a search does for each access."""
+    size, accessed, hpa_of, hole = paging.mode.entry_bytes, paging.accessed_mask, world.hpa_of, False
+
+    def load(gpa: int, level: int) -> int | None:
+        nonlocal hole
+        hpa = hpa_of(gpa)
+        if hpa is None:
+            hole = True
+            return None
+        value = read(hpa, size)
+        if readings is not None:
+            readings.append(Reading(gpa, hpa, size, value, accessed))
+        return value
+
+    outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
+    return TwoWalks(outer, (), None if outer.error is not None else outer.pa, False, hole)
 
 
 def _reader(

@@ -9,8 +9,11 @@ behind, for what those remember is part of the state.
 
 from __future__ import annotations
 
+import gc
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +22,7 @@ from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_checks import StateChecks
-from mmulab.check.state_key import StateKey, digest_of
+from mmulab.check.state_key import Key, StateKey, digest_of
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.memory.host import OutOfFramesError
@@ -30,6 +33,10 @@ from mmulab.scenario.scenario import Scenario
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
+KNOWN_STEPS = 1 << 14
+"""How many ops are kept with what they did."""
+YOUNG = 50_000
+"""Objects made between two collections of garbage, of which an op leaves hardly any."""
 FAILURES = (AssertionError, LookupError, OutOfFramesError, ValueError, TypeError, AttributeError)
 """What a wrong design does to the model: it follows an entry that should not be there."""
 
@@ -105,6 +112,17 @@ class Explored:
         return f"{self.scope.name}: {self.kernel}: nothing up to depth {self.depth} of {many}, {why}: {rate}"
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cyclic garbage less often: the states that are kept hold none, and are many."""
+    before = gc.get_threshold()
+    gc.set_threshold(YOUNG, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 class Progress(NamedTuple):
     """How far a search is: the depth at work, states so far, and how many of the depth are left."""
 
@@ -138,10 +156,20 @@ class _State(NamedTuple):
     """A state to go on from: the machine and its key, each vCPU's privilege, the watchers, the way to it."""
 
     machine: Savepoint
-    core: bytes
+    core: Key
     cpl: dict[int, int]
     watchers: tuple[Any, ...]
     choices: tuple[int, ...]
+
+
+class _Known(NamedTuple):
+    """What an op did to a state of the machine, whatever the watchers remember."""
+
+    result: Result
+    machine: Savepoint
+    core: Key
+    cpl: dict[int, int]
+    ended: bool
 
 
 class _Beginning(Exception):
@@ -175,6 +203,8 @@ class World:
             self._look(self._runner.step(index, step))
         self._keeper = Keeper(machine)
         self._keys = StateKey(machine.memory.backing)
+        self._known: dict[tuple[object, ...], _Known] = {}
+        self._last: list[Result] = []
 
     def _look(self, results: Iterator[Result]) -> None:
         for result in results:
@@ -196,11 +226,43 @@ class World:
         core = before.core if before is not None and unchanged else self._keys.key(machine)
         return _State(machine, core, dict(self._runner.cpl), watchers, choices)
 
+    def go(self, state: _State, choice: int, step: Step) -> tuple[Finding | None, _State]:
+        """Execute an op in a state that was put, and return what is wrong with it and where it led.
+
+        What it did to this state of the machine may be known; then the machine is put there, and
+        the watchers alone see it anew.
+        """
+        name = state.core.machine, choice, *sorted(state.cpl.items())
+        choices = *state.choices, choice
+        known = self._known.get(name)
+        if known is not None:
+            return self._again(known, len(state.choices), choices)
+        finding = self.step(len(state.choices), step)
+        reached = self.state(state, choices)
+        if finding is None and len(self._last) == 1:
+            if len(self._known) >= KNOWN_STEPS:
+                self._known.clear()
+            self._known[name] = _Known(
+                self._last[0], reached.machine, reached.core, reached.cpl, self._runner.ended
+            )
+        return finding, reached
+
+    def _again(
+        self, known: _Known, at: int, choices: tuple[int, ...]
+    ) -> tuple[Finding | None, _State]:
+        self._keeper.put(known.machine)
+        self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended
+        result = replace(known.result, index=self._first + at)
+        finding = None
+        for watcher in self._watchers[:-1]:  # the machine's own checks found nothing
+            finding = finding or watcher.after(result)
+        watchers = tuple([memory.save() for memory in self._memories])
+        return finding, _State(known.machine, known.core, known.cpl, watchers, choices)
+
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
-        return digest_of(
-            (state.core, tuple(sorted(state.cpl.items())), tuple([memory.key() for memory in self._memories]))
-        )
+        watched = tuple([memory.key() for memory in self._memories])
+        return digest_of((state.core.machine, tuple(sorted(state.cpl.items())), watched))
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
@@ -223,7 +285,9 @@ class World:
         """Execute one op, and return the first thing that is wrong with it."""
         index = self._first + at
         try:
+            self._last.clear()
             for result in self._runner.step(index, step):
+                self._last.append(result)
                 for watcher in self._watchers:
                     finding = watcher.after(result)
                     if finding is not None:
@@ -285,6 +349,7 @@ class _Search:
         self._begun, self._cpu_begun = time.monotonic(), time.process_time()
         self._makers = makers
         self._seen: set[bytes] = set()
+        self._right: set[bytes] = set()
         self._found: dict[tuple[FindingKind, str], Counterexample] = {}
         self._tries = 0
         self._done = 0
@@ -301,7 +366,8 @@ class _Search:
         """Search, and return what was found up to the end, whatever ended it."""
         interrupted = ""
         try:
-            interrupted = self._levels()
+            with _rare_collections():
+                interrupted = self._levels()
         except KeyboardInterrupt:
             interrupted = "Ctrl-C"
         return Explored(
@@ -321,17 +387,17 @@ class _Search:
     def _levels(self) -> str:
         state = self._world.state(None, ())
         self._seen.add(self._world.key(state))
-        level = [state]
+        level = deque((state,))
         for depth in range(self._scope.depth):
-            following: list[_State] = []
+            following: deque[_State] = deque()
             last = depth + 1 == self._scope.depth
-            for at, state in enumerate(level):
-                self._expand(state, None if last else following)
+            while level:
+                self._expand(level.popleft(), None if last else following)
                 why = self._ends()
                 if why:
                     return why
-                if self._progress is not None and not at & 63:
-                    self._progress(Progress(depth + 1, len(self._seen), len(level) - at))
+                if self._progress is not None and not len(level) & 63:
+                    self._progress(Progress(depth + 1, len(self._seen), len(level)))
             self._done = depth + 1
             level = following
             if not level and not last:
@@ -348,28 +414,30 @@ class _Search:
             return "stopped"
         return "states" if len(self._seen) > self._bounds.states else ""
 
-    def _expand(self, state: _State, following: list[_State] | None) -> None:
+    def _expand(self, state: _State, following: deque[_State] | None) -> None:
         """Try each op from a state; keep those states that are new and may be gone on from."""
         world = self._world
         for choice, step in enumerate(self._scope.ops):
             world.put(state)
             if not world.holds(step):
                 continue
-            finding = world.step(len(state.choices), step)
+            finding, reached = world.go(state, choice, step)
             self._tries += 1
             if finding is not None:
-                self._keep(finding, (*state.choices, choice))
-            reached = world.state(state, (*state.choices, choice))
-            if finding is not None or world.ended:
-                continue
-            key = world.key(reached)
-            if key in self._seen:
-                continue
-            self._seen.add(key)
-            finding = world.wrong(len(state.choices), step)
-            if finding is not None:
                 self._keep(finding, reached.choices)
-            elif following is not None:
+                continue
+            if not world.ended:
+                key = world.key(reached)
+                if key in self._seen:
+                    continue
+                self._seen.add(key)
+            if reached.core.mmu not in self._right:
+                finding = world.wrong(len(state.choices), step)
+                if finding is not None:
+                    self._keep(finding, reached.choices)
+                    continue
+                self._right.add(reached.core.mmu)
+            if following is not None and not world.ended:
                 following.append(reached)
 
     def _keep(self, finding: Finding, choices: tuple[int, ...]) -> None:

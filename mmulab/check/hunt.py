@@ -3,7 +3,7 @@
 Places are gone round in turns, each of which gets more time than the one before: a scope
 is begun anew and gets further, a guest's search goes on. So what is shallow anywhere is
 found before what is deep somewhere. What the right kernel does as well is known, and
-no finding.
+no finding; what Linux itself is known to do wrong is passed over, and the search goes on behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mmulab.check.finding import Finding, MakeWatcher
 from mmulab.check.fuzz import Found, Fuzzer
 from mmulab.check.guest import plan
 from mmulab.check.guests import GUESTS
+from mmulab.check.known import beyond
 from mmulab.check.mmu import Invariants
 from mmulab.check.oracle import Oracle
 from mmulab.check.scopes import MAKERS, find_scope
@@ -108,7 +109,11 @@ class Hunted:
         The guests that had a turn.
     known : dict of (str, str) to int
         What the right kernel shows too, by kind and name.
+    deviations : dict of str to int
+        What is known of Linux itself (:mod:`mmulab.check.known`), by name, and how often it was passed over.
     interrupted : bool
+    place : str
+        Where the search is, or was last.
     """
 
     job: Job
@@ -118,7 +123,9 @@ class Hunted:
     free: dict[str, str] = field(default_factory=dict)
     searched: list[str] = field(default_factory=list)
     known: dict[tuple[str, str], int] = field(default_factory=dict)
+    deviations: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
+    place: str = ""
 
 
 def places(patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
@@ -172,6 +179,7 @@ class _Hunt:
                 for name in list(left):
                     if self._is_over():
                         break
+                    self._hunted.place = name
                     seconds = min(turn, self._end - time.monotonic())
                     if self._scope(name, seconds) if name in MAKERS else self._guest(name, seconds):
                         left.remove(name)
@@ -198,7 +206,8 @@ class _Hunt:
         """Try a scope for some time; return whether every sequence was tried."""
         bounds = Bounds(seconds=seconds, stop=self._is_over)
         kernel, right = self._job.kernel, self._job.right
-        explored = explore(find_scope(name), kernel, IN_SCOPES, bounds, known=self._known_in_scope(right))
+        watchers = beyond(IN_SCOPES, self._hunted.deviations)
+        explored = explore(find_scope(name), kernel, watchers, bounds, known=self._known_in_scope(right))
         self._in_scope[name] = max(explored.states, self._in_scope.get(name, 0))
         for example in explored.found:
             self._keep(example.finding, Found(example.finding, example.scenario, 0), name)
@@ -209,7 +218,7 @@ class _Hunt:
     def _known_in_scope(self, right: Kernel | None) -> Callable[[Counterexample], bool] | None:
         if right is None:
             return None
-        watchers = (*IN_SCOPES, Invariants)
+        watchers = beyond((*IN_SCOPES, Invariants), {})
 
         def known(example: Counterexample) -> bool:
             other = make_bench(example.scenario, right, watchers).run(()).finding
@@ -222,7 +231,8 @@ class _Hunt:
         if name not in self._fuzzers:
             made = plan(GUESTS[name])
             job = self._job
-            self._fuzzers[name] = Fuzzer(made, job.kernel, IN_GUESTS, seed=job.seed, right=job.right)
+            watchers = beyond(IN_GUESTS, self._hunted.deviations)
+            self._fuzzers[name] = Fuzzer(made, job.kernel, watchers, seed=job.seed, right=job.right)
             self._hunted.searched.append(name)
         fuzzer, end = self._fuzzers[name], time.monotonic() + seconds
         found = fuzzer.run(lambda _: time.monotonic() < end and not self._is_over())
@@ -240,7 +250,7 @@ class _Hunt:
         if any((old.finding.kind, old.finding.name) == key for old in self._hunted.found):
             return
         job = self._job
-        watchers = (*IN_SCOPES, Invariants) if place in MAKERS else IN_GUESTS
+        watchers = beyond((*IN_SCOPES, Invariants) if place in MAKERS else IN_GUESTS, {})
         scenario = shrink_found(found, job.kernel, watchers, job.right)
         again = make_bench(scenario, job.kernel, watchers).run(()).finding
         assert again is not None

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
-from typing import NamedTuple
 
 from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
-from mmulab.check.reached import Operand, arrived
+from mmulab.check.reached import Operand, arrived, marked
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
 from mmulab.check.world import World, registers, world_of
@@ -39,8 +38,10 @@ from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import EFER_LMA
 
 NOP = 0x90
-_HOST = (*HOST_OPS, ops.GuestStore, ops.Teardown)
+_HOST = frozenset((*HOST_OPS, ops.GuestStore, ops.Teardown))
 _SLOT_OPS = (ops.SetMemslot, ops.DeleteMemslot)
+_OBLIGING, _WORLD_OPS = frozenset(OBLIGING), frozenset(WORLD_OPS)
+_LOG_OPS = frozenset(LOG_OPS)
 _EXCHANGES = (ops.Exchange, ops.CompareExchange)
 
 
@@ -56,11 +57,21 @@ class Verdict(Enum):
     the VMM took its own memory away."""
 
 
-class _Known(NamedTuple):
-    """A walk by what memory held, and the entries that it read: the same entries lead the same way."""
+@dataclass(slots=True)
+class _Known:
+    """A walk by what memory held, and the entries that it read: the same entries lead the same way.
+
+    Attributes
+    ----------
+    walks : TwoWalks
+    read : list of Reading
+    version : int
+        Of the history, for which they were last compared.
+    """
 
     walks: TwoWalks
     read: list[Reading]
+    version: int
 
 
 @dataclass(slots=True)
@@ -138,7 +149,7 @@ class Oracle:
         if verdict is Verdict.WRONG and self._is_unknowable(by, result, walks):
             verdict = Verdict.UNDECIDED
         wrong = wrong_access(self._machine, result, walks) if verdict is Verdict.WRONG else None
-        if isinstance(op, LOG_OPS):
+        if type(op) in _LOG_OPS:
             missing = self._log.missing(op, result.outcome, self._now)
             if missing:
                 verdict = Verdict.WRONG
@@ -153,7 +164,7 @@ class Oracle:
         if isinstance(op, _SLOT_OPS):
             for processor in self._processors:
                 processor.known.clear()
-        obliging = isinstance(op, OBLIGING)
+        obliging = type(op) in _OBLIGING
         vcpu = self._machine.kvm.vcpus[op.vcpu]
         now = registers(vcpu)
         if not obliging and now == by.registers:
@@ -168,7 +179,7 @@ class Oracle:
 
     def _enter_world(self, by: _Processor, op: Op, now: tuple[object, ...]) -> None:
         """Find the world that the registers select."""
-        if isinstance(op, WORLD_OPS):
+        if type(op) in _WORLD_OPS:
             by.worlds.clear()
             by.known.clear()
         elif now == by.registers:
@@ -187,7 +198,9 @@ class Oracle:
         op, outcome = result.op, result.outcome
         if isinstance(op, ops.Vmrun):
             return self._entered(by, outcome), None
-        if isinstance(op, _HOST) or other_exit(outcome) or delivery_exit(outcome):
+        if type(op) in _HOST:
+            return Verdict.NO_ACCESS, None
+        if outcome.vmexit is not None and (other_exit(outcome) or delivery_exit(outcome)):
             return Verdict.NO_ACCESS, None
         if outcome.kind is OutcomeKind.DIRTY_RING_FULL:
             return Verdict.NO_ACCESS, None
@@ -222,15 +235,24 @@ class Oracle:
         return (Verdict.WRONG if is_endless(outcome) else Verdict.NO_ACCESS), None
 
     def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
-        """Whether nobody says what an access does that reached no memory.
+        """Whether nobody says what an access does: mostly one that reached no memory.
 
         Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
         is, or an SMI came before it.
         """
+        if walks is not None and self._is_beyond(walks):
+            return True
         if result.outcome.hpa != -1:
             return False
         smm = self._machine.kvm.vcpus[result.op.vcpu].smm
         return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
+
+    def _is_beyond(self, walks: TwoWalks) -> bool:
+        """Whether a walk needs more than the 4 GiB that a 32-bit host's nested tables reach (PSE-36, PAE)."""
+        config = self._machine.kvm.config
+        if config.x86_64 or not config.tdp:
+            return False
+        return any(address >> 32 for address in (walks.gpa or 0, *walks.outer.entry_addr))
 
     def _is_protected(self) -> bool:
         return bool(self._machine.memory.protection)
@@ -245,7 +267,12 @@ class Oracle:
         return any(walks.gpa != stubs.supervisor for every in found for walks in every)
 
     def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
-        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
+        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time.
+
+        An entry always ends: in L2, or L1 is told why it did not.
+        """
+        if is_endless(outcome):
+            return Verdict.WRONG
         told = outcome.vmexit
         if told is None or "gla" not in told or by.guest is None:
             return Verdict.NO_ACCESS
@@ -298,6 +325,8 @@ class Oracle:
                     if fault_seen(walks, outcome):
                         return Verdict.ALLOWED, first
                 elif done and arrived(self._machine, history, by.world, op, operand, walks.gpa, outcome):
+                    if not marked(self._machine, by.world, walks.outer):
+                        continue
                     self._used(by, op, kind, walks)
                     return Verdict.ALLOWED, first
             second = self._walks(by, operand.gva + operand.size - over, kind, op.mode) if over else iter(())
@@ -339,16 +368,19 @@ class Oracle:
         """Walk by what memory held before the op, unless the same walk is known."""
         key = by.world, gva, pfec, ac
         found = by.known.get(key)
-        read = self._history.read
+        read, version = self._history.read, self._history.version
         if found is not None:
+            if found.version == version:
+                return found
             for entry in found.read:
                 if read(entry.hpa, entry.size) != entry.value:
                     break
             else:
+                found.version = version
                 return found
         readings: list[Reading] = []
         walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
-        found = by.known[key] = _Known(walks, readings)
+        found = by.known[key] = _Known(walks, readings, version)
         return found
 
     @staticmethod

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mmulab.check.finding import Watcher
+from mmulab.check.known import Beyond
 from mmulab.check.oracle import Oracle
-from mmulab.check.remembered import NEVER, Forgotten
+from mmulab.check.remembered import NEVER, Forgotten, Past, SavedHistory
 from mmulab.check.state_key import plain
 from mmulab.check.world import HOST_SPACE, World
 from mmulab.errors import InputError
@@ -38,7 +39,10 @@ class Memory(Protocol):
         """Put it back to what :meth:`save` returned; memory is back, and what changed in it is stamped."""
 
     def key(self) -> Hashable:
-        """Return a name of it in plain values: what has one name says the same of whatever comes."""
+        """Return a name of what was saved or restored last, in plain values.
+
+        What has one name says the same of whatever comes.
+        """
 
 
 def memory_of(watcher: Watcher) -> Memory:
@@ -49,6 +53,8 @@ def memory_of(watcher: Watcher) -> Memory:
     InputError
         It has a state that nobody here knows to take.
     """
+    if isinstance(watcher, Beyond):
+        watcher = watcher.watcher
     if isinstance(watcher, Oracle):
         return _OracleMemory(watcher)
     if isinstance(watcher, Memory):
@@ -77,6 +83,30 @@ class _Nothing:
 _KNOWN = ("_history", "_log", "_machine", "_now", "_processors")
 
 
+class _Processor(NamedTuple):
+    """What one vCPU's processor may still know; never changed."""
+
+    world: World
+    registers: tuple[object, ...]
+    forgotten: Forgotten
+    guest: World | None
+
+
+class _Saved(NamedTuple):
+    """What the oracle remembers; never changed. States between which nothing was learnt share its parts."""
+
+    now: int
+    past: dict[int, Past]
+    written: dict[int, dict[int, int]]
+    named: dict[tuple[int, int], None]
+    taken: dict[int, int]
+    on: bool
+    processors: tuple[_Processor, ...]
+    slots: list[tuple[int, ...]]
+    key: list[Hashable]
+    """Its name, once it was asked for."""
+
+
 class _OracleMemory:
     """The history of memory, what is not logged yet, and what each vCPU's processor may still know."""
 
@@ -85,32 +115,78 @@ class _OracleMemory:
         if odd:
             raise InputError(f"the explorer cannot save {min(odd)} of the oracle")
         self._oracle: Any = oracle
+        self._last: _Saved | None = None
 
-    def save(self) -> Any:
+    def save(self) -> _Saved:
         """Return it, as it is now."""
-        oracle = self._oracle
-        processors = [(by.world, by.registers, by.forgotten.copy(), by.guest) for by in oracle._processors]
-        kvm = oracle._machine.kvm
-        slots = [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
-        return oracle._now, oracle._history.save(), oracle._log.save(), processors, slots
+        oracle, last = self._oracle, self._last
+        past, log = oracle._history._past, oracle._log
+        slots = [(*_slot(slot),) for space in oracle._machine.kvm.slots for slot in space.slots]
+        if last is not None and self._is(last):
+            if slots != last.slots:
+                self._last = last = last._replace(slots=slots)
+            return last._replace(now=oracle._now)
+        saved = _Saved(
+            oracle._now,
+            last.past if last is not None and past == last.past else dict(past),
+            {number: dict(pages) for number, pages in log._written.items()},
+            dict(log._named),
+            dict(log._taken),
+            log.on,
+            tuple(
+                [
+                    _Processor(by.world, by.registers, by.forgotten.copy(), by.guest)
+                    for by in oracle._processors
+                ]
+            ),
+            slots,
+            [],
+        )
+        self._last = saved
+        return saved
 
-    def restore(self, saved: Any) -> None:
-        """Put it back to what :meth:`save` returned."""
+    def _is(self, saved: _Saved) -> bool:
+        """Whether the oracle remembers what was saved, but for the time and the slots."""
         oracle = self._oracle
-        oracle._now, history, log, processors, slots = saved
-        oracle._history.restore(history)
-        written, named, taken, oracle._log.on = log
-        oracle._log._written = {number: dict(pages) for number, pages in written.items()}
-        oracle._log._named, oracle._log._taken = dict(named), dict(taken)
-        kvm = oracle._machine.kvm
-        moved = slots != [(*_slot(slot),) for space in kvm.slots for slot in space.slots]
-        for by, (world, registers, forgotten, guest) in zip(oracle._processors, processors, strict=True):
-            by.world, by.registers, by.forgotten, by.guest = world, registers, forgotten.copy(), guest
+        log = oracle._log
+        if oracle._history._past != saved.past or log.on != saved.on or log._written != saved.written:
+            return False
+        if log._named != saved.named or log._taken != saved.taken:
+            return False
+        return all(
+            by.world is old.world
+            and by.guest is old.guest
+            and by.registers == old.registers
+            and vars(by.forgotten) == vars(old.forgotten)
+            for by, old in zip(oracle._processors, saved.processors, strict=True)
+        )
+
+    def restore(self, saved: _Saved) -> None:
+        """Put it back to what :meth:`save` returned."""
+        oracle, log, last = self._oracle, self._oracle._log, self._last
+        oracle._now = saved.now
+        oracle._history.restore(SavedHistory(saved.past))
+        log.on = saved.on
+        log._written = {number: dict(pages) for number, pages in saved.written.items()}
+        log._named, log._taken = dict(saved.named), dict(saved.taken)
+        moved = last is None or saved.slots != last.slots
+        for by, old in zip(oracle._processors, saved.processors, strict=True):
+            by.world, by.registers, by.guest = old.world, old.registers, old.guest
+            if vars(by.forgotten) != vars(old.forgotten):
+                by.forgotten = old.forgotten.copy()
             if moved:
                 by.known.clear()
+        self._last = saved
 
     def key(self) -> Hashable:
-        """Return a name of it."""
+        """Return a name of what was saved or restored last."""
+        last = self._last
+        assert last is not None
+        if not last.key:
+            last.key.append(self._name())
+        return last.key[0]
+
+    def _name(self) -> Hashable:
         oracle = self._oracle
         history = oracle._history
         guests = [by.guest and (plain(by.guest.paging), by.guest.cr3) for by in oracle._processors]

@@ -12,6 +12,7 @@ from mmulab.machine.op import Op, Outcome
 from mmulab.memory.host import ALL_ACCESS, READ_ACCESS, HostMemory
 from mmulab.trace.judge import access_kind
 from mmulab.x86.pferr import PFERR_WRITE_MASK
+from mmulab.x86.walk import Walk
 
 
 class Operand(NamedTuple):
@@ -77,3 +78,33 @@ def _host_allows(memory: HostMemory, frame: int, *, write: bool) -> bool:
     if frame in memory.swapped or (write and frame in memory.clean):
         return False
     return memory.access(frame) >= (ALL_ACCESS if write else READ_ACCESS)
+
+
+def marked(machine: Machine, world: World, used: Walk) -> bool:
+    """Whether the guest's entries have A, and the leaf of a write D, after an access that used a walk.
+
+    An entry that was remembered with them need not have them in memory (SDM 3, 4.8), nor one
+    that the access itself has overwritten. What L1's nested tables have to show is not looked at.
+
+    Parameters
+    ----------
+    machine : Machine
+        After the op.
+    world : World
+    used : Walk
+        Of the guest's tables, with the entries as they were used.
+    """
+    paging = world.paging[0]
+    if used.ad_done or world.nested is not None:
+        return True
+    size, accessed, dirty = paging.mode.entry_bytes, paging.accessed_mask, paging.dirty_mask
+    for level in range(used.max_level, used.level - 1, -1):
+        last = level == used.level and used.pfec & PFERR_WRITE_MASK
+        entry, need = used.ptes[level], accessed | dirty if last else accessed
+        hpa = world.hpa_of(used.entry_addr[level])
+        if entry & need == need or hpa is None:
+            continue
+        now = machine.memory.read(hpa, size)
+        if now & need != need and not (now ^ entry) & ~(accessed | dirty):
+            return False
+    return True

@@ -66,6 +66,11 @@ class TableHistory:
     ----------
     memory : HostMemory
         Which frame was written is read from its epochs; others may raise them too.
+
+    Attributes
+    ----------
+    version : int
+        What :meth:`read` returns is the same as long as this is.
     """
 
     def __init__(self, memory: HostMemory) -> None:
@@ -78,6 +83,7 @@ class TableHistory:
         other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
         self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
         self._past: dict[int, Past] = {}
+        self.version = 0
         memory.epoch += 1
         self._since = memory.epoch
 
@@ -90,7 +96,11 @@ class TableHistory:
         for at in self._written():
             frame = self._first + at
             new, old = self._memory.frames[frame], self._of(at)
-            for index in (new != old.array).nonzero()[0].tolist():
+            changed = (new != old.array).nonzero()[0].tolist()
+            if not changed:
+                continue
+            self.version += 1
+            for index in changed:
                 hpa = frame << 12 | index << 3
                 word, past = old.words[index], self._past.get(hpa, ())
                 if not behind:
@@ -130,6 +140,7 @@ class TableHistory:
     def restore(self, saved: SavedHistory) -> None:
         """Go back, after memory was put back and each frame that changed was stamped."""
         self._past = dict(saved.past)
+        self.version += 1
         for at in self._written():
             self._of(at).array[:] = self._memory.frames[self._first + at]
 

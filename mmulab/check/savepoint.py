@@ -12,19 +12,18 @@ their classes' own lists, so that a new one cannot be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
-from operator import attrgetter
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmulab.check.pieces import Fields, Piece, copied, names_of
 from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.state import Emulation, Kvm, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu
 from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.machine.machine import Machine
 from mmulab.memory.host import FRAME_WORDS, HostMemory
@@ -39,29 +38,10 @@ VM_NOISE_NAMES = ("stat", "sync_stat", "running_vcpu")
 _HOST_PAGES = ("page_level", "protection", "swapped", "clean")
 _CONSTANT = ("behaviours", "config", "emit", "fmt", "memory", "sync", "tlb_sink", "watch")
 _PFN_MASK = (1 << 52) - (1 << 12)
-
-
-def names_of(kind: type) -> tuple[str, ...]:
-    """Return the names of a slotted class's attributes, its bases' included, sorted."""
-    return tuple(sorted({name for base in kind.__mro__ for name in getattr(base, "__slots__", ())}))
-
-
-class Piece:
-    """The attributes of one record, as they were.
-
-    Attributes
-    ----------
-    values : tuple
-        With copies of what can change.
-    digest : bytes
-        Kept here by :mod:`mmulab.check.state_key`; b"" before it was asked for.
-    """
-
-    __slots__ = ("digest", "values")
-
-    def __init__(self, values: tuple[Any, ...]) -> None:
-        self.values = values
-        self.digest = b""
+FEW_WORDS = 32
+"""How many words are stored one by one rather than the whole frame."""
+KNOWN_FRAMES = 1 << 12
+"""Contents of frames that are kept, each of 4 KiB, to be known again."""
 
 
 class FramePiece(NamedTuple):
@@ -74,66 +54,6 @@ class FramePiece(NamedTuple):
     indexes: tuple[int, ...]
     values: tuple[int, ...]
     children: tuple[tuple[int, int], ...]
-
-
-_CHANGING = (list, dict, bytearray)
-_CONSTANTS = (int, str, bytes, tuple, type(None), Enum, Emulation)
-"""What is never changed in place; :class:`Emulation` is made anew for each instruction."""
-
-
-_known_types: dict[type, bool] = dict.fromkeys(_CHANGING, True)
-
-
-def _changes(kind: type) -> bool:
-    """Whether values of a type can change in place.
-
-    Raises
-    ------
-    TypeError
-        Nobody here knows how to copy it.
-    """
-    if kind not in _known_types:
-        parameters = getattr(kind, "__dataclass_params__", None)
-        if not issubclass(kind, _CONSTANTS) and (parameters is None or not parameters.frozen):
-            raise TypeError(f"no savepoint can hold a {kind.__name__}")
-        _known_types[kind] = False
-    return _known_types[kind]
-
-
-def _copied(value: Any) -> Any:
-    """Copy lists, dicts and what they hold of them, all of one type; everything else never changes."""
-    kind = type(value)
-    if kind is list:
-        return [_copied(item) for item in value] if value and type(value[0]) in _CHANGING else value.copy()
-    if kind is dict:
-        nested = type(next(iter(value.values()), None)) in _CHANGING
-        return {key: _copied(item) for key, item in value.items()} if nested else value.copy()
-    return bytearray(value) if kind is bytearray else value
-
-
-class Fields:
-    """How the records of one class are taken and put back.
-
-    Parameters
-    ----------
-    names : tuple of str
-    """
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self._get: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
-
-    def take(self, thing: object, before: Piece | None) -> Piece:
-        """Return a piece of the record: `before`, if that is equal."""
-        values = self._get(thing)
-        if before is not None and values == before.values:
-            return before
-        return Piece(tuple([_copied(v) if _changes(type(v)) else v for v in values]))
-
-    def put(self, thing: object, piece: Piece) -> None:
-        """Give a record the values of a piece."""
-        for name, value in zip(self.names, piece.values, strict=True):
-            setattr(thing, name, _copied(value) if type(value) in _CHANGING else value)
 
 
 def _but(kind: type, *apart: str) -> tuple[str, ...]:
@@ -250,6 +170,8 @@ class Keeper:
         self._backing = machine.memory.backing
         self._base: npt.NDArray[np.uint64] = machine.memory.frames[self._backing :].copy()
         self._since = 1  # no write leaves 0
+        self._known: defaultdict[int, dict[bytes, FramePiece]] = defaultdict(dict)
+        self._many = 0
         self.now = self._take(None)
 
     def take(self) -> Savepoint:
@@ -265,7 +187,7 @@ class Keeper:
         now, machine = self.now, self._machine
         kvm = machine.kvm
         if target.vm is not now.vm:
-            VM.put(kvm, target.vm)
+            VM.put(kvm, target.vm, now.vm)
         for name, old, new in zip(ORDERED, now.ordered, target.ordered, strict=True):
             if old != new:
                 setattr(kvm, name, dict.fromkeys(new))
@@ -276,12 +198,12 @@ class Keeper:
                 _put_vcpu(vcpu, old_vcpu, new_vcpu)
         self._put_frames(target)
         if target.noise[0] is not now.noise[0]:
-            VM_NOISE.put(kvm, target.noise[0])
+            VM_NOISE.put(kvm, target.noise[0], now.noise[0])
         for vcpu, old_noise, new_noise in zip(kvm.vcpus, now.noise[1:], target.noise[1:], strict=True):
             if old_noise is not new_noise:
-                VCPU_NOISE.put(vcpu, new_noise)
+                VCPU_NOISE.put(vcpu, new_noise, old_noise)
         self._memory.restore_pool(*target.pool)
-        if now.host_pages != target.host_pages:
+        if now.host_pages is not target.host_pages:
             for name, pages in zip(_HOST_PAGES, target.host_pages, strict=True):
                 setattr(self._memory, name, dict(pages))
         self.now = target
@@ -325,22 +247,37 @@ class Keeper:
         memory.epoch += 1
         self._since = memory.epoch
         old = before.frames if before is not None else {}
-        found = dict(old)
+        changed: dict[int, FramePiece | None] = {}
         free = set(pool[1])
         for frame in written:
             if frame in free:
                 continue
             piece = self._frame_piece(frame)
-            if frame >= self._backing and not piece.indexes:
-                found.pop(frame, None)
-            elif piece != found.get(frame):
-                found[frame] = piece
-        for frame in free:
-            found.pop(frame, None)
-        same = len(found) == len(old) and all(map(_is, found.values(), old.values()))
-        return old if same else found
+            wanted = None if frame >= self._backing and not piece.indexes else piece
+            if old.get(frame) is not wanted:
+                changed[frame] = wanted
+        for frame in free & old.keys():
+            changed[frame] = None
+        if not changed:
+            return old
+        found = old | changed
+        return {frame: piece for frame, piece in found.items() if piece is not None}
 
     def _frame_piece(self, frame: int) -> FramePiece:
+        """Return what a frame holds; of equal tables, and of equal content of one frame, the same piece."""
+        content = self._memory.bytes[frame << 12 : frame + 1 << 12].tobytes()
+        known = self._known[frame if frame >= self._backing else 0]
+        piece = known.get(content)
+        if piece is None:
+            if self._many >= KNOWN_FRAMES:
+                self._known.clear()
+                self._many = 0
+                known = self._known[frame if frame >= self._backing else 0]
+            piece = known[content] = self._read_frame(frame)
+            self._many += 1
+        return piece
+
+    def _read_frame(self, frame: int) -> FramePiece:
         words = self._memory.frames[frame]
         if frame >= self._backing:
             indexes = np.flatnonzero(words != self._base[frame - self._backing])
@@ -363,11 +300,12 @@ class Keeper:
         kvm, now = self._machine.kvm, self.now.pages
         if target.pages is now:
             return
-        pages = {}
+        live, pages = kvm.pages, {}
         for frame, piece in target.pages.items():
-            page = kvm.pages.get(frame) or ShadowPage.__new__(ShadowPage)
-            if now.get(frame) is not piece:
-                PAGE.put(page, piece)
+            old = now.get(frame)
+            page = live[frame] if old is not None else ShadowPage.__new__(ShadowPage)
+            if old is not piece:
+                PAGE.put(page, piece, old)
             pages[frame] = page
         kvm.pages = pages
 
@@ -381,9 +319,9 @@ class Keeper:
                 slot = live[at] if at < len(live) else KvmMemslot.__new__(KvmMemslot)
                 had = old[1][at] if at < len(old[1]) else (None, None)
                 if had[0] is not fields:
-                    SLOT.put(slot, fields)
+                    SLOT.put(slot, fields, had[0])
                 if had[1] is not rmap:
-                    RMAP.put(slot, rmap)
+                    RMAP.put(slot, rmap, had[1])
                 items.append(slot)
             slots.replace_all(items, new[0])
 
@@ -393,11 +331,7 @@ class Keeper:
         for frame, piece in wanted.items():
             if now.get(frame) is not piece:
                 changed.append(frame)
-                words = frames[frame]
-                at = frame - self._backing
-                words[:] = self._base[at] if at >= 0 else piece.fill
-                if piece.indexes:
-                    words[list(piece.indexes)] = piece.values
+                self._put_frame(frame, now.get(frame), piece)
         for frame in now.keys() - wanted.keys():
             changed.append(frame)
             at = frame - self._backing
@@ -405,9 +339,23 @@ class Keeper:
         for frame in self.now.pool[1]:
             if frame >= target.pool[0]:
                 frames[frame] = 0  # a frame that was never handed out is taken to hold zeros
-        self._memory.written[changed] = self._memory.epoch
-        self._memory.epoch += 1
-        self._since = self._memory.epoch
+        stamp, epoch = self._memory.stamp, self._memory.epoch
+        for frame in changed:
+            stamp[frame] = epoch
+        self._memory.epoch = self._since = epoch + 1
+
+    def _put_frame(self, frame: int, now: FramePiece | None, piece: FramePiece) -> None:
+        """Give a frame what a piece says; where little differs from what it holds, only that is stored."""
+        at, words = frame - self._backing, self._memory.frames[frame]
+        if now is None or now.fill != piece.fill or len(now.indexes) + len(piece.indexes) > FEW_WORDS:
+            words[:] = self._base[at] if at >= 0 else piece.fill
+            if piece.indexes:
+                words[list(piece.indexes)] = piece.values
+            return
+        for index in now.indexes:
+            words[index] = self._base[at, index] if at >= 0 else piece.fill
+        for index, value in zip(piece.indexes, piece.values, strict=True):
+            words[index] = value
 
 
 def _take_pages(kvm: Kvm, before: Savepoint | None) -> dict[int, Piece]:
@@ -443,7 +391,7 @@ def _take_vcpu(vcpu: Vcpu, before: VcpuPieces | None) -> VcpuPieces:
     nested = vcpu.nested
     kept = None
     if nested is not None:
-        kept = Piece((type(nested), _copied(vars(nested))))
+        kept = Piece((type(nested), copied(vars(nested))))
         if before is not None and before.nested is not None and before.nested.values == kept.values:
             kept = before.nested
     taken = VcpuPieces(
@@ -475,15 +423,15 @@ def _index(mmus: tuple[Mmu, ...], used: Mmu) -> int:
 
 def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
     if now.fields is not target.fields:
-        VCPU.put(vcpu, target.fields)
+        VCPU.put(vcpu, target.fields, now.fields)
     if now.vmx is not target.vmx:
-        VMX.put(vcpu.vmx, target.vmx)
+        VMX.put(vcpu.vmx, target.vmx, now.vmx)
     for name, old, new in zip(CONTEXTS, now.contexts, target.contexts, strict=True):
         if old is not new:
-            MMU.put(getattr(vcpu, name), new)
+            MMU.put(getattr(vcpu, name), new, old)
     vcpu.mmu, vcpu.walk_mmu = (getattr(vcpu, name) for name in target.used)
     if target.ring is not None and now.ring is not target.ring:
-        RING.put(vcpu.dirty_ring, target.ring)
+        RING.put(vcpu.dirty_ring, target.ring, now.ring)
     if target.nested is None:
         vcpu.nested = None
     elif now.nested is not target.nested:
@@ -491,4 +439,4 @@ def _put_vcpu(vcpu: Vcpu, now: VcpuPieces, target: VcpuPieces) -> None:
         if type(vcpu.nested) is not kind:
             vcpu.nested = kind.__new__(kind)
         vars(vcpu.nested).clear()
-        vars(vcpu.nested).update(_copied(values))
+        vars(vcpu.nested).update(copied(values))

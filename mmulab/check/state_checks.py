@@ -1,4 +1,4 @@
-"""The MMU's invariants, for a search that goes back: of a step what it changed, of a new state all."""
+"""The MMU's invariants, for a search that goes back: all in a new state, of a step what none shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from mmulab.scenario.runner import Result
 
 
 class StateChecks:
-    """The checks of one machine; what it keeps of the tables follows them when they are put back.
+    """The checks of one machine.
+
+    What is wrong with an entry, a page or a list shows in the state that an op led to
+    (:meth:`everything`). That a link was made to what lay unsynced shows only in the op, and only
+    where something was unsync before it: nowhere else is a step followed.
 
     Parameters
     ----------
@@ -23,10 +27,14 @@ class StateChecks:
     def __init__(self, machine: Machine) -> None:
         self._kvm = machine.kvm
         self._checker = Checker(machine.kvm)
-        self._changes: Any = Changes(machine.kvm)
+        self._changes: Changes | None = None
+        self._follow()
 
     def after(self, result: Result) -> Finding | None:
-        """Return what is wrong with what an op changed."""
+        """Return what is wrong with what an op changed, where something was unsync."""
+        if self._changes is None:
+            self._follow()
+            return None
         violation = self._changes.first_wrong(self._kvm, self._checker, result.events)
         return None if violation is None else _finding(violation, result.index, result.text)
 
@@ -35,20 +43,21 @@ class StateChecks:
         violation = next(self._checker.everything(self._kvm), None)
         return None if violation is None else _finding(violation, index, text)
 
-    def save(self) -> tuple[dict[int, bytes], dict[int, Any]]:
-        """Return what the tables and headers were at the last look."""
-        tables = {frame: held for frame, (_, held) in self._changes._snapshot.tables.items()}
-        return tables, self._changes._headers
+    def save(self) -> None:
+        """Return nothing: what an op is compared with is read from the machine that is put back."""
 
-    def restore(self, saved: tuple[dict[int, bytes], dict[int, Any]]) -> None:
+    def restore(self, saved: Any) -> None:
         """Follow a machine that was put back."""
-        changes, pages = self._changes, self._kvm.pages
-        tables, changes._headers = saved
-        changes._snapshot.tables = {frame: (pages[frame], held) for frame, held in tables.items()}
-        changes._unsync = {frame: sp for frame, sp in pages.items() if sp.unsync}
+        self._changes = None
+        self._follow()
 
     def key(self) -> None:
         """Return the one name: it knows nothing but the state."""
+
+    def _follow(self) -> None:
+        """Begin to follow the tables, if one is unsync."""
+        if any(sp.unsync for sp in self._kvm.pages.values()):
+            self._changes = Changes(self._kvm)
 
 
 def _finding(violation: Violation, index: int, text: str) -> Finding:

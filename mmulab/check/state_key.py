@@ -9,10 +9,14 @@ loops go by them; the age of the pages counts only where a limit may have the ol
 from __future__ import annotations
 
 import marshal
-from collections.abc import Hashable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
+from mmulab.check.pieces import Fields, Piece
 from mmulab.check.savepoint import (
     MMU,
     PAGE,
@@ -21,9 +25,7 @@ from mmulab.check.savepoint import (
     VCPU,
     VM,
     VMX,
-    Fields,
     FramePiece,
-    Piece,
     Savepoint,
     Space,
     VcpuPieces,
@@ -34,8 +36,10 @@ from mmulab.memory.host import FRAME_WORDS
 
 ROOM = 32
 """Shadow pages that a few ops may add: where the limit leaves fewer, the age of pages counts."""
+MOST_KNOWN = 1 << 15
+"""Digests of pieces that are kept."""
 _PAGE_SIZE = 16
-_PLAIN = (int, bool, str, bytes, type(None))
+_PLAIN = frozenset((int, bool, str, bytes, type(None)))
 _ADDRESS = (1 << 52) - (1 << 12)
 _PAGE_APART = ("frame", "parent_ptes", "ptep", "mmu_valid_gen")
 _MMU_APART = ("root_hpa", "prev_roots", "pae_root", "pml4_root", "pml5_root")
@@ -45,6 +49,9 @@ _VM_APART = (
     "page_hash",
 )
 _VCPU_APART = ("mmio_gva", "mmio_gfn", "mmio_access", "mmio_gen")
+
+_Known = tuple[bytes, tuple[Any, ...]]
+"""A digest, and what it is of, so that no other thing gets its address."""
 
 _numbers: dict[Hashable, int] = {}
 """A number for each constant (a guest's paging, a CPU model) that was met."""
@@ -75,14 +82,14 @@ class _Part:
     """Which values of a class's pieces go into a key as they are."""
 
     def __init__(self, fields: Fields, apart: tuple[str, ...]) -> None:
-        self._kept = [at for at, name in enumerate(fields.names) if name not in apart]
+        kept = [at for at, name in enumerate(fields.names) if name not in apart]
+        self._kept = itemgetter(*kept, kept[0])  # one twice, so that it returns a tuple even of one
         self.at = {name: at for at, name in enumerate(fields.names)}
 
     def digest(self, piece: Piece) -> bytes:
         """Return the digest of a piece, once computed."""
         if not piece.digest:
-            values = piece.values
-            piece.digest = digest_of(tuple([plain(values[at]) for at in self._kept]))
+            piece.digest = digest_of([v if type(v) in _PLAIN else plain(v) for v in self._kept(piece.values)])
         return piece.digest
 
 
@@ -93,45 +100,95 @@ _PARENTS, _PTEP, _GENERATION = (_PAGE.at[name] for name in ("parent_ptes", "ptep
 _HPA, _PREVIOUS, *_SPECIAL = (_MMU.at[name] for name in _MMU_APART)
 _HASH, _DUMMY, _VALID = (_VM.at[name] for name in ("page_hash", "dummy_root", "mmu_valid_gen"))
 _USED, _MAX = _VM.at["n_used_mmu_pages"], _VM.at["n_max_mmu_pages"]
+_REQUESTS = _VCPU.at["requests"]
 _MMIO = [_VCPU.at[name] for name in _VCPU_APART]
 
 
+class Key(NamedTuple):
+    """Names of a state.
+
+    Attributes
+    ----------
+    machine : bytes
+        Of all that counts.
+    mmu : bytes
+        Of what the MMU's invariants are about: no registers, no guest memory.
+    """
+
+    machine: bytes
+    mmu: bytes
+
+
 class StateKey:
-    """Computes keys; what it knows of a piece is kept, so that a step costs what it changed."""
+    """Computes keys; what it knows of a piece is kept, so that a step costs what it changed.
+
+    What refers to tables is known anew under each naming of the frames; those come again and again.
+    """
 
     def __init__(self, backing: int) -> None:
         self._backing = backing
         self._frames: dict[int, tuple[FramePiece, Any]] = {}
+        self._known: defaultdict[Hashable, dict[Hashable, _Known]] = defaultdict(dict)
+        self._many = 0
 
-    def key(self, state: Savepoint) -> bytes:
-        """Return the key of a state."""
+    def key(self, state: Savepoint) -> Key:
+        """Return the names of a state."""
         names = _names(state)
-        valid = state.vm.values[_VALID]
-        room = state.vm.values[_MAX] - state.vm.values[_USED]
+        vm, frames = state.vm.values, state.frames
+        valid = vm[_VALID]
+        known = self._known[(valid, *names)]
         ages, tdp, nx = state.ordered
-        return digest_of(
+        pages = state.pages
+        tables = []
+        for frame, name in names.items():
+            piece = pages.get(frame)
+            if piece is not None:
+                table = frames.get(frame)
+                part = known.get((id(piece), id(table)))
+                tables.append(part[0] if part else self._new_page(known, name, piece, table, names, valid))
+        mmu = digest_of(
             (
                 _VM.digest(state.vm),
-                names.get(state.vm.values[_DUMMY], 0),
-                tuple([names[frame] for frame in ages]) if room < ROOM else (),
+                names.get(vm[_DUMMY], 0),
+                tuple([names[frame] for frame in ages]) if vm[_MAX] - vm[_USED] < ROOM else (),
                 tuple([names[frame] for frame in tdp]),
                 tuple([names[frame] for frame in nx]),
-                _hash(state, names),
-                tuple(
-                    [
-                        (names[f], _page(piece, names, valid), self._table(state, f, names))
-                        for f, piece in sorted(state.pages.items(), key=lambda item: names[item[0]])
-                    ]
-                ),
-                tuple([self._vcpu(state, vcpu, names) for vcpu in state.vcpus]),
-                tuple([_space(space, names) for space in state.slots]),
-                self._guest_memory(state),
+                self._part(known, (vm[_HASH],), lambda: _hash(state, names)),
+                tables,
+                [self._held(state, vcpu, names, known) for vcpu in state.vcpus],
+                [self._space(space, names, known) for space in state.slots],
                 plain(state.host_pages),
             )
         )
+        vcpus = [_vcpu(state, vcpu) for vcpu in state.vcpus]
+        return Key(digest_of((mmu, vcpus, self._guest_memory(state))), mmu)
 
-    def _table(self, state: Savepoint, frame: int, names: dict[int, int]) -> Any:
-        piece = state.frames.get(frame)
+    def _part(self, known: dict[Hashable, _Known], things: tuple[Any, ...], make: Callable[[], Any]) -> bytes:
+        """Return the digest of what `make` returns for these very things."""
+        at = tuple(map(id, things))
+        part = known.get(at)
+        if part is None:
+            if self._many > MOST_KNOWN:
+                self._known.clear()
+                self._many = 0
+            part = known[at] = digest_of(make()), things
+            self._many += 1
+        return part[0]
+
+    def _new_page(
+        self,
+        known: dict[Hashable, _Known],
+        name: int,
+        piece: Piece,
+        table: FramePiece | None,
+        names: dict[int, int],
+        valid: int,
+    ) -> bytes:
+        return self._part(
+            known, (piece, table), lambda: (name, _page(piece, names, valid), self._table(table, names))
+        )
+
+    def _table(self, piece: FramePiece | None, names: dict[int, int]) -> Any:
         if piece is None:
             return ()
         known = self._frames.get(id(piece))
@@ -160,30 +217,45 @@ class StateKey:
             parts.append(entry[1])
         return tuple(sorted(parts))
 
-    def _vcpu(self, state: Savepoint, vcpu: VcpuPieces, names: dict[int, int]) -> Any:
-        contexts = []
+    def _held(
+        self, state: Savepoint, vcpu: VcpuPieces, names: dict[int, int], known: dict[Hashable, _Known]
+    ) -> Any:
+        """Return a vCPU's roots, the requests that it will serve and its dirty ring."""
+        roots = []
         for piece in vcpu.contexts:
-            values = piece.values
-            special = [values[at] for at in _SPECIAL]
-            contexts.append(
-                (
-                    _MMU.digest(piece),
-                    _hpa(values[_HPA], names),
-                    tuple([(pgd, _hpa(hpa, names)) for pgd, hpa in values[_PREVIOUS]]),
-                    tuple([self._table(state, frame, names) if frame > 0 else frame for frame in special]),
-                )
-            )
-        gva, gfn, access, generation = (vcpu.fields.values[at] for at in _MMIO)
-        fresh = generation == state.slots[0][0] or generation == state.slots[1][0]
+            special = [piece.values[at] for at in _SPECIAL]
+            tables = [state.frames.get(frame) if frame > 0 else frame for frame in special]
+            roots.append(self._part(known, (piece, *tables), partial(self._roots, piece, tables, names)))
+        ring = b"" if vcpu.ring is None else _RING.digest(vcpu.ring)
+        return roots, vcpu.fields.values[_REQUESTS], ring
+
+    def _roots(self, piece: Piece, tables: Sequence[FramePiece | int | None], names: dict[int, int]) -> Any:
+        values = piece.values
         return (
-            _VCPU.digest(vcpu.fields),
-            (gva, gfn, access, generation) if fresh else (),
-            _VMX.digest(vcpu.vmx),
-            tuple(contexts),
-            vcpu.used,
-            _nested(vcpu.nested),
-            b"" if vcpu.ring is None else _RING.digest(vcpu.ring),
+            _hpa(values[_HPA], names),
+            tuple([(pgd, _hpa(hpa, names)) for pgd, hpa in values[_PREVIOUS]]),
+            tuple([table if isinstance(table, int) else self._table(table, names) for table in tables]),
         )
+
+    def _space(self, space: Space, names: dict[int, int], known: dict[Hashable, _Known]) -> Any:
+        generation, pieces = space
+        rmaps = [self._part(known, (rmap,), partial(_rmap, rmap, names)) for _, rmap in pieces]
+        return generation, [_SLOT.digest(fields) for fields, _ in pieces], rmaps
+
+
+def _vcpu(state: Savepoint, vcpu: VcpuPieces) -> Any:
+    """Return the rest of a vCPU."""
+    values = vcpu.fields.values
+    gva, gfn, access, generation = [values[at] for at in _MMIO]
+    fresh = generation == state.slots[0][0] or generation == state.slots[1][0]
+    return (
+        _VCPU.digest(vcpu.fields),
+        (gva, gfn, access, generation) if fresh else (),
+        _VMX.digest(vcpu.vmx),
+        [_MMU.digest(piece) for piece in vcpu.contexts],
+        vcpu.used,
+        _nested(vcpu.nested),
+    )
 
 
 def _nested(piece: Piece | None) -> bytes:
@@ -255,11 +327,6 @@ def _spte(sptep: int, names: dict[int, int]) -> int:
 def _sptes(head: PteList, names: dict[int, int]) -> Any:
     """Return the sptes of a list in its order; one in a frame that is gone keeps that frame's number."""
     return tuple([_spte(sptep, names) for block in head for sptep in block])
-
-
-def _space(space: Space, names: dict[int, int]) -> Any:
-    generation, pieces = space
-    return generation, tuple([(_SLOT.digest(fields), _rmap(rmap, names)) for fields, rmap in pieces])
 
 
 def _rmap(piece: Piece, names: dict[int, int]) -> Any:

@@ -5,8 +5,10 @@ A trial depends on nothing but its scenario, kernel and watchers, so it can be h
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,12 +64,24 @@ class Bench:
 
     def run(self, steps: Sequence[Step], observe: Observer | None = None) -> Trial:
         """Run a trial of the beginning and these steps."""
-        scenario = replace(self.scenario, steps=(*self.scenario.steps, *steps))
-        return run_trial(scenario, self.config, self.watchers, observe)
+        with _uncollected():
+            return run_trial(self.whole(steps), self.config, self.watchers, observe)
 
     def whole(self, steps: Sequence[Step]) -> Scenario:
         """Return the scenario of a trial."""
         return replace(self.scenario, steps=(*self.scenario.steps, *steps))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector away: a trial is short, and nearly all that it looks through is in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_bench(scenario: Scenario, kernel: Kernel, watchers: Sequence[MakeWatcher]) -> Bench:

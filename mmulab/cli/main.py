@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
     "cases": Entry("mmulab.cli.cases:cases", "Run the table of shadow, direct and nested cases."),
     "compare": Entry("mmulab.cli.compare:compare", "Compare role designs on cases, recordings and boots."),
+    "check": Entry("mmulab.cli.check:check", "Search for the shortest sequence that breaks a kernel."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
     "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels, and in which behaviours they differ."),
     "bugs": Entry("mmulab.cli.bugs:bugs", "Show the historical bugs of KVM's MMU and their switches."),

@@ -5,7 +5,7 @@ A whole scenario may be on one side only, or begin otherwise: that is a differen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from difflib import SequenceMatcher
 from typing import NamedTuple
@@ -21,9 +21,18 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner
-from mmulab.scenario.scenario import Header
+from mmulab.scenario.scenario import Header, Scenario
 
-__all__ = ["Run", "diff_headers", "diff_runs", "model_run", "only", "op_pairs", "whole_scenario"]
+__all__ = [
+    "Run",
+    "diff_headers",
+    "diff_runs",
+    "model_run",
+    "only",
+    "op_pairs",
+    "scenario_run",
+    "whole_scenario",
+]
 
 _HOST = frozenset(("vendor", "host", "quirks", "kernel"))
 """Fields of a header that say where a scenario ran, not what it is."""
@@ -66,10 +75,33 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
     InputError
         The scenario is more than the model knows.
     """
-    scenario = recording.scenario
+    ends = len(recording.ops) if recording.fatal is not None else None
+    numbers = dict(enumerate([*(op.index for op in recording.steps), recording.end]))
+    return scenario_run(recording.scenario, kernel, numbers, ends)
+
+
+def scenario_run(
+    scenario: Scenario, kernel: Kernel, numbers: Mapping[int, int] | None = None, most: int | None = None
+) -> Run:
+    """Run a scenario in the model and return its ops as a recording has them.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    kernel : Kernel
+    numbers : mapping of int to int, optional
+        Other numbers of some steps.
+    most : int, optional
+        Ops after which the run ends; what the runner adds counts too.
+
+    Raises
+    ------
+    InputError
+        The scenario is more than the model knows.
+    """
     vendor = scenario.header.vendor
     absent = not_recorded(scenario.header) + ev.CONSOLE
-    numbers = dict(enumerate([*(op.index for op in recording.steps), recording.end]))
+    known = {} if numbers is None else numbers
     ops: list[RecordedOp] = []
     failure = ""
     try:
@@ -80,14 +112,14 @@ def model_run(recording: Recording, kernel: Kernel) -> Run:
             ops.append(
                 RecordedOp(
                     line=0,
-                    index=numbers.get(result.index, result.index),
+                    index=known.get(result.index, result.index),
                     text=result.text,
                     outcome=encode_outcome(result.outcome),
                     events=tuple([canonical(event, frames) for event in events]),
                     stats=result.stats,
                 )
             )
-            if recording.fatal is not None and len(ops) == len(recording.ops):
+            if len(ops) == most:
                 break
     except InputError:
         raise

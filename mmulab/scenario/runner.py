@@ -10,7 +10,7 @@ mode, with flat segments as ever.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
@@ -71,7 +71,6 @@ HOST_OPS = (
 """Ops of the VMM and of the host, which no vCPU executes."""
 
 
-@dataclass(frozen=True, slots=True)
 class Result:
     """What one op did.
 
@@ -89,12 +88,52 @@ class Result:
         Non-zero changes of KVM's statistics.
     """
 
-    index: int
-    text: str
-    op: Op
-    outcome: Outcome
-    events: list[Event]
-    stats: dict[str, int]
+    __slots__ = ("_stats", "_text", "events", "index", "op", "outcome")
+
+    def __init__(
+        self,
+        index: int,
+        text: str | Step,
+        op: Op,
+        outcome: Outcome,
+        events: list[Event],
+        stats: dict[str, int] | _Stats,
+    ) -> None:
+        self.index, self.op, self.outcome, self.events = index, op, outcome, events
+        # A search looks at neither for most ops, and runs many.
+        self._text, self._stats = text, stats
+
+    @property
+    def text(self) -> str:
+        """The op as a recording names it."""
+        if not isinstance(self._text, str):
+            self._text = format_step(self._text)
+        return self._text
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Non-zero changes of KVM's statistics."""
+        if not isinstance(self._stats, dict):
+            self._stats = self._stats.changes()
+        return self._stats
+
+    def __repr__(self) -> str:
+        return f"<Result of op {self.index} '{self.text}': {self.outcome!r}, {len(self.events)} events>"
+
+
+class _Stats(NamedTuple):
+    """KVM's statistics before and after an op: the VM's, then each vCPU's."""
+
+    before: list[dict[str, int]]
+    after: list[dict[str, int]]
+
+    def changes(self) -> dict[str, int]:
+        """Return the non-zero changes, those of the vCPUs added up."""
+        found: dict[str, int] = {}
+        for old, new in zip(self.before, self.after, strict=True):
+            for name, value in new.items():
+                found[name] = found.get(name, 0) + value - old.get(name, 0)
+        return {name: change for name, change in found.items() if change}
 
 
 def check_modelled(scenario: Scenario) -> None:
@@ -153,8 +192,6 @@ class Runner:
     Attributes
     ----------
     machine : Machine
-    at : tuple of int and str
-        Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
     ended : bool
         The last step was a shutdown, or ``KVM_RUN`` will never return: no other follows.
     cpl : dict of int to int
@@ -172,10 +209,16 @@ class Runner:
         self._events: list[Event] = []
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
-        self.at = (INIT, "init")
+        self._at: tuple[int, str | Step] = (INIT, "init")
         self.ended = False
         self.cpl: dict[int, int] = {}
         load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
+
+    @property
+    def at(self) -> tuple[int, str]:
+        """Step and text of the op that runs, or that ran last: where the MMU stands if it fails."""
+        index, text = self._at
+        return index, text if isinstance(text, str) else format_step(text)
 
     def results(self) -> Iterator[Result]:
         """Execute the scenario and yield the result of each op, in order."""
@@ -196,41 +239,40 @@ class Runner:
 
     def step(self, index: int, step: Step) -> Iterator[Result]:
         """Execute one step with the helpers around it; nothing where its condition does not hold."""
-        header = self.scenario.header
         vcpu = self.machine.kvm.vcpus[step.op.vcpu]
         if step.when and (step.when == "!") != vcpu.guest_mode:
             return
         if isinstance(step.op, ops.Vmrun):
-            if header.vendor == "intel":
+            if self.scenario.header.vendor == "intel":
                 yield from self._load_vmcs(index, step.op)
             else:
                 self._aim_vmcb(step.op.gpa)
-        self._fix_pdptes(header)
+        if self.scenario.header.pdptfix:
+            self._fix_pdptes()
         helper = self._change_cpl(step)
         if helper is not None:
             name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
             yield self._execute(index, name, helper)
         was_in_smm = vcpu.smm
-        result = self._execute(index, format_step(step), step.op)
+        result = self._execute(index, step, step.op)
         yield result
         self.ended = result.outcome.kind.is_last
         if vcpu.smm and not was_in_smm and not self.ended:
             yield self._leave_real_mode(index, vcpu)
 
-    def _execute(self, index: int, text: str, op: Op) -> Result:
+    def _execute(self, index: int, text: str | Step, op: Op) -> Result:
         self._events.clear()
-        self.at = index, text
-        before = dict(self.machine.stats)
+        self._at = index, text
+        kvm = self.machine.kvm
+        before = [dict(kvm.stat), *(dict(vcpu.stat) for vcpu in kvm.vcpus)]
         try:
             outcome = self.machine.execute(op)
         except DesignError:
             raise  # the op is not at fault
         except InputError as error:
-            raise InputError(f"{self.scenario.source}: {self._place(index, text)}: {error}") from error
-        after = self.machine.stats
-        stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
-        loaded = isinstance(op, ops.SetSregs) and outcome.result is None
-        if outcome.kind is OutcomeKind.EXC or loaded:
+            raise InputError(f"{self.scenario.source}: {self._place(*self.at)}: {error}") from error
+        stats = _Stats(before, [dict(kvm.stat), *(dict(vcpu.stat) for vcpu in kvm.vcpus)])
+        if outcome.kind is OutcomeKind.EXC or (isinstance(op, ops.SetSregs) and outcome.result is None):
             self.cpl[op.vcpu] = 0  # handlers run at CPL 0, and the VMM's registers have it
         return Result(index, text, op, outcome, self._events.copy(), stats)
 
@@ -278,10 +320,10 @@ class Runner:
         result.outcome.cf = result.outcome.zf = None
         yield result
 
-    def _fix_pdptes(self, header: Header) -> None:
+    def _fix_pdptes(self) -> None:
         """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""
         memory = self.machine.memory
-        for gpa in header.pdptfix:
+        for gpa in self.scenario.header.pdptfix:
             for at in range(gpa, gpa + 32, 8):
                 pdpte = memory.load64((memory.backing << 12) + at)
                 if pdpte & PT_ACCESSED_MASK:

@@ -37,13 +37,13 @@ class Progress:
         self._handle = display(self._line(0), display_id=True)
         return self
 
-    def __call__(self, done: int) -> None:
-        """Show that `done` of the total are done."""
+    def __call__(self, done: int, more: str = "") -> None:
+        """Show that `done` of the total are done, and what `more` there is to say."""
         if self._handle is not None:
-            self._handle.update(self._line(done))
+            self._handle.update(self._line(done, more))
 
     def __exit__(self, *error: object) -> None:
         clear_output()
 
-    def _line(self, done: int) -> _Line:
-        return _Line(f"{done:,} of {self.total:,} {self.unit}")
+    def _line(self, done: int, more: str = "") -> _Line:
+        return _Line(f"{done:,} of {self.total:,} {self.unit}" + (f": {more}" if more else ""))

@@ -10,12 +10,15 @@ import pytest
 
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.oracle import Oracle, Verdict
+from mmulab.check.trial import make_bench
 from mmulab.conform.recording import read_recording
+from mmulab.kvm.kernels import find_kernel
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mmio
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.text import read_scenario
 
 GVA, WINDOW = 0x40000000, 0x50000000
 OLD, NEW, TABLE = 0x100000, 0x101000, 0x20000
@@ -159,3 +162,51 @@ def test_a_watcher_says_what_the_oracle_finds(root: Path, monkeypatch: pytest.Mo
     assert wrong is not None
     assert (wrong.kind, wrong.op, wrong.text) == (FindingKind.OUTCOME, 11, "rd s 4 8000001000")
     assert wrong.name == "page-reached"
+
+
+def cleared(at: int, bits: int) -> Change:
+    """Let an entry be as if the access had not set some of its bits."""
+
+    def change(machine: Machine, result: Result) -> Result:
+        hpa = (machine.memory.backing << 12) + at
+        machine.memory.write(hpa, 4, machine.memory.read(hpa, 4) & ~bits)
+        return result
+
+    return change
+
+
+def test_a_write_leaves_a_and_d() -> None:
+    leaf, accessed, dirty = TABLE + (GVA >> 12 & 1023) * 4, 0x20, 0x40
+    write = f"wr s 4 {GVA:x} 5"
+    b = builder().value(4, leaf, OLD | 7)
+    assert judged(b, write)[0] is Verdict.ALLOWED
+    for missing in (accessed, dirty):
+        b = builder().value(4, leaf, OLD | 7)
+        assert judged(b, write, changes={0: cleared(leaf, missing)})[0] is Verdict.WRONG
+    b = builder().value(4, leaf, OLD | 7)
+    assert judged(b, READ, changes={0: cleared(leaf, dirty)})[0] is Verdict.ALLOWED
+
+
+def test_a_remembered_entry_need_not_be_dirty_in_memory() -> None:
+    leaf = TABLE + (GVA >> 12 & 1023) * 4
+    write, clean = f"wr s 4 {GVA:x} 5", f"wr s 4 {WINDOW + (leaf & 0xFFF):x} {OLD | 0x27:x}"
+    changes = {2: cleared(leaf, 0x40)}
+    assert judged(builder(), write, clean, write, changes=changes)[2] is Verdict.ALLOWED
+    flushed = {3: cleared(leaf, 0x40)}
+    assert judged(builder(), write, clean, INVLPG, write, changes=flushed)[3] is Verdict.WRONG
+
+
+def test_nothing_is_said_of_what_lies_beyond_a_32_bit_hosts_nested_tables() -> None:
+    """A PSE-36 page of a 32-bit guest; nested tables of PAE's form translate 32 bits."""
+    large = 0x100E7
+    for host, verdict in ({"x86_64": 0, "npt": 1}, Verdict.UNDECIDED), ({"npt": 1}, Verdict.WRONG):
+        b = ScenarioBuilder("32", host=host).slot(0, 0, 0x800000).root(0x10000).value(4, 0x10800, large)
+        assert judged(b, "rd s 4 80000000", changes={0: to(0)})[0] is verdict
+
+
+def test_an_entry_that_never_ends_is_wrong() -> None:
+    """The fix of B21 is undone: the processor takes each nested table for one of another level."""
+    scenario = read_scenario(Path(__file__).parents[1] / "kvm/bugs/B21.mmu")
+    for kernel, name in (("6.1", None), ("6.1+B21", "endless")):
+        finding = make_bench(scenario, find_kernel(kernel), [Oracle]).run(()).finding
+        assert (None if finding is None else finding.name) == name

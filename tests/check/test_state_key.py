@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmulab.check.savepoint import Keeper
 from mmulab.check.scopes import find_scope
-from mmulab.check.state_key import StateKey
+from mmulab.check.state_key import Key, StateKey
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import parse_step
 from mmulab.scenario.runner import Runner
@@ -27,7 +27,7 @@ class Keyed:
         self.keeper = Keeper(self.runner.machine)
         self.keys = StateKey(self.runner.machine.memory.backing)
 
-    def after(self, *lines: str) -> bytes:
+    def after(self, *lines: str) -> Key:
         for line in lines:
             list(self.runner.step(0, parse_step(line)))
         return self.keys.key(self.keeper.take())

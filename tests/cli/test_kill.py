@@ -159,6 +159,16 @@ def check_diff_output(text: str, finished: bool) -> None:
     assert not finished or done == len(_TDP)
 
 
+def check_found(place: Path, _killed: bool) -> None:
+    assert list(place.glob("found/*")) == []
+
+
+def check_check_output(text: str, finished: bool) -> None:
+    lines = text.splitlines()
+    assert not lines or lines[-1].startswith("check: found ")
+    assert not finished or lines
+
+
 _TDP = sorted((ROOT / "data/conformance/6.1.192/tdp0").iterdir())
 _FUZZ = sorted((ROOT / "data/conformance/6.1.192/sh").glob("fuzz-32-*"))
 RECORDINGS = len(_FUZZ)
@@ -189,6 +199,12 @@ COMMANDS = {
         nothing,
         check_nothing_written,
         check_diff_output,
+    ),
+    "check": Command(
+        ["check", "--scope", "paths-32,shadow-64", "--budget", "4", "--out", "found", "--jobs", "2"],
+        nothing,
+        check_found,
+        check_check_output,
     ),
 }
 

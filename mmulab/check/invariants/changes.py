@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 
 from mmulab import events as ev
 from mmulab.check.invariants import counts, tables
@@ -17,8 +18,13 @@ from mmulab.kvm.state import Kvm
 Header = tuple[bool, bool, int, int, int]
 
 
-def _header(sp: ShadowPage) -> Header:
-    return sp.unsync, sp.invalid, sp.mmu_valid_gen, sp.role, sp.unsync_child_bitmap
+_header: Callable[[ShadowPage], Header] = attrgetter(
+    "unsync", "invalid", "mmu_valid_gen", "role", "unsync_child_bitmap"
+)
+
+
+def _headers(kvm: Kvm) -> dict[int, Header]:
+    return dict(zip(kvm.pages, map(_header, kvm.pages.values()), strict=True))
 
 
 class Changes:
@@ -35,13 +41,13 @@ class Changes:
     def __init__(self, kvm: Kvm) -> None:
         self._snapshot = Snapshot()
         self._snapshot.look(kvm)
-        self._headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        self._headers = _headers(kvm)
         self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
 
     def first_wrong(self, kvm: Kvm, checker: Checker, events: Iterable[ev.Event]) -> Violation | None:
         """Return the first thing that is wrong with what changed, or None."""
         changed = self._snapshot.look(kvm)
-        headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        headers = _headers(kvm)
         before, self._headers = self._headers, headers
         if not changed and headers == before:
             return None

@@ -1,0 +1,163 @@
+"""What Linux itself is known to do wrong, each as narrow as it can be told from the machine.
+
+A search looks on behind these: they are counted, and no findings. The shortest sequence of
+each is ``data/sequences/reachable/NAME.mmu``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mmulab.check.access import DATA, TwoWalks
+from mmulab.check.allowed import two_walks
+from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.kvm.state import Vcpu
+from mmulab.machine import op as ops
+from mmulab.machine.machine import Machine
+from mmulab.scenario.runner import Result
+from mmulab.trace.judge import access_kind
+from mmulab.x86.mode import PT64_NX_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+from mmulab.x86.pferr import PFERR_RSVD_MASK
+from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_SMAP
+
+Shows = Callable[[Machine, Result, Finding], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """A way in which Linux 6.1.192 departs from the architecture, or from its own rules.
+
+    Attributes
+    ----------
+    name : str
+        Also of its sequence.
+    kind : FindingKind
+    findings : tuple of str
+        Names of the findings that it shows itself by.
+    said : str
+        What is wrong, in a sentence.
+    source : str
+        Where in the kernel, and why.
+    shows : callable
+        Whether a finding, after its op, is this one.
+    """
+
+    name: str
+    kind: FindingKind
+    findings: tuple[str, ...]
+    said: str
+    source: str
+    shows: Shows
+
+
+def _walk(machine: Machine, result: Result) -> TwoWalks | None:
+    """Walk the tables as they are now for an op's access."""
+    op = result.op
+    if not isinstance(op, (*DATA, ops.Execute, ops.Touch)):
+        return None
+    return two_walks(machine, op.gva, access_kind(op), vcpu=op.vcpu)
+
+
+def _vcpu(machine: Machine, result: Result) -> Vcpu:
+    return machine.kvm.vcpus[result.op.vcpu]
+
+
+def _nx_reserved(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, vcpu = _walk(machine, result), _vcpu(machine, result)
+    if walks is None or walks.outer.error is None or machine.kvm.config.tdp or vcpu.efer & EFER_NX:
+        return False
+    reserved = bool(walks.outer.error & PFERR_RSVD_MASK)
+    return reserved and bool(walks.outer.ptes[walks.outer.level] & PT64_NX_MASK)
+
+
+def _smap_lost(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, vcpu = _walk(machine, result), _vcpu(machine, result)
+    if walks is None or machine.kvm.config.tdp or not vcpu.cr4 & X86_CR4_SMAP or vcpu.cr0 & X86_CR0_WP:
+        return False
+    facts, leaf = vcpu.mmu.root_facts, walks.outer.pte_access
+    by_role = facts is not None and bool(facts.smap_andnot_wp)  # else the role is wrong, and not this
+    return by_role and bool(leaf & PT_USER_MASK) and not leaf & PT_WRITABLE_MASK
+
+
+def _rights_without_paging(machine: Machine, result: Result, finding: Finding) -> bool:
+    vcpu, config = _vcpu(machine, result), machine.kvm.config
+    if config.vendor != "intel" or config.tdp or vcpu.guest_mode or vcpu.cr0 & X86_CR0_PG:
+        return False
+    return bool(vcpu.hw_cr4)
+
+
+DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        name="nx-reserved-lost",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-reached",),
+        said="Bit 63 of an entry is reserved while EFER.NX is 0, but what was shadowed before is used on",
+        source="mmu.c:kvm_calc_shadow_mmu_root_page_role sets efer_nx in the role of each shadow root, so a "
+        "change of EFER.NX finds the same shadow pages, and nothing looks at the guest's entries again",
+        shows=_nx_reserved,
+    ),
+    Deviation(
+        name="smap-lost-without-wp",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-reached",),
+        said="With CR0.WP=0 and SMAP a page of the user's that the kernel has written is the kernel's to the "
+        "processor, and no later access meets SMAP",
+        source="paging_tmpl.h:FNAME(page_fault) takes ACC_USER_MASK away where it adds ACC_WRITE_MASK",
+        shows=_smap_lost,
+    ),
+    Deviation(
+        name="smap-without-paging",
+        kind=FindingKind.OUTCOME,
+        findings=("endless",),
+        said="SMAP, SMEP or PKE still acts after CR0.PG is cleared, and no access of the kernel's ends",
+        source="vmx.c:vmx_set_cr0 loads CR4 again only if enable_ept, so the processor keeps the bits that "
+        "vmx_set_cr4 leaves out while the guest does not page",
+        shows=_rights_without_paging,
+    ),
+)
+"""What is known of 6.1.192."""
+
+
+class Beyond:
+    """A watcher that passes over known deviations.
+
+    Parameters
+    ----------
+    machine : Machine
+    make : MakeWatcher
+        Makes the watcher that looks.
+    met : dict of str to int
+        Counts the deviations passed over, by name.
+    """
+
+    def __init__(self, machine: Machine, *, make: MakeWatcher, met: dict[str, int]) -> None:
+        self._machine = machine
+        self.watcher: Watcher = make(machine)
+        self._met = met
+
+    def after(self, result: Result) -> Finding | None:
+        """Return what is wrong with an op, and not known."""
+        finding = self.watcher.after(result)
+        if finding is None:
+            return None
+        deviation = deviation_of(self._machine, result, finding)
+        if deviation is None:
+            return finding
+        self._met[deviation.name] = self._met.get(deviation.name, 0) + 1
+        return None
+
+
+def deviation_of(machine: Machine, result: Result, finding: Finding) -> Deviation | None:
+    """Return the known deviation that a finding right after its op is, or None."""
+    for deviation in DEVIATIONS:
+        named = finding.kind is deviation.kind and finding.name in deviation.findings
+        if named and deviation.shows(machine, result, finding):
+            return deviation
+    return None
+
+
+def beyond(makers: Sequence[MakeWatcher], met: dict[str, int]) -> tuple[MakeWatcher, ...]:
+    """Return watchers that pass over known deviations, and count them in `met`."""
+    return tuple(partial(Beyond, make=make, met=met) for make in makers)
