@@ -17,8 +17,8 @@ floor  room                    what lives there
                                notebooks run with checked parameters, exported
                                pages, provenance, results tables
 7      :mod:`mmulab.widgets`   the notebooks' controls and figures
-6      ``mmulab.check``        the architectural oracle, invariants, explorer and
-                               shrinker, the catalogue of historical bugs
+6      ``mmulab.check``        the architectural oracle, the adversary's TLB,
+                               invariants; fuzzer, explorer and shrinker
 6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as recordings
 5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
                                of ops
@@ -28,7 +28,8 @@ floor  room                    what lives there
 3      ``mmulab.machine``      VM and vCPUs; the *op*, and the one function that
                                executes it
 2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file; role
-                               words and their designs in ``roles``
+                               words and their designs in ``roles``; the kernel's
+                               assertions; historical bugs as switches
 1      ``mmulab.memory``       host physical memory, memslots
 0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
        :mod:`mmulab.events`

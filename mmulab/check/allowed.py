@@ -7,6 +7,7 @@ the processor last had to forget it (:mod:`mmulab.check.remembered`), in any com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -96,9 +97,38 @@ def walk_memory(
         Gets the entries, in order.
     """
     own = world.paging[0]
+    if world.nested is None:
+        return _walk_plain(world, own, read, gva, pfec, not_smap, readings)
     nested = own if world.nested is None else world.nested.paging
     by = _Readers(_reader(own, read, readings), _reader(nested, read, readings))
     return _walk(world, own, by, gva, pfec, not_smap)
+
+
+def _walk_plain(
+    world: World,
+    paging: Paging,
+    read: Callable[[int, int], int],
+    gva: int,
+    pfec: int,
+    not_smap: bool,
+    readings: list[Reading] | None,
+) -> TwoWalks:
+    """Walk by what memory holds where there are no nested tables, as a search does for each access."""
+    size, accessed, hpa_of, hole = paging.mode.entry_bytes, paging.accessed_mask, world.hpa_of, False
+
+    def load(gpa: int, level: int) -> int | None:
+        nonlocal hole
+        hpa = hpa_of(gpa)
+        if hpa is None:
+            hole = True
+            return None
+        value = read(hpa, size)
+        if readings is not None:
+            readings.append(Reading(gpa, hpa, size, value, accessed))
+        return value
+
+    outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
+    return TwoWalks(outer, (), None if outer.error is not None else outer.pa, False, hole)
 
 
 def _reader(
@@ -132,12 +162,23 @@ def allowed_walks(
 ) -> Iterator[TwoWalks]:
     """Yield each walk of `gva` that is allowed, what memory holds now first; A and D are not set."""
 
-    def run(paging: Paging, choices: Choices) -> TwoWalks:
+    def run(world: World, paging: Paging, choices: Choices) -> TwoWalks:
         readers = _remembering(world, history, forgotten, paging, gva, choices)
         return _walk(world, paging, readers, gva, pfec, not_smap)
 
-    for paging in forgotten.forms(world.space, world.paging):
-        yield from islice(every(partial(run, paging)), MAX_WALKS)
+    for form in _nested_forms(world, forgotten):
+        for paging in forgotten.forms(world.space, world.paging):
+            yield from islice(every(partial(run, form, paging)), MAX_WALKS)
+
+
+def _nested_forms(world: World, forgotten: Forgotten) -> Iterator[World]:
+    """Yield the world with each form that its nested tables may have been read in."""
+    nested = world.nested
+    if nested is None:
+        yield world
+        return
+    for paging in forgotten.tables_forms(nested.tag, nested.paging):
+        yield world if paging is nested.paging else replace(world, nested=nested._replace(paging=paging))
 
 
 class _Readers(NamedTuple):

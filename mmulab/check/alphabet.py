@@ -13,8 +13,8 @@ from random import Random
 from mmulab.check.area import PAGE, Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer
 from mmulab.check.entries import backing_ranges, entry_value
-from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, mode_of
-from mmulab.kvm.svm.nested import VMCB
+from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, Slot, mode_of
+from mmulab.kvm.svm.nested import INTERCEPT_EXCEPTION, SVM_EXITS, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
@@ -22,6 +22,7 @@ from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.grammar import Step
 from mmulab.scenario.scenario import Regs
 from mmulab.x86.mode import NONPAGING
+from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_NX,
@@ -34,6 +35,7 @@ from mmulab.x86.regs import (
     X86_CR4_PSE,
     X86_CR4_SMAP,
     X86_CR4_SMEP,
+    X86_CR4_VMXE,
 )
 
 MARK = 0x55AA5590
@@ -331,19 +333,34 @@ class Alphabet:
         return [*steps, *self._leave(vcpu), Step(ops.Vmrun(CONTROL_BLOCKS[block], vcpu=vcpu), "?")]
 
     def _control(self, block: int, vcpu: int) -> Phrase:
-        """Write a field of a control block: the nested root, or L2's CR3."""
-        nested, regs = self.plan.area("nested"), self.plan.l2_regs[block]
+        """Write a field of a control block: the nested root, a register of L2, or what L1 intercepts."""
+        guest, regs = self.plan.guest, self.plan.l2_regs[block]
+        name, value = self._field(regs)
+        if guest.vendor == "intel":
+            value = value | X86_CR4_VMXE if name == "cr4" else value
+            field = "ept_pointer" if name == "nested_cr3" else f"guest_{name}"
+            return [Step(ops.Vmwrite(VMCS12[field].encoding, value, vcpu=vcpu), "?")]
+        at = CONTROL_BLOCKS[block] + VMCB[name][0]
+        if self.rng.random() < 0.1:
+            word, bit = divmod(SVM_EXITS["shutdown"], 32)
+            if self.rng.random() < 0.5 and not guest.host.get("npt"):
+                word, bit = INTERCEPT_EXCEPTION, PF_VECTOR
+            at, value = CONTROL_BLOCKS[block] + 4 * word, 1 << bit
+        return [Step(ops.Write(Mode.SUPERVISOR, 4, at, value, vcpu=vcpu), "?")]
+
+    def _field(self, regs: Regs) -> tuple[str, int]:
+        """Draw a field, by its name in a VMCB, and a value; seldom a root where no memory is."""
+        rng, nested = self.rng, self.plan.area("nested")
+        outside = rng.random() < 0.1
+        if nested is not None and rng.random() < 0.6:
+            root = MMIO if outside else rng.choice(nested.roots)
+            amd = self.plan.guest.vendor == "amd"
+            return "nested_cr3", root if amd else ept_pointer(root, ad=self._ept_ad())
+        if rng.random() < 0.3:
+            return "cr4", regs.cr4 ^ rng.choice((0, 0, X86_CR4_PCIDE, *_CR4))
         own = [a for a in self.plan.areas if a.mode is mode_of(regs) and a.name != "nested"]
-        name, values = "cr3", own[0].roots if own else (0,)
-        if nested is not None and self.rng.random() < 0.6:
-            name, values = "nested_cr3", nested.roots
-        value = self.rng.choice(values)
-        if self.plan.guest.vendor == "amd":
-            at = CONTROL_BLOCKS[block] + VMCB[name][0]
-            return [Step(ops.Write(Mode.SUPERVISOR, 4, at, value, vcpu=vcpu), "?")]
-        field = {"cr3": "guest_cr3", "nested_cr3": "ept_pointer"}[name]
-        value = ept_pointer(value, ad=self._ept_ad()) if name == "nested_cr3" else value
-        return [Step(ops.Vmwrite(VMCS12[field].encoding, value, vcpu=vcpu), "?")]
+        root = MMIO if outside else rng.choice(own[0].roots) if own else 0
+        return "cr3", root | rng.choice((0, 0, 0, 1))
 
     # The host -------------------------------------------------------------------
 
@@ -388,8 +405,17 @@ class Alphabet:
         slot = rng.choice(self.plan.slots)
         if slot.id & SMM or rng.random() < 0.4:
             op: Op = ops.SetMemslot(slot.id, slot.gpa, slot.size, KVM_MEM_LOG_DIRTY_PAGES, slot.offset)
-            return [Step(op), *self.touch(), Step(ops.GetDirtyLog(slot.id)), *self.touch()]
-        return [*self.touch(), Step(ops.GetDirtyLog(slot.id))]
+            return [Step(op), *self.touch(), *self._read_log(slot), *self.touch()]
+        return [*self.touch(), *self._read_log(slot)]
+
+    def _read_log(self, slot: Slot) -> Phrase:
+        """Read what is dirty, and let it count as clean again where that takes another call."""
+        if self.plan.guest.dirty_ring:
+            return [Step(ops.GetDirtyRing(vcpu=self._vcpu())), Step(ops.ResetDirtyRings())]
+        read = [Step(ops.GetDirtyLog(slot.id))]
+        if not self.plan.guest.manual_dirty:
+            return read
+        return [*read, *self.touch(), Step(ops.ClearDirtyLog(slot.id, 0, slot.size // PAGE))]
 
     def smm(self) -> Phrase:
         """Go to system management mode, turn paging on there, look, come back and look."""

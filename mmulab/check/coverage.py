@@ -60,13 +60,16 @@ class Coverage:
     def note(self, result: Result) -> None:
         """Take note of an op's events."""
         kind, met = type(result.op), set()
+        seen, fresh, number_of = self.seen, self._fresh, self._number
         before = 0
         for event in result.events:
-            number = self._number(event)
+            number = number_of(event)
             met.add(number)
             if number != before:
-                self._meet(before * 65537 + number)
-            before = number
+                feature = before * 65537 + number
+                if feature not in seen:
+                    fresh.add(feature)
+                before = number
         self._meet(self._intern((kind, result.outcome.kind, result.outcome.error_code, frozenset(met))))
 
     def end(self) -> int:
@@ -77,14 +80,16 @@ class Coverage:
 
     def _number(self, event: Event) -> int:
         kind = type(event)
-        shape = _SHAPES.get(kind)
+        shape_of = _SHAPES.get(kind)
+        shape: Shape = (kind,) if shape_of is None else (kind, *shape_of(event))
         if kind is ev.kvm_mmu_get_page:
             others = self._roles[event.gfn]
             if event.role not in others:
                 for other in others:  # the same table under two roles
                     self._meet(self._intern((min(other, event.role), max(other, event.role))))
                 others.add(event.role)
-        return self._intern((kind,) if shape is None else (kind, *shape(event)))
+        number = self._numbers.get(shape)
+        return self._intern(shape) if number is None else number
 
     def _intern(self, shape: Shape) -> int:
         """Return a small number for a shape: hashes of strings and types differ from run to run."""

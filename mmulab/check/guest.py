@@ -49,6 +49,10 @@ class Guest:
         And the host backs it with such.
     smm : bool
         There is an address space of SMM.
+    manual_dirty : bool
+        The VMM says which pages count as clean again (``KVM_CLEAR_DIRTY_LOG``).
+    dirty_ring : int
+        Entries of each vCPU's dirty ring; 0: there is a log for each memslot.
     host, cpu : Mapping
         Changes to the defaults of a scenario's header.
     """
@@ -62,6 +66,8 @@ class Guest:
     large: bool = False
     thp: bool = False
     smm: bool = False
+    manual_dirty: bool = False
+    dirty_ring: int = 0
     host: Mapping[str, int] = field(default_factory=dict)
     cpu: Mapping[str, int] = field(default_factory=dict)
 
@@ -127,6 +133,8 @@ def plan(guest: Guest) -> Plan:
         vendor=guest.vendor,
         mem=0x800000 if guest.large else 0x60000,
         thp=guest.thp,
+        manual_dirty=guest.manual_dirty,
+        dirty_ring=guest.dirty_ring,
         vcpus=guest.vcpus,
         cpu={**feature, **guest.cpu},
         host={"virt_bits": 48, **guest.host},

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from mmulab.check.guest import Guest
 from mmulab.scenario.scenario import TDP_PARAMETER
 
+RING = 0x400
+"""Entries of a dirty ring: more than a trial fills."""
+
 
 def _tdp(vendor: str, **host: int) -> dict[str, int]:
     return {TDP_PARAMETER[vendor]: 1, **host}
@@ -33,6 +36,11 @@ def _guests() -> Iterator[Guest]:
     for name, host in (("64", {"tdp_mmu": 0}), ("pml", {"pml": 1}), ("noad", {"eptad": 0})):
         host = _tdp("intel", unrestricted_guest=1, **host)
         yield Guest(name=f"ept-{name}", mode="64", vendor="intel", host=host)
+    yield Guest(name="shadow-64-clear", mode="64", vcpus=2, manual_dirty=True)
+    yield Guest(name="npt-clear", mode="64", large=True, thp=True, manual_dirty=True, host=_tdp("amd"))
+    yield Guest(name="ept-clear", mode="64", vendor="intel", manual_dirty=True, host=_tdp("intel", pml=1))
+    yield Guest(name="shadow-64-ring", mode="64", vcpus=2, dirty_ring=RING)
+    yield Guest(name="npt-ring", mode="64", vcpus=2, dirty_ring=RING, host=_tdp("amd"))
     pairs = (("64", ("64", "pae")), ("64", ("32", "np")), ("32", ("32", "pae")), ("pae", ("pae", "32")))
     for l1, l2 in pairs:
         name = f"{l1}-" + "+".join(l2)
@@ -42,6 +50,12 @@ def _guests() -> Iterator[Guest]:
     for l1 in ("32", "pae", "64"):
         yield Guest(name=f"nested-npt-5-{l1}", mode=l1, l2=("np", "32"), nested_paging=True, host=five)
     yield Guest(name="nested-npt-5-57", mode="57", l2=("np",), nested_paging=True, host=five)
+    host = _tdp("amd", tdp_mmu=0, nx_huge_pages=1)
+    l2 = ("np", "32")
+    yield Guest(
+        name="nested-npt-nx-32", mode="32", l2=l2, nested_paging=True, large=True, thp=True, host=host
+    )
+    yield Guest(name="nested-shadow-pcid", mode="64", l2=("64", "pae"), cpu={"pcid": 1})
     yield Guest(name="nested-shadow-64", mode="64", l2=("64", "32"))
     yield Guest(name="nested-shadow-pae", mode="pae", l2=("pae", "32"))
     two = _tdp("amd")

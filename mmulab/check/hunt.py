@@ -2,8 +2,10 @@
 
 Places are gone round in turns, each of which gets more time than the one before: a scope
 is begun anew and gets further, a guest's search goes on. So what is shallow anywhere is
-found before what is deep somewhere. What the right kernel does as well is known, and
-no finding; what Linux itself is known to do wrong is passed over, and the search goes on behind it.
+found before what is deep somewhere. In a turn one scope of each kind comes first, for what
+a kind is aimed at seldom needs just one mode of paging. What the right kernel does as well
+is known, and no finding; what Linux itself is known to do wrong is passed over, and the
+search goes on behind it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from mmulab.check.guests import GUESTS
 from mmulab.check.known import beyond
 from mmulab.check.mmu import Invariants
 from mmulab.check.oracle import Oracle
-from mmulab.check.scopes import MAKERS, find_scope
+from mmulab.check.scopes import MAKERS, find_scope, kinds_first
 from mmulab.check.search import shrink_found
 from mmulab.check.tlb import Adversary
 from mmulab.check.trial import make_bench
@@ -30,10 +32,12 @@ from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import Kernel
 from mmulab.scenario.scenario import Scenario
 
-FIRST_TURN = 0.5
-"""Seconds of each place's first turn."""
-LONGER = 2.0
+FIRST_TURN = 1.0
+"""Seconds of each scope's first turn; most are done then."""
+LONGER = 3.0
 """How many times as long the next turn is."""
+GUESTS_SHARE = 0.25
+"""How much of that a guest gets, whose search is not begun anew."""
 IN_SCOPES: tuple[MakeWatcher, ...] = (Oracle, Asserted)
 """What watches a scope, besides the invariants of each state (:mod:`mmulab.check.explore`)."""
 IN_GUESTS: tuple[MakeWatcher, ...] = (Oracle, Asserted, Invariants, Adversary)
@@ -129,14 +133,14 @@ class Hunted:
 
 
 def places(patterns: Sequence[str] = ("*",)) -> tuple[str, ...]:
-    """Return the names of the scopes and guests that match, scopes and guests in turn.
+    """Return the names of the scopes and guests that match, a scope of each kind first, in turn with guests.
 
     Raises
     ------
     InputError
         A pattern matches none.
     """
-    scopes, guests = list(MAKERS), list(GUESTS)
+    scopes, guests = kinds_first(), list(GUESTS)
     many = max(len(scopes), len(guests))
     known = [name for at in range(many) for name in (*scopes[at : at + 1], *guests[at : at + 1])]
     for pattern in patterns:
@@ -180,8 +184,10 @@ class _Hunt:
                     if self._is_over():
                         break
                     self._hunted.place = name
-                    seconds = min(turn, self._end - time.monotonic())
-                    if self._scope(name, seconds) if name in MAKERS else self._guest(name, seconds):
+                    longest = self._end - time.monotonic()
+                    if name not in MAKERS:
+                        self._guest(name, min(turn * GUESTS_SHARE, longest))
+                    elif self._scope(name, min(turn, longest)):
                         left.remove(name)
                     self._tell()
                 turn *= LONGER
@@ -204,8 +210,8 @@ class _Hunt:
 
     def _scope(self, name: str, seconds: float) -> bool:
         """Try a scope for some time; return whether every sequence was tried."""
-        bounds = Bounds(seconds=seconds, stop=self._is_over)
         kernel, right = self._job.kernel, self._job.right
+        bounds = Bounds(seconds=seconds, first=self._job.most == 1, stop=self._is_over)
         watchers = beyond(IN_SCOPES, self._hunted.deviations)
         explored = explore(find_scope(name), kernel, watchers, bounds, known=self._known_in_scope(right))
         self._in_scope[name] = max(explored.states, self._in_scope.get(name, 0))
@@ -228,7 +234,7 @@ class _Hunt:
 
         return known
 
-    def _guest(self, name: str, seconds: float) -> bool:
+    def _guest(self, name: str, seconds: float) -> None:
         """Search a guest at random for some time; it is never done."""
         if name not in self._fuzzers:
             made = plan(GUESTS[name])
@@ -244,7 +250,6 @@ class _Hunt:
         for other in self._fuzzers.values():
             for key, count in other.progress.known.items():
                 self._hunted.known[key] = self._hunted.known.get(key, 0) + count
-        return False
 
     def _keep(self, finding: Finding, found: Found, place: str) -> None:
         """Make a finding minimal and keep it, unless one of its kind and name is there."""

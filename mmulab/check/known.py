@@ -6,50 +6,23 @@ each is ``data/sequences/reachable/NAME.mmu``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 from mmulab.check.access import DATA, TwoWalks
 from mmulab.check.allowed import two_walks
+from mmulab.check.deviation import Deviation
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.check.known_nested import NESTED_DEVIATIONS
+from mmulab.kvm.hw_cr4 import WHILE_PAGING
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import Result
 from mmulab.trace.judge import access_kind
 from mmulab.x86.mode import PT64_NX_MASK, PT_USER_MASK, PT_WRITABLE_MASK
-from mmulab.x86.pferr import PFERR_RSVD_MASK
+from mmulab.x86.pferr import PFERR_PRESENT_MASK, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_SMAP
-
-Shows = Callable[[Machine, Result, Finding], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """A way in which Linux 6.1.192 departs from the architecture, or from its own rules.
-
-    Attributes
-    ----------
-    name : str
-        Also of its sequence.
-    kind : FindingKind
-    findings : tuple of str
-        Names of the findings that it shows itself by.
-    said : str
-        What is wrong, in a sentence.
-    source : str
-        Where in the kernel, and why.
-    shows : callable
-        Whether a finding, after its op, is this one.
-    """
-
-    name: str
-    kind: FindingKind
-    findings: tuple[str, ...]
-    said: str
-    source: str
-    shows: Shows
 
 
 def _walk(machine: Machine, result: Result) -> TwoWalks | None:
@@ -88,7 +61,36 @@ def _rights_without_paging(machine: Machine, result: Result, finding: Finding) -
     return bool(vcpu.hw_cr4)
 
 
+def _rights_before_paging(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, vcpu, config = _walk(machine, result), _vcpu(machine, result), machine.kvm.config
+    if walks is None or config.vendor != "intel" or config.tdp or vcpu.guest_mode:
+        return False
+    lost = vcpu.cr4 & WHILE_PAGING & ~vcpu.hw_cr4 if vcpu.cr0 & X86_CR0_PG else 0
+    denied = (walks.outer.error or 0) & (PFERR_PRESENT_MASK | PFERR_RSVD_MASK) == PFERR_PRESENT_MASK
+    return bool(lost) and denied and bool(walks.outer.pte_access & PT_USER_MASK)
+
+
+def _table_for_operand(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, op = _walk(machine, result), result.op
+    if walks is None or not isinstance(op, DATA) or not machine.kvm.config.tdp or result.outcome.hpa != -1:
+        return False
+    slots, offset = machine.kvm.slots[_vcpu(machine, result).smm], op.gva & 0xFFF
+    for _, address, _ in walks.outer.steps():
+        slot = slots.lookup(address >> 12)
+        if slot is not None and slot.readonly and address & 0xFFF == offset:
+            return True
+    return False
+
+
+def _cpuid_shared(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, vcpu = _walk(machine, result), _vcpu(machine, result)
+    if walks is None or machine.kvm.config.tdp or not (walks.outer.error or 0) & PFERR_RSVD_MASK:
+        return False
+    return any(other.cpu != vcpu.cpu for other in machine.kvm.vcpus)
+
+
 DEVIATIONS: tuple[Deviation, ...] = (
+    *NESTED_DEVIATIONS,
     Deviation(
         name="nx-reserved-lost",
         kind=FindingKind.OUTCOME,
@@ -115,6 +117,32 @@ DEVIATIONS: tuple[Deviation, ...] = (
         source="vmx.c:vmx_set_cr0 loads CR4 again only if enable_ept, so the processor keeps the bits that "
         "vmx_set_cr4 leaves out while the guest does not page",
         shows=_rights_without_paging,
+    ),
+    Deviation(
+        name="smap-before-paging",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-reached", "fault-not-reached"),
+        said="SMAP, SMEP or PKE does not act if CR4 was loaded with it before CR0.PG was set",
+        source="vmx.c:vmx_set_cr0 loads CR4 again only if enable_ept, so the bits that vmx_set_cr4 has left "
+        "out stay out until the next load",
+        shows=_rights_before_paging,
+    ),
+    Deviation(
+        name="table-for-operand",
+        kind=FindingKind.OUTCOME,
+        findings=("page-not-reached",),
+        said="A table of the guest's in a read-only slot is read or written in place of the operand",
+        source="x86.c:emulator_read_write_onepage takes the address of the nested fault for the operand's if "
+        "both have the same offset; but it is an entry's, which the processor wanted to mark",
+        shows=_table_for_operand,
+    ),
+    Deviation(
+        name="cpuid-shared",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-reached", "fault-not-reached"),
+        said="A vCPU uses what another one with another CPUID has mapped, without #PF for its reserved bits",
+        source="kvm_host.h:union kvm_mmu_page_role has nothing of CPUID's: vCPUs that differ share pages",
+        shows=_cpuid_shared,
     ),
 )
 """What is known of 6.1.192."""

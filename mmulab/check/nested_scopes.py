@@ -12,6 +12,7 @@ from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
     FULL,
     GVA,
+    MEMORY,
     OUTSIDE,
     PAGE,
     PAGES,
@@ -24,6 +25,7 @@ from mmulab.check.scope_guest import (
 )
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VPID, VMCS12, VMCS12_REVISION
 from mmulab.machine import op as ops
+from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs
@@ -66,7 +68,7 @@ class L1:
     ) -> None:
         feature = "svm" if vendor == "amd" else "vmx"
         cpu = {feature: 1, **(cpu or {})}
-        self.builder, self.own, self.regs = guest(mode, vendor=vendor, cpu=cpu, **host)
+        self.builder, self.own, self.regs = guest(mode, vendor=vendor, cpu=cpu, thp=False, **host)
         self.vendor, self._shown = vendor, 0
         cr4, efer = (0, EFER_SVME) if vendor == "amd" else (X86_CR4_VMXE, 0)
         self.regs = self.regs._replace(cr4=self.regs.cr4 | cr4, efer=self.regs.efer | efer)
@@ -185,6 +187,16 @@ def nested_shadow(l1_mode: str, l2: str, **host: Any) -> Scope:
     return _scope("L2's own tables, written by L2 and by L1", l1.builder, lines, 6)
 
 
+def nested_logged(**host: Any) -> Scope:
+    """L1's and L2's writes to one page of a memslot that is logged; L2 has no nested tables."""
+    l1 = L1("64", nested=False, **host)
+    l1.guest("64", (GVA, PAGES))
+    l1.own.put(GVA, PAGES | FULL)
+    l1.builder.slot(0, 0, MEMORY, KVM_MEM_LOG_DIRTY_PAGES, 0)
+    lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!wr s 4 {GVA:x} 7700", f"?wr s 4 {GVA:x} 7700", "getdirty 0"]
+    return _scope("writes of L1 and of L2 to a page that is logged", l1.builder, lines, 5)
+
+
 def nested_two(l1_mode: str, first: str, second: str, *, nested: bool = True, **host: Any) -> Scope:
     """Two guests of other paging in turn; each reads memory, and a device, which KVM emulates."""
     l1 = L1(l1_mode, nested=nested, **host)
@@ -201,7 +213,7 @@ def nested_two(l1_mode: str, first: str, second: str, *, nested: bool = True, **
 
 
 def nested_pcid(**host: Any) -> Scope:
-    """L2 without a VPID, with two roots under PCIDs that it loads without a flush."""
+    """L2 without a VPID, with two roots under PCIDs that it loads without a flush; one is in use."""
     l1 = L1("64", vendor="intel", nested=False, cpu={"pcid": 1, "invpcid": 1}, **host)
     tables = l1.guest("64", (GVA, PAGES))
     assert tables is not None
@@ -211,7 +223,6 @@ def nested_pcid(**host: Any) -> Scope:
     other.identity(HELPER_U)
     other.put(GVA, entry & -PAGE | FULL, 2)
     tables.put(TABLE_VA, entry & -PAGE | FULL)
-    other.put(TABLE_VA, entry & -PAGE | FULL)
     held = {value.gpa: value.value for value in l1.builder.build().header.values}
     for name, off, on in (
         ("secondary_vm_exec_control", SECONDARY_EXEC_ENABLE_VPID, 0),
@@ -220,10 +231,10 @@ def nested_pcid(**host: Any) -> Scope:
         place = block + VMCS12[name].offset
         l1.builder.value(4, place, held[place] & ~off | on)
     at = l1.table(entry) | entry & 0xFFF
-    lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}"]
-    lines += [as_text("wr s", 8, at, page | FULL) for page in (PAGES + PAGE, PAGES)]
-    lines += [f"!cr3 {1 << 63 | root | pcid:x}" for pcid, root in enumerate(L2_ROOTS)]
-    return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines, 7)
+    loads = [f"!cr3 {1 << 63 | root | pcid:x}" for pcid, root in enumerate(L2_ROOTS)]
+    l1.builder.op(f"vmrun {block:x}").op(loads[1]).op(f"rd s 4 {GVA:x}")
+    lines = [f"vmrun {block:x}", l1.leave, f"!rd s 4 {GVA:x}", as_text("wr s", 8, at, PAGES + PAGE | FULL)]
+    return _scope("L2 without a VPID switches between two PCIDs", l1.builder, lines + loads, 6)
 
 
 def nested_la57(**host: Any) -> Scope:
@@ -249,9 +260,9 @@ def nested_la57(**host: Any) -> Scope:
 def nested_makers() -> dict[str, Callable[[], Scope]]:
     """Return what makes each scope, by its name."""
     made: dict[str, Callable[[], Scope]] = {}
-    for l0, levels in ((4, 48), (5, 57)):
+    for l0, levels in ((5, 57), (4, 48)):
         npt: dict[str, Any] = {"npt": 1, "tdp_mmu": 0, "virt_bits": levels}
-        for l1 in ("32", "pae", "64"):
+        for l1 in ("64", "pae", "32"):
             made[f"npt-{l1}-np-l0-{l0}"] = partial(nested_tables, l1, "np", **npt)
     for l2 in ("32", "pae", "64"):
         made[f"npt-64-{l2}"] = partial(nested_tables, "64", l2, npt=1, tdp_mmu=0)
@@ -266,4 +277,7 @@ def nested_makers() -> dict[str, Callable[[], Scope]]:
         )
     made["npt-la57"] = partial(nested_la57, npt=1, tdp_mmu=0)
     made["nested-pcid"] = nested_pcid
+    for name, logged in (("ept-pml", {"ept": 1, "pml": 1}), ("ept", {"ept": 1, "pml": 0}), ("shadow", {})):
+        made[f"nested-logged-{name}"] = partial(nested_logged, vendor="intel", **logged)
+    made["nested-logged-npt"] = partial(nested_logged, npt=1)
     return made

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
-from typing import NamedTuple
 
 from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import Reading, allowed_walks, walk_memory
@@ -26,6 +25,7 @@ from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
 from mmulab.check.world import World, registers, world_of
 from mmulab.kvm.inject import GP_VECTOR
+from mmulab.kvm.svm.nested import SvmNested
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
@@ -39,8 +39,10 @@ from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import EFER_LMA
 
 NOP = 0x90
-_HOST = (*HOST_OPS, ops.GuestStore, ops.Teardown)
+_HOST = frozenset((*HOST_OPS, ops.GuestStore, ops.Teardown))
 _SLOT_OPS = (ops.SetMemslot, ops.DeleteMemslot)
+_OBLIGING, _WORLD_OPS = frozenset(OBLIGING), frozenset(WORLD_OPS)
+_LOG_OPS = frozenset(LOG_OPS)
 _EXCHANGES = (ops.Exchange, ops.CompareExchange)
 
 
@@ -56,11 +58,21 @@ class Verdict(Enum):
     the VMM took its own memory away."""
 
 
-class _Known(NamedTuple):
-    """A walk by what memory held, and the entries that it read: the same entries lead the same way."""
+@dataclass(slots=True)
+class _Known:
+    """A walk by what memory held, and the entries that it read: the same entries lead the same way.
+
+    Attributes
+    ----------
+    walks : TwoWalks
+    read : list of Reading
+    version : int
+        Of the history, for which they were last compared.
+    """
 
     walks: TwoWalks
     read: list[Reading]
+    version: int
 
 
 @dataclass(slots=True)
@@ -138,7 +150,7 @@ class Oracle:
         if verdict is Verdict.WRONG and self._is_unknowable(by, result, walks):
             verdict = Verdict.UNDECIDED
         wrong = wrong_access(self._machine, result, walks) if verdict is Verdict.WRONG else None
-        if isinstance(op, LOG_OPS):
+        if type(op) in _LOG_OPS:
             missing = self._log.missing(op, result.outcome, self._now)
             if missing:
                 verdict = Verdict.WRONG
@@ -153,7 +165,7 @@ class Oracle:
         if isinstance(op, _SLOT_OPS):
             for processor in self._processors:
                 processor.known.clear()
-        obliging = isinstance(op, OBLIGING)
+        obliging = type(op) in _OBLIGING
         vcpu = self._machine.kvm.vcpus[op.vcpu]
         now = registers(vcpu)
         if not obliging and now == by.registers:
@@ -161,14 +173,15 @@ class Oracle:
         before = by.world
         self._enter_world(by, op, now)
         forget(by.forgotten, self._machine, op, outcome, before, by.world, self._now)
-        nested = by.world.nested
-        by.forgotten.use(by.world.space, by.world.pcid, None if nested is None else nested.tag, self._now)
+        by.forgotten.use(by.world.space, by.world.pcid, self._now)
+        if by.world.nested is not None:
+            by.forgotten.use_tables(by.world.nested.tag, by.world.nested.paging, self._now)
         if by.world.nested_guest:
             by.guest = by.world
 
     def _enter_world(self, by: _Processor, op: Op, now: tuple[object, ...]) -> None:
         """Find the world that the registers select."""
-        if isinstance(op, WORLD_OPS):
+        if type(op) in _WORLD_OPS:
             by.worlds.clear()
             by.known.clear()
         elif now == by.registers:
@@ -187,7 +200,9 @@ class Oracle:
         op, outcome = result.op, result.outcome
         if isinstance(op, ops.Vmrun):
             return self._entered(by, outcome), None
-        if isinstance(op, _HOST) or other_exit(outcome) or delivery_exit(outcome):
+        if type(op) in _HOST:
+            return Verdict.NO_ACCESS, None
+        if outcome.vmexit is not None and (other_exit(outcome) or delivery_exit(outcome)):
             return Verdict.NO_ACCESS, None
         if outcome.kind is OutcomeKind.DIRTY_RING_FULL:
             return Verdict.NO_ACCESS, None
@@ -224,15 +239,17 @@ class Oracle:
     def _is_unknowable(self, by: _Processor, result: Result, walks: TwoWalks | None) -> bool:
         """Whether nobody says what an access does: mostly one that reached no memory.
 
-        Its tables, or its stub, may be what the VMM took from itself, or lie where no memory
-        is, or an SMI came before it.
+        Its tables, its stub or L1's control block may be what the VMM took from itself, or lie
+        where no memory is, or an SMI came before it.
         """
         if walks is not None and self._is_beyond(walks):
             return True
         if result.outcome.hpa != -1:
             return False
-        smm = self._machine.kvm.vcpus[result.op.vcpu].smm
-        return self._is_protected() or (walks is not None and walks.hole) or smm != by.world.address_space
+        vcpu = self._machine.kvm.vcpus[result.op.vcpu]
+        lost = self._is_protected() or (walks is not None and walks.hole)
+        lost |= isinstance(vcpu.nested, SvmNested) and by.world.hpa_of(vcpu.nested.vmcb12_gpa) is None
+        return lost or vcpu.smm != by.world.address_space
 
     def _is_beyond(self, walks: TwoWalks) -> bool:
         """Whether a walk needs more than the 4 GiB that a 32-bit host's nested tables reach (PSE-36, PAE)."""
@@ -254,7 +271,12 @@ class Oracle:
         return any(walks.gpa != stubs.supervisor for every in found for walks in every)
 
     def _entered(self, by: _Processor, outcome: Outcome) -> Verdict:
-        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time."""
+        """Judge an entry that L2 left at once, at its first fetch, by L2's registers of the last time.
+
+        An entry always ends: in L2, or L1 is told why it did not.
+        """
+        if is_endless(outcome):
+            return Verdict.WRONG
         told = outcome.vmexit
         if told is None or "gla" not in told or by.guest is None:
             return Verdict.NO_ACCESS
@@ -350,16 +372,19 @@ class Oracle:
         """Walk by what memory held before the op, unless the same walk is known."""
         key = by.world, gva, pfec, ac
         found = by.known.get(key)
-        read = self._history.read
+        read, version = self._history.read, self._history.version
         if found is not None:
+            if found.version == version:
+                return found
             for entry in found.read:
                 if read(entry.hpa, entry.size) != entry.value:
                     break
             else:
+                found.version = version
                 return found
         readings: list[Reading] = []
         walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
-        found = by.known[key] = _Known(walks, readings)
+        found = by.known[key] = _Known(walks, readings, version)
         return found
 
     @staticmethod

@@ -209,11 +209,19 @@ class _OracleMemory:
         floor = min(_floor(by.forgotten, by.world) for by in oracle._processors)
         cpu = oracle._machine.config.cpu
         values = _values(history, 0 if cpu.svm or cpu.vmx else floor)
-        return tuple(guests), on, tuple(log), tuple(sorted(named)), *_times(values, forgotten)
+        tables = [_tables(told) for told in forgotten]
+        return tuple(guests), on, tuple(log), tuple(sorted(named)), *tables, *_times(values, forgotten)
 
 
 def _slot(slot: KvmMemslot) -> tuple[int, ...]:
     return slot.as_id, slot.id, slot.base_gfn, slot.npages, slot.base_frame, slot.flags
+
+
+def _tables(forgotten: Any) -> Hashable:
+    """Return the forms in which nested tables were used last."""
+    return tuple(
+        sorted((str(tag), plain(paging)) for tag, paging in forgotten._used.items() if paging is not None)
+    )
 
 
 def _values(history: Any, floor: int) -> dict[tuple[int, int], int]:

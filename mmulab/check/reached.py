@@ -84,7 +84,8 @@ def marked(machine: Machine, world: World, used: Walk) -> bool:
     """Whether the guest's entries have A, and the leaf of a write D, after an access that used a walk.
 
     An entry that was remembered with them need not have them in memory (SDM 3, 4.8), nor one
-    that the access itself has overwritten. What L1's nested tables have to show is not looked at.
+    that the access itself has overwritten. In a read-only slot KVM leaves both bits alone
+    (``update_accessed_dirty_bits``). What L1's nested tables have to show is not looked at.
 
     Parameters
     ----------
@@ -101,10 +102,11 @@ def marked(machine: Machine, world: World, used: Walk) -> bool:
     for level in range(used.max_level, used.level - 1, -1):
         last = level == used.level and used.pfec & PFERR_WRITE_MASK
         entry, need = used.ptes[level], accessed | dirty if last else accessed
-        hpa = world.hpa_of(used.entry_addr[level])
-        if entry & need == need or hpa is None:
+        address = used.entry_addr[level]
+        slot = machine.kvm.slots[world.address_space].lookup(address >> 12)
+        if entry & need == need or slot is None or slot.readonly:
             continue
-        now = machine.memory.read(hpa, size)
+        now = machine.memory.read(slot.frame(address >> 12) << 12 | address & 0xFFF, size)
         if now & need != need and not (now ^ entry) & ~(accessed | dirty):
             return False
     return True

@@ -23,6 +23,8 @@ from mmulab.x86.paging import Paging
 NEVER = 1 << 62
 """Later than any op."""
 _LOW = 0xFFFFFFFF
+_MARKS = 0x0000036000000360
+"""A and D of an entry, and of EPT's; two entries of 32 bits have them in each half."""
 
 
 Past = tuple[tuple[int, int], ...]
@@ -44,7 +46,12 @@ def _held(frame: npt.NDArray[np.uint64]) -> _Held:
 
 
 def _ended(past: Past, old: int, new: int, now: int) -> Past:
-    """Let what was there end when the guest writes; a half of the word that it left stays."""
+    """Let what was there end when the guest writes; a half of the word that it left stays.
+
+    Setting A or D is no write of the guest's, and KVM does not take it for one.
+    """
+    if new & ~_MARKS == old & ~_MARKS and new & old == old:
+        return past
     ended = tuple((value, min(until, now)) for value, until in past)
     if (old ^ new) >> 32 and (old ^ new) & _LOW:
         return ended
@@ -66,6 +73,11 @@ class TableHistory:
     ----------
     memory : HostMemory
         Which frame was written is read from its epochs; others may raise them too.
+
+    Attributes
+    ----------
+    version : int
+        What :meth:`read` returns is the same as long as this is.
     """
 
     def __init__(self, memory: HostMemory) -> None:
@@ -78,6 +90,7 @@ class TableHistory:
         other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
         self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
         self._past: dict[int, Past] = {}
+        self.version = 0
         memory.epoch += 1
         self._since = memory.epoch
 
@@ -90,7 +103,11 @@ class TableHistory:
         for at in self._written():
             frame = self._first + at
             new, old = self._memory.frames[frame], self._of(at)
-            for index in (new != old.array).nonzero()[0].tolist():
+            changed = (new != old.array).nonzero()[0].tolist()
+            if not changed:
+                continue
+            self.version += 1
+            for index in changed:
                 hpa = frame << 12 | index << 3
                 word, past = old.words[index], self._past.get(hpa, ())
                 if not behind:
@@ -130,6 +147,7 @@ class TableHistory:
     def restore(self, saved: SavedHistory) -> None:
         """Go back, after memory was put back and each frame that changed was stamped."""
         self._past = dict(saved.past)
+        self.version += 1
         for at in self._written():
             self._of(at).array[:] = self._memory.frames[self._first + at]
 
@@ -163,7 +181,7 @@ class Forgotten:
         self._pages: dict[tuple[Hashable, int, int, bool], int] = {}
         self._tables: dict[Hashable, int] = {}
         self._all_tables = 0
-        self._used: dict[Hashable, None] = {}
+        self._used: dict[Hashable, Paging | None] = {}
         self._forms: dict[Hashable, list[tuple[int, tuple[Paging, ...]]]] = defaultdict(list)
 
     def copy(self) -> Forgotten:
@@ -177,15 +195,30 @@ class Forgotten:
             other._forms[space] = list(forms)
         return other
 
-    def use(self, space: Hashable, pcid: int, tables: Hashable, now: int) -> None:
-        """Note what tags translations from op `now` on; of a tag that is new nothing is known before.
-
-        `tables`: None where there are no nested ones.
-        """
-        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts), (tables, self._tables)):
-            if tag is not None and tag not in self._used:
+    def use(self, space: Hashable, pcid: int, now: int) -> None:
+        """Note what tags translations from op `now` on; of a tag that is new nothing is known before."""
+        for tag, told in ((space, self._spaces), ((space, pcid), self._contexts)):
+            if tag not in self._used:
                 self._used[tag] = None
                 told[tag] = now
+
+    def use_tables(self, tables: Hashable, paging: Paging, now: int) -> None:
+        """Note the nested tables in use, and if L1 gave them another form since it used them last.
+
+        Parameters
+        ----------
+        tables : Hashable
+            Their tag.
+        paging : Paging
+        now : int
+            Number of the op.
+        """
+        if tables not in self._used:
+            self._tables[tables] = now
+        last = self._used.get(tables)
+        if last is not None and last != paging:
+            self._forms[tables].append((now, (last,)))
+        self._used[tables] = paging
 
     def space(self, space: Hashable, now: int, *, keep_global: bool = False) -> None:
         """Forget all of a space, in each PCID."""
@@ -219,11 +252,17 @@ class Forgotten:
 
     def forms(self, space: Hashable, paging: tuple[Paging, ...]) -> list[Paging]:
         """Return the forms in which an entry may have been read that is used now: rights are today's."""
-        if space not in self._forms:
-            return list(paging)
-        since = self._spaces.get(space, 0)
+        return self._forms_since(space, paging, self._spaces.get(space, 0))
+
+    def tables_forms(self, tables: Hashable, paging: Paging) -> list[Paging]:
+        """Return the forms in which an entry of nested tables may have been read that is used now."""
+        return self._forms_since(tables, (paging,), self.tables_since(tables))
+
+    def _forms_since(self, tag: Hashable, paging: tuple[Paging, ...], since: int) -> list[Paging]:
         found = list(paging)
-        for until, forms in self._forms[space]:
+        if tag not in self._forms:
+            return found
+        for until, forms in self._forms[tag]:
             if until > since:
                 found += [
                     replace(

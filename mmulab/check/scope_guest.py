@@ -101,6 +101,7 @@ def guest(
     vendor: str = "amd",
     vcpus: int = 1,
     mem: int = MEMORY,
+    thp: bool = False,
     cpu: dict[str, int] | None = None,
     **host: int,
 ) -> tuple[ScenarioBuilder, Tables, Regs]:
@@ -110,14 +111,14 @@ def guest(
     ----------
     mode : str
         A key of :data:`~mmulab.scenario.scenario.MODES`, but for ``np``.
-    vendor, vcpus, mem, cpu
+    vendor, vcpus, mem, thp, cpu
         As :class:`~mmulab.scenario.builder.ScenarioBuilder` has them.
     **host : int
         Changes to :data:`~mmulab.scenario.scenario.HOST_DEFAULTS`.
     """
     levels = {"virt_bits": 57 if mode == "57" else 48}
     builder = ScenarioBuilder(
-        mode, vendor=vendor, mem=mem, vcpus=vcpus, cpu=cpu, host={**levels, **host}
+        mode, vendor=vendor, mem=mem, vcpus=vcpus, thp=thp, cpu=cpu, host={**levels, **host}
     )
     for page in range(PAGES, PAGES + 4 * PAGE, PAGE):
         builder.value(4, page, 0xC0DE0000 | page >> 8)

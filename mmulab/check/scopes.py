@@ -7,12 +7,14 @@ a handful of steps can be tried.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
+from mmulab.check.edge_scopes import edge_makers
 from mmulab.check.nested_scopes import nested_makers
 from mmulab.check.scope import Scope, steps
 from mmulab.check.scope_guest import (
@@ -37,7 +39,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import Regs
 from mmulab.x86.mode import PT64_NX_SHIFT, PT_DIRTY_MASK, PT_PAGE_SIZE_MASK
-from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
+from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_PGE, X86_CR4_SMAP, X86_CR4_SMEP
 
 
 def _each(gvas: tuple[int, ...], *kinds: str) -> list[str]:
@@ -51,6 +53,10 @@ def _each(gvas: tuple[int, ...], *kinds: str) -> list[str]:
     return found
 
 
+NX = 1 << PT64_NX_SHIFT
+FAR = 0x10 * PAGE
+BIG = 0x8000000000
+"""Where a page of 1 GiB lies for the guest."""
 LIMITED = 64
 """Tables of a guest that comes near the limit of shadow pages."""
 _LEAVES = (PAGES | FULL, PAGES + PAGE | READ_ONLY, OUTSIDE | FULL, 0)
@@ -127,7 +133,8 @@ def behind(mode: str, **host: Any) -> Scope:
     builder.value(width, first + width, PAGES | FULL)
     at = tables.put(GVA, first | leaf, 2)
     ops = [as_text("hw", width, at, value) for value in (first | leaf, second | leaf, first | FULL)]
-    ops += [*_each((GVA + PAGE, GVA + 2 * PAGE), "rd s"), "slotdel 1", f"invlpg {GVA + PAGE:x}"]
+    # So far apart that a fault at the one does not fill the entry of the other.
+    ops += [*_each((GVA + PAGE, GVA + FAR), "rd s"), "slotdel 1", f"slot 1 {first:x} {1 << 21:x} 0 {first:x}"]
     return _scope("a directory entry changes behind KVM's back, and a memslot goes", builder, ops, 5)
 
 
@@ -176,8 +183,7 @@ def roots(mode: str, **host: Any) -> Scope:
     second = Tables(builder, tables.mode, ROOT2, count(TABLES2, PAGE))
     second.put(HELPER_S, HELPER_S | SUPERVISOR)
     second.identity(HELPER_U)
-    second.put(GVA, (at & -PAGE) | FULL, 2)
-    second.put(TABLE_VA, (at & -PAGE) | FULL)
+    second.put(GVA, (at & -PAGE) | FULL, 2)  # with it comes TABLE_VA
     ops = [as_text("wr s", width, TABLE_VA | at & 0xFFF, page | FULL) for page in (PAGES, PAGES + PAGE)]
     ops += [*_each((GVA,), "rd s", "wr u"), f"invlpg {GVA:x}", f"cr3 {ROOT:x}", f"cr3 {ROOT2:x}"]
     return _scope("two roots share a table", builder, ops, 6)
@@ -263,11 +269,66 @@ def levels(mode: str, **host: Any) -> Scope:
     """A table of leaves is a directory elsewhere, and EFER.NX changes."""
     builder, tables, regs = guest(mode, **host)
     _, written, deep = _self_mapped(tables)
-    nx = 1 << PT64_NX_SHIFT
     ops = [*_each((GVA, deep), "rd s"), f"cr3 {ROOT:x}"]
-    ops += [as_text("wr s", 8, written, page | FULL) for page in (PAGES, PAGES | nx)]
+    ops += [as_text("wr s", 8, written, page | FULL) for page in (PAGES, PAGES | NX)]
     ops += [f"efer {efer:x}" for efer in (regs.efer, regs.efer & ~EFER_NX)]
     return _scope("a table is a directory elsewhere, and EFER.NX changes", builder, ops, 6)
+
+
+def forms(mode: str, **host: Any) -> Scope:
+    """One root has as a directory what is a table of the other, and EFER.NX goes with the root."""
+    builder, tables, regs = guest(mode, **host)
+    without = regs._replace(efer=regs.efer & ~EFER_NX)
+    builder.sregs(*without)
+    at, width = tables.put(GVA, PAGES | FULL), tables.mode.entry_bytes
+    table = at & -PAGE
+    tables.put(TABLE_VA, table | FULL)
+    builder.fill(PAGES, PAGE, 0).value(width, PAGES, PAGES + PAGE | FULL)
+    second = Tables(builder, tables.mode, ROOT2, count(TABLES2, PAGE))
+    second.put(HELPER_S, HELPER_S | SUPERVISOR)
+    second.put(GVA, table | FULL, 3)
+    builder.op(f"rd s 4 {GVA:x}")
+    ops = [f"rd s 4 {GVA:x}", as_text("wr s", width, TABLE_VA | at & 0xFFF, PAGES | NX | FULL)]
+    ops.append(f"cr4 {regs.cr4 | X86_CR4_PGE:x}")  # forgets everything
+    for r in (without, regs._replace(cr3=ROOT2)):
+        ops.append(f"sregs {r.cr0:x} {r.cr3:x} {r.cr4:x} {r.efer:x}")
+    return _scope("a table of one root is a directory of another, which has EFER.NX", builder, ops, 6)
+
+
+def huge_nx(mode: str, **host: Any) -> Scope:
+    """A large page of guest and host, which nobody may execute as a whole; EFER.NX, SMEP, CR0.WP."""
+    builder, tables, regs = guest(mode, mem=0x600000, thp=True, nx_huge_pages=1, **host)
+    base = 0x400000
+    tables.put(GVA, base | PT_PAGE_SIZE_MASK | FULL, 2)
+    ops = _each((GVA + PAGES,), "rd s", "wr u", "xc u")
+    ops += [f"efer {efer:x}" for efer in (regs.efer & ~EFER_NX, regs.efer)]
+    ops += [f"cr0 {cr0:x}" for cr0 in (regs.cr0 & ~X86_CR0_WP, regs.cr0)]
+    ops += [f"cr4 {cr4:x}" for cr4 in (regs.cr4 | X86_CR4_SMEP, regs.cr4)]
+    return _scope("a large page that nobody may execute as such, and EFER.NX, SMEP, CR0.WP", builder, ops, 4)
+
+
+def cpuid(mode: str, **host: Any) -> Scope:
+    """The VMM changes which bits of an entry are reserved: pages of 1 GiB, and MAXPHYADDR."""
+    builder, tables, regs = guest(mode, **host)
+    tables.put(BIG, PT_PAGE_SIZE_MASK | FULL, 3)
+    tables.put(GVA, PAGES | FULL)
+    tables.put(GVA + PAGE, 1 << 38 | FULL)
+    ops = _each((BIG + PAGES, GVA, GVA + PAGE), "rd s")
+    ops += ["cpuid gbpages 0", "cpuid gbpages 1", "cpuid maxphyaddr 24", "cpuid maxphyaddr 28"]
+    ops += [f"cr3 {ROOT:x}", f"cr4 {regs.cr4 | X86_CR4_PGE:x}"]
+    return _scope("the VMM changes which bits of an entry are reserved", builder, ops, 4)
+
+
+def emulated(mode: str, **host: Any) -> Scope:
+    """An access that KVM emulates and judges itself, for its first half is a device's."""
+    builder, tables, regs = guest(mode, **host)
+    tables.put(GVA, OUTSIDE | FULL)
+    tables.put(GVA + PAGE, PAGES | READ_ONLY)
+    across = GVA + PAGE - 2
+    ops = [f"rd {who} 4 {across:x}" for who in "su"] + [f"wr {who} 4 {across:x} 7700" for who in "su"]
+    ops += [*_each((GVA + PAGE,), "rd s"), *(f"cr0 {cr0:x}" for cr0 in (regs.cr0 & ~X86_CR0_WP, regs.cr0))]
+    ops += [f"cr4 {cr4:x}" for cr4 in (regs.cr4 | X86_CR4_SMAP, regs.cr4)]
+    return _scope("an access across a device and a read-only page, and CR0.WP and SMAP", builder, ops, 4)
 
 
 def _scope(about: str, builder: ScenarioBuilder, ops: list[str], depth: int) -> Scope:
@@ -299,9 +360,16 @@ _named("limit-64", limit, "64")
 _named("smm-64", smm, "64")
 _named("smm-device", smm_device, "64")
 _named("levels-64", levels, "64")
+_named("forms-64", forms, "64")
+for _mode in ("pae", "64"):
+    _named(f"huge-nx-{_mode}", huge_nx, _mode)
+_named("cpuid-64", cpuid, "64")
+_named("ept-emulated-64", emulated, "64", vendor="intel", ept=1)
+_named("npt-emulated-64", emulated, "64", npt=1)
 for _mode in ("32", "pae", "64"):
     _named(f"ept0-paths-{_mode}", paths, _mode, vendor="intel")
     _named(f"ept0-rights-{_mode}", rights, _mode, vendor="intel")
+_named("npt-host32", rights, "32", x86_64=0, npt=1)
 for _mode in ("32", "pae"):
     _named(f"host32-paths-{_mode}", paths, _mode, x86_64=0)
     _named(f"host32-rights-{_mode}", rights, _mode, x86_64=0)
@@ -312,6 +380,18 @@ for _tdp_mmu, _who in enumerate(("legacy", "tdp-mmu")):
 
 
 MAKERS |= nested_makers()
+MAKERS |= edge_makers()
+
+
+def kinds_first() -> list[str]:
+    """Return the names of the scopes: one of each kind, then a second of each that has two, and so on."""
+    met: Counter[Any] = Counter()
+    ranks = {}
+    for name, make in MAKERS.items():
+        kind = getattr(make, "func", make)
+        ranks[name] = met[kind]
+        met[kind] += 1
+    return sorted(MAKERS, key=lambda name: ranks[name])
 
 
 def find_scope(name: str) -> Scope:

@@ -5,8 +5,10 @@ A trial depends on nothing but its scenario, kernel and watchers, so it can be h
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.machine.config import MachineConfig
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step
-from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.runner import Beginning, Result, Runner
 from mmulab.scenario.scenario import Scenario
 
 FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
@@ -54,20 +56,35 @@ class Bench:
         The beginning; its own steps come before those of a trial.
     config : MachineConfig
     watchers : tuple of MakeWatcher
+    beginning : Beginning
+        Of the scenario's header.
     """
 
     scenario: Scenario
     config: MachineConfig
     watchers: tuple[MakeWatcher, ...]
+    beginning: Beginning
 
     def run(self, steps: Sequence[Step], observe: Observer | None = None) -> Trial:
         """Run a trial of the beginning and these steps."""
-        scenario = replace(self.scenario, steps=(*self.scenario.steps, *steps))
-        return run_trial(scenario, self.config, self.watchers, observe)
+        with _uncollected():
+            return run_trial(self.whole(steps), self.config, self.watchers, observe, self.beginning)
 
     def whole(self, steps: Sequence[Step]) -> Scenario:
         """Return the scenario of a trial."""
         return replace(self.scenario, steps=(*self.scenario.steps, *steps))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector away: a trial is short, and nearly all that it looks through is in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_bench(scenario: Scenario, kernel: Kernel, watchers: Sequence[MakeWatcher]) -> Bench:
@@ -79,7 +96,7 @@ def make_bench(scenario: Scenario, kernel: Kernel, watchers: Sequence[MakeWatche
         The header contradicts itself, or KVM would not take it.
     """
     config = replace(machine_config(scenario, kernel), table_frames=TABLE_FRAMES)
-    return Bench(scenario, config, tuple(watchers))
+    return Bench(scenario, config, tuple(watchers), Beginning(scenario.header))
 
 
 def run_trial(
@@ -87,6 +104,7 @@ def run_trial(
     config: MachineConfig,
     watchers: Sequence[MakeWatcher],
     observe: Observer | None = None,
+    beginning: Beginning | None = None,
 ) -> Trial:
     """Run a scenario up to the first finding.
 
@@ -98,8 +116,10 @@ def run_trial(
     watchers : sequence of MakeWatcher
     observe : callable, optional
         Gets the result of each op before the watchers do.
+    beginning : Beginning, optional
+        Of its header, for those who run many.
     """
-    runner = Runner(scenario, config=config)
+    runner = Runner(scenario, config=config, beginning=beginning)
     looks = [make(runner.machine).after for make in watchers]
     count = 0
     running = _results(runner)

@@ -124,11 +124,11 @@ def registers(vcpu: Vcpu) -> tuple[object, ...]:
 def world_of(machine: Machine, vcpu: int = 0) -> World:
     """Return how the vCPU's running guest translates addresses now."""
     v = machine.kvm.vcpus[vcpu]
-    # Under nested paging the processor walks alone, with its own limits.
-    phys_bits = machine.processor.cpu.maxphyaddr if machine.kvm.config.tdp else None
+    # Under nested paging the processor walks alone: what CPUID takes from the guest, it has.
+    host = machine.processor.cpu if machine.kvm.config.tdp else None
     space = _space(machine, v)
     return World(
-        paging=_forms(v.cr0, v.cr4, v.efer, v.cpu, machine.processor.walker, phys_bits),
+        paging=_forms(v.cr0, v.cr4, v.efer, v.cpu, machine.processor.walker, host),
         control=(v.cr0 & X86_CR0_PG, v.cr4 & FLUSHING_CR4, v.efer & EFER_LMA),
         cr3=v.cr3,
         pcid=v.cr3 & X86_CR3_PCID_MASK if v.cr4 & X86_CR4_PCIDE else 0,
@@ -144,12 +144,12 @@ def world_of(machine: Machine, vcpu: int = 0) -> World:
 
 @lru_cache(maxsize=4096)
 def _forms(
-    cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker, phys_bits: int | None
+    cr0: int, cr4: int, efer: int, cpu: CpuModel, walker: Walker, host: CpuModel | None
 ) -> tuple[Paging, ...]:
     own = replace(walker, sets_ad=False)
     models = [(cpu, KVM_WALK), (cpu, own)]
-    if phys_bits is not None:
-        models.append((replace(cpu, maxphyaddr=phys_bits), own))
+    if host is not None:
+        models.append((host, own))
     forms = [make_paging(cr0, cr4, efer, model, by) for model, by in models]
     return tuple(dict.fromkeys(replace(form, marks_pdptes=False) for form in forms))
 

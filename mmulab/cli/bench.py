@@ -1,4 +1,4 @@
-"""``mmulab bench``: how fast the walk is, against unicorn in the same run; recordings; replays."""
+"""``mmulab bench``: how fast the walk is, against unicorn in the same run; recordings; replays; checks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from mmulab.cli.path import PATH
 from mmulab.errors import InputError
+from mmulab.lab.bench.measure import Measure
 from mmulab.lab.bench.replay import bench_replay
 from mmulab.lab.bench.walk import Rate, bench_walk
 
@@ -27,7 +28,11 @@ from mmulab.lab.bench.walk import Rate, bench_walk
     help="Accesses in each measurement.",
 )
 @click.option(
-    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Measurements; the best counts."
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Measurements; the best counts, with --check the median.",
 )
 @click.option(
     "--step", "events", type=click.IntRange(1000), help="Measure a recording of so many events instead."
@@ -40,6 +45,13 @@ from mmulab.lab.bench.walk import Rate, bench_walk
     help="Measure the replay of this stream instead.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Records of the stream to replay; all if left out.")
+@click.option("--check", "checker", is_flag=True, help="Measure the checker instead.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=40, show_default=True, help="Trials a measurement (--check)."
+)
+@click.option(
+    "--states", type=click.IntRange(1), default=600, show_default=True, help="States a measurement (--check)."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def bench(
     seed: int,
@@ -48,6 +60,9 @@ def bench(
     events: int | None,
     stream: Path | None,
     limit: int | None,
+    checker: bool,
+    trials: int,
+    states: int,
     as_json: bool,
 ) -> None:
     """Measure translations a second over the same random pages, of this package and of unicorn.
@@ -57,12 +72,19 @@ def bench(
 
     With --replay the same column compares records a second with the batch walk over the stream's
     accesses, where nothing is handled, compared or stored.
+
+    With --check it is ops a second of random trials, bare and watched, and new states a second
+    of scopes tried whole, both of processor time.
     """
-    if events is not None and stream is not None:
-        raise InputError("--step and --replay are two measurements; run bench once for each")
+    asked = [("--step", events is not None), ("--replay", stream is not None), ("--check", checker)]
+    kinds = [name for name, is_asked in asked if is_asked]
+    if len(kinds) > 1:
+        raise InputError(f"{kinds[0]} and {kinds[1]} are two measurements; run bench once for each")
     if limit is not None and stream is None:
         raise InputError("--limit counts records of a stream; name one with --replay")
-    if events is not None:
+    if checker:
+        _bench_check(trials, states, repeat, seed, as_json)
+    elif events is not None:
         _bench_step(events, seed, as_json)
     elif stream is not None:
         _show_rates(bench_replay(stream, limit=limit, repeat=repeat), {"stream": stream.stem}, as_json)
@@ -82,9 +104,18 @@ def _show_rates(rates: Sequence[Rate], what: dict[str, Any], as_json: bool) -> N
 def _bench_step(events: int, seed: int, as_json: bool) -> None:
     from mmulab.lab.bench.step import bench_step  # the notebook packages: only where they are measured
 
-    measures = bench_step(events=events, seed=seed)
+    _show_measures(bench_step(events=events, seed=seed), as_json)
+
+
+def _bench_check(trials: int, states: int, repeat: int, seed: int, as_json: bool) -> None:
+    from mmulab.lab.bench.check import bench_check  # all of the checker: only where it is measured
+
+    _show_measures(bench_check(trials=trials, states=states, repeat=repeat, seed=seed), as_json)
+
+
+def _show_measures(measures: Sequence[Measure], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"measures": [measure._asdict() for measure in measures]}, indent=1))
         return
     for measure in measures:
-        click.echo(f"{measure.name:<44} {measure.value:12,.2f} {measure.unit}")
+        click.echo(f"{measure.name:<52} {measure.value:12,.2f} {measure.unit}")

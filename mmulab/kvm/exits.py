@@ -23,7 +23,7 @@ from mmulab.kvm.invpcid import invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.rsm import handle_rsm
 from mmulab.kvm.state import KvmRunError, Vcpu
-from mmulab.kvm.svm.nested import nested_svm_vmrun
+from mmulab.kvm.svm.nested import is_vmcb12, nested_svm_vmrun
 from mmulab.kvm.vmx.insn import handle_vmx_instruction, vmwrite_exits
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
@@ -196,6 +196,9 @@ def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
     """
     if not vcpu.efer & EFER_SVME or not vcpu.cr0 & X86_CR0_PG or vcpu.smm:
         kvm_queue_exception(vcpu, UD_VECTOR)
+        return Verdict.RESUME
+    if not is_vmcb12(vcpu, insn.value):
+        kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return Verdict.RESUME
     verdict = _skip(vcpu, insn, Verdict.DONE)
     if verdict is not Verdict.DONE:

@@ -27,6 +27,7 @@ from mmulab.kvm.mmu import (
 )
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.roles.design import role_facts
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
@@ -365,7 +366,7 @@ def _watch_mmu_lock(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     tdp = sum(sp is not None and sp.tdp_mmu_page for sp in pages)
     rule = "by_root_role" if kvm.bugs.B23 else kvm.config.kernel.free_roots_lock
     shared = rule == "by_root_role" and kvm.config.uses_tdp_mmu
-    shared = shared and kvm.config.kernel.design.facts(mmu.root_role).direct
+    shared = shared and role_facts(kvm.config.kernel.design, mmu.root_role).direct
     vcpu = next(v for v in kvm.vcpus if mmu is v.root_mmu or mmu is v.guest_mmu)
     kvm.watch(MmuLockHeld(rule, context_name(vcpu, mmu), mmu.root_role, shared, tdp, len(pages) - tdp))
 

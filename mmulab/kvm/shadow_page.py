@@ -14,6 +14,7 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import mmu_spte_set, pte_list_add
+from mmulab.kvm.roles.design import role_facts, role_of_child
 from mmulab.kvm.spte import (
     is_large_pte,
     is_last_spte,
@@ -42,7 +43,7 @@ def kvm_mmu_find_shadow_page(
     """
     invalid: InvalidList = []
     found: ShadowPage | None = None
-    upper = kvm.config.kernel.design.facts(role).level > 1
+    upper = role_facts(kvm.config.kernel.design, role).level > 1
     for frame in list(kvm.page_hash.get(gfn, ())):
         sp = kvm.pages[frame]
         if is_obsolete_sp(kvm, sp):
@@ -67,7 +68,7 @@ def kvm_mmu_find_shadow_page(
 def mmu_alloc_unlisted_page(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Create an empty page that is in no hash and on no list."""
     frame = kvm.memory.alloc_frame(kvm.fmt.nonpresent)
-    sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), kvm.mmu_valid_gen)
+    sp = ShadowPage(frame, gfn, role, role_facts(kvm.config.kernel.design, role), kvm.mmu_valid_gen)
     kvm.pages[frame] = sp
     return sp
 
@@ -123,7 +124,7 @@ def kvm_mmu_child_role(
     warn_on(kvm, "mmu.c:kvm_mmu_child_role:invalid", parent.invalid)
     if vcpu is not None and not direct and is_expanded_level(vcpu.mmu, parent.level):
         return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
-    facts = config.kernel.design.facts(parent.role)
+    facts = role_facts(config.kernel.design, parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
     if kvm.bugs.B17:
         quadrant = facts.quadrant
@@ -131,7 +132,9 @@ def kvm_mmu_child_role(
         wrong = facts.has_4_byte_gpte and parent.level != 2
         warn_on(kvm, "mmu.c:kvm_mmu_child_role:level", wrong)
     if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        role = config.kernel.design.child(parent.role, direct=direct, access=access, quadrant=quadrant)
+        role = role_of_child(
+            config.kernel.design, parent.role, direct=direct, access=access, quadrant=quadrant
+        )
         return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False

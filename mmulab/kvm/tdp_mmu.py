@@ -18,6 +18,7 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled, unaccount_nx_huge_page
+from mmulab.kvm.roles.design import role_facts, role_of_child
 from mmulab.kvm.spte import (
     REMOVED_SPTE,
     SPTE_ENT_PER_PAGE,
@@ -66,7 +67,7 @@ def _max_gfn(kvm: Kvm) -> int:
 def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     """Make an empty page."""
     frame = kvm.memory.alloc_frame(kvm.fmt.nonpresent)
-    sp = ShadowPage(frame, gfn, role, kvm.config.kernel.design.facts(role), 0)
+    sp = ShadowPage(frame, gfn, role, role_facts(kvm.config.kernel.design, role), 0)
     sp.tdp_mmu_page = True
     kvm.pages[frame] = sp
     emit = kvm.emit
@@ -78,7 +79,9 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
 def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     """Make the table below an entry."""
     parent = sptep_to_sp(kvm, entry.sptep)
-    role = kvm.config.kernel.design.child(parent.role, direct=True, access=parent.access, quadrant=0)
+    role = role_of_child(
+        kvm.config.kernel.design, parent.role, direct=True, access=parent.access, quadrant=0
+    )
     sp = tdp_mmu_alloc_sp(kvm, entry.gfn, role)
     sp.ptep = entry.sptep
     return sp

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from mmulab.errors import InputError, find_named
 from mmulab.kvm.mmu import Mmu
-from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.design import RoleDesign, role_facts
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.x86.paging import Paging
 from mmulab.x86.regs import CpuModel
@@ -95,7 +95,7 @@ def _write_root_role(mmu: Mmu, design: RoleDesign, field: str, value: int) -> No
     mmu.root_role = value if field == "word" else design.layout.set(mmu.root_role, field, value)
     if mmu.root_facts is None:
         return
-    facts = design.facts(mmu.root_role)
+    facts = role_facts(design, mmu.root_role)
     mmu.root_facts, mmu.root_level, mmu.direct = facts, facts.level, facts.direct
 
 

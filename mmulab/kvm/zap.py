@@ -74,10 +74,9 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
 
 def _unlink_children(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
     zapped, empty = 0, kvm.fmt.nonpresent
-    base = sp.frame * SPTE_ENT_PER_PAGE
-    for index, spte in enumerate(kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
-        if spte != empty:
-            zapped += mmu_page_zap_pte(kvm, sp, (base + index) << 3, invalid)
+    base, table = sp.frame * SPTE_ENT_PER_PAGE, kvm.memory.frames[sp.frame]
+    for index in (table != empty if empty else table).nonzero()[0].tolist():
+        zapped += mmu_page_zap_pte(kvm, sp, (base + index) << 3, invalid)
     return zapped
 
 

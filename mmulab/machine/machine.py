@@ -53,7 +53,14 @@ from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import Processor
 from mmulab.machine.run import Execution
-from mmulab.machine.stubs import HSAVE_PA, OPERAND_OFFSET, instruction_of, operand_words, vm_entry
+from mmulab.machine.stubs import (
+    HAS_OPERAND,
+    HSAVE_PA,
+    OPERAND_OFFSET,
+    instruction_of,
+    operand_words,
+    vm_entry,
+)
 from mmulab.memory.host import ALL_ACCESS, FRAME_BYTES, READ_ACCESS, HostMemory
 from mmulab.x86.insn import Instruction
 from mmulab.x86.paging import PROCESSOR
@@ -209,6 +216,8 @@ class Machine:
 
     def _stage_operand(self, op: Op) -> None:
         """Put the memory operand of an instruction where the guest's registers point to it."""
+        if type(op) not in HAS_OPERAND:
+            return
         stubs = self.config.stubs
         for i, word in enumerate(operand_words(op)):
             if stubs is None:

@@ -10,8 +10,9 @@ SDM 3, 29.3; APM 2, 15.25.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.state import Vcpu
@@ -19,7 +20,6 @@ from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC, VMFUNC_FUNCTIONS
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
 from mmulab.x86.insn import VMX_INSTRUCTIONS, Instruction, Mnemonic
 from mmulab.x86.mode import (
-    PAGING_PAE,
     PT_PRESENT_MASK,
     VMX_EPT_DIRTY_BIT,
     is_canonical,
@@ -43,6 +43,22 @@ from mmulab.x86.regs import (
 )
 from mmulab.x86.walk import Walk, walk
 
+PT32E_ROOT_LEVEL = 3
+"""Of PAE paging, whose root is four registers."""
+KNOWN_WALKS = 4096
+"""Walks that are known at most, before all are forgotten."""
+
+
+class _Known(NamedTuple):
+    """A walk after which nothing is left to store, and the words that it read: the same lead the same way.
+
+    `walk` is None where two dimensions were walked, which arrived at `pa`.
+    """
+
+    words: tuple[tuple[int, int], ...]
+    pa: int
+    walk: Walk | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Processor:
@@ -55,12 +71,40 @@ class Processor:
         Its walk, with the quirks of an emulated one.
     ad_ignores_ept_w, cr0_reloads_pdptes : bool
         Quirks, as :class:`~mmulab.machine.config.HostConfig` has them.
+    known : dict
+        Walks, by all that they depend on besides memory. This is no TLB: each word is read anew.
+    pagings : dict
+        Configurations by CR0, CR4 and EFER.
     """
 
     cpu: CpuModel
     walker: Walker = PROCESSOR
     ad_ignores_ept_w: bool = False
     cr0_reloads_pdptes: bool = False
+    known: dict[tuple[object, ...], _Known] = field(default_factory=dict, compare=False, repr=False)
+    pagings: dict[tuple[int, int, int], Paging] = field(default_factory=dict, compare=False, repr=False)
+
+    def paging(self, cr0: int, cr4: int, efer: int) -> Paging:
+        """Return the configuration that registers select on this processor."""
+        found = self.pagings.get((cr0, cr4, efer))
+        if found is None:
+            found = self.pagings[cr0, cr4, efer] = make_paging(cr0, cr4, efer, self.cpu, self.walker)
+        return found
+
+    def recall(self, key: tuple[object, ...], words: Sequence[int]) -> _Known | None:
+        """Return a known walk, if memory still holds what it read."""
+        found = self.known.get(key)
+        if found is not None:
+            for at, value in found.words:
+                if words[at] != value:
+                    return None
+        return found
+
+    def learn(self, key: tuple[object, ...], known: _Known) -> None:
+        """Remember a walk."""
+        if len(self.known) >= KNOWN_WALKS:
+            self.known.clear()
+        self.known[key] = known
 
 
 class ShadowFault(Exception):
@@ -150,28 +194,39 @@ def host_paging(vcpu: Vcpu, host: Processor) -> Paging:
         efer |= EFER_LMA | EFER_LME
         if level == 5:
             cr4 |= X86_CR4_LA57
-    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+    return host.paging(X86_CR0_PG | X86_CR0_WP, cr4, efer)
 
 
 def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool = True) -> Walk:
     """Walk the shadow tables in use as the processor does, setting A and D."""
-    memory = vcpu.kvm.memory
-    paging = host_paging(vcpu, host)
-    root = vcpu.mmu.root_hpa
-    pdptes = None
-    if paging.mode is PAGING_PAE:
-        pdptes = memory.words[root >> 3 : (root >> 3) + 4]
-    return walk(
-        paging,
+    memory, mmu = vcpu.kvm.memory, vcpu.mmu
+    words, root, level = memory.words, mmu.root_hpa, mmu.root_level
+    not_smap = vcpu.ac and explicit
+    pdptes = None if level >= 4 else words[root >> 3 : (root >> 3) + 4].tolist()
+    registers = None if pdptes is None else tuple(pdptes)
+    key = (root, va, pfec, not_smap, level, vcpu.hw_cr4, vcpu.pkru, registers)
+    known = host.recall(key, words)
+    if known is not None and known.walk is not None:
+        return known.walk
+    w = walk(
+        host_paging(vcpu, host),
         root,
         va,
         pfec,
         memory.load64,
         memory.store64,
         pdptes=pdptes,
-        not_smap=vcpu.ac and explicit,
+        not_smap=not_smap,
         pkru=vcpu.pkru,
     )
+    host.learn(key, _Known(_words_of(w), w.pa, w))
+    return w
+
+
+def _words_of(w: Walk) -> tuple[tuple[int, int], ...]:
+    """Return the words of memory that a walk read, by their number, as it left them."""
+    top = 0 if w.pdpte is not None and w.level == w.max_level == PT32E_ROOT_LEVEL else w.max_level
+    return tuple((w.entry_addr[at] >> 3, w.ptes[at]) for at in range(top, w.level - 1, -1))
 
 
 # Two dimensions ----------------------------------------------------------------
@@ -186,7 +241,7 @@ def nested_paging(vcpu: Vcpu, host: Processor) -> Paging:
     level = host_level(config)
     cr4 = X86_CR4_PAE | (X86_CR4_LA57 if level == 5 else 0)
     efer = EFER_NX | (EFER_LMA | EFER_LME if level >= 4 else 0)
-    return make_paging(X86_CR0_PG | X86_CR0_WP, cr4, efer, host.cpu, host.walker)
+    return host.paging(X86_CR0_PG | X86_CR0_WP, cr4, efer)
 
 
 def host_level(config: KvmConfig) -> int:
@@ -227,15 +282,32 @@ def _nested(
     guest_access: int = ACC_ALL,
 ) -> int:
     """Translate a guest-physical address."""
-    memory, kvm = vcpu.kvm.memory, vcpu.kvm
-    paging, root = nested_paging(vcpu, host), vcpu.mmu.root_hpa
-    pdptes = memory.words[root >> 3 : (root >> 3) + 4] if paging.mode is PAGING_PAE else None
-    logs = kvm.config.pml and not vcpu.guest_mode  # L2 runs without a log
-    store = _logging_store(vcpu, gpa >> 12) if logs else memory.store64
-    w = walk(paging, root, gpa, pfec, memory.load64, store, pdptes=pdptes)
+    w, _ = _nested_walk(vcpu, host, gpa, pfec)
     if w.error is not None:
         raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
     return w.pa
+
+
+def _nested_walk(
+    vcpu: Vcpu, host: Processor, gpa: int, pfec: int
+) -> tuple[Walk, tuple[tuple[int, int], ...]]:
+    """Walk the nested tables; return the words that were read too."""
+    memory, mmu, config = vcpu.kvm.memory, vcpu.mmu, vcpu.kvm.config
+    words, root, level = memory.words, mmu.root_hpa, mmu.root_level
+    key: tuple[object, ...] = (root, gpa, pfec, level, config.vendor == "intel" and _ept_ad(vcpu))
+    pdptes = None
+    if config.vendor != "intel" and host_level(config) == PT32E_ROOT_LEVEL:
+        pdptes = words[root >> 3 : (root >> 3) + 4].tolist()
+        key = (*key, *pdptes)
+    known = host.recall(key, words)
+    if known is not None and known.walk is not None:
+        return known.walk, known.words
+    logs = config.pml and not vcpu.guest_mode  # L2 runs without a log
+    store = _logging_store(vcpu, gpa >> 12) if logs else memory.store64
+    w = walk(nested_paging(vcpu, host), root, gpa, pfec, memory.load64, store, pdptes=pdptes)
+    read = _words_of(w)
+    host.learn(key, _Known(read, w.pa, w))
+    return w, read
 
 
 def _final_kind(vcpu: Vcpu, pfec: int) -> int:
@@ -247,10 +319,40 @@ def _final_kind(vcpu: Vcpu, pfec: int) -> int:
 
 
 def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: bool) -> int:
+    intel = vcpu.kvm.config.vendor == "intel"
+    not_smap, ept_ad = vcpu.ac and explicit, intel and _ept_ad(vcpu)
+    paging = (vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.cr3, vcpu.pkru, *vcpu.walk_mmu.pdptrs)
+    key = (vcpu.mmu.root_hpa, vcpu.mmu.root_level, va, pfec, not_smap, ept_ad, paging)
+    known = host.recall(key, vcpu.kvm.memory.words)
+    if known is not None:
+        return known.pa
+    read: list[tuple[int, int]] = []
+    pa = _walk_both(vcpu, host, va, pfec, not_smap, read)
+    host.learn(key, _Known(tuple(read), pa))
+    return pa
+
+
+def _walk_both(
+    vcpu: Vcpu, host: Processor, va: int, pfec: int, not_smap: bool, read: list[tuple[int, int]]
+) -> int:
+    """Walk the guest's tables, and the nested ones for each step; `read` gets the words read.
+
+    Raises
+    ------
+    GuestFault, NestedFault
+    """
     memory = vcpu.kvm.memory
-    paging = make_paging(vcpu.cr0, vcpu.cr4, vcpu.efer, host.cpu, host.walker)
+    paging = host.paging(vcpu.cr0, vcpu.cr4, vcpu.efer)
+
+    def nested(gpa: int, kind: int, *, final: bool = False, guest_access: int = ACC_ALL) -> int:
+        w, words = _nested_walk(vcpu, host, gpa, kind)
+        if w.error is not None:
+            raise NestedFault(gpa, va, w, final=final, guest_access=guest_access)
+        read.extend(words)
+        return w.pa
+
     if not paging.mode.root_level:
-        return _nested(vcpu, host, va, va, _final_kind(vcpu, pfec), final=True)
+        return nested(va, _final_kind(vcpu, pfec), final=True)
     width = paging.mode.entry_bytes
     intel = vcpu.kvm.config.vendor == "intel"
     # NPT takes every access to a guest table as a write; EPT does so where it has A/D bits.
@@ -259,7 +361,7 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
     reached: dict[int, int] = {}
 
     def load(gpa: int, level: int) -> int:
-        hpa = reached[gpa] = _nested(vcpu, host, gpa, va, table_kind, final=False)
+        hpa = reached[gpa] = nested(gpa, table_kind)
         return memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
 
     # With A/D bits the load already was a write; without, the store asks for W on its own.
@@ -267,7 +369,7 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
 
     def store(gpa: int, entry: int) -> None:
         if not checked:
-            _nested(vcpu, host, gpa, va, table_kind | PFERR_WRITE_MASK, final=False)
+            nested(gpa, table_kind | PFERR_WRITE_MASK)
         memory.write(reached[gpa], width, entry)
 
     w = walk(
@@ -278,13 +380,13 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
         load,
         store,
         pdptes=vcpu.walk_mmu.pdptrs if intel and paging.mode.has_pdptes else None,
-        not_smap=vcpu.ac and explicit,
+        not_smap=not_smap,
         pkru=vcpu.pkru,
     )
     if w.error is not None:
         raise GuestFault(va, w.error)
-    kind = _final_kind(vcpu, pfec)
-    return _nested(vcpu, host, w.pa, va, kind, final=True, guest_access=w.pte_access)
+    read.extend((hpa >> 3, memory.words[hpa >> 3]) for hpa in reached.values())
+    return nested(w.pa, _final_kind(vcpu, pfec), final=True, guest_access=w.pte_access)
 
 
 def is_undefined(vcpu: Vcpu, insn: Instruction) -> bool:

@@ -8,6 +8,8 @@ and stack in the supervisor page.
 
 from __future__ import annotations
 
+from functools import cache
+
 from mmulab.machine import op as ops
 from mmulab.machine.config import Stubs
 from mmulab.machine.op import Mode, Op
@@ -39,9 +41,14 @@ MSR_EFER = 0xC0000080
 def _at(stubs: Stubs | None, mode: Mode, stub: tuple[int, str]) -> tuple[int | None, bytes]:
     number, code = stub
     if stubs is None:
-        return None, bytes.fromhex(code)
+        return None, _bytes(code)
     page = stubs.user if mode is Mode.USER else stubs.supervisor
-    return page + STUB_OFFSET + 16 * number, bytes.fromhex(code)
+    return page + STUB_OFFSET + 16 * number, _bytes(code)
+
+
+@cache
+def _bytes(code: str) -> bytes:
+    return bytes.fromhex(code)
 
 
 def instruction_of(op: Op, stubs: Stubs | None) -> tuple[Mode, Instruction]:
@@ -130,6 +137,10 @@ def vm_entry(stubs: Stubs | None, *, launch: bool) -> Instruction:
     where = _at(stubs, Mode.SUPERVISOR, (stub, "0f01c2" if launch else "0f01c3"))
     rip = 0 if stubs is None else l2_rip(stubs)
     return Instruction(mnemonic, *where, value=rip, lead=_VM_ENTRY_LEAD)
+
+
+HAS_OPERAND = frozenset((ops.Vmxon, ops.Vmptrld, ops.Vmclear, ops.Invept, ops.Invvpid, ops.Invpcid))
+"""Ops of which :func:`operand_words` has something to say."""
 
 
 def operand_words(op: Op) -> tuple[int, ...]:

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, EventSink
@@ -71,7 +75,7 @@ HOST_OPS = (
 """Ops of the VMM and of the host, which no vCPU executes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, repr=False)
 class Result:
     """What one op did.
 
@@ -80,21 +84,53 @@ class Result:
     index : int
         Number of the step; -1 for ``init``, the number of steps for
         ``teardown``; a helper has that of the op it goes with.
-    text : str
-        The op as a recording names it.
+    told : str or Step
+        What `text` is made of: a search looks at it for few ops, and runs many.
     op : Op
     outcome : Outcome
     events : list of Event
-    stats : dict of str to int
-        Non-zero changes of KVM's statistics.
+    counted : dict of str to int, or the statistics themselves
+        What `stats` is made of.
     """
 
     index: int
-    text: str
+    told: str | Step
     op: Op
     outcome: Outcome
     events: list[Event]
-    stats: dict[str, int]
+    counted: dict[str, int] | _Stats
+
+    @property
+    def text(self) -> str:
+        """The op as a recording names it."""
+        if not isinstance(self.told, str):
+            self.told = format_step(self.told)
+        return self.told
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Non-zero changes of KVM's statistics."""
+        if not isinstance(self.counted, dict):
+            self.counted = self.counted.changes()
+        return self.counted
+
+    def __repr__(self) -> str:
+        return f"<Result of op {self.index} '{self.text}': {self.outcome!r}, {len(self.events)} events>"
+
+
+class _Stats(NamedTuple):
+    """KVM's statistics before and after an op: the VM's, then each vCPU's."""
+
+    before: list[dict[str, int]]
+    after: list[dict[str, int]]
+
+    def changes(self) -> dict[str, int]:
+        """Return the non-zero changes, those of the vCPUs added up."""
+        found: dict[str, int] = {}
+        for old, new in zip(self.before, self.after, strict=True):
+            for name, value in new.items():
+                found[name] = found.get(name, 0) + value - old.get(name, 0)
+        return {name: change for name, change in found.items() if change}
 
 
 def check_modelled(scenario: Scenario) -> None:
@@ -149,12 +185,12 @@ class Runner:
         Gets every event as it happens, before it is kept in the result.
     config : MachineConfig, optional
         Instead of the scenario's own: the same host and guest under another role design, say.
+    beginning : Beginning, optional
+        Of the scenario's header, for those who run many scenarios of one.
 
     Attributes
     ----------
     machine : Machine
-    at : tuple of int and str
-        Step and text of the op that runs, or that ran last: where the MMU stands if it fails.
     ended : bool
         The last step was a shutdown, or ``KVM_RUN`` will never return: no other follows.
     cpl : dict of int to int
@@ -166,16 +202,27 @@ class Runner:
         scenario: Scenario,
         emit: EventSink | None = None,
         config: MachineConfig | None = None,
+        beginning: Beginning | None = None,
     ) -> None:
         check_modelled(scenario)
         self.scenario = scenario
         self._events: list[Event] = []
         keep = self._events.append if emit is None else _both(emit, self._events.append)
         self.machine = Machine(config or machine_config(scenario), keep)
-        self.at = (INIT, "init")
+        self._at: tuple[int, str | Step] = (INIT, "init")
         self.ended = False
         self.cpl: dict[int, int] = {}
-        load_memory(self.machine.memory, scenario.header, [type(step.op) for step in scenario.steps])
+        kinds = frozenset(STUBS_OF_OPS.keys() & {type(step.op) for step in scenario.steps})
+        if beginning is None:
+            load_memory(self.machine.memory, scenario.header, kinds)
+        else:
+            beginning.load(self.machine.memory, kinds)
+
+    @property
+    def at(self) -> tuple[int, str]:
+        """Step and text of the op that runs, or that ran last: where the MMU stands if it fails."""
+        index, text = self._at
+        return index, text if isinstance(text, str) else format_step(text)
 
     def results(self) -> Iterator[Result]:
         """Execute the scenario and yield the result of each op, in order."""
@@ -196,41 +243,40 @@ class Runner:
 
     def step(self, index: int, step: Step) -> Iterator[Result]:
         """Execute one step with the helpers around it; nothing where its condition does not hold."""
-        header = self.scenario.header
         vcpu = self.machine.kvm.vcpus[step.op.vcpu]
         if step.when and (step.when == "!") != vcpu.guest_mode:
             return
         if isinstance(step.op, ops.Vmrun):
-            if header.vendor == "intel":
+            if self.scenario.header.vendor == "intel":
                 yield from self._load_vmcs(index, step.op)
             else:
                 self._aim_vmcb(step.op.gpa)
-        self._fix_pdptes(header)
+        if self.scenario.header.pdptfix:
+            self._fix_pdptes()
         helper = self._change_cpl(step)
         if helper is not None:
             name = f"{vcpu_prefix(helper)}~{type(helper).__name__.lower()}"
             yield self._execute(index, name, helper)
         was_in_smm = vcpu.smm
-        result = self._execute(index, format_step(step), step.op)
+        result = self._execute(index, step, step.op)
         yield result
         self.ended = result.outcome.kind.is_last
         if vcpu.smm and not was_in_smm and not self.ended:
             yield self._leave_real_mode(index, vcpu)
 
-    def _execute(self, index: int, text: str, op: Op) -> Result:
+    def _execute(self, index: int, text: str | Step, op: Op) -> Result:
         self._events.clear()
-        self.at = index, text
-        before = dict(self.machine.stats)
+        self._at = index, text
+        kvm = self.machine.kvm
+        before = [dict(kvm.stat), *(dict(vcpu.stat) for vcpu in kvm.vcpus)]
         try:
             outcome = self.machine.execute(op)
         except DesignError:
             raise  # the op is not at fault
         except InputError as error:
-            raise InputError(f"{self.scenario.source}: {self._place(index, text)}: {error}") from error
-        after = self.machine.stats
-        stats = {name: after[name] - value for name, value in before.items() if after[name] != value}
-        loaded = isinstance(op, ops.SetSregs) and outcome.result is None
-        if outcome.kind is OutcomeKind.EXC or loaded:
+            raise InputError(f"{self.scenario.source}: {self._place(*self.at)}: {error}") from error
+        stats = _Stats(before, [dict(kvm.stat), *(dict(vcpu.stat) for vcpu in kvm.vcpus)])
+        if outcome.kind is OutcomeKind.EXC or (isinstance(op, ops.SetSregs) and outcome.result is None):
             self.cpl[op.vcpu] = 0  # handlers run at CPL 0, and the VMM's registers have it
         return Result(index, text, op, outcome, self._events.copy(), stats)
 
@@ -278,10 +324,10 @@ class Runner:
         result.outcome.cf = result.outcome.zf = None
         yield result
 
-    def _fix_pdptes(self, header: Header) -> None:
+    def _fix_pdptes(self) -> None:
         """Undo what the emulated processor of the recordings does to PDPTEs it walks: it sets A."""
         memory = self.machine.memory
-        for gpa in header.pdptfix:
+        for gpa in self.scenario.header.pdptfix:
             for at in range(gpa, gpa + 32, 8):
                 pdpte = memory.load64((memory.backing << 12) + at)
                 if pdpte & PT_ACCESSED_MASK:
@@ -301,6 +347,30 @@ def load_memory(memory: HostMemory, header: Header, kinds: Container[type[Op]] =
         memory.fill(base + fill.gpa, fill.length, fill.byte)
     for value in header.values:
         memory.write(base + value.gpa, value.size, value.value)
+
+
+class Beginning:
+    """A header's memory, made once for many machines.
+
+    Parameters
+    ----------
+    header : Header
+    """
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._images: dict[frozenset[type[Op]], npt.NDArray[np.uint64]] = {}
+
+    def load(self, memory: HostMemory, kinds: frozenset[type[Op]]) -> None:
+        """Do what :func:`load_memory` does to memory of which nothing was written yet."""
+        backing = memory.frames[memory.backing :]
+        image = self._images.get(kinds)
+        if image is None:
+            load_memory(memory, self._header, kinds)
+            self._images[kinds] = backing.copy()
+            return
+        backing[:] = image
+        memory.written[memory.backing :] = memory.epoch
 
 
 def run(scenario: Scenario, emit: EventSink | None = None) -> list[Result]:

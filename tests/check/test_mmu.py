@@ -11,10 +11,13 @@ import pytest
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.invariants import Invariant, violations
 from mmulab.check.mmu import Invariants, check
+from mmulab.check.trial import make_bench
 from mmulab.conform.recording import find_recordings, read_recording
+from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.text import parse_scenario
 from tests.kvm.guest import DATA, GVA, Guest
 
 DATA_DIR = Path(__file__).resolve().parents[2] / "data"
@@ -123,6 +126,45 @@ def test_a_link_to_what_is_not_synced_is_told(monkeypatch: pytest.MonkeyPatch) -
     found = linked_by_a_second_root(Guest("64"))
     assert found is not None
     assert (found.kind, found.name, found.op) == (FindingKind.INVARIANT, "LINK_SYNC", 7)
+
+
+TWO_LINKS = """mmulab-scenario 1
+host amd
+mode 64
+sregs 80010031 10000 20 d00
+mem 60000
+slot 0 0 50000 0 0
+m8 10000 12067
+m8 12000 13067
+m8 13000 14067
+m8 10008 15067
+m8 12008 16067
+m8 12010 17067
+m8 15008 16065
+m8 16008 19067
+m8 19000 42067
+m8 19008 200067
+m8 14008 1067
+m8 14090 12067
+m8 140b8 17067
+m8 140c8 19067
+ops
+rd s 4 8040201000
+rd s 4 40200000
+rd s 8 19000
+wr s 8 17000 19067
+rd s 4 80001000
+hw 8 17000 19065
+wr s 8 12000 17067
+rd s 4 80000000
+end
+"""
+
+
+def test_a_table_that_is_linked_below_in_the_same_fault_may_be_unsync() -> None:
+    """The upper link is made first; the lower one then goes to another page of the same table."""
+    trial = make_bench(parse_scenario(TWO_LINKS), LINUX_6_1, [Invariants]).run(())
+    assert (trial.finding, trial.refused, trial.ops) == (None, None, 10)
 
 
 def test_a_watcher_keeps_no_machine_alive() -> None:

@@ -10,12 +10,15 @@ import pytest
 
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.oracle import Oracle, Verdict
+from mmulab.check.trial import make_bench
 from mmulab.conform.recording import read_recording
+from mmulab.kvm.kernels import find_kernel
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import Mmio
+from mmulab.machine.op import Mmio, OutcomeKind
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.text import read_scenario
 
 GVA, WINDOW = 0x40000000, 0x50000000
 OLD, NEW, TABLE = 0x100000, 0x101000, 0x20000
@@ -199,3 +202,30 @@ def test_nothing_is_said_of_what_lies_beyond_a_32_bit_hosts_nested_tables() -> N
     for host, verdict in ({"x86_64": 0, "npt": 1}, Verdict.UNDECIDED), ({"npt": 1}, Verdict.WRONG):
         b = ScenarioBuilder("32", host=host).slot(0, 0, 0x800000).root(0x10000).value(4, 0x10800, large)
         assert judged(b, "rd s 4 80000000", changes={0: to(0)})[0] is verdict
+
+
+def test_an_entry_that_never_ends_is_wrong() -> None:
+    """The fix of B21 is undone: the processor takes each nested table for one of another level."""
+    scenario = read_scenario(Path(__file__).parents[1] / "kvm/bugs/B21.mmu")
+    for kernel, name in (("6.1", None), ("6.1+B21", "endless")):
+        finding = make_bench(scenario, find_kernel(kernel), [Oracle]).run(()).finding
+        assert (None if finding is None else finding.name) == name
+
+
+def test_tables_in_a_read_only_slot_are_not_marked() -> None:
+    b = builder().slot(2, 0x3000000, 0x1000, KVM_MEM_READONLY, 0xA00000)
+    b.value(4, 0x10410, 0x3000067).value(4, 0xA00000, OLD | 0x27)
+    assert judged(b, "wr s 4 41000000 5")[0] is Verdict.ALLOWED
+
+
+def test_nested_paging_gives_the_guest_what_cpuid_takes() -> None:
+    """A 1 GiB page: the processor's own walk looks at no CPUID; KVM's does."""
+
+    def ended_well(machine: Machine, result: Result) -> Result:
+        outcome = replace(result.outcome, kind=OutcomeKind.OK, vector=None, error_code=None)
+        return to(0)(machine, replace(result, outcome=outcome))
+
+    for host, verdict in ({"npt": 1}, Verdict.ALLOWED), ({}, Verdict.WRONG):
+        b = ScenarioBuilder("64", host=host).slot(0, 0, 0x800000).root(0x10000)
+        b.alloc(0x20000).value(8, 0x10008, 0x20067).value(8, 0x20000, 0xE7)
+        assert judged(b, "cpuid gbpages 0", "rd s 4 8000000000", changes={1: ended_well})[1] is verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmulab.check.remembered import NEVER, Forgotten, TableHistory, may_be_remembered
 from mmulab.memory.host import HostMemory
 from mmulab.x86.paging import KVM_WALK, make_paging
-from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, CpuModel
+from mmulab.x86.regs import EFER_LMA, X86_CR0_PG, X86_CR4_PAE, X86_CR4_PSE, CpuModel
 
 PAGING = make_paging(X86_CR0_PG, X86_CR4_PAE, EFER_LMA, CpuModel(), KVM_WALK)
 GVA = 0x40000000
@@ -44,7 +44,7 @@ def test_a_write_beside_it_leaves_what_the_vmm_overwrote() -> None:
     history = TableHistory(memory)
     memory.write(at, 4, 0)
     history.note(1, behind=True)
-    memory.write(at + 4, 4, 0x367)
+    memory.write(at + 4, 4, 0x1367)
     history.note(2)
     assert (0x267, NEVER) in history.past(at, 4)
     assert [until for value, until in history.past(at + 4, 4) if value == 0x167] == [2, 2]
@@ -55,13 +55,31 @@ def test_a_write_beside_it_leaves_what_the_vmm_overwrote() -> None:
 
 def test_a_tag_that_is_new_has_nothing_to_remember() -> None:
     forgotten = Forgotten()
-    forgotten.use("L1", 0, None, 1)
-    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 7)
+    form = make_paging(X86_CR0_PG, X86_CR4_PSE, 0, CpuModel(), KVM_WALK)
+    forgotten.use("L1", 0, 1)
+    forgotten.use(("asid", 2), 0, 7)
+    forgotten.use_tables((("asid", 2), 0x14), form, 7)
     assert forgotten.tables_since((("asid", 2), 0x14)) == 7
     assert forgotten.upper_since(("asid", 2), 0) == 7
-    forgotten.use(("asid", 2), 0, (("asid", 2), 0x14), 9)
+    forgotten.use(("asid", 2), 0, 9)
+    forgotten.use_tables((("asid", 2), 0x14), form, 9)
     assert forgotten.tables_since((("asid", 2), 0x14)) == 7
     assert forgotten.upper_since("L1", 0) == 1
+
+
+def test_nested_tables_may_be_remembered_in_the_form_they_had_before() -> None:
+    """L1 clears CR4.PSE: a large nested page that the processor knows may stay until L1 flushes."""
+    forgotten, tag = Forgotten(), (("asid", 1), 0x14)
+    large, small = (make_paging(X86_CR0_PG, cr4, 0, CpuModel(), KVM_WALK) for cr4 in (X86_CR4_PSE, 0))
+    forgotten.use_tables(tag, large, 1)
+    assert forgotten.tables_forms(tag, large) == [large]
+    forgotten.use_tables(tag, small, 5)
+    assert [form.page_size_mask for form in forgotten.tables_forms(tag, small)] == [
+        small.page_size_mask,
+        large.page_size_mask,
+    ]
+    forgotten.tables(None, 5)
+    assert forgotten.tables_forms(tag, small) == [small]
 
 
 def test_a_copy_is_told_of_on_its_own() -> None:
@@ -128,3 +146,18 @@ def test_only_present_accessed_entries_without_reserved_bits_are_remembered() ->
     assert not may_be_remembered(PAGING, 0x100066, 1)
     assert not may_be_remembered(PAGING, 0x100047, 1)
     assert not may_be_remembered(PAGING, 0x100067 | 1 << 51, 1)
+
+
+def test_marking_what_the_vmm_overwrote_is_no_write_of_the_guests() -> None:
+    memory = HostMemory(1 << 21, table_frames=8)
+    at = memory.backing << 12
+    memory.write(at, 4, 0x1067)
+    history = TableHistory(memory)
+    memory.write(at, 4, 0x1005)
+    history.note(1, behind=True)
+    memory.write(at, 4, 0x1025)  # A
+    history.note(2)
+    assert (0x1067, NEVER) in history.past(at, 4)
+    memory.write(at, 4, 0x1023)
+    history.note(3)
+    assert (0x1067, 3) in history.past(at, 4)

@@ -60,7 +60,8 @@ def test_a_run_ends_where_the_host_dies(command: CommandLine, tmp_path: Path) ->
     write_scenario(world.scenario("vmrun b000", "invlpg 40000000", "nop"), path)
     done = command("run", path)
     assert done.returncode == 1
-    bug = "BUG_ON(root != vcpu->arch.mmu->root.hpa) in mmu.c:shadow_walk_init_using_root"
+    condition = "the walk starts at level 3 under a root that is not the current MMU's"
+    bug = f"BUG_ON({condition}) in mmu.c:shadow_walk_init_using_root"
     assert [line.strip() for line in done.stdout.splitlines()[-2:]] == [
         f"1 invlpg 40000000  ->  host_died: {bug}",
         f"kvm_assertion: {bug}",

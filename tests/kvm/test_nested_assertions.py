@@ -179,6 +179,10 @@ def test_a_vmcb_in_a_read_only_slot_is_a_general_protection_fault() -> None:
     read_only = WINDOW_SLOT.replace("1000 0", "1000 2")
     _, (_, entry) = steps(svm_steps(svm("64", "64", 4), read_only, f"vmrun {VMCB_WINDOW:x}"), 2)
     assert (entry.outcome.kind, entry.outcome.vector) == (OutcomeKind.EXC, GP_VECTOR)
+    # KVM maps the VMCB before it skips VMRUN: the fault is at the instruction.
+    assert not [event for event in entry.events if isinstance(event, ev.kvm_emulate_insn)]
+    (exit_,) = (event for event in entry.events if isinstance(event, ev.kvm_exit) and event.reason == "vmrun")
+    assert entry.outcome.rip == exit_.guest_rip
 
 
 def test_an_ept_pointer_out_of_memory_is_a_warning_and_then_the_vms_death() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 
 from mmulab import events as ev
 from mmulab.check.invariants import counts, tables
@@ -17,8 +18,13 @@ from mmulab.kvm.state import Kvm
 Header = tuple[bool, bool, int, int, int]
 
 
-def _header(sp: ShadowPage) -> Header:
-    return sp.unsync, sp.invalid, sp.mmu_valid_gen, sp.role, sp.unsync_child_bitmap
+_header: Callable[[ShadowPage], Header] = attrgetter(
+    "unsync", "invalid", "mmu_valid_gen", "role", "unsync_child_bitmap"
+)
+
+
+def _headers(kvm: Kvm) -> dict[int, Header]:
+    return dict(zip(kvm.pages, map(_header, kvm.pages.values()), strict=True))
 
 
 class Changes:
@@ -35,13 +41,13 @@ class Changes:
     def __init__(self, kvm: Kvm) -> None:
         self._snapshot = Snapshot()
         self._snapshot.look(kvm)
-        self._headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        self._headers = _headers(kvm)
         self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
 
     def first_wrong(self, kvm: Kvm, checker: Checker, events: Iterable[ev.Event]) -> Violation | None:
         """Return the first thing that is wrong with what changed, or None."""
         changed = self._snapshot.look(kvm)
-        headers = {frame: _header(sp) for frame, sp in kvm.pages.items()}
+        headers = _headers(kvm)
         before, self._headers = self._headers, headers
         if not changed and headers == before:
             return None
@@ -60,6 +66,12 @@ class Changes:
         events: Iterable[ev.Event],
     ) -> Iterator[Violation]:
         empty = kvm.fmt.nonpresent
+        made = {
+            (change.sp.frame, index)
+            for change in changed
+            if change.new is not None
+            for index, _, _ in change.words(empty)
+        }
         for change in changed:
             if change.new is None:
                 continue
@@ -68,7 +80,7 @@ class Changes:
                     entry = entry_of(kvm, change.sp, index)
                     yield from checker.entry(kvm, entry)
                     if isinstance(entry, Link) and not _links_to(change.sp, old, entry.child):
-                        yield from self._linked_unsynced(kvm, entry, before, events)
+                        yield from self._linked_unsynced(kvm, entry, before, made, events)
         for sp in turned:
             yield from checker.page(kvm, sp)
             for wrong in tables.protected(kvm, sp):
@@ -79,11 +91,17 @@ class Changes:
                 yield Violation(Invariant.PAGE_COUNTS, *wrong)
 
     def _linked_unsynced(
-        self, kvm: Kvm, link: Link, before: dict[int, Header], events: Iterable[ev.Event]
+        self,
+        kvm: Kvm,
+        link: Link,
+        before: dict[int, Header],
+        made: set[tuple[int, int]],
+        events: Iterable[ev.Event],
     ) -> Iterator[Violation]:
         """Yield that a link was made to a table with something unsync below, which was not synced for it.
 
-        A page that is itself unsync is only refreshed when it is linked, and stays unsync.
+        A page that is itself unsync is only refreshed when it is linked, and stays unsync; so what is
+        below by a link that was made after this one, in the same fault, may be.
 
         Source: Linux 6.1 ``paging_tmpl.h`` (``FNAME(fetch)``), ``mmu.c`` (``kvm_mmu_find_shadow_page``).
         """
@@ -91,7 +109,7 @@ class Changes:
         if not self._unsync or child is None or not child.unsync_children or not kvm.sync.marks_parents:
             return
         again = {event.gfn for event in events if isinstance(event, ev.kvm_mmu_unsync_page)}
-        for sp in _below(kvm, child, before):
+        for sp in _below(kvm, child, before, made):
             if sp.unsync and self._unsync.get(sp.frame) is sp and sp.gfn not in again:
                 wrong: Wrong = link.wrong(f"was made to {child!r}, below which {sp!r} was not synced")
                 yield Violation(Invariant.LINK_SYNC, *wrong)
@@ -114,14 +132,18 @@ def _known_above(kvm: Kvm, sp: ShadowPage) -> Iterator[Violation]:
                 yield Violation(Invariant.UNSYNC, *wrong)
 
 
-def _below(kvm: Kvm, sp: ShadowPage, before: dict[int, Header]) -> Iterator[ShadowPage]:
-    """Yield the pages below `sp` to which its unsync bits lead, and led before."""
+def _below(
+    kvm: Kvm, sp: ShadowPage, before: dict[int, Header], made: set[tuple[int, int]]
+) -> Iterator[ShadowPage]:
+    """Yield the pages below `sp` to which its unsync bits lead, and led before, by entries not just made."""
     bits = sp.unsync_child_bitmap & (before[sp.frame][-1] if sp.frame in before else 0)
     while bits:
         index = (bits & -bits).bit_length() - 1
         bits &= bits - 1
+        if (sp.frame, index) in made:
+            continue
         spte = kvm.memory.words[sp.frame * 512 + index]
         child = kvm.pages.get(spte_to_pfn(spte)) if is_shadow_present_pte(spte) else None
         if child is not None:
             yield child
-            yield from _below(kvm, child, before)
+            yield from _below(kvm, child, before, made)

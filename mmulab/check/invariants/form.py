@@ -74,12 +74,15 @@ class Form:
             table.append((0, *(_ALL & ~mask | rsvd for mask, rsvd in zip(known, reserved, strict=True))))
         self.wrong = tuple(table)
 
-    def check(self, kvm: Kvm, entry: Entry) -> Iterator[Wrong]:
-        """The entry is of a kind that KVM makes, and the processor faults on it as KVM means it to."""
+    def is_plain(self, entry: Entry) -> bool:
+        """Whether a look is enough: the entry is present and has no bit that none ever has."""
         spte, level = entry.spte, entry.sp.level
         bits = self.wrong[is_last_spte(spte, level)][level]
-        # One look for nearly every entry; what is left is read in full.
-        if not is_shadow_present_pte(spte) or spte & bits or self.bad_mt_xwr >> (spte & 63) & 1:
+        return is_shadow_present_pte(spte) and not spte & bits and not self.bad_mt_xwr >> (spte & 63) & 1
+
+    def check(self, kvm: Kvm, entry: Entry) -> Iterator[Wrong]:
+        """The entry is of a kind that KVM makes, and the processor faults on it as KVM means it to."""
+        if not self.is_plain(entry):
             yield from _read_in_full(kvm, entry)
 
 

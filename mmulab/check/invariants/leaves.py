@@ -29,6 +29,25 @@ def slot_of(kvm: Kvm, leaf: Leaf) -> KvmMemslot | None:
     return None if leaf.gfn is None else kvm.slots[leaf.sp.smm].lookup(leaf.gfn)
 
 
+def is_plain(kvm: Kvm, leaf: Leaf) -> bool:
+    """Whether a look tells that no check of this file finds anything: so for nearly every 4 KiB page."""
+    sp, gfn, spte = leaf.sp, leaf.gfn, leaf.spte
+    if sp.level != 1 or gfn is None:
+        return False
+    slot = kvm.slots[sp.smm].lookup(gfn)
+    if slot is None or spte_to_pfn(spte) != slot.frame(gfn):
+        return False
+    if not sp.tdp_mmu_page:
+        at, times = leaf.sptep, 0
+        for block in slot.rmap[1].get(gfn, ()):
+            times += block.count(at)
+        if times != 1:
+            return False
+    if not (is_writable_pte(spte) or spte & kvm.fmt.mmu_writable):
+        return True
+    return gfn not in kvm.page_hash and not kvm_slot_dirty_track_enabled(slot)
+
+
 def rmap(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
     """The leaf is in the reverse map of its gfn, once."""
     sp, gfn = leaf.sp, leaf.gfn

@@ -1,13 +1,13 @@
 """All shadow tables as they were at the last look, and what has changed since.
 
-A table is compared as one run of bytes, about a microsecond each. Those who copy or
-record memory raise its epoch (:class:`~mmulab.memory.host.HostMemory`); where one of
-them does so after each op, only the tables that the op wrote are compared.
+A table is compared as one run of bytes, about a microsecond each, if it was written since
+the last look: who looks raises memory's epoch (:class:`~mmulab.memory.host.HostMemory`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +35,18 @@ class Changed(NamedTuple):
 
     def words(self, empty: int) -> Iterator[tuple[int, int, int]]:
         """Yield index, old and new value of each entry that changed; without a page all were `empty`."""
-        nothing = empty.to_bytes(8, "little") * FRAME_WORDS
-        old = np.frombuffer(self.old or nothing, np.uint64)
-        new = np.frombuffer(self.new or nothing, np.uint64)
-        for index in (old != new).nonzero()[0].tolist():
-            yield index, int(old[index]), int(new[index])
+        old = self.old or _nothing(empty)
+        new = self.new or _nothing(empty)
+        changed = (np.frombuffer(old, np.uint64) != np.frombuffer(new, np.uint64)).nonzero()[0].tolist()
+        old_words, new_words = memoryview(old).cast("Q"), memoryview(new).cast("Q")
+        for index in changed:
+            yield index, old_words[index], new_words[index]
+
+
+@cache
+def _nothing(empty: int) -> bytes:
+    """Return a table of such entries alone."""
+    return empty.to_bytes(8, "little") * FRAME_WORDS
 
 
 class Snapshot:
@@ -59,14 +66,15 @@ class Snapshot:
 
     def look(self, kvm: Kvm) -> list[Changed]:
         """Return what changed since the last look."""
-        changed = []
+        changed: list[Changed] = []
+        written = False
         tables, memory, pages = self.tables, kvm.memory.bytes, kvm.pages
         stamp, since = kvm.memory.stamp, self._since
-        self._since = kvm.memory.epoch
         for frame, sp in pages.items():
             held = tables.get(frame)
             if stamp[frame] < since and held is not None and held[0] is sp:
                 continue
+            written = True
             new = memory[frame << 12 : frame + 1 << 12].tobytes()
             if held is not None:
                 if held[0] is sp:
@@ -78,6 +86,9 @@ class Snapshot:
             else:
                 changed.append(Changed(sp, None, new))
             tables[frame] = sp, new
+        if written:
+            kvm.memory.epoch += 1
+            self._since = kvm.memory.epoch
         if len(tables) != len(pages):
             for frame in [frame for frame in tables if frame not in pages]:
                 sp, old = tables.pop(frame)

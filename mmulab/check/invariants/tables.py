@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from mmulab.check.invariants.flags import Wrong
 from mmulab.check.invariants.survey import Link, flat
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.roles.design import role_facts
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_last_spte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm, is_obsolete_sp, spte_index
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
-_FACTS = ("level", "quadrant", "access", "direct", "passthrough", "invalid", "smm")
+_NAMES = ("level", "quadrant", "access", "direct", "passthrough", "invalid", "smm")
+_FACTS = attrgetter(*_NAMES)
+
+# Plain ones --------------------------------------------------------------------
+
+
+def is_plain_link(kvm: Kvm, link: Link) -> bool:
+    """Whether a look tells that no check of a link finds anything."""
+    child = kvm.pages.get(link.child)
+    if child is None or child.level != link.sp.level - 1:
+        return False
+    if (child.unsync or child.unsync_children) and not (
+        link.sp.unsync_child_bitmap >> spte_index(link.sptep) & 1
+    ):
+        return False
+    if child.has_4_byte_gpte or is_obsolete_sp(kvm, child):
+        return False
+    if child.tdp_mmu_page:
+        return True
+    times = 0
+    for block in child.parent_ptes:
+        times += block.count(link.sptep)
+    return times == 1
+
+
+def is_plain_page(kvm: Kvm, sp: ShadowPage) -> bool:
+    """Whether a look tells that no check of a page finds anything."""
+    if sp.unsync or sp.unsync_children or sp.unsync_child_bitmap or sp.quadrant or sp.passthrough:
+        return False
+    if _FACTS(sp) != _FACTS(role_facts(kvm.config.kernel.design, sp.role)):
+        return False
+    if kvm.page_hash.get(sp.gfn, [sp.frame]) != [sp.frame]:
+        return False
+    return not sp.parent_ptes or next(parents_of_page(kvm, sp), None) is None
+
 
 # Links -------------------------------------------------------------------------
 
@@ -86,8 +122,10 @@ def parents_of_page(kvm: Kvm, child: ShadowPage) -> Iterator[Wrong]:
 
 def role(kvm: Kvm, sp: ShadowPage) -> Iterator[Wrong]:
     """A page's header says what its role says."""
-    facts = kvm.config.kernel.design.facts(sp.role)
-    for name in _FACTS:
+    facts = role_facts(kvm.config.kernel.design, sp.role)
+    if _FACTS(sp) == _FACTS(facts):
+        return
+    for name in _NAMES:
         if getattr(sp, name) != getattr(facts, name):
             said = f"{sp!r} has {name} {getattr(sp, name)}, but its role says {getattr(facts, name)}"
             yield Wrong(said, sp)

@@ -10,6 +10,8 @@ layout (:mod:`mmulab.kvm.roles.history`).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mmulab.kvm.roles.history import find_role_version
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
@@ -101,6 +103,18 @@ class RoleDesign:
 
     def __repr__(self) -> str:
         return f"<{self.id} {self.name}: {self.layout.used_bits} bits>"
+
+
+@lru_cache(maxsize=1 << 14)
+def role_facts(design: RoleDesign, role: int) -> RoleFacts:
+    """Return :meth:`RoleDesign.facts`, which the MMU asks for again and again."""
+    return design.facts(role)
+
+
+@lru_cache(maxsize=1 << 14)
+def role_of_child(design: RoleDesign, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
+    """Return :meth:`RoleDesign.child`."""
+    return design.child(parent, direct=direct, access=access, quadrant=quadrant)
 
 
 class Passthrough(RoleDesign):

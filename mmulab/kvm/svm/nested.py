@@ -257,17 +257,19 @@ def _refuse(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> None:
         raise InputError(f"the VMCB intercepts exceptions {exceptions:#x}; {known} modelled")
 
 
+def is_vmcb12(vcpu: Vcpu, gpa: int) -> bool:
+    """Whether KVM takes a VMCB from `gpa`; else VMRUN is a #GP, and is not skipped."""
+    return not gpa & 0xFFF and kvm_vcpu_map(vcpu, gpa)
+
+
 def nested_svm_vmrun(vcpu: Vcpu, gpa: int) -> None:
-    """Enter L2 with the VMCB at `gpa`; the vCPU's RIP is already behind L1's VMRUN.
+    """Enter L2 with the VMCB at `gpa`, which KVM takes; the vCPU's RIP is already behind L1's VMRUN.
 
     Raises
     ------
     InputError
         The VMCB intercepts what is not modelled.
     """
-    if gpa & 0xFFF or not kvm_vcpu_map(vcpu, gpa):
-        kvm_queue_exception(vcpu, GP_VECTOR, 0)
-        return
     vcpu.last_vmcb12_gpa = gpa
     nested, control = _read_vmcb12(vcpu, gpa)
     if not _check_vmcb(vcpu, nested, control):

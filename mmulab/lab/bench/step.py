@@ -13,10 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from mmulab.conform.recording import read_recording
 from mmulab.lab import paths
+from mmulab.lab.bench.measure import Measure
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import Runner
@@ -29,22 +30,6 @@ from mmulab.widgets.stepper import Stepper
 T = TypeVar("T")
 
 GUEST = "conformance/6.1.192/sh/os-64-00.jsonl.xz"
-
-
-class Measure(NamedTuple):
-    """One figure.
-
-    Attributes
-    ----------
-    name : str
-    value : float
-    unit : str
-        ``ms``, ``s``, ``MB``, ``events`` or ``x``: a ratio.
-    """
-
-    name: str
-    value: float
-    unit: str
 
 
 def bench_step(*, events: int = 1_000_000, visits: int = 50, seed: int = 1) -> tuple[Measure, ...]:

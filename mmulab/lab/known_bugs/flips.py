@@ -8,17 +8,20 @@ from typing import Any
 
 import ipywidgets
 
+from mmulab.errors import InputError
 from mmulab.lab.known_bugs.follow import Followed, Search, follow
 from mmulab.lab.known_bugs.sequence import FOUND, WATCHED_BY, Replayed, sequence_of
 from mmulab.widgets.figure import Twin
 from mmulab.widgets.log_bars import log_bars
 from mmulab.widgets.places import Places
-from mmulab.widgets.stepper import Stepper
 
 __all__ = ["flip", "flips_chart", "flips_places"]
 
-_COLUMNS = ("bug", "found", "seconds", "CPU", "states", "random ops", "ops", "place", "noticed by", "CVE")
-_LEAST = 0.01
+_COLUMNS = (
+    *("bug", "found", "seconds", "CPU seconds", "states", "random ops"),
+    *("ops", "place", "noticed by", "CVE"),
+)
+_LEAST = 0.1
 """Seconds; what is found sooner is drawn as long as this."""
 
 
@@ -50,8 +53,8 @@ def flip(
 def flips_chart(flips: Sequence[Followed]) -> Twin:
     """Return the seconds that each search took; of a bug that was not found, what was spent."""
     return log_bars(
-        [f"{one.bug.id} {_short(one)}" for one in flips],
-        [max(one.seconds, _LEAST) for one in flips],
+        [f"{one.bug.id}: {_short(one)}" for one in flips],
+        [max(round(one.seconds, 1), _LEAST) for one in flips],
         title="Time to find each bug; hatched: not found in this time",
         value_label="seconds on the clock, until the sequence is minimal",
         open_ended=[number for number, one in enumerate(flips) if one.trouble is None],
@@ -95,7 +98,12 @@ def _row(one: Followed) -> list[str]:
 
 def _still(one: Followed, replayed: Replayed | None) -> str:
     about = f"<p><b>{escape(one.bug.id)}: {escape(one.bug.title)}</b></p><p>{escape(one.said)}.</p>"
-    return about if replayed is None else f"{about}{replayed.html()}{replayed.story().html()}"
+    if replayed is None:
+        return about
+    try:
+        return f"{about}{replayed.html()}{replayed.story(f'switch {one.bug.id}').html()}"
+    except InputError as error:
+        return f"{about}{replayed.html()}<p>{escape(str(error))}</p>"
 
 
 class _Live:
@@ -104,6 +112,9 @@ class _Live:
     def __init__(self, one: Followed, replayed: Replayed | None) -> None:
         parts: list[Any] = [ipywidgets.HTML(f"<p>{escape(one.said)}.</p>")]
         if replayed is not None:
-            self.stepper: Stepper | None = replayed.stepper()
-            parts += [ipywidgets.HTML(replayed.html()), self.stepper.widget]
+            parts.append(ipywidgets.HTML(replayed.html()))
+            try:
+                parts.append(replayed.stepper().widget)
+            except InputError as error:
+                parts.append(ipywidgets.HTML(f"<p>{escape(str(error))}</p>"))
         self.widget = ipywidgets.VBox(parts)

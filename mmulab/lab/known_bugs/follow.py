@@ -15,11 +15,7 @@ from mmulab.kvm.bugs import find_bug
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 
-__all__ = ["FAST", "Followed", "Sample", "Search", "find_switches", "follow", "switched"]
-
-FAST = "B17,B24,B12,B10"
-"""Bugs that a search finds within seconds."""
-
+__all__ = ["Followed", "Sample", "Search", "find_switches", "follow", "switched"]
 
 class Search(NamedTuple):
     """What a search does, and within which bounds.

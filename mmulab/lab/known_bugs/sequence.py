@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.hunt import IN_GUESTS
-from mmulab.check.trial import FAILURES, make_bench
+from mmulab.check.trial import FAILURES, run_trial
 from mmulab.conform.diff import scenario_run
 from mmulab.errors import InputError
 from mmulab.kvm.bug import Bug
@@ -19,6 +19,7 @@ from mmulab.lab import paths
 from mmulab.lab.known_bugs.follow import Followed, switched
 from mmulab.lab.results import Table
 from mmulab.lab.side_by_side import SideBySide
+from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.record import record_steps
 from mmulab.scenario.runner import Result
@@ -28,6 +29,7 @@ from mmulab.trace.recording import Moment, Recording
 from mmulab.trace.sentence import op_sentence, outcome_sentence
 from mmulab.widgets.stepper import Stepper
 from mmulab.widgets.steps import Steps
+from mmulab.widgets.story import telling_moment
 from mmulab.widgets.wrong_access import Where, moments, wrong_access
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
 SOURCES = SAVED, FOUND = "saved", "found"
 """Which sequence is stepped: the one in ``data/sequences``, or what a search has just found."""
 _FOLDER = "sequences"
+MOST_BEFORE = 11
+"""Ops before the wrong one of which a moment is shown."""
 WATCHED_BY: dict[FindingKind, str] = {
     FindingKind.OUTCOME: "the oracle",
     FindingKind.STALE: "the TLB that keeps all it may",
@@ -156,21 +160,20 @@ class Replayed:
         style = ' style="background: #fff3bf"' if wrong else ""
         return f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
-    def record(self) -> tuple[Recording, int, list[tuple[int, str]]]:
+    def record(self) -> tuple[Recording, list[tuple[int, str]]]:
         """Run it with the bug once more, recorded, up to the wrong op.
 
         Returns
         -------
         recording : Recording
-        at : int
-            Number of the moment at which the wrong op has ended.
         told : list of (int, str)
-            Numbers and titles of the moments that tell how it went wrong.
+            Numbers and titles of the moments that tell how it went wrong: one of each op before, then the
+            wrong op's. The last is its end; where the MMU fails in it, the end of the op before.
 
         Raises
         ------
         InputError
-            The model fails before anything can be looked at.
+            The MMU fails before anything can be looked at.
         """
         last = len(self.scenario.steps) - 1 if self.finding is None else self.finding.op
         for until in (last, last - 1):
@@ -178,23 +181,36 @@ class Replayed:
                 recording, ops = record_steps(self.scenario, kernel=self.kernel, until=until)
             except FAILURES:
                 continue
-            op = ops[max(ops)]
-            at = recording.number(Moment(op, None))
-            if until != last:
-                return recording, at, [(at, f"before op {last}, in which the MMU fails")]
-            return recording, at, moments(recording, Where(op, f"op {last}"))
+            before = [step for step in range(max(0, last - MOST_BEFORE), last) if step in ops]
+            told = [(telling_moment(recording, [ops[step]]), _title(self.steps[step])) for step in before]
+            if until == last:
+                return recording, [*told, *moments(recording, Where(ops[last], f"op {last}"))]
+            end = recording.number(Moment(ops[max(ops)], None))
+            return recording, [*told, (end, f"before op {last}, in which the MMU fails")]
         raise InputError(f"{self.bug.id}: the MMU fails in the first op; nothing before it can be shown")
 
     def stepper(self) -> Stepper:
         """Return the run with the bug, to step through; it stands where the wrong op has ended."""
-        recording, at, _ = self.record()
-        return Stepper(recording, at=at)
+        recording, told = self.record()
+        return Stepper(recording, at=told[-1][0])
 
-    def story(self) -> Steps:
-        """Return the moments that tell how it went wrong; they need no kernel."""
-        recording, _, told = self.record()
-        name = f"{self.bug.id}: {self.source}"
-        return wrong_access(recording, told, name=name, verdict=" ".join(self.sentences()))
+    def story(self, name: str) -> Steps:
+        """Return the moments that tell how it went wrong, at first the last; they need no kernel.
+
+        Parameters
+        ----------
+        name : str
+            Of the steps; no two on a page have one name.
+
+        Raises
+        ------
+        InputError
+            The MMU fails before anything can be looked at.
+        """
+        recording, told = self.record()
+        steps = wrong_access(recording, told, name=name, verdict=" ".join(self.sentences()))
+        steps.at = len(told) - 1
+        return steps
 
     def sides(self) -> SideBySide:
         """Return both runs side by side, event by event; the wrong op stands open."""
@@ -230,7 +246,8 @@ def replay(bug: str, kernel: str, scenario: Scenario, source: str) -> Replayed:
     seen: list[dict[int, Result]] = []
     for each in (wrong, right):
         results: dict[int, Result] = {}
-        ends.append(make_bench(scenario, each, IN_GUESTS).run((), _keep_in(results)).finding)
+        config = machine_config(scenario, each)
+        ends.append(run_trial(scenario, config, IN_GUESTS, _keep_in(results)).finding)
         seen.append(results)
     steps = []
     for number, step in enumerate(scenario.steps):
@@ -283,16 +300,19 @@ def saved_table(bugs: list[str], kernel: str) -> Table:
     rows: list[list[Any]] = []
     for bug in bugs:
         path = saved_path(bug)
-        if path is None:
-            rows.append([bug, None, None, None, None, None])
-            continue
-        replayed = replay(bug, kernel, read_scenario(path), path.name)
-        finding, other = replayed.finding, replayed.other
-        told = (None, None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
-        right = "nothing" if other is None else other.name
-        rows.append([bug, len(replayed.scenario.steps), *told, right, replayed.shows])
+        if path is not None:
+            replayed = replay(bug, kernel, read_scenario(path), path.name)
+            finding, other = replayed.finding, replayed.other
+            told = ("nobody", None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
+            right = "nothing" if other is None else other.name
+            rows.append([bug, len(replayed.scenario.steps), *told, right, replayed.shows])
     columns = ["bug", "ops", "noticed by", "name", "wrong with the fix", "shows the bug"]
-    return Table("sequences", columns, rows, "The saved sequences, run now; empty: none is saved.")
+    caption = f"{len(rows)} of {len(bugs)} switches have a saved sequence; each was run now."
+    return Table("sequences", columns, rows, caption)
+
+
+def _title(step: Told) -> str:
+    return f"op {step.step}: {step.words}"
 
 
 def _header(scenario: Scenario) -> str:

@@ -21,7 +21,7 @@ from mmulab.lab.results import Table
 from mmulab.widgets.figure import Twin, line_chart
 from mmulab.widgets.multiples import multiples
 
-__all__ = ["BugPage", "Part", "catalogue", "effort_chart", "places_chart", "progress_words"]
+__all__ = ["BugPage", "Part", "catalogue", "effort_charts", "places_chart", "progress_words"]
 
 MOST_PLACES = 24
 """Places that are drawn each by itself, those that took longest."""
@@ -80,9 +80,9 @@ class BugPage:
         How far the search is.
     chooser : Part
         The list of bugs, the button, how far the search is, and the bug in words.
-    effort, places, words, stepper, story, sides : Part
-        States and ops over time and by place; the two outcomes; the run with the bug, and its telling
-        moments; both runs side by side.
+    effort, places, words, stepper, sides : Part
+        States and ops over time and by place; the two outcomes; the run with the bug, of which a page has
+        the moments that tell how it went wrong; both runs side by side.
     """
 
     def __init__(self, search: Search, prefer: str = SAVED) -> None:
@@ -95,8 +95,7 @@ class BugPage:
         self.button.on_click(lambda _: self.search(str(self.bug.value)))
         self.status = ipywidgets.HTML()
         self.chooser, self.effort, self.places = Part("bug"), Part("effort"), Part("places")
-        self.words, self.stepper, self.story = Part("outcomes"), Part("stepper"), Part("story")
-        self.sides = Part("side by side")
+        self.words, self.stepper, self.sides = Part("outcomes"), Part("stepper"), Part("side by side")
 
     def search(self, bug: str, tell: Callable[[Followed], None] = lambda followed: None) -> BugPage:
         """Search for a bug, and show in every part what came of it.
@@ -133,10 +132,14 @@ class BugPage:
         row = ipywidgets.HBox([self.bug, self.button])
         live = ipywidgets.VBox([row, ipywidgets.HTML(about), self.status])
         self.chooser.show(f"{about}{said}{_found(followed)}", live)
-        for part, chart in ((self.effort, effort_chart(followed)), (self.places, places_chart(followed))):
-            part.show(f'<div class="figure">{chart.svg}</div>', chart.widget)
+        for part, charts in (
+            (self.effort, effort_charts(followed)),
+            (self.places, [places_chart(followed)]),
+        ):
+            pictures = "".join(f'<div class="figure">{chart.svg}</div>' for chart in charts)
+            part.show(pictures, ipywidgets.VBox([chart.widget for chart in charts]))
         if replayed is None:
-            for part in (self.words, self.stepper, self.story, self.sides):
+            for part in (self.words, self.stepper, self.sides):
                 part.show(f"<p>{_NOTHING}</p>")
             return
         self.words.show(replayed.html())
@@ -144,13 +147,10 @@ class BugPage:
 
     def _show_run(self, replayed: Replayed) -> None:
         try:
-            stepper, story = replayed.stepper(), replayed.story()
+            story = replayed.story(f"the run with {replayed.bug.id}")
+            self.stepper.show(story.html(), replayed.stepper().widget)
         except InputError as error:
-            for part in (self.stepper, self.story):
-                part.show(f"<p>{escape(str(error))}</p>")
-        else:
-            self.stepper.show(stepper.html(), stepper.widget)
-            self.story.show(story.html(), story.widget)
+            self.stepper.show(f"<p>{escape(str(error))}</p>")
         both = replayed.sides()
         # What a search has just found depends on the machine's speed, so only a saved one is a result.
         saved = saved_path(replayed.bug.id)
@@ -168,7 +168,7 @@ def _about(bug: Bug) -> str:
     cve = f", {bug.cve}" if bug.cve else ""
     since = bug.introduced or "not known"
     facts = f"fix {bug.commit or 'not known'}{cve}; since {since}, fixed in {bug.fixed or 'not known'}"
-    breaks = ", ".join(bug.breaks) or "none of I1 to I16: an outcome is wrong"
+    breaks = f"invariant {', '.join(bug.breaks)}" if bug.breaks else "no invariant: an outcome is wrong"
     return (
         f"<p><b>{escape(bug.id)}: {escape(bug.title)}</b> ({escape(facts)})</p>"
         f"<p>{escape(bug.mechanism)}</p><p>It breaks {escape(breaks)}.</p>"
@@ -183,15 +183,20 @@ def _found(followed: Followed) -> str:
     return f"<p>What it found: <code>{escape(str(finding))}</code></p>"
 
 
-def effort_chart(followed: Followed) -> Twin:
-    """Return the states and the random ops of a search over time."""
+def effort_charts(followed: Followed) -> list[Twin]:
+    """Return the states of a search over time, and its random ops."""
     samples = followed.samples
-    return line_chart(
-        [sample.seconds for sample in samples],
-        {"states": [one.states for one in samples], "random ops": [one.ops for one in samples]},
-        title=f"The search for {followed.bug.id}: states and random ops so far",
-        x_label="seconds on the clock",
-    )
+    times = [sample.seconds for sample in samples]
+    counts = {"states": [one.states for one in samples], "random ops": [one.ops for one in samples]}
+    return [
+        line_chart(
+            times,
+            {name: values},
+            title=f"The search for {followed.bug.id}: {name} so far",
+            x_label="seconds on the clock",
+        )
+        for name, values in counts.items()
+    ]
 
 
 def places_chart(followed: Followed) -> Twin:
@@ -204,7 +209,8 @@ def places_chart(followed: Followed) -> Twin:
         "states": [one.states for one in spent],
         "random ops": [one.ops for one in spent],
     }
-    title = f"The search for {followed.bug.id} by place; hatched: where it was found"
+    found = "; hatched: where it was found" if marked else ""
+    title = f"The search for {followed.bug.id} by place{found}"
     return multiples([one.place for one in spent], measures, title=title, marked=marked)
 
 

@@ -1,0 +1,110 @@
+"""notebooks/known_bugs.ipynb: a page with no network and no script, and its links to what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nbformat
+import pytest
+
+from mmulab.lab.report import report
+from tests.browser.lab import PATIENCE, jupyterlab, run_all
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.browser.conftest import OfflinePage
+
+OpenPage = Callable[..., "OfflinePage"]
+NAME = "known_bugs"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / f"{NAME}.ipynb"
+GIVEN = {
+    "bug": "B17",
+    "places": "paths-32",
+    "sequence": "found",
+    "switches": "B17,B24",
+    "switch_places": "paths-32",
+    "switch_budget": 10.0,
+}
+CELLS = (
+    """
+from mmulab.lab.known_bugs.follow import Search
+from mmulab.lab.known_bugs.view import BugPage
+
+page = BugPage(Search("6.1.192", ("paths-32",), 0, 20.0), "found").search("B24")
+page.chooser
+""",
+    "page.words",
+    "page.stepper",
+    "print('shown')",
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported page of a short search."""
+    folder = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", GIVEN).parent
+    return folder / NAME / f"{NAME}.html"
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_every_picture_is_visible(offline_page: OpenPage, exported: Path, scripts: bool) -> None:
+    opened = offline_page(exported, scripts=scripts)
+    seen = opened.pictures("main .figure svg")
+    assert [picture.title for picture in seen if not picture.visible] == []
+    titles = [picture.title for picture in seen]
+    for title in ("states so far", "random ops so far", "by place; hatched: where it was found"):
+        assert sum(title in known for known in titles) == 1, title
+    assert "Time to find each bug; hatched: not found in this time" in titles
+    assert opened.complaints == []
+
+
+def test_a_line_leads_to_the_sequence_that_was_found(offline_page: OpenPage, exported: Path) -> None:
+    opened = offline_page(exported, scripts=False)
+    places = opened.page.locator(".places")
+    views = places.locator("section.view")
+    assert views.filter(visible=True).count() == 0
+    places.get_by_role("link", name="B17").click()
+    text = views.filter(visible=True).inner_text()
+    assert "what the search has just found" in text
+    assert "op 0 has ended, and it is wrong" in text
+    places.get_by_role("link", name="B24").click()
+    text = views.filter(visible=True).inner_text()
+    assert "B24: not found in" in text
+    assert "has ended, and it is wrong" not in text
+    ids = opened.page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("width", [1200, 1600])
+def test_no_table_is_cut(offline_page: OpenPage, exported: Path, width: int) -> None:
+    page = offline_page(exported).page
+    page.set_viewport_size({"width": width, "height": 1000})
+    cut = page.locator("main table").evaluate_all(
+        "tables => tables.filter(t => t.offsetParent && t.scrollWidth > t.parentElement.clientWidth + 1)"
+        ".map(t => t.innerText.slice(0, 60))"
+    )
+    assert cut == []
+
+
+@pytest.mark.slow
+def test_another_bug_is_chosen_in_jupyterlab(chromium: Browser, tmp_path: Path) -> None:
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
+    source = tmp_path / "bugs.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), source)
+    (tmp_path / "served").mkdir()
+    context = chromium.new_context(viewport={"width": 1400, "height": 3000})
+    page = context.new_page()
+    with jupyterlab(source, tmp_path / "served") as server:
+        remote = run_all(page, server, last="shown")
+        page.get_by_text("B24: not found in").wait_for(timeout=PATIENCE)
+        page.get_by_role("combobox", name="bug").select_option(index=14)
+        page.get_by_role("button", name="Search").click()
+        page.get_by_text("B17: found in paths-32").first.wait_for(timeout=PATIENCE)
+        page.get_by_text("Without B17: the same outcome").wait_for(timeout=PATIENCE)
+        page.get_by_role("button", name="Next ▶").wait_for(timeout=PATIENCE)
+        assert remote == []
+    context.close()

@@ -1,0 +1,56 @@
+"""The hunt: what is wrong is found, short and once; what is right is free, and the hunt ends by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmulab.check.guests import GUESTS
+from mmulab.check.hunt import IN_SCOPES, Job, hunt, places
+from mmulab.check.mmu import Invariants
+from mmulab.check.scopes import kinds_first
+from mmulab.check.trial import make_bench
+from mmulab.errors import InputError
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+
+LONG = 600.0
+"""Seconds; the hunts of the tests end by what they find, or when every sequence was tried."""
+
+
+def test_a_bug_is_found_in_the_scope_that_is_aimed_at_it_and_replays() -> None:
+    kernel = find_kernel("6.1+B22")
+    hunted = hunt(Job(kernel, LINUX_6_1, ("cpuid-64",), 0, LONG, 1), lambda: False)
+    (trouble,) = hunted.found
+    assert trouble.place == "cpuid-64"
+    assert len(trouble.scenario.steps) == 2
+    watchers = (*IN_SCOPES, Invariants)
+    assert make_bench(trouble.scenario, kernel, watchers).run(()).finding == trouble.finding
+    assert make_bench(trouble.scenario, LINUX_6_1, watchers).run(()).finding is None
+
+
+def test_a_scope_that_was_tried_whole_is_free_and_the_hunt_ends() -> None:
+    hunted = hunt(Job(LINUX_6_1, None, ("nested-logged-npt",), 0, LONG, 1), lambda: False)
+    assert list(hunted.free) == ["nested-logged-npt"]
+    assert hunted.found == []
+    assert hunted.states > 10
+
+
+def test_what_the_right_kernel_does_as_well_is_no_finding() -> None:
+    kernel = find_kernel("6.1+B22")
+    hunted = hunt(Job(kernel, kernel, ("cpuid-64",), 0, LONG, 1), lambda: False)
+    assert hunted.found == []
+
+
+def test_a_hunt_that_is_told_to_stop_does_nothing_more() -> None:
+    hunted = hunt(Job(LINUX_6_1, None, places(), 0, LONG, 1), lambda: True)
+    assert (hunted.interrupted, hunted.states, hunted.ops) == (True, 0, 0)
+
+
+def test_places_are_scopes_in_turn_with_guests() -> None:
+    every = places()
+    assert every[0::2][:20] == tuple(kinds_first()[:20])
+    assert every[1::2][:20] == tuple(GUESTS)[:20]
+    assert places(["npt-la57", "behind-*"]) == tuple(
+        name for name in every if name in {"npt-la57", "behind-64", "behind-pae"}
+    )
+    with pytest.raises(InputError, match="scope 'nowhere': unknown"):
+        places(["nowhere"])

@@ -1,0 +1,72 @@
+"""notebooks/known_bugs.ipynb, run as a user runs it, with plain papermill."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmulab.kvm.bugs import BUGS
+from mmulab.lab.page import export, remote_references
+from mmulab.lab.results import harvest
+from tests.notebooks.conftest import Papermill
+
+# B17 shows in the first op of this scope, B24 in none of it: nothing there goes out of sync.
+SMALL = {
+    "bug": "B17",
+    "places": "paths-32",
+    "budget": 60,
+    "sequence": "found",
+    "switches": "B17,B24",
+    "switch_places": "paths-32",
+    "switch_budget": 20,
+}
+
+
+def test_found_stepped_and_not_found(papermill: Papermill) -> None:
+    done = papermill("known_bugs", **SMALL)
+    assert done.returncode == 0, done.stderr
+    tables = {table.name: table for table in harvest(done.notebook)}
+    assert [row[0] for row in tables["catalogue"].rows] == list(BUGS)
+    assert all(row[-1] for row in tables["sequences"].rows), "a saved sequence shows its bug"
+    assert done.last_line == "switches: found 1 of 2"
+    said = done.notebook.cells[-1].outputs[0]["text"].splitlines()[0]
+    assert said.startswith("B17: found in paths-32 after")
+    page = export(done.notebook, "known_bugs")
+    assert remote_references(page) == []
+    assert "In JupyterLab an interactive control stands here" not in page
+    for words in (
+        "The search for B17: states so far",
+        "Without B17: the same outcome, and nothing is wrong.",
+        "with its fix",
+        "B24: not found in",
+        "Time to find each bug",
+    ):
+        assert words in page
+    assert " seconds: " not in page, "no progress stays"
+
+
+@pytest.mark.slow
+def test_defaults(papermill: Papermill) -> None:
+    done = papermill("known_bugs")
+    assert done.returncode == 0, done.stderr
+    page = export(done.notebook, "known_bugs")
+    assert remote_references(page) == []
+    assert "The search for B13: states so far" in page
+    assert len(page) < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"bug": "B6"}, "parameter 'bug' is 'B6'; it must be one of B1, B2, "),
+        ({"kernel": "2.4.9"}, "parameter 'kernel' is '2.4.9'; it must be one of "),
+        ({"places": "nowhere"}, "scope 'nowhere': unknown"),
+        ({"switches": "B17,B99"}, "bug 'B99': unknown"),
+        ({"budget": 0}, "parameter 'budget' is 0; it must be a number of at least 0.1"),
+        ({"sequence": "mine"}, "parameter 'sequence' is 'mine'; it must be one of saved, found"),
+        ({"jobs": 2}, "unknown parameter 'jobs'; the notebook has bug, kernel, places, "),
+    ],
+)
+def test_bad_parameters_are_refused(papermill: Papermill, given: dict[str, object], says: str) -> None:
+    done = papermill("known_bugs", **given)
+    assert done.returncode == 1
+    assert f"InputError: {says}" in done.stderr
