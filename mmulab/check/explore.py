@@ -35,6 +35,7 @@ TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
 INTERRUPTED = "Ctrl-C"
 """Why a search ended that the user ended."""
+MOST_STATES = 180_000
 KNOWN_STEPS = 1 << 14
 """How many ops are kept with what they did."""
 YOUNG = 50_000
@@ -141,7 +142,7 @@ class Bounds:
     ----------
     seconds : float or None
     states : int
-        No more than so many are kept in memory.
+        Each is kept until its ops were tried, in some 5 KiB: by default they stay below 1 GiB.
     first : bool
         At the first finding.
     stop : callable or None
@@ -149,9 +150,13 @@ class Bounds:
     """
 
     seconds: float | None = None
-    states: int = 1 << 20
+    states: int = MOST_STATES
     first: bool = False
     stop: Callable[[], bool] | None = None
+
+
+_Privileges = tuple[tuple[int, int], ...]
+"""Each vCPU's number and privilege."""
 
 
 class _State(NamedTuple):
@@ -159,7 +164,7 @@ class _State(NamedTuple):
 
     machine: Savepoint
     core: Key
-    cpl: dict[int, int]
+    cpl: _Privileges
     watchers: tuple[Any, ...]
     choices: tuple[int, ...]
 
@@ -170,7 +175,7 @@ class _Known(NamedTuple):
     result: Result
     machine: Savepoint
     core: Key
-    cpl: dict[int, int]
+    cpl: _Privileges
     ended: bool
 
 
@@ -226,7 +231,7 @@ class World:
         machine = self._keeper.take()
         unchanged = before is not None and machine.same(before.machine)
         core = before.core if before is not None and unchanged else self._keys.key(machine)
-        return _State(machine, core, dict(self._runner.cpl), watchers, choices)
+        return _State(machine, core, tuple(sorted(self._runner.cpl.items())), watchers, choices)
 
     def go(self, state: _State, choice: int, step: Step) -> tuple[Finding | None, _State]:
         """Execute an op in a state that was put, and return what is wrong with it and where it led.
@@ -234,7 +239,7 @@ class World:
         What it did to this state of the machine may be known; then the machine is put there, and
         the watchers alone see it anew.
         """
-        name = state.core.machine, choice, *sorted(state.cpl.items())
+        name = state.core.machine, choice, state.cpl
         choices = *state.choices, choice
         known = self._known.get(name)
         if known is not None:
@@ -265,7 +270,7 @@ class World:
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
         watched = tuple([memory.key() for memory in self._memories])
-        return digest_of((state.core.machine, tuple(sorted(state.cpl.items())), watched))
+        return digest_of((state.core.machine, state.cpl, watched))
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
