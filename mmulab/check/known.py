@@ -90,6 +90,13 @@ def _table_for_operand(machine: Machine, result: Result, finding: Finding) -> bo
     return False
 
 
+def _device_write_not_dirty(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, mmio, vcpu = _walk(machine, result), result.outcome.mmio, _vcpu(machine, result)
+    if walks is None or not mmio or machine.kvm.config.tdp or vcpu.cr0 & X86_CR0_WP:
+        return False
+    return mmio[0].gpa == walks.gpa and not walks.outer.ad_done
+
+
 def _pdpte_outside_memory(machine: Machine, result: Result, finding: Finding) -> bool:
     vcpu = _vcpu(machine, result)
     if machine.kvm.config.tdp or vcpu.guest_mode or result.outcome.kind is not OutcomeKind.SHUTDOWN:
@@ -152,6 +159,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         source="x86.c:emulator_read_write_onepage takes the address of the nested fault for the operand's if "
         "both have the same offset; but it is an entry's, which the processor wanted to mark",
         shows=_table_for_operand,
+    ),
+    Deviation(
+        name="device-write-not-dirty",
+        kind=FindingKind.OUTCOME,
+        findings=("page-not-reached",),
+        said="With CR0.WP=0 the first write of the kernel's to a page of a device leaves D clear",
+        source="x86.c:vcpu_mmio_gva_to_gpa finds the page cached and the write allowed, and walks no tables",
+        shows=_device_write_not_dirty,
     ),
     Deviation(
         name="pdpte-outside-memory",
