@@ -15,12 +15,20 @@ from mmulab.check.deviation import Deviation
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
 from mmulab.check.known_nested import NESTED_DEVIATIONS
 from mmulab.kvm.hw_cr4 import WHILE_PAGING
+from mmulab.kvm.mmu import PT32E_ROOT_LEVEL
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
+from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.runner import Result
 from mmulab.trace.judge import access_kind
-from mmulab.x86.mode import PT64_NX_MASK, PT_USER_MASK, PT_WRITABLE_MASK
+from mmulab.x86.mode import (
+    PT64_NX_MASK,
+    PT_BASE_ADDR_MASK,
+    PT_PRESENT_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+)
 from mmulab.x86.pferr import PFERR_PRESENT_MASK, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_SMAP
 
@@ -82,6 +90,23 @@ def _table_for_operand(machine: Machine, result: Result, finding: Finding) -> bo
     return False
 
 
+def _device_write_not_dirty(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, mmio, vcpu = _walk(machine, result), result.outcome.mmio, _vcpu(machine, result)
+    if walks is None or not mmio or machine.kvm.config.tdp or vcpu.cr0 & X86_CR0_WP:
+        return False
+    return mmio[0].gpa == walks.gpa and not walks.outer.ad_done
+
+
+def _pdpte_outside_memory(machine: Machine, result: Result, finding: Finding) -> bool:
+    vcpu = _vcpu(machine, result)
+    if machine.kvm.config.tdp or vcpu.guest_mode or result.outcome.kind is not OutcomeKind.SHUTDOWN:
+        return False
+    if vcpu.mmu.cpu_role.level != PT32E_ROOT_LEVEL:
+        return False
+    roots = [pdpte & PT_BASE_ADDR_MASK for pdpte in vcpu.walk_mmu.pdptrs if pdpte & PT_PRESENT_MASK]
+    return any(machine.kvm.slots[vcpu.smm].lookup(root >> 12) is None for root in roots)
+
+
 def _cpuid_shared(machine: Machine, result: Result, finding: Finding) -> bool:
     walks, vcpu = _walk(machine, result), _vcpu(machine, result)
     if walks is None or machine.kvm.config.tdp or not (walks.outer.error or 0) & PFERR_RSVD_MASK:
@@ -134,6 +159,23 @@ DEVIATIONS: tuple[Deviation, ...] = (
         source="x86.c:emulator_read_write_onepage takes the address of the nested fault for the operand's if "
         "both have the same offset; but it is an entry's, which the processor wanted to mark",
         shows=_table_for_operand,
+    ),
+    Deviation(
+        name="device-write-not-dirty",
+        kind=FindingKind.OUTCOME,
+        findings=("page-not-reached",),
+        said="With CR0.WP=0 the first write of the kernel's to a page of a device leaves D clear",
+        source="x86.c:vcpu_mmio_gva_to_gpa finds the page cached and the write allowed, and walks no tables",
+        shows=_device_write_not_dirty,
+    ),
+    Deviation(
+        name="pdpte-outside-memory",
+        kind=FindingKind.OUTCOME,
+        findings=("page-not-reached", "fault-not-reached", "end-not-reached"),
+        said="A PAE guest one of whose PDPTEs points to no memory is shut down, whichever it uses",
+        source="mmu.c:mmu_alloc_shadow_roots looks at every present PDPTE, and mmu_check_root asks for "
+        "KVM_REQ_TRIPLE_FAULT",
+        shows=_pdpte_outside_memory,
     ),
     Deviation(
         name="cpuid-shared",
