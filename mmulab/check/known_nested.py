@@ -74,7 +74,8 @@ def _address_above_4g(machine: Machine, result: Result, finding: Finding) -> boo
     world = _world(machine, result)
     if world is None or world.nested is None or world.nested.paging.mode.va_bits != 32:
         return False
-    return any(inner.va >> 32 for walks in _walks(machine, result, world) for inner in walks.inner)
+    faults = [event for event in result.events if isinstance(event, ev.kvm_page_fault)]
+    return bool(faults) and faults[-1].fault_address >> 32 != 0
 
 
 def _pse_kept(machine: Machine, result: Result, finding: Finding) -> bool:
