@@ -68,7 +68,7 @@ class L1:
     ) -> None:
         feature = "svm" if vendor == "amd" else "vmx"
         cpu = {feature: 1, **(cpu or {})}
-        self.builder, self.own, self.regs = guest(mode, vendor=vendor, cpu=cpu, **host)
+        self.builder, self.own, self.regs = guest(mode, vendor=vendor, cpu=cpu, thp=False, **host)
         self.vendor, self._shown = vendor, 0
         cr4, efer = (0, EFER_SVME) if vendor == "amd" else (X86_CR4_VMXE, 0)
         self.regs = self.regs._replace(cr4=self.regs.cr4 | cr4, efer=self.regs.efer | efer)

@@ -151,22 +151,25 @@ def bug_on(kvm: Kvm, name: str, bad: bool) -> None:
     ------
     HostDiedError
     """
-    _count(kvm, name, bad)
+    if bad or kvm.assertion_counts is not None:
+        _count(kvm, name, bad)
     if bad:
         raise HostDiedError(_fire(kvm, name))
 
 
 def warn_on(kvm: Kvm, name: str, bad: bool) -> bool:
     """Assert that a condition does not hold, and go on; return whether it does."""
-    _count(kvm, name, bad)
-    if bad:
-        _fire(kvm, name)
+    if bad or kvm.assertion_counts is not None:
+        _count(kvm, name, bad)
+        if bad:
+            _fire(kvm, name)
     return bad
 
 
 def kvm_bug_on(kvm: Kvm, name: str, bad: bool) -> bool:
     """Assert that a condition does not hold, or else the VM is dead; return whether it does."""
-    _count(kvm, name, bad)
+    if bad or kvm.assertion_counts is not None:
+        _count(kvm, name, bad)
     if bad:
         _fire(kvm, name)
         kvm.bug()

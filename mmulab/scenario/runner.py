@@ -10,6 +10,7 @@ mode, with flat segments as ever.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,7 @@ HOST_OPS = (
 """Ops of the VMM and of the host, which no vCPU executes."""
 
 
+@dataclass(slots=True, repr=False)
 class Result:
     """What one op did.
 
@@ -82,43 +84,35 @@ class Result:
     index : int
         Number of the step; -1 for ``init``, the number of steps for
         ``teardown``; a helper has that of the op it goes with.
-    text : str
-        The op as a recording names it.
+    told : str or Step
+        What `text` is made of: a search looks at it for few ops, and runs many.
     op : Op
     outcome : Outcome
     events : list of Event
-    stats : dict of str to int
-        Non-zero changes of KVM's statistics.
+    counted : dict of str to int, or the statistics themselves
+        What `stats` is made of.
     """
 
-    __slots__ = ("_stats", "_text", "events", "index", "op", "outcome")
-
-    def __init__(
-        self,
-        index: int,
-        text: str | Step,
-        op: Op,
-        outcome: Outcome,
-        events: list[Event],
-        stats: dict[str, int] | _Stats,
-    ) -> None:
-        self.index, self.op, self.outcome, self.events = index, op, outcome, events
-        # A search looks at neither for most ops, and runs many.
-        self._text, self._stats = text, stats
+    index: int
+    told: str | Step
+    op: Op
+    outcome: Outcome
+    events: list[Event]
+    counted: dict[str, int] | _Stats
 
     @property
     def text(self) -> str:
         """The op as a recording names it."""
-        if not isinstance(self._text, str):
-            self._text = format_step(self._text)
-        return self._text
+        if not isinstance(self.told, str):
+            self.told = format_step(self.told)
+        return self.told
 
     @property
     def stats(self) -> dict[str, int]:
         """Non-zero changes of KVM's statistics."""
-        if not isinstance(self._stats, dict):
-            self._stats = self._stats.changes()
-        return self._stats
+        if not isinstance(self.counted, dict):
+            self.counted = self.counted.changes()
+        return self.counted
 
     def __repr__(self) -> str:
         return f"<Result of op {self.index} '{self.text}': {self.outcome!r}, {len(self.events)} events>"
