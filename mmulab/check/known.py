@@ -187,7 +187,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     *NESTED_DEVIATIONS,
 )
-"""What is known of 6.1.192."""
+"""What is known of 6.1.192; of two that a finding may be, the first."""
 
 
 class Beyond:

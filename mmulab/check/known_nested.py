@@ -74,7 +74,8 @@ def _address_above_4g(machine: Machine, result: Result, finding: Finding) -> boo
     world = _world(machine, result)
     if world is None or world.nested is None or world.nested.paging.mode.va_bits != 32:
         return False
-    return any(inner.va >> 32 for walks in _walks(machine, result, world) for inner in walks.inner)
+    faults = [event for event in result.events if isinstance(event, ev.kvm_page_fault)]
+    return bool(faults) and faults[-1].fault_address >> 32 != 0
 
 
 def _pse_kept(machine: Machine, result: Result, finding: Finding) -> bool:
@@ -126,8 +127,12 @@ def _control_block_gone(machine: Machine, result: Result, finding: Finding) -> b
 def _nx_without_efer_nx(machine: Machine, result: Result, finding: Finding) -> bool:
     """Whether KVM makes large pages of an L1 that has EFER.NX clear not executable."""
     vcpu = machine.kvm.vcpus[result.op.vcpu]
-    l1 = vcpu.nested.l1["efer"] if isinstance(vcpu.nested, SvmNested) else vcpu.efer
-    return bool(machine.kvm.nx_huge_pages) and not l1 & EFER_NX
+    nested = vcpu.nested
+    if not machine.kvm.config.tdp or not machine.kvm.nx_huge_pages:
+        return False
+    if isinstance(nested, SvmNested):
+        return nested.npt and not nested.l1["efer"] & EFER_NX
+    return result.outcome.vmexit is not None and not vcpu.efer & EFER_NX
 
 
 def _old_root_of_fewer_levels(machine: Machine, result: Result, finding: Finding) -> bool:
