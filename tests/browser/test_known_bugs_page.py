@@ -63,7 +63,7 @@ def test_every_picture_is_visible(offline_page: OpenPage, exported: Path, script
 
 def test_a_line_leads_to_the_sequence_that_was_found(offline_page: OpenPage, exported: Path) -> None:
     opened = offline_page(exported, scripts=False)
-    places = opened.page.locator(".places")
+    places = opened.page.locator(".places").first
     views = places.locator("section.view")
     assert views.filter(visible=True).count() == 0
     places.get_by_role("link", name="B17").click()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -40,6 +40,7 @@ __all__ = [
     "Replayed",
     "Told",
     "replay",
+    "saved",
     "saved_path",
     "saved_table",
     "sequence_of",
@@ -295,20 +296,38 @@ def sequence_of(followed: Followed, kernel: str, prefer: str = SAVED) -> Replaye
     return None
 
 
-def saved_table(bugs: list[str], kernel: str) -> Table:
-    """Return what the saved sequence of each bug does now, with the bug and without."""
+def saved(bugs: Sequence[str], kernel: str) -> list[Replayed]:
+    """Run the saved sequence of each bug that has one, with the bug and without.
+
+    Parameters
+    ----------
+    bugs : sequence of str
+    kernel : str
+        The right one.
+
+    Raises
+    ------
+    InputError
+        A file is no scenario, or the kernel is unknown.
+    """
+    files = [(bug, saved_path(bug)) for bug in bugs]
+    return [
+        replay(bug, kernel, read_scenario(path), f"data/{_FOLDER}/{path.name}")
+        for bug, path in files
+        if path is not None
+    ]
+
+
+def saved_table(replayed: Sequence[Replayed]) -> Table:
+    """Return what each saved sequence does."""
     rows: list[list[Any]] = []
-    for bug in bugs:
-        path = saved_path(bug)
-        if path is not None:
-            replayed = replay(bug, kernel, read_scenario(path), path.name)
-            finding, other = replayed.finding, replayed.other
-            told = ("nobody", None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
-            right = "nothing" if other is None else other.name
-            rows.append([bug, len(replayed.scenario.steps), *told, right, replayed.shows])
+    for one in replayed:
+        finding, other = one.finding, one.other
+        told = ("nobody", None) if finding is None else (WATCHED_BY[finding.kind], finding.name)
+        right = "nothing" if other is None else other.name
+        rows.append([one.bug.id, len(one.scenario.steps), *told, right, one.shows])
     columns = ["bug", "ops", "noticed by", "name", "wrong with the fix", "shows the bug"]
-    caption = f"{len(rows)} of {len(bugs)} switches have a saved sequence; each was run now."
-    return Table("sequences", columns, rows, caption)
+    return Table("sequences", columns, rows, "The saved sequences, each run now.")
 
 
 def _title(step: Told) -> str:

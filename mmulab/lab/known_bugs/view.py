@@ -6,7 +6,7 @@ the page holds what the chosen bug's search came to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -16,12 +16,13 @@ from mmulab.errors import InputError
 from mmulab.kvm.bug import SWITCHES, Bug
 from mmulab.kvm.bugs import BUGS
 from mmulab.lab.known_bugs.follow import Followed, Search, follow
-from mmulab.lab.known_bugs.sequence import SAVED, Replayed, saved_path, sequence_of
+from mmulab.lab.known_bugs.sequence import SAVED, Replayed, saved_path, saved_table, sequence_of
 from mmulab.lab.results import Table
 from mmulab.widgets.figure import Twin, line_chart
 from mmulab.widgets.multiples import multiples
+from mmulab.widgets.places import Places
 
-__all__ = ["BugPage", "Part", "catalogue", "effort_charts", "places_chart", "progress_words"]
+__all__ = ["BugPage", "Part", "catalogue", "effort_charts", "places_chart", "progress_words", "saved_part"]
 
 MOST_PLACES = 24
 """Places that are drawn each by itself, those that took longest."""
@@ -212,6 +213,24 @@ def places_chart(followed: Followed) -> Twin:
     found = "; hatched: where it was found" if marked else ""
     title = f"The search for {followed.bug.id} by place{found}"
     return multiples([one.place for one in spent], measures, title=title, marked=marked)
+
+
+def saved_part(replayed: Sequence[Replayed]) -> Part:
+    """Return the saved sequences as a list; each line leads to its ops and their two outcomes.
+
+    In JupyterLab it leads to the run with the bug, to step through. The list is a results table.
+    """
+    table = saved_table(replayed)
+    places = Places(
+        table.columns,
+        [["" if value is None else str(value) for value in row] for row in table.rows],
+        still=lambda number: replayed[number].html(),
+        live=lambda number: replayed[number].stepper(),
+        name="saved sequences",
+    )
+    part = Part("saved sequences")
+    part.show(places.html(), places.widget, table)
+    return part
 
 
 def catalogue() -> Table:

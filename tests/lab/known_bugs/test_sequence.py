@@ -21,6 +21,7 @@ from mmulab.lab.known_bugs.sequence import (
     WATCHED_BY,
     Replayed,
     replay,
+    saved,
     saved_table,
     sequence_of,
 )
@@ -161,9 +162,9 @@ def test_saved_or_found_or_nothing(data: Path) -> None:
     assert found is not None
     assert found.source == "what the search has just found"
     (data / "B14.mmu").write_text(B14, "utf-8")
-    saved = sequence_of(followed(scenario), "6.1.192", SAVED)
-    assert saved is not None
-    assert saved.source == "data/sequences/B14.mmu"
+    kept = sequence_of(followed(scenario), "6.1.192", SAVED)
+    assert kept is not None
+    assert kept.source == "data/sequences/B14.mmu"
     again = sequence_of(followed(scenario), "6.1.192", FOUND)
     assert again is not None
     assert again.source == "what the search has just found"
@@ -175,8 +176,8 @@ def test_saved_or_found_or_nothing(data: Path) -> None:
 def test_saved_sequences_are_run(data: Path) -> None:
     (data / "B14.mmu").write_text(B14, "utf-8")
     (data / "B13.mmu").write_text(B14, "utf-8")
-    table = saved_table(["B13", "B14", "B24"], "6.1.192")
-    assert table.caption == "2 of 3 switches have a saved sequence; each was run now."
+    table = saved_table(saved(["B13", "B14", "B24"], "6.1.192"))
+    assert [row[0] for row in table.rows] == ["B13", "B14"], "none is saved for B24"
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["B13"] == (3, "nobody", None, "nothing", False)
     assert rows["B14"][0] == 3
@@ -186,5 +187,5 @@ def test_saved_sequences_are_run(data: Path) -> None:
 def test_a_broken_sequence_is_refused_in_one_line(data: Path) -> None:
     (data / "B14.mmu").write_text("mmulab-scenario 1\nmode 99\n", "utf-8")
     with pytest.raises(InputError) as refused:
-        saved_table(["B14"], "6.1.192")
+        saved(["B14"], "6.1.192")
     assert "\n" not in str(refused.value)

@@ -9,9 +9,10 @@ import pytest
 from mmulab.kvm.bugs import BUGS
 from mmulab.lab import paths
 from mmulab.lab.known_bugs.follow import Followed, Search
-from mmulab.lab.known_bugs.sequence import FOUND, SAVED
-from mmulab.lab.known_bugs.view import BugPage, catalogue, progress_words
+from mmulab.lab.known_bugs.sequence import FOUND, SAVED, replay
+from mmulab.lab.known_bugs.view import BugPage, catalogue, progress_words, saved_part
 from mmulab.lab.results import TABLE_MIME
+from mmulab.scenario.text import parse_scenario
 
 SEARCH = Search("6.1.192", ("paths-32",), 0, 60.0)
 PARTS = ("chooser", "effort", "places", "words", "stepper", "sides")
@@ -76,6 +77,16 @@ def test_a_turn_in_words(page: BugPage) -> None:
     followed = page.followed
     assert isinstance(followed, Followed)
     assert progress_words(followed) == f"{followed.hunted.states} states, 0 random ops; in paths-32"
+
+
+def test_saved_sequences_are_a_list_and_a_result(root: Path) -> None:
+    text = (root / "tests/kvm/bugs/B13.mmu").read_text("utf-8")
+    part = saved_part([replay("B13", "6.1.192", parse_scenario(text), "a witness")])
+    bundle = part._repr_mimebundle_()
+    assert bundle[TABLE_MIME]["name"] == "sequences"
+    assert [row[0] for row in bundle[TABLE_MIME]["rows"]] == ["B13"]
+    assert "With B13: reaches host address" in part.html()
+    assert 'href="#' in part.html()
 
 
 def test_the_catalogue_has_every_bug() -> None:
