@@ -120,6 +120,11 @@ class Result:
             self._stats = self._stats.changes()
         return self._stats
 
+    def with_(self, *, index: int | None = None, outcome: Outcome | None = None) -> Result:
+        """Return the result with another number or outcome."""
+        number = self.index if index is None else index
+        return Result(number, self._text, self.op, outcome or self.outcome, self.events, self._stats)
+
     def __repr__(self) -> str:
         return f"<Result of op {self.index} '{self.text}': {self.outcome!r}, {len(self.events)} events>"
 

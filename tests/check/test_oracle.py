@@ -41,7 +41,7 @@ def to(gpa: int) -> Change:
     def change(machine: Machine, result: Result) -> Result:
         hpa = (machine.memory.backing << 12) + gpa
         outcome = replace(result.outcome, hpa=hpa, rax=machine.memory.read(hpa, 4), mmio=None)
-        return replace(result, outcome=outcome)
+        return result.with_(outcome=outcome)
 
     return change
 
@@ -91,7 +91,7 @@ def test_where_memory_lies_is_not_remembered() -> None:
 def test_a_device_access_where_memory_is_is_wrong() -> None:
     def device(machine: Machine, result: Result) -> Result:
         mmio = [Mmio(write=False, gpa=OLD, size=4, value=0xD0D0D0D0)]
-        return replace(result, outcome=replace(result.outcome, hpa=-1, rax=0xD0D0D0D0, mmio=mmio))
+        return result.with_(outcome=replace(result.outcome, hpa=-1, rax=0xD0D0D0D0, mmio=mmio))
 
     assert judged(builder(), READ, changes={0: device}) == [Verdict.WRONG]
 
@@ -121,7 +121,7 @@ def without(*gfns: int) -> Change:
 
     def change(machine: Machine, result: Result) -> Result:
         named = [gfn for gfn in result.outcome.dirty or [] if gfn not in gfns]
-        return replace(result, outcome=replace(result.outcome, dirty=named))
+        return result.with_(outcome=replace(result.outcome, dirty=named))
 
     return change
 
@@ -223,7 +223,7 @@ def test_nested_paging_gives_the_guest_what_cpuid_takes() -> None:
 
     def ended_well(machine: Machine, result: Result) -> Result:
         outcome = replace(result.outcome, kind=OutcomeKind.OK, vector=None, error_code=None)
-        return to(0)(machine, replace(result, outcome=outcome))
+        return to(0)(machine, result.with_(outcome=outcome))
 
     for host, verdict in ({"npt": 1}, Verdict.ALLOWED), ({}, Verdict.WRONG):
         b = ScenarioBuilder("64", host=host).slot(0, 0, 0x800000).root(0x10000)

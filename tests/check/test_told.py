@@ -75,7 +75,7 @@ def test_an_exit_told_wrong_is_found(root: Path, key: str, bit: int) -> None:
     told = result.outcome.vmexit
     assert told is not None
     changed = replace(result.outcome, vmexit={**told, key: told[key] ^ 1 << bit})
-    _, _, wrong = oracle.judge(replace(result, outcome=changed))
+    _, _, wrong = oracle.judge(result.with_(outcome=changed))
     assert wrong is not None
     assert wrong.wanted.startswith(f"reason 0x30 qual {told['qual']:#x} gpa {told['gpa']:#x}")
 
@@ -127,7 +127,7 @@ def test_another_page_than_the_tables_name_is_found(root: Path) -> None:
             break
         oracle.judge(result)
     elsewhere: Outcome = replace(result.outcome, hpa=result.outcome.hpa + 0x1000)
-    _, _, wrong = oracle.judge(replace(result, outcome=elsewhere))
+    _, _, wrong = oracle.judge(result.with_(outcome=elsewhere))
     assert wrong is not None
     assert (wrong.expected, wrong.reached) == (walks.gpa, (walks.gpa or 0) + 0x1000)
 

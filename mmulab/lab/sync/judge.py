@@ -10,7 +10,6 @@ the oracle alone judges on.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import NamedTuple
 
 from mmulab.check.access import WrongAccess
@@ -97,7 +96,7 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         parted |= not same
         if verdict is Verdict.WRONG:
             text = "" if wanted is None else outcome_str(wanted)
-            found = wrong_access(machine, replace(result, index=at[0]), walks, text)
+            found = wrong_access(machine, result.with_(index=at[0]), walks, text)
             return Judged(found, judged, total, machine)
         judged += verdict is Verdict.ALLOWED or same
 
