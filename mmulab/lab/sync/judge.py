@@ -10,6 +10,7 @@ the oracle alone judges on.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import NamedTuple
 
 from mmulab.check.access import WrongAccess
@@ -96,7 +97,7 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         parted |= not same
         if verdict is Verdict.WRONG:
             text = "" if wanted is None else outcome_str(wanted)
-            found = wrong_access(machine, result, walks, text)._replace(op=at[0])
+            found = wrong_access(machine, replace(result, index=at[0]), walks, text)
             return Judged(found, judged, total, machine)
         judged += verdict is Verdict.ALLOWED or same
 

@@ -1,7 +1,8 @@
 """Guests that the design of 2008 gets wrong, each with the sentence of its review that foretold it.
 
-The sentences are from the reply to the core patch (:mod:`mmulab.kvm.sync.oos_2008`). A flush, or that
-an address was never translated before, goes before each judged access.
+The sentences are from the reply to the core patch (:mod:`mmulab.kvm.sync.oos_2008`). A flush goes before
+each judged access: that the guest never used an address is not enough, for a processor may translate
+ahead (SDM 3, 4.10.2.3).
 """
 
 from __future__ import annotations
@@ -61,15 +62,16 @@ def _done(builder: ScenarioBuilder, steps: list[Op]) -> Scenario:
 
 
 def second_parent(mode: str) -> Scenario:
-    """Return a guest whose leaf table gets a second directory entry while it is out of sync."""
+    """Return a guest whose leaf table gets a second directory entry while it is out of sync, after INVLPG."""
     builder, tables, _ = _guest(mode)
     tables.map(GVA, LOWER)
     tables.map(GVA + _PAGE, UPPER)
     entry = _window(tables, GVA)
     twin = GVA + (1 << tables.mode.level_shift(2))
-    table = tables.entry(GVA) & -_PAGE
-    builder.value(tables.mode.entry_bytes, tables.entry(twin, 2), table | TABLE_FLAGS)
+    table, link = tables.entry(GVA) & -_PAGE, tables.entry(twin, 2)
+    tables.map(WINDOW + _PAGE, link & -_PAGE)
     steps = [_read(GVA), _read(GVA + _PAGE), _store(entry, MOVED | TABLE_FLAGS)]
+    steps += [ops.Invlpg(twin), _store(WINDOW + _PAGE + link % _PAGE, table | TABLE_FLAGS)]
     return _done(builder, [*steps, _read(twin + _PAGE), _read(twin)])
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_cell_opens_where_its_table_went_out_of_sync(cells: list[SyncCel
     event = told.recording.events[told.recording.moment(first[0]).event or 0]
     assert isinstance(event, kvm_mmu_unsync_page)
     assert first[1] == f"op 2: table {event.gfn:#x} goes out of sync"
-    assert last[1].startswith("op 4 'rd s 4 40200000' has ended")
+    assert last[1].startswith("op 6 'rd s 4 40200000' has ended")
     assert "expected gpa 0x302000; reached gpa 0x100000" in matrix.html()
 
 
