@@ -212,7 +212,6 @@ def test_no_rule_makes_the_right_kernel_wrong_in_any_guest(guest: str) -> None:
     [
         pytest.param("shadow-32", "B17", (Oracle,), "outcome", id="B17-oracle", marks=pytest.mark.slow),
         pytest.param("shadow-32", "B17", (Invariants,), "invariant QUADRANT", id="B17-invariants"),
-        pytest.param("shadow-64", "B13", WATCHERS, "", id="B13", marks=pytest.mark.slow),
     ],
 )
 def test_it_finds_a_bug_that_is_switched_on(
