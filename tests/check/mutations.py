@@ -119,11 +119,6 @@ pte_write:get_written_sptes
 + if sp.quadrant:
 oracle in shadow-32: rd s 4 40401000; wr s 4 10404 0; invlpg 40401000; rd s 4 40401000
 
-pte_write:emulator_write_phys
-- kvm_mmu_pte_write(vcpu, gpa, size)
-+ pass
-oracle in shadow-64: rd s 4 8000200000; wr s 8 16008 0; cr3 10000; rd s 4 40001000; rd s 4 40200000
-
 invlpg:invlpg
 - _invlpg_leaf(vcpu, it.sptep, old)
 + pass
@@ -325,6 +320,11 @@ x86:kvm_set_cr0
 + if False:
 oracle in shadow-64: cr0 80000031; wr s 4 80000000 0
 
+x86:set_efer
+- if (vcpu.efer ^ old) & KVM_MMU_EFER_ROLE_BITS:
++ if False:
+oracle in shadow-pae: wr s 4 10008 0; cr3 10000; efer 0; xc s 40201000
+
 svm.nested:_transition_tlb_flush
 - vcpu.requests |= Request.MMU_SYNC | Request.TLB_FLUSH_CURRENT
 + vcpu.requests |= Request.TLB_FLUSH_CURRENT
@@ -398,11 +398,10 @@ x86:kvm_service_local_tlb_flush_requests
 + pass
 oracle in shadow-64: rd s 4 40001000; wr s 8 18008 0; cr4 a0; rd s 4 40001000
 
-x86:kvm_service_local_tlb_flush_requests
-- kvm_mmu_sync_prev_roots(vcpu)
+zap:kvm_mmu_commit_zap_page
+- kvm_flush_remote_tlbs(kvm)
 + pass
-oracle in intel-shadow-64: cr4 20020; cr3 11001; rd s 4 8000001000; cr3 10000; wr s 8 18008 0; invpcid 2 0
-    0; cr3 8000000000011001; rd s 4 8000001000
+adversary in shadow-64: wr s 8 16000 16067; cr0 80000031; rd s 4 8040000000; wr s 4 8040000ffe 0
 
 zap:kvm_mmu_remote_flush_or_zap
 - kvm_flush_remote_tlbs(kvm)
