@@ -101,7 +101,7 @@ def guest(
     vendor: str = "amd",
     vcpus: int = 1,
     mem: int = MEMORY,
-    thp: bool = False,
+    thp: int = 0,
     cpu: dict[str, int] | None = None,
     **host: int,
 ) -> tuple[ScenarioBuilder, Tables, Regs]:
@@ -118,7 +118,7 @@ def guest(
     """
     levels = {"virt_bits": 57 if mode == "57" else 48}
     builder = ScenarioBuilder(
-        mode, vendor=vendor, mem=mem, vcpus=vcpus, thp=thp, cpu=cpu, host={**levels, **host}
+        mode, vendor=vendor, mem=mem, vcpus=vcpus, thp=bool(thp), cpu=cpu, host={**levels, **host}
     )
     for page in range(PAGES, PAGES + 4 * PAGE, PAGE):
         builder.value(4, page, 0xC0DE0000 | page >> 8)

@@ -88,9 +88,10 @@ def upper_paths(mode: str, **host: Any) -> Scope:
 
 
 def rights(mode: str, **host: Any) -> Scope:
-    """CR0.WP, SMEP and SMAP change between accesses to a user's read-only page."""
+    """CR0.WP, at first 0, SMEP and SMAP change between accesses to a user's read-only page."""
     builder, tables, regs = guest(mode, **host)
     tables.put(GVA, PAGES | READ_ONLY)
+    builder.sregs(*regs._replace(cr0=regs.cr0 & ~X86_CR0_WP))
     ops = _each((GVA,), *_ALL, "xc s")
     ops += [f"cr0 {cr0:x}" for cr0 in (regs.cr0 & ~X86_CR0_WP, regs.cr0)]
     ops += [f"cr4 {cr4:x}" for cr4 in (regs.cr4, regs.cr4 | X86_CR4_SMEP, regs.cr4 | X86_CR4_SMAP)]

@@ -80,3 +80,12 @@ def test_an_entry_that_was_written_is_looked_at_next() -> None:
         met += 1
         looked += bool(later & below[entry])
     assert looked > 0.7 * met
+
+
+def test_a_guest_with_a_ring_or_manual_protection_uses_what_it_has() -> None:
+    ring = Counter(type(step.op) for step in steps_of("npt-ring"))
+    assert ring[ops.GetDirtyRing] == ring[ops.ResetDirtyRings] > 0
+    assert ring[ops.GetDirtyLog] == ring[ops.ClearDirtyLog] == 0
+    manual = Counter(type(step.op) for step in steps_of("npt-clear"))
+    assert manual[ops.ClearDirtyLog] == manual[ops.GetDirtyLog] > 0
+    assert manual[ops.GetDirtyRing] == 0

@@ -32,13 +32,13 @@ def searched(name: str, kernel: str = "6.1", depth: int | None = None, *, first:
 
 
 FOUND = [
-    ("B1", "behind-64", "RMAP", 4),
+    ("B1", "behind-64", "RMAP", 3),
     ("B5", "leaf-behind-64", "RMAP", 3),
     ("B7", "smm-64", "UNSYNC", 3),
     ("B8", "smm-device", "page-not-reached", 3),
-    ("B10", "rights-64", "fault-reached", 4),
-    ("B11", "rights-64", "fault-not-reached", 4),
-    ("B12", "rights-64", "fault-reached", 4),
+    ("B10", "rights-64", "fault-reached", 3),
+    ("B11", "rights-64", "fault-not-reached", 3),
+    ("B12", "rights-64", "fault-reached", 3),
     ("B13", "upper-paths-64", "fault-reached", 4),
     ("B14", "large-64", "fault-reached", 3),
     ("B16", "npt-la57", "page-reached", 6),
@@ -66,7 +66,7 @@ def test_a_fix_that_is_taken_back_is_found_by_a_shortest_sequence(bug, name, wha
         ({"derivation": DERIVATIONS["copied"]}, "halves-32", "QUADRANT", 1),
         ({"design": DESIGNS["pre_fix"]}, "npt-la57", "page-reached", 6),
         ({"design": DESIGNS["cr4_pae"]}, "npt-la57", "page-reached", 6),
-        ({"design": DESIGNS["glevels"]}, "rights-64", "fault-reached", 4),
+        ({"design": DESIGNS["glevels"]}, "rights-64", "fault-reached", 3),
     ],
     ids=["copied", "pre_fix", "cr4_pae", "glevels"],
 )

@@ -71,7 +71,7 @@ def test_tables_that_were_zapped_and_made_again_are_the_same():
 def test_a_word_of_memory_a_register_and_a_right_count():
     first = "rd s 4 40000000"
     base = Keyed("rights-64").after(first)
-    more = ("cr0 80000031", "cr4 100020", "rd u 4 40000000", "hw 8 80100 1", "slot 0 0 100000 1 0")
+    more = ("cr0 80010031", "cr4 100020", "rd u 4 40000000", "hw 8 80100 1", "slot 0 0 100000 1 0")
     keys = [Keyed("rights-64").after(first, line) for line in more if not line.startswith("rd u")]
     assert len({base, *keys}) == 1 + len(keys)
 
