@@ -180,6 +180,8 @@ def _lines(hunted: Hunted, out: Path | None) -> Iterator[str]:
     if not hunted.found:
         ended = "interrupted" if hunted.interrupted else "nothing found"
         yield f"{name}: {ended}: {hunted.states} states, {hunted.ops} random ops"
+    for deviation, times in sorted(hunted.deviations.items()):
+        yield f"{INDENT}passed over {times} times, known of Linux 6.1.192: {deviation}"
     for (kind, known), times in sorted(hunted.known.items()):
         yield f"{INDENT}{kind} {known}: {times} times, as the kernel without the change"
 
@@ -192,6 +194,7 @@ def _record(hunted: Hunted) -> dict[str, Any]:
         "ops": hunted.ops,
         "free": hunted.free,
         "known": [{"kind": kind, "name": name, "times": n} for (kind, name), n in hunted.known.items()],
+        "passed_over": dict(sorted(hunted.deviations.items())),
         "interrupted": hunted.interrupted,
     }
 

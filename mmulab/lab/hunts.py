@@ -142,6 +142,8 @@ def merged(parts: Sequence[Hunted]) -> Hunted:
         whole.searched += part.searched
         for key, count in part.known.items():
             whole.known[key] = whole.known.get(key, 0) + count
+        for name, count in part.deviations.items():
+            whole.deviations[name] = whole.deviations.get(name, 0) + count
         whole.interrupted |= part.interrupted
     return whole
 
