@@ -171,7 +171,7 @@ def _lines(hunted: Hunted, out: Path | None) -> Iterator[str]:
         where = f"{trouble.place}, {trouble.seconds:.1f} s, {many} of {trouble.steps} ops"
         yield f"{name}: {trouble.finding} ({where})"
         if out is not None:
-            yield f"{INDENT}mmulab step {out / file_name(hunted.job, trouble)}"
+            yield f"{INDENT}mmulab step --wrong {out / file_name(hunted.job, trouble)}"
         else:
             yield from (f"{INDENT}{line}" for line in text_of(trouble))
     for place, how_far in hunted.free.items():

@@ -13,6 +13,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.first_wrong import first_wrong
 from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.ftrace import format_recording
@@ -43,6 +44,7 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 @click.command()
 @click.argument("file", metavar="FILE")
 @click.option("--at", type=int, metavar="N", help="Begin, or open the page, at moment N.")
+@click.option("--wrong", is_flag=True, help="Say what goes wrong first, and begin or open the page there.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
 @kernel_options
 @click.option("--page", metavar="OUT", help="Write a page that steps with no kernel, and end.")
@@ -54,6 +56,7 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 def step(
     file: str,
     at: int | None,
+    wrong: bool,
     follow: str | None,
     choice: KernelChoice,
     page: str | None,
@@ -72,7 +75,12 @@ def step(
     """
     if part is not None and page is None:
         raise InputError(f"--part {part[0]} {part[1]} belongs to a page; name one with --page")
-    recording = _recording(file, choice)
+    if wrong and at is not None:
+        raise InputError("--wrong and --at both say where to begin; leave one out")
+    if wrong:
+        recording, at = _first_wrong(file, choice)
+    else:
+        recording = _recording(file, choice)
     if save_as is not None:
         save(recording, save_as)
     if page is not None:
@@ -104,6 +112,15 @@ def _recording(file: str, choice: KernelChoice) -> Recording:
             raise
         under = f"under {kernel.design.name}"
         raise InputError(f"{file}: {under}, {failure_str(error)}; see 'mmulab run'") from error
+
+
+def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:
+    if file.endswith(SUFFIX):
+        raise InputError(f"{file}: a recording was not watched; give --wrong with its scenario")
+    scenario = on_kernel(read_work(file), choice)
+    recording, at, finding = first_wrong(scenario, choice.over(find_kernel(scenario.header.kernel)))
+    click.echo(f"{file}: nothing goes wrong" if finding is None else f"{file}: {finding}", err=True)
+    return recording, at
 
 
 def _hexadecimal(text: str) -> int:

@@ -25,7 +25,7 @@ def test_a_bug_is_found_and_its_file_replays(capsys: pytest.CaptureFixture[str],
     assert found.startswith("6.1.192+B17: op 0 'rd s 4 40000000': ")
     assert last.startswith("check: found 1 of 1, ")
     (path,) = (tmp_path / "found").iterdir()
-    assert step.strip() == f"mmulab step {path}"
+    assert step.strip() == f"mmulab step --wrong {path}"
     scenario = read_scenario(path)
     assert scenario.header.kernel == "6.1.192+B17"
     assert len(scenario.steps) == 1

@@ -130,3 +130,15 @@ def test_page_of_a_part_opens_at_its_first_moment(command: CommandLine, tmp_path
     assert command("step", FIRST_FAULT, "--page", "a.html", "--part", "4", "9").returncode == 0
     data = steps_of((tmp_path / "a.html").read_text("utf-8"))
     assert (data["first"], data["at"], len(data["steps"])) == (4, 0, 6)
+
+
+def test_the_first_wrong_op_is_said_and_stepped(command: CommandLine) -> None:
+    path = ROOT / "data/sequences/B13.mmu"
+    done = command("step", "--wrong", path, "--page", "page.html")
+    assert done.returncode == 0
+    assert "op 3 'wr s 4 80200000 0': outcome fault-reached: expected #PF 0x3 (P|W)" in done.stderr
+    assert (command.cwd / "page.html").exists()
+    done = command("step", "--wrong", path, "--kernel", "6.1", "--ftrace")
+    assert done.stderr == f"{path}: nothing goes wrong\n"
+    said = command.error("step", "--wrong", path, "--at", "3")
+    assert said == "--wrong and --at both say where to begin; leave one out"

@@ -10,18 +10,17 @@ from typing import Any, NamedTuple
 
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.hunt import IN_GUESTS
-from mmulab.check.trial import FAILURES, run_trial
+from mmulab.check.trial import run_trial
 from mmulab.conform.diff import scenario_run
-from mmulab.errors import InputError
 from mmulab.kvm.bug import Bug
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab import paths
+from mmulab.lab.first_wrong import record_until
 from mmulab.lab.known_bugs.follow import Followed, switched
 from mmulab.lab.results import Table
 from mmulab.lab.side_by_side import SideBySide
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
-from mmulab.scenario.record import record_steps
 from mmulab.scenario.runner import Result
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import SUFFIX, format_scenario, read_scenario
@@ -177,18 +176,13 @@ class Replayed:
             The MMU fails before anything can be looked at.
         """
         last = len(self.scenario.steps) - 1 if self.finding is None else self.finding.op
-        for until in (last, last - 1):
-            try:
-                recording, ops = record_steps(self.scenario, kernel=self.kernel, until=until)
-            except FAILURES:
-                continue
-            before = [step for step in range(max(0, last - MOST_BEFORE), last) if step in ops]
-            told = [(telling_moment(recording, [ops[step]]), _title(self.steps[step])) for step in before]
-            if until == last:
-                return recording, [*told, *moments(recording, Where(ops[last], f"op {last}"))]
-            end = recording.number(Moment(ops[max(ops)], None))
-            return recording, [*told, (end, f"before op {last}, in which the MMU fails")]
-        raise InputError(f"{self.bug.id}: the MMU fails in the first op; nothing before it can be shown")
+        recording, ops = record_until(self.scenario, self.kernel, last)
+        before = [step for step in range(max(0, last - MOST_BEFORE), last) if step in ops]
+        told = [(telling_moment(recording, [ops[step]]), _title(self.steps[step])) for step in before]
+        if last in ops:
+            return recording, [*told, *moments(recording, Where(ops[last], f"op {last}"))]
+        end = recording.number(Moment(ops[max(ops)], None))
+        return recording, [*told, (end, f"before op {last}, in which the MMU fails")]
 
     def stepper(self) -> Stepper:
         """Return the run with the bug, to step through; it stands where the wrong op has ended."""
