@@ -63,7 +63,7 @@ def test_a_wrong_cell_leads_to_its_steps(offline_page: OpenPage, exported: Path)
     matrix = opened.page.locator(".matrix").first
     views = matrix.locator("section.view")
     assert views.filter(visible=True).count() == 0
-    matrix.get_by_role("link", name="✗ op 4").first.click()
+    matrix.get_by_role("link", name="✗ op 6").first.click()
     view = views.filter(visible=True)
     assert view.count() == 1
     text = view.inner_text()
