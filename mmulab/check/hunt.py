@@ -22,10 +22,10 @@ from mmulab.check.fuzz import Found, Fuzzer
 from mmulab.check.guest import plan
 from mmulab.check.guests import GUESTS
 from mmulab.check.known import beyond
+from mmulab.check.minimal import shrink_found
 from mmulab.check.mmu import Invariants
 from mmulab.check.oracle import Oracle
 from mmulab.check.scopes import MAKERS, find_scope, kinds_first
-from mmulab.check.search import shrink_found
 from mmulab.check.tlb import Adversary
 from mmulab.check.trial import make_bench
 from mmulab.errors import InputError, quoted
