@@ -174,9 +174,8 @@ def _lines(hunted: Hunted, out: Path | None) -> Iterator[str]:
             yield f"{INDENT}mmulab step --wrong {out / file_name(hunted.job, trouble)}"
         else:
             yield from (f"{INDENT}{line}" for line in text_of(trouble))
-    for place, how_far in hunted.free.items():
-        if not hunted.found:
-            yield f"{name}: {place} free {how_far}"
+    if hunted.job.most == ALL:  # of a bug's switch it matters only whether it was found
+        yield from (f"{name}: {place} free {how_far}" for place, how_far in hunted.free.items())
     if not hunted.found:
         ended = "interrupted" if hunted.interrupted else "nothing found"
         yield f"{name}: {ended}: {hunted.states} states, {hunted.ops} random ops"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab import events as ev
-from mmulab.kvm import paging_tmpl
+from mmulab.kvm import fault
 from mmulab.kvm.context import kvm_calc_cpu_role, kvm_init_mmu
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.roots import kvm_mmu_reset_context
@@ -68,7 +68,7 @@ def test_a_root_that_reclaim_takes_away_is_not_built_on(monkeypatch: pytest.Monk
     guest = Guest("64").map(GVA, DATA)
     guest.enter()
     old = guest.vcpu.mmu.root_hpa
-    reclaim = paging_tmpl.make_mmu_pages_available
+    reclaim = fault.make_mmu_pages_available
     calls = []
 
     def reclaim_the_root(vcpu: Vcpu) -> bool:
@@ -77,7 +77,7 @@ def test_a_root_that_reclaim_takes_away_is_not_built_on(monkeypatch: pytest.Monk
         calls.append(vcpu.mmu.root_hpa)
         return reclaim(vcpu)
 
-    monkeypatch.setattr(paging_tmpl, "make_mmu_pages_available", reclaim_the_root)
+    monkeypatch.setattr(fault, "make_mmu_pages_available", reclaim_the_root)
     assert guest.read(GVA).kind is OutcomeKind.OK
     assert guest.maps(GVA, DATA)
     assert calls[0] == old

@@ -133,7 +133,7 @@ def test_dropping_an_entry_takes_it_off_the_list(guest: Guest) -> None:
     with guest.watch() as seen:
         drop_spte(guest.kvm, sptep)
     assert seen == []
-    with pytest.raises(HostDiedError, match=r"BUG\(!rmap_head->val\)"):
+    with pytest.raises(HostDiedError, match=r"BUG\(the reverse map is empty\)"):
         rmap_remove(guest.kvm, sptep)
 
 
