@@ -191,6 +191,7 @@ def run_machine(
             stateful_step_count=steps,
             phases=(Phase.generate,),
             derandomize=True,
+            deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
         ),
