@@ -24,7 +24,7 @@ GIVEN = {
     "bug": "B17",
     "places": "paths-32",
     "sequence": "found",
-    "switches": "B17,B33",
+    "switches": "B17,B28",
     "switch_places": "paths-32",
     "switch_budget": 10.0,
 }
@@ -33,7 +33,7 @@ CELLS = (
 from mmulab.lab.known_bugs.follow import Search
 from mmulab.lab.known_bugs.view import BugPage
 
-page = BugPage(Search("6.1.192", ("paths-32",), 0, 20.0), "found").search("B33")
+page = BugPage(Search("6.1.192", ("paths-32",), 0, 20.0), "found").search("B28")
 page.chooser
 """,
     "page.words",
@@ -70,9 +70,9 @@ def test_a_line_leads_to_the_sequence_that_was_found(offline_page: OpenPage, exp
     text = views.filter(visible=True).inner_text()
     assert "what the search has just found" in text
     assert "op 0 has ended, and it is wrong" in text
-    places.get_by_role("link", name="B33").click()
+    places.get_by_role("link", name="B28").click()
     text = views.filter(visible=True).inner_text()
-    assert "B33: not found in" in text
+    assert "B28: not found in" in text
     assert "has ended, and it is wrong" not in text
     ids = opened.page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
     assert len(set(ids)) == len(ids)
@@ -100,7 +100,7 @@ def test_another_bug_is_chosen_in_jupyterlab(chromium: Browser, tmp_path: Path) 
     page = context.new_page()
     with jupyterlab(source, tmp_path / "served") as server:
         remote = run_all(page, server, last="shown")
-        page.get_by_text("B33: not found in").wait_for(timeout=PATIENCE)
+        page.get_by_text("B28: not found in").wait_for(timeout=PATIENCE)
         page.get_by_role("combobox", name="bug").select_option(index=14)
         page.get_by_role("button", name="Search").click()
         page.get_by_text("B17: found in paths-32").first.wait_for(timeout=PATIENCE)
