@@ -23,14 +23,17 @@ from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.runner import Result
 from mmulab.trace.judge import access_kind
 from mmulab.x86.mode import (
+    PAGING_32,
     PT64_NX_MASK,
     PT_BASE_ADDR_MASK,
+    PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
     PT_USER_MASK,
     PT_WRITABLE_MASK,
+    paging_mode,
 )
 from mmulab.x86.pferr import PFERR_PRESENT_MASK, PFERR_RSVD_MASK
-from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_SMAP
+from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_PSE, X86_CR4_SMAP
 
 
 def _walk(machine: Machine, result: Result) -> TwoWalks | None:
@@ -114,7 +117,24 @@ def _cpuid_shared(machine: Machine, result: Result, finding: Finding) -> bool:
     return any(other.cpu != vcpu.cpu for other in machine.kvm.vcpus)
 
 
+def _pse_kept(machine: Machine, result: Result, finding: Finding) -> bool:
+    walks, vcpu = _walk(machine, result), _vcpu(machine, result)
+    if walks is None or machine.kvm.config.tdp or vcpu.guest_mode or vcpu.cr4 & X86_CR4_PSE:
+        return False
+    if paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_32:
+        return False
+    return bool(walks.outer.ptes[2] & PT_PAGE_SIZE_MASK)
+
+
 DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        name="pse-kept",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-reached", "page-reached", "fault-not-reached", "page-not-reached"),
+        said="A guest of 32-bit paging clears CR4.PSE and has everything flushed; its large pages stay",
+        source="kvm_host.h:union kvm_mmu_page_role has no CR4.PSE, so the same shadow pages are found again",
+        shows=_pse_kept,
+    ),
     Deviation(
         name="nx-reserved-lost",
         kind=FindingKind.OUTCOME,
