@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,7 +176,7 @@ class Replayed:
             The MMU fails before anything can be looked at.
         """
         last = len(self.scenario.steps) - 1 if self.finding is None else self.finding.op
-        recording, ops = record_until(self.scenario, self.kernel, last)
+        recording, ops = record_until(replace(self.scenario, source=self.bug.id), self.kernel, last)
         before = [step for step in range(max(0, last - MOST_BEFORE), last) if step in ops]
         told = [(telling_moment(recording, [ops[step]]), _title(self.steps[step])) for step in before]
         if last in ops:

@@ -12,8 +12,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.bugs import find_bug
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
-from mmulab.lab import paths
-from mmulab.lab.known_bugs import sequence as module
+from mmulab.lab import first_wrong, paths
 from mmulab.lab.known_bugs.follow import Followed
 from mmulab.lab.known_bugs.sequence import (
     FOUND,
@@ -91,14 +90,14 @@ def test_words_and_stepper_have_the_same_addresses(b13: Replayed) -> None:
 
 
 def test_a_model_that_fails_is_shown_up_to_there(b13: Replayed, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failing = module.record_steps, {3}
+    real, failing = first_wrong.record_steps, {3}
 
     def fails(scenario: Scenario, *, kernel: Kernel, until: int) -> tuple[Recording, dict[int, int]]:
         if until in failing:
             raise AssertionError("the model follows a freed page")
         return real(scenario, kernel=kernel, until=until)
 
-    monkeypatch.setattr(module, "record_steps", fails)
+    monkeypatch.setattr(first_wrong, "record_steps", fails)
     assert b13.record()[1][-1][1] == "before op 3, in which the MMU fails"
     failing.add(2)
     with pytest.raises(InputError, match="B13: the MMU fails in the first op"):
