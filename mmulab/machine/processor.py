@@ -203,8 +203,7 @@ def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool
     words, root, level = memory.words, mmu.root_hpa, mmu.root_level
     not_smap = vcpu.ac and explicit
     pdptes = None if level >= 4 else words[root >> 3 : (root >> 3) + 4].tolist()
-    registers = None if pdptes is None else tuple(pdptes)
-    key = (root, va, pfec, not_smap, level, vcpu.hw_cr4, vcpu.pkru, registers)
+    key = (root, va, pfec, not_smap, level, vcpu.hw_cr4, vcpu.pkru)
     known = host.recall(key, words)
     if known is not None and known.walk is not None:
         return known.walk
@@ -219,14 +218,17 @@ def host_walk(vcpu: Vcpu, host: Processor, va: int, pfec: int, *, explicit: bool
         not_smap=not_smap,
         pkru=vcpu.pkru,
     )
-    host.learn(key, _Known(_words_of(w), w.pa, w))
+    host.learn(key, _Known(_words_of(w, words, None if pdptes is None else root), w.pa, w))
     return w
 
 
-def _words_of(w: Walk) -> tuple[tuple[int, int], ...]:
-    """Return the words of memory that a walk read, by their number, as it left them."""
+def _words_of(w: Walk, words: Sequence[int], pae_root: int | None) -> tuple[tuple[int, int], ...]:
+    """Return the words that a walk read, by their number, as it left them; all four of a PAE root."""
     top = 0 if w.pdpte is not None and w.level == w.max_level == PT32E_ROOT_LEVEL else w.max_level
-    return tuple((w.entry_addr[at] >> 3, w.ptes[at]) for at in range(top, w.level - 1, -1))
+    read = [(w.entry_addr[at] >> 3, w.ptes[at]) for at in range(top, w.level - 1, -1)]
+    if pae_root is not None:
+        read += [(at, words[at]) for at in range(pae_root >> 3, (pae_root >> 3) + 4)]
+    return tuple(read)
 
 
 # Two dimensions ----------------------------------------------------------------
@@ -298,14 +300,13 @@ def _nested_walk(
     pdptes = None
     if config.vendor != "intel" and host_level(config) == PT32E_ROOT_LEVEL:
         pdptes = words[root >> 3 : (root >> 3) + 4].tolist()
-        key = (*key, *pdptes)
     known = host.recall(key, words)
     if known is not None and known.walk is not None:
         return known.walk, known.words
     logs = config.pml and not vcpu.guest_mode  # L2 runs without a log
     store = _logging_store(vcpu, gpa >> 12) if logs else memory.store64
     w = walk(nested_paging(vcpu, host), root, gpa, pfec, memory.load64, store, pdptes=pdptes)
-    read = _words_of(w)
+    read = _words_of(w, words, None if pdptes is None else root)
     host.learn(key, _Known(read, w.pa, w))
     return w, read
 

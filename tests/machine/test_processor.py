@@ -173,6 +173,19 @@ def test_the_processor_itself_sets_the_guests_a_and_d() -> None:
     assert guest.load(guest.entry(GVA)) & (A | D) == A | D
 
 
+@pytest.mark.parametrize(("tdp", "fault"), [(False, ShadowFault), (True, NestedFault)])
+def test_a_pae_root_is_read_anew(tdp: bool, fault: type[Exception]) -> None:
+    """The walk before is known, and the tables below the root are as they were."""
+    guest = mapped("32", host=HostConfig(tdp=tdp, tdp_mmu=False, x86_64=False))
+    vcpu, host = guest.vcpu, guest.machine.processor
+    assert access(vcpu, host, GVA, R) == access(vcpu, host, GVA, R) == guest.hpa(DATA)
+    root = vcpu.mmu.root_hpa
+    for word in range(4):
+        guest.machine.memory.store64(root + 8 * word, 0)
+    with pytest.raises(fault):
+        access(vcpu, host, GVA, R)
+
+
 # Control registers that are not intercepted ----------------------------------------------
 
 
