@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
-from mmulab.check.area import PAGE, Area, Entry, link_flags
+from mmulab.check.area import Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer
 from mmulab.check.entries import backing_ranges, entry_value
-from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, Slot, mode_of
+from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, Slot
 from mmulab.kvm.svm.nested import INTERCEPT_EXCEPTION, SVM_EXITS, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops
@@ -21,6 +21,7 @@ from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from mmulab.scenario.grammar import Step
 from mmulab.scenario.scenario import Regs
+from mmulab.scenario.tables import PAGE, mode_of
 from mmulab.x86.mode import NONPAGING
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (

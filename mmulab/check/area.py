@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
+from mmulab.scenario.tables import PAGE, TABLE_FLAGS, EptTables
 from mmulab.x86.mode import (
-    PT_ACCESSED_MASK,
-    PT_DIRTY_MASK,
     PT_PAGE_SIZE_MASK,
     PT_PRESENT_MASK,
     PT_USER_MASK,
@@ -26,10 +25,6 @@ from mmulab.x86.mode import (
 
 TABLES: tuple[int, ...] = (*range(0x10000, 0x38000, 0x1000), *range(0x44000, 0x50000, 0x1000))
 """Frames for tables; what SMM uses (0x38000 on) is left out."""
-PAGE = 4096
-FULL = PT_PRESENT_MASK | PT_WRITABLE_MASK | PT_USER_MASK | PT_ACCESSED_MASK | PT_DIRTY_MASK
-EPT_FULL = VMX_EPT_RWX_MASK | 6 << 3
-"""Of a leaf: every right, write-back memory."""
 
 class Entry(NamedTuple):
     """An entry that ops write: its place, and the addresses whose walks meet it at first."""
@@ -175,7 +170,7 @@ class AreaMaker:
     def show(self, area: Area, table: int, pages: tuple[int, ...], *, user: bool) -> None:
         """Map pages at their own addresses; nested tables grant all, for to them each access is a user's."""
         user = user or area.name == "nested"
-        flags = EPT_FULL if area.ept else FULL if user else FULL & ~PT_USER_MASK
+        flags = EptTables.leaf_flags if area.ept else TABLE_FLAGS if user else TABLE_FLAGS & ~PT_USER_MASK
         for page in pages:
             self.builder.value(
                 area.mode.entry_bytes, table + (page >> 12) * area.mode.entry_bytes, page | flags
@@ -189,7 +184,7 @@ class AreaMaker:
         directory, table = area.fixed[-2:]
         self.show(area, directory, (HELPER_S, HELPER_U), user=True)
         for number, page in zip((directory, table), pages, strict=True):
-            self.builder.value(8, number + 8 * (TWO_WAYS >> 12), page | FULL)
+            self.builder.value(8, number + 8 * (TWO_WAYS >> 12), page | TABLE_FLAGS)
         area.addresses = (TWO_WAYS, *area.addresses)
         place = 8 * (TWO_WAYS >> 12)
         area.entries += (Entry(directory + place, 1, (TWO_WAYS,)), Entry(table + place, 1, (TWO_WAYS,)))
@@ -223,12 +218,12 @@ def link_flags(mode: PagingMode, level: int, ept: bool) -> int:
     """Return the low bits of an entry that leads to a table and grants all; a PDPTE of PAE has but P."""
     if ept:
         return VMX_EPT_RWX_MASK
-    return PT_PRESENT_MASK if mode.has_pdptes and level == 3 else FULL
+    return PT_PRESENT_MASK if mode.has_pdptes and level == 3 else TABLE_FLAGS
 
 
 def leaf_flags(level: int, ept: bool) -> int:
     """Return the low bits of a leaf that grants all."""
-    return (EPT_FULL if ept else FULL) | (PT_PAGE_SIZE_MASK if level > 1 else 0)
+    return (EptTables.leaf_flags if ept else TABLE_FLAGS) | (PT_PAGE_SIZE_MASK if level > 1 else 0)
 
 
 def _addresses(

@@ -45,11 +45,10 @@ from mmulab.scenario.helpers import (
     Stub,
 )
 from mmulab.scenario.scenario import Regs
+from mmulab.scenario.tables import WRITE_BACK
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4, VMX_EPTP_PWL_5
 from mmulab.x86.regs import EFER_LMA, EFER_SVME, X86_CR4_VMXE, X86_EFLAGS_FIXED
 
-WRITE_BACK = 6
-"""The memory type of an EPT pointer, and in bits 3 to 5 of a leaf."""
 VMCB_TLB_CONTROL, TLB_CONTROL_FLUSH_ALL_ASID = 0x5C, 1
 """Offset of the field that asks for a flush at VMRUN, and its value for all ASIDs (APM 2, 15.16.2)."""
 _PAGE = 4096

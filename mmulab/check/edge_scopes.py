@@ -8,13 +8,14 @@ from typing import Any
 
 from mmulab.check.nested_scopes import BLOCKS, L1, L2_PAGES, L2_ROOTS, NESTED_ROOT
 from mmulab.check.scope import Scope, steps
-from mmulab.check.scope_guest import FULL, GVA, MEMORY, OUTSIDE, PAGE, PAGES
+from mmulab.check.scope_guest import FULL, GVA, MEMORY, OUTSIDE, PAGES
 from mmulab.kvm.svm.nested import INTERCEPT_EXCEPTION, SVM_EXITS, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine.config import Stubs
 from mmulab.machine.stubs import l2_rip
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES
+from mmulab.scenario.tables import PAGE
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_4
 from mmulab.x86.mode import (
     PT_PAGE_SIZE_MASK,

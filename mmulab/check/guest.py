@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mmulab.check.area import FULL, PAGE, Area, AreaMaker
+from mmulab.check.area import Area, AreaMaker
 from mmulab.check.control_block import ept_pointer, vmcb, vmcs
 from mmulab.kvm.vmx.vmcs12 import VMCS12_REVISION
 from mmulab.machine import op as ops
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S
 from mmulab.scenario.scenario import MODES, Header, Regs, Scenario
+from mmulab.scenario.tables import PAGE, TABLE_FLAGS, mode_of
 from mmulab.x86.ept import EPT_4LEVEL
-from mmulab.x86.mode import NONPAGING, PagingMode, paging_mode
+from mmulab.x86.mode import NONPAGING
 from mmulab.x86.regs import EFER_SVME, X86_CR4_VMXE
 
 CONTROL_BLOCKS, VMXON_REGION = (0xA000, 0xB000), 0xD000
@@ -114,11 +115,6 @@ class Plan:
         return next((area for area in self.areas if area.name == name), None)
 
 
-def mode_of(regs: Regs) -> PagingMode:
-    """Return the paging mode of these registers."""
-    return paging_mode(regs.cr0, regs.cr4, regs.efer)
-
-
 def width(regs: Regs) -> int:
     """Return the bytes of an entry of these registers' tables; of 8 without paging."""
     return mode_of(regs).entry_bytes
@@ -159,7 +155,7 @@ def plan(guest: Guest) -> Plan:
         builder.value(4, page, 0xC0DE0000 | number << 8)
     for slot in slots[:2]:  # the first page of each can serve as a table
         for number, page in enumerate(PAGES[2:]):
-            builder.value(width(regs), slot.offset + number * width(regs), page | FULL)
+            builder.value(width(regs), slot.offset + number * width(regs), page | TABLE_FLAGS)
     if guest.l2 and intel:
         builder.fill(VMXON_REGION, PAGE, 0).value(4, VMXON_REGION, VMCS12_REVISION)
         for vcpu in range(guest.vcpus):

@@ -14,12 +14,10 @@ from mmulab.check.scope_guest import (
     GVA,
     MEMORY,
     OUTSIDE,
-    PAGE,
     PAGES,
     ROOT,
     SUPERVISOR,
     TABLE_VA,
-    Tables,
     as_text,
     guest,
 )
@@ -29,8 +27,9 @@ from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs
+from mmulab.scenario.tables import PAGE, EptTables, Tables, mode_of
 from mmulab.x86.ept import EPT_4LEVEL
-from mmulab.x86.mode import VMX_EPT_RWX_MASK, paging_mode
+from mmulab.x86.mode import PT_PRESENT_MASK
 from mmulab.x86.regs import EFER_SVME, X86_CR4_LA57, X86_CR4_PCIDE, X86_CR4_VMXE
 
 BLOCKS, VMXON_REGION = (0xA000, 0xB000), 0xD000
@@ -40,7 +39,6 @@ L2_PAGES = 0x60000000
 """Where the nested tables show the data pages to L2."""
 TWO_WAYS = 0x3000
 """An address of L2 that 4- and 5-level nested tables lead to other pages."""
-_EPT_LEAF = VMX_EPT_RWX_MASK | 6 << 3
 
 
 class L1:
@@ -80,19 +78,16 @@ class L1:
 
     def _nested_tables(self) -> Tables:
         amd = self.vendor == "amd"
-        mode = paging_mode(self.regs.cr0, self.regs.cr4, self.regs.efer) if amd else EPT_4LEVEL
-        self._leaf = FULL if amd else _EPT_LEAF
-        flags = None if amd else VMX_EPT_RWX_MASK
-        tables = Tables(self.builder, mode, NESTED_ROOT, count(NESTED_TABLES, PAGE), flags)
-        for page in (HELPER_S, HELPER_U):
-            tables.put(page, page | self._leaf)
+        mode, kind = (mode_of(self.regs), Tables) if amd else (EPT_4LEVEL, EptTables)
+        tables = kind(self.builder, mode, NESTED_ROOT, count(NESTED_TABLES, PAGE))
+        tables.identity(HELPER_S, HELPER_U)
         return tables
 
     def shows(self, *pages: int, at: int | None = None) -> None:
         """Let the nested tables show pages at their own addresses, or one of them elsewhere."""
         if self.nested is not None:
             for page in pages:
-                self.nested.put(page if at is None else at, page | self._leaf)
+                self.nested.map(page if at is None else at, page)
 
     def table(self, address: int) -> int:
         """Map a table for L1 to write, and return where."""
@@ -114,7 +109,7 @@ class L1:
         regs, tables = MODES[mode], None
         if mode != "np":
             regs = regs._replace(cr3=L2_ROOTS[number])
-            paging = paging_mode(regs.cr0, regs.cr4, regs.efer)
+            paging = mode_of(regs)
             tables = Tables(self.builder, paging, regs.cr3, count(L2_TABLES[number], PAGE))
             tables.put(HELPER_S, HELPER_S | SUPERVISOR)
             tables.identity(HELPER_U)
@@ -159,11 +154,9 @@ def nested_tables(l1_mode: str, l2: str, **host: Any) -> Scope:
     leaf, root = l1.nested.entry(L2_PAGES), NESTED_ROOT
     width, mode = l1.nested.mode.entry_bytes, l1.nested.mode
     low = l1.nested.entry(HELPER_S, mode.root_level - 1) & -PAGE
-    link = FULL if l1.vendor == "amd" else VMX_EPT_RWX_MASK
-    if mode.has_pdptes:
-        link = 1
+    link = PT_PRESENT_MASK if mode.has_pdptes else l1.nested.table_flags
     leaf_at, root_at = l1.table(leaf) | leaf & 0xFFF, l1.table(root)
-    ends = FULL if l1.vendor == "amd" else _EPT_LEAF
+    ends = l1.nested.leaf_flags
     writes = _entries(width, *((leaf_at, page | ends) for page in (PAGES + PAGE, PAGES)), (leaf_at, 0))
     writes += _entries(width, (root_at, low | link))
     lines = [f"vmrun {BLOCKS[0]:x}", l1.leave, f"!rd s 4 {gva:x}", f"!wr s 4 {gva:x} 7700", *writes]

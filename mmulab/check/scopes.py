@@ -22,7 +22,6 @@ from mmulab.check.scope_guest import (
     GVA,
     MEMORY,
     OUTSIDE,
-    PAGE,
     PAGES,
     READ_ONLY,
     ROOT,
@@ -30,7 +29,6 @@ from mmulab.check.scope_guest import (
     SUPERVISOR,
     TABLE_VA,
     TABLES2,
-    Tables,
     as_text,
     guest,
 )
@@ -38,6 +36,7 @@ from mmulab.errors import InputError, quoted
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import Regs
+from mmulab.scenario.tables import PAGE, Tables
 from mmulab.x86.mode import PT64_NX_SHIFT, PT_DIRTY_MASK, PT_PAGE_SIZE_MASK
 from mmulab.x86.regs import EFER_NX, X86_CR0_WP, X86_CR4_PGE, X86_CR4_SMAP, X86_CR4_SMEP
 

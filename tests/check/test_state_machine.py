@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from mmulab.check.area import PAGE, Area, Entry, leaf_flags, link_flags
+from mmulab.check.area import Area, Entry, leaf_flags, link_flags
 from mmulab.check.asserted import Asserted
 from mmulab.check.finding import Finding, MakeWatcher
-from mmulab.check.guest import CONTROL_BLOCKS, Plan, mode_of, plan
+from mmulab.check.guest import CONTROL_BLOCKS, Plan, plan
 from mmulab.check.guests import GUESTS
 from mmulab.check.known import beyond
 from mmulab.check.mmu import Invariants
@@ -30,6 +30,7 @@ from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.grammar import Step
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.tables import PAGE, mode_of
 from mmulab.x86.mode import NONPAGING, PT64_NX_MASK, PT_USER_MASK, PT_WRITABLE_MASK
 from mmulab.x86.regs import EFER_LMA, X86_CR0_WP, X86_CR4_SMAP, X86_CR4_SMEP
 

@@ -18,13 +18,13 @@ from mmulab.check.allowed import two_walks, walks_of
 from mmulab.check.control_block import ept_pointer, vmcb, vmcs
 from mmulab.check.oracle import Oracle
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
-from mmulab.lab.cases.build import Tables, host_of, marks, mode_of
-from mmulab.lab.cases.flush import EptTables
+from mmulab.lab.cases.build import host_of, marks
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import EptTables, Tables, mode_of
 from mmulab.trace.judge import access_kind
 from mmulab.x86.ept import EPT_4LEVEL, EPT_5LEVEL
 from mmulab.x86.mode import PAGING_PAE

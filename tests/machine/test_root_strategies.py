@@ -18,7 +18,7 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES
-from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER, Tables
+from mmulab.lab.cases.build import GVA_LOWER, L1_ROOT, LOWER, TABLE_VA, TABLES, UPPER
 from mmulab.lab.cases.run import run_case
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
@@ -27,6 +27,7 @@ from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import Tables
 from mmulab.x86.mode import PAGING_PAE, PT_PRESENT_MASK
 from tests.machine.random_guest import layout_of, op_lists, random_machine
 from tests.machine.test_architecture import Access, compare, guest_ops

@@ -11,13 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from mmulab.check.control_block import (
-    TLB_CONTROL_FLUSH_ALL_ASID,
-    VMCB_TLB_CONTROL,
-    WRITE_BACK,
-    ept_pointer,
-    vmcs,
-)
+from mmulab.check.control_block import TLB_CONTROL_FLUSH_ALL_ASID, VMCB_TLB_CONTROL, ept_pointer, vmcs
 from mmulab.kvm.svm.nested import VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12, VMCS12_REVISION, VMCS12_SIZE
 from mmulab.lab.cases.build import (
@@ -32,10 +26,8 @@ from mmulab.lab.cases.build import (
     UPPER,
     VALUE,
     VMCB_GPA,
-    Tables,
     host_of,
     marks,
-    mode_of,
     npt_of_nonpaging_l2,
 )
 from mmulab.machine import op as ops
@@ -44,8 +36,8 @@ from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import EptTables, Tables, mode_of
 from mmulab.x86.ept import EPT_4LEVEL, EPT_5LEVEL
-from mmulab.x86.mode import VMX_EPT_RWX_MASK
 from mmulab.x86.regs import X86_CR4_VMXE
 
 VMCS_GPA, VMXON_GPA = VMCB_GPA, 0xC000
@@ -56,13 +48,6 @@ OTHER_TABLES = 0x80000
 VMCB_VA = 0x40200000
 """Where L1 sees its VMCB."""
 INVEPT_SINGLE_CONTEXT = 1
-
-
-class EptTables(Tables):
-    """A tree of EPT tables; its leaves are write-back memory."""
-
-    table_flags = VMX_EPT_RWX_MASK
-    leaf_flags = VMX_EPT_RWX_MASK | WRITE_BACK << 3
 
 
 def _read(address: int) -> ops.Read:

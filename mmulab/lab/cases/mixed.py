@@ -12,24 +12,13 @@ from collections.abc import Iterator
 
 from mmulab.check.control_block import vmcb
 from mmulab.kvm.svm.nested import VMCB
-from mmulab.lab.cases.build import (
-    GVA_LOWER,
-    GVA_UPPER,
-    L1_ROOT,
-    LOWER,
-    MOVED,
-    TABLE_FLAGS,
-    UPPER,
-    VALUE,
-    VMCB_GPA,
-    Tables,
-    mode_of,
-)
+from mmulab.lab.cases.build import GVA_LOWER, GVA_UPPER, L1_ROOT, LOWER, MOVED, UPPER, VALUE, VMCB_GPA
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs, Scenario
+from mmulab.scenario.tables import TABLE_FLAGS, Tables, mode_of
 from mmulab.x86.mode import PT64_NX_SHIFT, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
 from mmulab.x86.regs import (
     EFER_LMA,

@@ -17,19 +17,17 @@ from mmulab.lab.cases.build import (
     LOWER,
     NPT_ROOT,
     ROOT5,
-    TABLE_FLAGS,
     TABLE_VA,
     TABLES,
     UPPER,
     VMCB_GPA,
-    Tables,
-    mode_of,
 )
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import TABLE_FLAGS, Tables, mode_of
 from mmulab.x86.regs import EFER_LMA, EFER_SVME, X86_CR0_PG
 
 SECOND = NPT_ROOT + 0x1000

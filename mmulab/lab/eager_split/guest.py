@@ -16,13 +16,14 @@ from itertools import count
 from mmulab.check.control_block import vmcb
 from mmulab.events import Event, drop_spte, kvm_page_fault, kvm_tdp_mmu_spte_changed
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte
-from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA, Tables, mode_of
+from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES
+from mmulab.scenario.tables import Tables, mode_of
 from mmulab.x86.pferr import PFERR_PRESENT_MASK
 from mmulab.x86.regs import EFER_SVME
 

@@ -31,7 +31,7 @@ from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
 from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
-from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, Tables, mode_of
+from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, fault_kinds, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
@@ -41,6 +41,7 @@ from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import Tables, mode_of
 from mmulab.workload.patterns import is_written
 from mmulab.x86.pferr import PFERR_PRESENT_MASK
 

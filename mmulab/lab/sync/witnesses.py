@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from mmulab.lab.cases.build import LOWER, MOVED, TABLE_FLAGS, UPPER, Tables, mode_of
+from mmulab.lab.cases.build import LOWER, MOVED, UPPER
 from mmulab.lab.cases.table import Case
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Regs, Scenario
+from mmulab.scenario.tables import TABLE_FLAGS, Tables, mode_of
 from mmulab.x86.mode import PT_GLOBAL_MASK
 from mmulab.x86.regs import X86_CR0_WP, X86_CR4_PGE
 

@@ -22,14 +22,13 @@ from mmulab.lab.cases.build import (
     TABLES,
     UPPER,
     VMCB_GPA,
-    Tables,
-    mode_of,
 )
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
 from mmulab.scenario.builder import DEFAULT_MEM, ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES, Scenario
+from mmulab.scenario.tables import Tables, mode_of
 from mmulab.x86.mode import (
     PT_ACCESSED_MASK,
     PT_DIRTY_MASK,

@@ -11,11 +11,11 @@ from mmulab import events as ev
 from mmulab.check.control_block import ept_pointer
 from mmulab.errors import InputError
 from mmulab.kvm.vmx.vmcs12 import FIELD_OF, SECONDARY_EXEC_ENABLE_VMFUNC, VMCS12, VMCS12_REVISION
-from mmulab.lab.cases.flush import EptTables
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Outcome, OutcomeKind
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.runner import Result, Runner
+from mmulab.scenario.tables import EptTables
 from tests.kvm.l1 import CONTROL_PAGE, NESTED_ROOT, NGPAS, PAGES, VMXON_REGION, World, vmx
 
 ON, LOAD = f"vmxon {VMXON_REGION:x}", f"vmptrld {CONTROL_PAGE:x}"
