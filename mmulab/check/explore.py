@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from mmulab.check.failure import FAILURES, failure
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
 from mmulab.check.oracle_key import Memory, memory_of
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_checks import StateChecks
 from mmulab.check.state_key import Key, StateKey, digest_of
-from mmulab.errors import InputError
+from mmulab.errors import DesignError, InputError
 from mmulab.kvm.kernel import Kernel
-from mmulab.memory.host import OutOfFramesError
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
@@ -40,8 +40,6 @@ KNOWN_STEPS = 1 << 14
 """How many ops are kept with what they did."""
 YOUNG = 50_000
 """Objects made between two collections of garbage, of which an op leaves hardly any."""
-FAILURES = (AssertionError, LookupError, OutOfFramesError, ValueError, TypeError, AttributeError)
-"""What a wrong design does to the model: it follows an entry that should not be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +298,12 @@ class World:
                     finding = watcher.after(result)
                     if finding is not None:
                         return finding
-        except InputError:
-            raise
+        except DesignError as error:
+            return failure(self._runner, error)
+        except (InputError, NotImplementedError):
+            raise  # an op cannot be done
         except FAILURES as error:
-            name = type(error).__name__
-            return Finding(FindingKind.FAILURE, name, *self._runner.at, f"{name}: {error}")
+            return failure(self._runner, error)
         return None
 
 

@@ -6,13 +6,12 @@ A trial depends on nothing but its scenario, kernel and watchers, so it can be h
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from mmulab.check.finding import Finding, FindingKind, MakeWatcher
+from mmulab.check.failure import FAILURES, failure
+from mmulab.check.finding import Finding, MakeWatcher
 from mmulab.errors import DesignError, InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.machine.config import MachineConfig
@@ -21,8 +20,6 @@ from mmulab.scenario.grammar import Step
 from mmulab.scenario.runner import Beginning, Result, Runner
 from mmulab.scenario.scenario import Scenario
 
-FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
-"""What a wrong MMU makes the model itself raise: a lookup of a page that is gone, a way in circles."""
 TABLE_FRAMES = 1 << 13
 """Host frames for the tables of one trial."""
 Observer = Callable[[Result], None]
@@ -142,18 +139,8 @@ def _results(runner: Runner) -> Generator[Result | Trial, None, None]:
     try:
         yield from runner.results()
     except DesignError as error:
-        yield Trial(_failure(runner, error), 0)
+        yield Trial(failure(runner, error), 0)
     except (InputError, NotImplementedError):
         yield Trial(None, 0, refused=runner.at[0])
     except FAILURES as error:
-        yield Trial(_failure(runner, error), 0)
-
-
-def _failure(runner: Runner, error: Exception) -> Finding:
-    """Return the finding that the model failed; its name is the failure and the kernel's function."""
-    index, text = runner.at
-    stack = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in stack if "kvm" in Path(frame.filename).parts]
-    where = frames[-1].name if frames else "machine"
-    name = f"{type(error).__name__} in {where}"
-    return Finding(FindingKind.FAILURE, name, index, text, str(error) or "the model's own check failed")
+        yield Trial(failure(runner, error), 0)

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
+from mmulab.check.failure import FAILURES
 from mmulab.cli import signals
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.path import PATH
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
-from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.cases.run import failure_str
 from mmulab.trace.file import save
 from mmulab.workload.record import stream_recorder
 from mmulab.workload.replay import Replay

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from mmulab.check.failure import FAILURES
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
-from mmulab.lab.cases.run import FAILURES, failure_str
-from mmulab.lab.first_wrong import first_wrong
+from mmulab.lab.cases.run import failure_str
 from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.ftrace import format_recording
@@ -117,6 +117,8 @@ def _recording(file: str, choice: KernelChoice) -> Recording:
 def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:
     if file.endswith(SUFFIX):
         raise InputError(f"{file}: a recording was not watched; give --wrong with its scenario")
+    from mmulab.lab.first_wrong import first_wrong  # the searches' watchers, which no other step needs
+
     scenario = on_kernel(read_work(file), choice)
     recording, at, finding = first_wrong(scenario, choice.over(find_kernel(scenario.header.kernel)))
     click.echo(f"{file}: nothing goes wrong" if finding is None else f"{file}: {finding}", err=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmulab.check.failure import FAILURES
 from mmulab.check.finding import Finding
 from mmulab.check.hunt import IN_GUESTS
-from mmulab.check.trial import FAILURES, make_bench
+from mmulab.check.trial import make_bench
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.scenario.record import record_steps

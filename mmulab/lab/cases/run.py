@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mmulab.check.access import Access, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import walks_of
+from mmulab.check.failure import FAILURES
 from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
@@ -32,24 +33,6 @@ from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import HOST_OPS, Result, Runner
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.view import shadow_steps
-
-FAILURES = (AssertionError, LookupError, RuntimeError, ValueError)
-"""What a wrong design makes the model itself raise.
-
-The model checks what Linux checks: where the kernel would stop at a ``BUG_ON``
-or follow a stale pointer, there is an assertion, a lookup of an spte, page or
-frame that is not there, a way down that goes in circles (``RecursionError``), and
-a value that the word has no room for. That is the design's verdict, not an error
-of the program. So is :class:`~mmulab.errors.DesignError`: a method of a user's
-design, loaded from its file, failed. Not among them are ``TypeError`` and
-``AttributeError``, which tell of a slip in a design that was made in Python and
-deserve their traceback. ``NotImplementedError`` and
-:class:`~mmulab.errors.InputError` itself are subclasses of these, but say that something
-could not be run, and are raised on; only where the default design runs the same
-scenario to its end has a guest gone astray under a wrong one, and executes what
-is no instruction of its own.
-"""
-
 
 _ENDS: dict[type[Op], OutcomeKind] = {
     ops.Vmrun: OutcomeKind.L2,

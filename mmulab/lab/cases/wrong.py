@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmulab.check.access import WrongAccess
+from mmulab.check.failure import FAILURES
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
-from mmulab.lab.cases.run import FAILURES
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Recording

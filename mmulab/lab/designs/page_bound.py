@@ -26,13 +26,14 @@ from itertools import product
 from math import log2, nan
 from typing import NamedTuple
 
+from mmulab.check.failure import FAILURES
 from mmulab.kvm.context import kvm_init_mmu, kvm_init_shadow_ept_mmu, kvm_init_shadow_npt_mmu
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.root_strategy import RootStrategy, special, top_table_level
 from mmulab.kvm.state import Vcpu
-from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.cases.run import failure_str
 from mmulab.machine.config import HostConfig, MachineConfig
 from mmulab.machine.machine import Machine
 from mmulab.x86.mode import PT_WRITABLE_MASK, VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK

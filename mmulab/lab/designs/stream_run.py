@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mmulab.check.access import WrongAccess
+from mmulab.check.failure import FAILURES
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.cases.run import failure_str
 from mmulab.lab.designs.measures import Lookup, Observed
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import Kind, Stream

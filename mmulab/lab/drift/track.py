@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmulab import events as ev
+from mmulab.check.failure import FAILURES
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES, Behaviours
 from mmulab.kvm.kernel import Kernel
-from mmulab.lab.cases.run import FAILURES, failure_str
+from mmulab.lab.cases.run import failure_str
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.runner import Runner

@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mmulab.check.access import WrongAccess
+from mmulab.check.failure import FAILURES
 from mmulab.check.oracle import Oracle, Verdict, wrong_access
 from mmulab.conform.outcome import Decoded, encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
-from mmulab.lab.cases.run import FAILURES, failure_str, runner_of
+from mmulab.lab.cases.run import failure_str, runner_of
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import Result
