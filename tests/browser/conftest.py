@@ -88,6 +88,20 @@ class OfflinePage:
         """Return what can be seen of every element that `selector` finds."""
         return [look(item) for item in self.page.locator(selector).all()]
 
+    def ids(self) -> list[str]:
+        """Return the id of every element that has one."""
+        found: list[str] = self.page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
+        return found
+
+    def cut_tables(self, width: int) -> list[str]:
+        """Return how the tables begin that do not fit where they stand, in a window of this width."""
+        self.page.set_viewport_size({"width": width, "height": 1000})
+        cut: list[str] = self.page.locator("main table").evaluate_all(
+            "tables => tables.filter(t => t.offsetParent && t.scrollWidth > t.parentElement.clientWidth + 1)"
+            ".map(t => t.innerText.slice(0, 60))"
+        )
+        return cut
+
 
 @pytest.fixture(scope="session")
 def _browser() -> Iterator[Browser | None]:

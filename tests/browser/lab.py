@@ -8,11 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nbformat
 import pytest
 
 from tests.browser.conftest import LOCAL
@@ -36,6 +37,14 @@ WATCH_KERNEL = """() => {
         last = ready;
     }, 500);
 }"""
+
+
+def notebook_of(cells: Sequence[str], path: Path) -> Path:
+    """Write a notebook of these code cells."""
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    written = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=written, metadata=kernel), path)
+    return path
 
 
 @contextmanager

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nbformat
 import pytest
 
 from mmulab.lab.report import report
-from tests.browser.lab import PATIENCE, jupyterlab, run_all
+from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -78,7 +77,7 @@ def test_wrong_cell_leads_to_its_steps(offline_page: OpenPage, exported: Path) -
 
 
 def test_no_id_is_there_twice(offline_page: OpenPage, exported: Path) -> None:
-    ids = offline_page(exported).page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
+    ids = offline_page(exported).ids()
     assert len(set(ids)) == len(ids) > 20
 
 
@@ -109,11 +108,7 @@ def test_matrix_fits_the_page(offline_page: OpenPage, exported: Path) -> None:
 
 @pytest.mark.slow
 def test_click_in_jupyterlab_opens_the_stepper_at_the_wrong_page(chromium: Browser, tmp_path: Path) -> None:
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
-    source = tmp_path / "matrix.ipynb"
-    nbformat.write(notebook, source)
+    source = notebook_of(CELLS, tmp_path / "matrix.ipynb")
     (tmp_path / "served").mkdir()
     context = chromium.new_context(viewport={"width": 1400, "height": 3000})
     page = context.new_page()

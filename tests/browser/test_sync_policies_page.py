@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nbformat
 import pytest
 
 from mmulab.lab.report import report
-from tests.browser.lab import PATIENCE, jupyterlab, run_all
+from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -84,29 +83,20 @@ def test_places_lead_into_their_runs(offline_page: OpenPage, exported: Path) -> 
     assert broken.locator("section.view").filter(visible=True).count() == 0
     resynced.get_by_role("link", name="back to the list").click()
     assert resynced.locator("section.view").filter(visible=True).count() == 0
-    ids = opened.page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
+    ids = opened.ids()
     assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("width", [1200, 1600])
 def test_no_table_is_cut(offline_page: OpenPage, exported: Path, width: int) -> None:
-    page = offline_page(exported).page
-    page.set_viewport_size({"width": width, "height": 1000})
-    cut = page.locator("main table").evaluate_all(
-        "tables => tables.filter(t => t.offsetParent && t.scrollWidth > t.parentElement.clientWidth + 1)"
-        ".map(t => t.innerText.slice(0, 60))"
-    )
-    assert cut == []
+    assert offline_page(exported).cut_tables(width) == []
 
 
 @pytest.mark.slow
 def test_click_in_jupyterlab_opens_the_stepper_where_the_page_came_back(
     chromium: Browser, tmp_path: Path
 ) -> None:
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
-    source = tmp_path / "places.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), source)
+    source = notebook_of(CELLS, tmp_path / "places.ipynb")
     (tmp_path / "served").mkdir()
     context = chromium.new_context(viewport={"width": 1400, "height": 3000})
     page = context.new_page()
