@@ -27,9 +27,9 @@ from mmulab.lab.hunts import (
     merged,
     right_of,
     shared_out,
-    text_of,
     with_bugs,
 )
+from mmulab.scenario.text import format_scenario
 
 TICK = 0.2
 """Seconds between two looks at an interrupt, and two strokes of the progress bar."""
@@ -173,7 +173,7 @@ def _lines(hunted: Hunted, out: Path | None) -> Iterator[str]:
         if out is not None:
             yield f"{INDENT}mmulab step --wrong {out / file_name(hunted.job, trouble)}"
         else:
-            yield from (f"{INDENT}{line}" for line in text_of(trouble))
+            yield from (f"{INDENT}{line}" for line in format_scenario(trouble.scenario).splitlines())
     if hunted.job.most == ALL:  # of a bug's switch it matters only whether it was found
         yield from (f"{name}: {place} free {how_far}" for place, how_far in hunted.free.items())
     if not hunted.found:
@@ -210,6 +210,6 @@ def _found(trouble: Trouble) -> dict[str, Any]:
         "ops": len(trouble.scenario.steps),
         "seconds": round(trouble.seconds, 1),
         "cpu_seconds": round(trouble.cpu_seconds, 1),
-        "scenario": list(text_of(trouble)),
+        "scenario": format_scenario(trouble.scenario).splitlines(),
     }
 

@@ -7,7 +7,7 @@ All end soon after :meth:`Shared.end`, and give back what they have.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import known_kernel, nearest_recorded
 from mmulab.lab import pool
-from mmulab.scenario.text import format_scenario, write_scenario
+from mmulab.scenario.text import write_scenario
 
 ALL = 1 << 30
 """More findings than there are."""
@@ -146,10 +146,3 @@ def merged(parts: Sequence[Hunted]) -> Hunted:
             whole.deviations[name] = whole.deviations.get(name, 0) + count
         whole.interrupted |= part.interrupted
     return whole
-
-
-def text_of(trouble: Trouble) -> Iterator[str]:
-    """Yield the lines of a finding's scenario."""
-    yield from format_scenario(trouble.scenario).splitlines()
-
-
