@@ -151,25 +151,25 @@ def bug_on(kvm: Kvm, name: str, bad: bool) -> None:
     ------
     HostDiedError
     """
-    if bad or kvm.assertion_counts is not None:
-        _count(kvm, name, bad)
+    if kvm.assertion_counts is not None:
+        _count(kvm.assertion_counts, name, bad)
     if bad:
         raise HostDiedError(_fire(kvm, name))
 
 
 def warn_on(kvm: Kvm, name: str, bad: bool) -> bool:
     """Assert that a condition does not hold, and go on; return whether it does."""
-    if bad or kvm.assertion_counts is not None:
-        _count(kvm, name, bad)
-        if bad:
-            _fire(kvm, name)
+    if kvm.assertion_counts is not None:
+        _count(kvm.assertion_counts, name, bad)
+    if bad:
+        _fire(kvm, name)
     return bad
 
 
 def kvm_bug_on(kvm: Kvm, name: str, bad: bool) -> bool:
     """Assert that a condition does not hold, or else the VM is dead; return whether it does."""
-    if bad or kvm.assertion_counts is not None:
-        _count(kvm, name, bad)
+    if kvm.assertion_counts is not None:
+        _count(kvm.assertion_counts, name, bad)
     if bad:
         _fire(kvm, name)
         kvm.bug()
@@ -181,11 +181,9 @@ def host_died(kvm: Kvm) -> bool:
     return any(assertions()[name].severity.fatal for name in kvm.fired)
 
 
-def _count(kvm: Kvm, name: str, bad: bool) -> None:
-    counts = kvm.assertion_counts
-    if counts is not None:
-        reached, held = counts.get(name, (0, 0))
-        counts[name] = reached + 1, held + bad
+def _count(counts: dict[str, tuple[int, int]], name: str, bad: bool) -> None:
+    reached, held = counts.get(name, (0, 0))
+    counts[name] = reached + 1, held + bad
 
 
 def _fire(kvm: Kvm, name: str) -> Assertion:

@@ -131,9 +131,7 @@ def trace_exit(vcpu: Vcpu, event: ev.kvm_exit, info1: int = 0, info2: int = 0) -
     if vcpu.pml_buffer:
         vmx_flush_pml_buffer(vcpu)
     kvm, pending = vcpu.kvm, vcpu.vmx.nested_run_pending
-    if (pending or (kvm.assertion_counts is not None and kvm.config.vendor == "intel")) and kvm_bug_on(
-        kvm, "vmx.c:__vmx_handle_exit:run_pending", pending
-    ):
+    if kvm.config.vendor == "intel" and kvm_bug_on(kvm, "vmx.c:__vmx_handle_exit:run_pending", pending):
         raise VmBuggedError
     nested = vcpu.nested
     if nested is None:
