@@ -19,7 +19,14 @@ from mmulab.trace.judge import access_kind
 from mmulab.x86.ept import EPT_VIOLATION_GVA_TRANSLATED
 from mmulab.x86.mode import PAGING_32
 from mmulab.x86.paging import KVM_WALK, make_paging
-from mmulab.x86.pferr import PFERR_GUEST_PAGE_MASK, PFERR_RSVD_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
+from mmulab.x86.pferr import (
+    PF_VECTOR,
+    PFERR_FETCH_MASK,
+    PFERR_GUEST_PAGE_MASK,
+    PFERR_RSVD_MASK,
+    PFERR_USER_MASK,
+    PFERR_WRITE_MASK,
+)
 from mmulab.x86.regs import EFER_LMA, EFER_NX, X86_CR0_PG, X86_CR4_PCIDE, X86_CR4_PSE
 
 
@@ -124,6 +131,18 @@ def _control_block_gone(machine: Machine, result: Result, finding: Finding) -> b
     return _no_memory(machine, machine.kvm.vcpus[result.op.vcpu].last_vmcb12_gpa)
 
 
+def _tables_outside(machine: Machine, result: Result, finding: Finding) -> bool:
+    """Whether L2's tables lie in no memory, and its first fetch gets #PF after #PF at them."""
+    if not isinstance(result.op, ops.Vmrun) or machine.kvm.config.vendor != "amd":
+        return False
+    codes = [event.error_code for event in result.events if isinstance(event, ev.kvm_page_fault)]
+    sent = [event.exception for event in result.events if isinstance(event, ev.kvm_inj_exception)]
+    if not codes or not codes[-1] & PFERR_GUEST_PAGE_MASK or set(sent) != {PF_VECTOR}:
+        return False
+    vcpu = machine.kvm.vcpus[result.op.vcpu]
+    return walk_memory(world_of(machine, vcpu.id), machine.memory.read, vcpu.rip, PFERR_FETCH_MASK).hole
+
+
 def _nx_without_efer_nx(machine: Machine, result: Result, finding: Finding) -> bool:
     """Whether KVM makes large pages of an L1 that has EFER.NX clear not executable."""
     vcpu = machine.kvm.vcpus[result.op.vcpu]
@@ -173,6 +192,16 @@ NESTED_DEVIATIONS: tuple[Deviation, ...] = (
         source="mmu.c:shadow_walk_init_using_root takes bits 31:30 of the address for its place in the "
         "root, and the processor takes all of it",
         shows=_address_above_4g,
+    ),
+    Deviation(
+        name="nested-tables-outside",
+        kind=FindingKind.OUTCOME,
+        findings=("endless",),
+        said="L1 enters an L2 whose tables lie where no memory is; it is sent a #PF for its first fetch, for "
+        "ever, where a processor would come to a shutdown",
+        source="x86.c:x86_emulate_instruction forgets the #PF that could not be delivered "
+        "(kvm_clear_exception_queue) before it sends the next, so none becomes a double fault",
+        shows=_tables_outside,
     ),
     Deviation(
         name="nested-pse-kept",

@@ -31,6 +31,7 @@ MENDED = (
     ("nested-emulated-at-table", "wr s 4 8000001008 0", "wr s 4 8000001010 0"),
     ("nested-pse-kept", "cr4 0", "cr4 10"),
     ("nested-nx-reserved-spte", "nx_huge_pages=1", "nx_huge_pages=0"),
+    ("nested-tables-outside", "m8 a550 900067", "m8 a550 10067"),
 )
 
 

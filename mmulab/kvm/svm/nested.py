@@ -25,6 +25,7 @@ from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
 from mmulab.kvm.sregs import invalid_cr4, kvm_valid_efer
 from mmulab.kvm.state import NestedGuest, Request, Vcpu, vcpu_memslots
+from mmulab.kvm.svm.efer import efer_of_l2
 from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
@@ -247,6 +248,8 @@ def _refuse(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> None:
         raise InputError(f"the VMCB injects an event ({fields['event_inj']:#x}), which is not modelled")
     if not fields["cr0"] & X86_CR0_PE:
         raise InputError("the VMCB has CR0.PE=0: an L2 in real mode is not modelled")
+    if fields["efer"] & (EFER_LME | EFER_LMA) == EFER_LMA:
+        raise InputError("the VMCB has EFER.LMA without LME: kernels differ in that, and none is modelled")
     npt = vcpu.kvm.config.tdp
     for reason in _INTERCEPTS_NOT_MODELLED + (_INTERCEPTS_NOT_MODELLED_WITH_NPT if npt else ()):
         if nested.intercepted(SVM_EXITS[reason]):
@@ -347,8 +350,7 @@ def _enter_svm_guest_mode(
         kvm_init_shadow_npt_mmu(vcpu, nested.l1["cr4"], nested.l1["efer"])
         kvm_mmu_new_pgd(vcpu, nested.nested_pgd)
         vcpu.walk_mmu = vcpu.nested_mmu
-    long_mode = save["efer"] & EFER_LME and save["cr0"] & X86_CR0_PG
-    vcpu.efer = save["efer"] | EFER_LMA if long_mode else save["efer"] & ~EFER_LMA
+    vcpu.efer = efer_of_l2(save["efer"], before=vcpu.cr0, cr0=save["cr0"])
     vcpu.cr0, vcpu.cr2 = save["cr0"], save["cr2"]
     set_cr4(vcpu, save["cr4"])
     vcpu.rip, vcpu.cpl, vcpu.ac = save["rip"], save["cpl"], False

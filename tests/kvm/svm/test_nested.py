@@ -26,6 +26,7 @@ from mmulab.scenario.text import parse_scenario
 from mmulab.x86.pferr import PF_VECTOR, PFERR_PRESENT_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import (
     EFER_LMA,
+    EFER_LME,
     EFER_SVME,
     X86_CR0_CD,
     X86_CR0_NW,
@@ -193,6 +194,7 @@ def test_what_vmrun_allows(fields: dict[str, int]) -> None:
     [
         ({"event_inj": 1 << 31 | 3 << 8 | 14}, "injects an event"),
         ({"cr0": 0x20, "efer": EFER_SVME}, "real mode"),
+        ({"efer": LONG.efer & ~EFER_LME | EFER_SVME}, "LMA without LME"),
     ],
 )
 def test_what_vmrun_takes_and_the_model_does_not_is_refused(fields: dict[str, int], words: str) -> None:
@@ -265,10 +267,10 @@ def test_each_side_has_its_own_registers() -> None:
 
 
 @pytest.mark.parametrize("efer", [LONG.efer | EFER_SVME, (LONG.efer | EFER_SVME) & ~EFER_LMA])
-def test_long_mode_is_active_by_what_l2_has_on(efer: int) -> None:
-    """VMRUN works out EFER.LMA from LME and CR0.PG (``svm_set_efer``)."""
+def test_long_mode_is_active_as_the_vmcb_says(efer: int) -> None:
+    """KVM works out EFER.LMA only where CR0.PG changes, and L1 pages (recorded: PAE tables are walked)."""
     machine, _ = steps(svm("64", "64", 5), ENTER, efer=efer)
-    assert machine.kvm.vcpus[0].efer & EFER_LMA
+    assert machine.kvm.vcpus[0].efer == efer
 
 
 @pytest.mark.parametrize(
