@@ -72,8 +72,9 @@ class Explored:
     ----------
     scope : Scope
     kernel : str
-    states, tries : int
-        Different states, and ops that were executed to find them.
+    states, tries, refused : int
+        Different states, ops that were executed to find them, and those of them that are not
+        modelled where they stand: nothing is known behind such a one.
     depth : int
         Up to which depth every sequence was tried.
     found : tuple of Counterexample
@@ -92,6 +93,7 @@ class Explored:
     kernel: str
     states: int
     tries: int
+    refused: int
     depth: int
     found: tuple[Counterexample, ...]
     complete: bool
@@ -102,7 +104,7 @@ class Explored:
 
     def __str__(self) -> str:
         rate = f"{self.states} states, {self.states / max(self.cpu_seconds, 1e-9):.0f}/s"
-        many = f"{len(self.scope.ops)} ops"
+        many = f"{len(self.scope.ops)} ops" + (f", {self.refused} not modelled" if self.refused else "")
         if self.found:
             names = ", ".join(f"{c.finding.name} after {len(c.choices)}" for c in self.found)
             return f"{self.scope.name}: {self.kernel}: {rate}: {names}"
@@ -175,6 +177,10 @@ class _Known(NamedTuple):
     core: Key
     cpl: _Privileges
     ended: bool
+
+
+class _Refused(Exception):
+    """An op is not modelled where it stands."""
 
 
 class _Beginning(Exception):
@@ -300,8 +306,8 @@ class World:
                         return finding
         except DesignError as error:
             return failure(self._runner, error)
-        except (InputError, NotImplementedError):
-            raise  # an op cannot be done
+        except (InputError, NotImplementedError) as error:
+            raise _Refused from error
         except FAILURES as error:
             return failure(self._runner, error)
         return None
@@ -335,7 +341,7 @@ def explore(
     Raises
     ------
     InputError
-        The scope's own beginning has a finding, or an op is not modelled on its host.
+        The scope's own beginning has a finding, or is not modelled.
     """
     search = _Search(scope, kernel, makers, bounds or Bounds(), progress, known)
     return search.run()
@@ -359,6 +365,7 @@ class _Search:
         self._right: set[bytes] = set()
         self._found: dict[tuple[FindingKind, str], Counterexample] = {}
         self._tries = 0
+        self._refused = 0
         self._done = 0
         self._closed = False
         self._world = self._new_world()
@@ -382,6 +389,7 @@ class _Search:
             self._kernel.name,
             len(self._seen),
             self._tries,
+            self._refused,
             self._done,
             tuple(self._found.values()),
             self._closed or self._done == self._scope.depth,
@@ -428,8 +436,13 @@ class _Search:
             world.put(state)
             if not world.holds(step):
                 continue
-            finding, reached = world.go(state, choice, step)
             self._tries += 1
+            try:
+                finding, reached = world.go(state, choice, step)
+            except _Refused:
+                self._refused += 1
+                world.state(state, state.choices)  # it may be half done, and is gone back from
+                continue
             if finding is not None:
                 self._keep(finding, reached.choices)
                 continue

@@ -53,7 +53,8 @@ class Progress:
 
     Attributes
     ----------
-    trials, ops, features : int
+    trials, ops, features, refused : int
+        `refused` trials ended at a step that is not modelled where it stands.
     known : dict of (str, str) to int
         What was found with the right kernel too, by kind and name: no finding of this one.
     """
@@ -61,6 +62,7 @@ class Progress:
     trials: int = 0
     ops: int = 0
     features: int = 0
+    refused: int = 0
     known: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
@@ -114,6 +116,7 @@ class Fuzzer:
         trial = self._bench.run(steps, self._coverage.note)
         self.progress.trials += 1
         self.progress.ops += trial.ops
+        self.progress.refused += trial.refused is not None
         fresh = self._coverage.end()
         self.progress.features = len(self._coverage.seen)
         finding = trial.finding

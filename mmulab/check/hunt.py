@@ -113,6 +113,8 @@ class Hunted:
         The guests that had a turn.
     known : dict of (str, str) to int
         What the right kernel shows too, by kind and name.
+    refused : int
+        Tries in scopes and trials of guests that came to an op which is not modelled where it stands.
     deviations : dict of str to int
         What is known of Linux itself (:mod:`mmulab.check.known`), by name, and how often it was passed over.
     interrupted : bool
@@ -127,6 +129,7 @@ class Hunted:
     free: dict[str, str] = field(default_factory=dict)
     searched: list[str] = field(default_factory=list)
     known: dict[tuple[str, str], int] = field(default_factory=dict)
+    refused: int = 0
     deviations: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
     place: str = ""
@@ -174,6 +177,7 @@ class _Hunt:
         self._hunted = Hunted(job)
         self._fuzzers: dict[str, Fuzzer] = {}
         self._in_scope: dict[str, int] = {}
+        self._refused: dict[str, int] = {}
 
     def run(self) -> Hunted:
         """Go round the places until there is no reason to."""
@@ -204,7 +208,9 @@ class _Hunt:
     def _tell(self) -> None:
         hunted = self._hunted
         hunted.states = sum(self._in_scope.values())
-        hunted.ops = sum(fuzzer.progress.ops for fuzzer in self._fuzzers.values())
+        progress = [fuzzer.progress for fuzzer in self._fuzzers.values()]
+        hunted.ops = sum(each.ops for each in progress)
+        hunted.refused = sum(self._refused.values()) + sum(each.refused for each in progress)
         if self._progress is not None:
             self._progress(hunted)
 
@@ -215,6 +221,7 @@ class _Hunt:
         watchers = self._beyond(IN_SCOPES) if right is None else IN_SCOPES
         explored = explore(find_scope(name), kernel, watchers, bounds, known=self._known_in_scope(right))
         self._in_scope[name] = max(explored.states, self._in_scope.get(name, 0))
+        self._refused[name] = max(explored.refused, self._refused.get(name, 0))
         for example in explored.found:
             self._keep(example.finding, Found(example.finding, example.scenario, 0), name)
         if explored.complete and not explored.found:
@@ -278,4 +285,6 @@ class _Hunt:
 
 def _how_far(explored: Explored) -> str:
     ops = f"{len(explored.scope.ops)} ops, {explored.states} states"
+    if explored.refused:
+        ops += f", but for what follows {explored.refused} refused op{'s' if explored.refused > 1 else ''}"
     return f"{'at any depth' if explored.closed else f'up to depth {explored.depth}'} of {ops}"

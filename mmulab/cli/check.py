@@ -179,6 +179,8 @@ def _lines(hunted: Hunted, out: Path | None) -> Iterator[str]:
     if not hunted.found:
         ended = "interrupted" if hunted.interrupted else "nothing found"
         yield f"{name}: {ended}: {hunted.states} states, {hunted.ops} random ops"
+    if hunted.refused:
+        yield f"{INDENT}passed over {hunted.refused} times: an op that is not modelled where it stands"
     for deviation, times in sorted(hunted.deviations.items()):
         yield f"{INDENT}passed over {times} times, known of Linux 6.1.192: {deviation}"
     for (kind, known), times in sorted(hunted.known.items()):
@@ -193,6 +195,7 @@ def _record(hunted: Hunted) -> dict[str, Any]:
         "ops": hunted.ops,
         "free": hunted.free,
         "known": [{"kind": kind, "name": name, "times": n} for (kind, name), n in hunted.known.items()],
+        "not_modelled": hunted.refused,
         "passed_over": dict(sorted(hunted.deviations.items())),
         "interrupted": hunted.interrupted,
     }

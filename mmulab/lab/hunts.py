@@ -138,6 +138,7 @@ def merged(parts: Sequence[Hunted]) -> Hunted:
         whole.found += [new for new in part.found if (new.finding.kind, new.finding.name) not in have]
         whole.states += part.states
         whole.ops += part.ops
+        whole.refused += part.refused
         whole.free |= part.free
         whole.searched += part.searched
         for key, count in part.known.items():

@@ -246,3 +246,14 @@ def test_the_same_search_finds_the_same():
         other.tries,
         [c.choices for c in other.found],
     )
+
+
+def test_an_op_that_is_not_modelled_is_passed_over_and_leaves_no_trace():
+    """L1 asks for the exits of I/O, which VMRUN refuses; and may do so again, with nothing new."""
+    ops = steps("?vmrun a000", "?hw 4 a00c 8000000", "!vmmcall")
+    scope = replace(find_scope("nested-logged-npt"), ops=ops, depth=3)
+    explored = explore(scope, LINUX_6_1, [Oracle])
+    # Untouched; L2; asked; back from L2, and then L2 anew, or asked.
+    assert (explored.states, explored.tries, explored.refused) == (6, 7, 1)
+    assert explored.complete
+    assert "of 3 ops, 1 not modelled" in str(explored)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmulab.check.guests import GUESTS
 from mmulab.check.hunt import IN_SCOPES, Job, hunt, places
 from mmulab.check.mmu import Invariants
-from mmulab.check.scopes import kinds_first
+from mmulab.check.scope import steps
+from mmulab.check.scopes import find_scope, kinds_first
 from mmulab.check.trial import make_bench
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+from mmulab.lab.hunts import merged
 
 LONG = 600.0
 """Seconds; the hunts of the tests end by what they find, or when every sequence was tried."""
@@ -38,6 +42,17 @@ def test_what_the_right_kernel_does_as_well_is_no_finding() -> None:
     kernel = find_kernel("6.1+B22")
     hunted = hunt(Job(kernel, kernel, ("cpuid-64",), 0, LONG, 1), lambda: False)
     assert hunted.found == []
+
+
+def test_what_is_not_modelled_is_passed_over_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VMRUN with exits asked for that the model refuses; the rest of the scope is tried."""
+    ops = steps("?vmrun a000", "?hw 4 a00c 8000000", "!vmmcall")
+    scope = replace(find_scope("nested-logged-npt"), ops=ops, depth=3)
+    monkeypatch.setattr("mmulab.check.hunt.find_scope", lambda name: scope)
+    hunted = hunt(Job(LINUX_6_1, None, (scope.name,), 0, LONG, 1), lambda: False)
+    assert (hunted.refused, hunted.found) == (1, [])
+    assert hunted.free == {scope.name: "up to depth 3 of 3 ops, 6 states, but for what follows 1 refused op"}
+    assert merged([hunted, hunted]).refused == 2
 
 
 def test_a_hunt_that_is_told_to_stop_does_nothing_more() -> None:
