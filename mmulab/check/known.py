@@ -7,19 +7,23 @@ each is ``data/sequences/reachable/NAME.mmu``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from mmulab.check.access import DATA, TwoWalks
-from mmulab.check.allowed import two_walks
+from mmulab.check.allowed import two_walks, walk_memory
 from mmulab.check.deviation import Deviation
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
 from mmulab.check.known_nested import NESTED_DEVIATIONS
+from mmulab.check.told import fault_seen
+from mmulab.check.world import world_of
 from mmulab.kvm.hw_cr4 import WHILE_PAGING
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
-from mmulab.machine.op import OutcomeKind
+from mmulab.machine.op import Mode, OutcomeKind
 from mmulab.scenario.runner import Result
 from mmulab.trace.judge import access_kind
 from mmulab.x86.mode import (
@@ -32,6 +36,7 @@ from mmulab.x86.mode import (
     PT_WRITABLE_MASK,
     paging_mode,
 )
+from mmulab.x86.paging import KVM_WALK, make_paging
 from mmulab.x86.pferr import PFERR_PRESENT_MASK, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_NX, X86_CR0_PG, X86_CR0_WP, X86_CR4_PSE, X86_CR4_SMAP
 
@@ -44,6 +49,23 @@ def _walk(machine: Machine, result: Result) -> TwoWalks | None:
     return two_walks(machine, op.gva, access_kind(op), vcpu=op.vcpu)
 
 
+def _comes_to(machine: Machine, result: Result, **changes: Any) -> bool:
+    """Whether an access came to what memory says to a vCPU with other `cr4`, `efer` or `cpu`."""
+    op, outcome, vcpu = result.op, result.outcome, _vcpu(machine, result)
+    assert isinstance(op, (*DATA, ops.Execute, ops.Touch))
+    has = {"cr4": vcpu.cr4, "efer": vcpu.efer, "cpu": vcpu.cpu} | changes
+    form = make_paging(vcpu.cr0, has["cr4"], has["efer"], has["cpu"], KVM_WALK)
+    world = replace(world_of(machine, vcpu.id), paging=(form,))
+    ac = op.mode is Mode.SUPERVISOR_AC
+    walks = walk_memory(world, machine.memory.read, op.gva, access_kind(op), not_smap=ac)
+    if walks.gpa is None:
+        return fault_seen(walks, outcome)
+    hpa = world.hpa_of(walks.gpa)
+    if hpa is None or outcome.kind is not OutcomeKind.OK:
+        return bool(outcome.mmio) and outcome.mmio is not None and outcome.mmio[0].gpa == walks.gpa
+    return outcome.hpa in (-1, hpa)
+
+
 def _vcpu(machine: Machine, result: Result) -> Vcpu:
     return machine.kvm.vcpus[result.op.vcpu]
 
@@ -53,7 +75,8 @@ def _nx_reserved(machine: Machine, result: Result, finding: Finding) -> bool:
     if walks is None or walks.outer.error is None or machine.kvm.config.tdp or vcpu.efer & EFER_NX:
         return False
     reserved = bool(walks.outer.error & PFERR_RSVD_MASK)
-    return reserved and bool(walks.outer.ptes[walks.outer.level] & PT64_NX_MASK)
+    marked = reserved and bool(walks.outer.ptes[walks.outer.level] & PT64_NX_MASK)
+    return marked and _comes_to(machine, result, efer=vcpu.efer | EFER_NX)
 
 
 def _smap_lost(machine: Machine, result: Result, finding: Finding) -> bool:
@@ -62,7 +85,8 @@ def _smap_lost(machine: Machine, result: Result, finding: Finding) -> bool:
         return False
     facts, leaf = vcpu.mmu.root_facts, walks.outer.pte_access
     by_role = facts is not None and bool(facts.smap_andnot_wp)  # else the role is wrong, and not this
-    return by_role and bool(leaf & PT_USER_MASK) and not leaf & PT_WRITABLE_MASK
+    lost = by_role and bool(leaf & PT_USER_MASK) and not leaf & PT_WRITABLE_MASK
+    return lost and _comes_to(machine, result, cr4=vcpu.cr4 & ~X86_CR4_SMAP)
 
 
 def _rights_without_paging(machine: Machine, result: Result, finding: Finding) -> bool:
@@ -114,7 +138,8 @@ def _cpuid_shared(machine: Machine, result: Result, finding: Finding) -> bool:
     walks, vcpu = _walk(machine, result), _vcpu(machine, result)
     if walks is None or machine.kvm.config.tdp or not (walks.outer.error or 0) & PFERR_RSVD_MASK:
         return False
-    return any(other.cpu != vcpu.cpu for other in machine.kvm.vcpus)
+    others = [other.cpu for other in machine.kvm.vcpus if other.cpu != vcpu.cpu]
+    return any(_comes_to(machine, result, cpu=cpu) for cpu in others)
 
 
 def _pse_kept(machine: Machine, result: Result, finding: Finding) -> bool:
@@ -123,7 +148,8 @@ def _pse_kept(machine: Machine, result: Result, finding: Finding) -> bool:
         return False
     if paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer) is not PAGING_32:
         return False
-    return bool(walks.outer.ptes[2] & PT_PAGE_SIZE_MASK)
+    large = bool(walks.outer.ptes[2] & PT_PAGE_SIZE_MASK)
+    return large and _comes_to(machine, result, cr4=vcpu.cr4 | X86_CR4_PSE)
 
 
 DEVIATIONS: tuple[Deviation, ...] = (

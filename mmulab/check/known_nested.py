@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from mmulab import events as ev
@@ -10,6 +11,9 @@ from mmulab.check.allowed import walk_memory
 from mmulab.check.deviation import Deviation
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.world import Nested, World, world_of
+from mmulab.kvm.gpte import SPTE_LEVEL_BITS
+from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.svm.nested import SVM_NESTED_CTL_NP_ENABLE, SvmNested, read_vmcb
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
 from mmulab.machine import op as ops
@@ -17,7 +21,7 @@ from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import Result
 from mmulab.trace.judge import access_kind
 from mmulab.x86.ept import EPT_VIOLATION_GVA_TRANSLATED
-from mmulab.x86.mode import PAGING_32
+from mmulab.x86.mode import PAGING_32, VMX_EPT_RWX_MASK
 from mmulab.x86.paging import KVM_WALK, make_paging
 from mmulab.x86.pferr import (
     PF_VECTOR,
@@ -27,7 +31,8 @@ from mmulab.x86.pferr import (
     PFERR_USER_MASK,
     PFERR_WRITE_MASK,
 )
-from mmulab.x86.regs import EFER_LMA, EFER_NX, X86_CR0_PG, X86_CR4_PCIDE, X86_CR4_PSE
+from mmulab.x86.regs import EFER_LMA, EFER_NX, PG_LEVEL_4K, X86_CR0_PG, X86_CR4_PCIDE, X86_CR4_PSE
+from mmulab.x86.walk import EPT_ACCESS
 
 
 def _world(machine: Machine, result: Result) -> World | None:
@@ -166,8 +171,25 @@ def _pcid_without_long_mode(machine: Machine, result: Result, finding: Finding) 
 
 
 def _ept_rights_apart(machine: Machine, result: Result, finding: Finding) -> bool:
-    """Whether L1's EPT is in use, whose leaves may grant nothing that the way to them does."""
-    return machine.kvm.config.vendor == "intel" and machine.kvm.vcpus[result.op.vcpu].guest_mode
+    """Whether each spte without any right is of a leaf of L1's EPT that grants nothing which its way does."""
+    if machine.kvm.config.vendor != "intel":
+        return False
+    left = [sp.access & EPT_ACCESS[entry & VMX_EPT_RWX_MASK] for sp, entry in _without_rights(machine)]
+    return bool(left) and not any(left)
+
+
+def _without_rights(machine: Machine) -> Iterator[tuple[ShadowPage, int]]:
+    """Yield the page of each leaf spte without rights in a shadow of L1's EPT, and L1's entry."""
+    read, slots = machine.memory.read, machine.kvm.slots[0]
+    for sp in machine.kvm.pages.values():
+        if sp.direct or not sp.guest_mode or sp.level != PG_LEVEL_4K:
+            continue
+        for index in range(1 << SPTE_LEVEL_BITS):
+            spte = read((sp.frame << 12) + 8 * index, 8)
+            if is_shadow_present_pte(spte) and not spte & VMX_EPT_RWX_MASK:
+                entry = slots.read(machine.memory.bytes, (sp.gfn << 12) + 8 * index, 8)
+                assert entry is not None, "what is shadowed lies in memory"
+                yield sp, entry
 
 
 _WRONG = ("fault-not-reached", "fault-reached", "page-not-reached", "page-reached", "endless")

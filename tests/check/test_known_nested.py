@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.check.asserted import Asserted
 from mmulab.check.finding import FindingKind
 from mmulab.check.hunt import IN_GUESTS
-from mmulab.check.known import beyond
+from mmulab.check.known import beyond, deviation_of
 from mmulab.check.known_nested import NESTED_DEVIATIONS
 from mmulab.check.trial import make_bench
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+from mmulab.scenario.runner import Runner
 from mmulab.scenario.text import parse_scenario, read_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,24 @@ def test_without_its_cause_nothing_is_wrong(name: str, old: str, new: str) -> No
     scenario = parse_scenario(text.replace(old, new))
     trial = make_bench(scenario, LINUX_6_1, beyond(IN_GUESTS, met)).run(())
     assert (trial.finding, trial.refused, met) == (None, None, {})
+
+
+@pytest.mark.parametrize(("entry", "known"), [(0x81164, True), (0x81165, False)])
+def test_an_spte_without_rights_is_known_only_of_an_entry_without(entry: int, known: bool) -> None:
+    """Its way grants reads and writes: of an entry that may be read, the spte must not have lost that."""
+    scenario = read_scenario(KEPT / "nested-no-rights.mmu")
+    runner = Runner(scenario)
+    watcher = Asserted(runner.machine)
+    for result in runner.results():
+        finding = watcher.after(result)
+        if finding is not None:
+            break
+    assert finding is not None
+    slot = runner.machine.kvm.slots[0].lookup(0xB4)
+    assert slot is not None
+    runner.machine.memory.write(slot.frame(0xB4) << 12 | 8, 8, entry)
+    deviation = deviation_of(runner.machine, result, finding)
+    assert (deviation.name if deviation else None) == ("nested-no-rights" if known else None)
 
 
 def test_no_other_name_is_in_two_rows() -> None:
