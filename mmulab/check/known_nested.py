@@ -188,8 +188,8 @@ def _without_rights(machine: Machine) -> Iterator[tuple[ShadowPage, int]]:
             spte = read((sp.frame << 12) + 8 * index, 8)
             if is_shadow_present_pte(spte) and not spte & VMX_EPT_RWX_MASK:
                 entry = slots.read(machine.memory.bytes, (sp.gfn << 12) + 8 * index, 8)
-                assert entry is not None, "what is shadowed lies in memory"
-                yield sp, entry
+                if entry is not None:  # else its slot is gone
+                    yield sp, entry
 
 
 _WRONG = ("fault-not-reached", "fault-reached", "page-not-reached", "page-reached", "endless")
