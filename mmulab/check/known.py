@@ -102,7 +102,8 @@ def _rights_before_paging(machine: Machine, result: Result, finding: Finding) ->
         return False
     lost = vcpu.cr4 & WHILE_PAGING & ~vcpu.hw_cr4 if vcpu.cr0 & X86_CR0_PG else 0
     denied = (walks.outer.error or 0) & (PFERR_PRESENT_MASK | PFERR_RSVD_MASK) == PFERR_PRESENT_MASK
-    return bool(lost) and denied and bool(walks.outer.pte_access & PT_USER_MASK)
+    missed = bool(lost) and denied and bool(walks.outer.pte_access & PT_USER_MASK)
+    return missed and _comes_to(machine, result, cr4=vcpu.cr4 & ~lost)
 
 
 def _table_for_operand(machine: Machine, result: Result, finding: Finding) -> bool:

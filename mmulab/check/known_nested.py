@@ -12,6 +12,7 @@ from mmulab.check.deviation import Deviation
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.world import Nested, World, world_of
 from mmulab.kvm.gpte import SPTE_LEVEL_BITS
+from mmulab.kvm.mmu import INVALID_PAGE, PT32E_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.svm.nested import SVM_NESTED_CTL_NP_ENABLE, SvmNested, read_vmcb
@@ -161,7 +162,11 @@ def _nx_without_efer_nx(machine: Machine, result: Result, finding: Finding) -> b
 
 def _old_root_of_fewer_levels(machine: Machine, result: Result, finding: Finding) -> bool:
     """Whether INVLPG goes by another root than the current one, under which tables have three levels."""
-    return isinstance(result.op, ops.Invlpg) and not machine.kvm.config.tdp
+    if not isinstance(result.op, ops.Invlpg) or machine.kvm.config.tdp:
+        return False
+    mmu = machine.kvm.vcpus[result.op.vcpu].mmu
+    kept = [hpa for _, hpa in mmu.prev_roots if hpa not in (INVALID_PAGE, mmu.root_hpa)]
+    return mmu.root_level == PT32E_ROOT_LEVEL and bool(kept)
 
 
 def _pcid_without_long_mode(machine: Machine, result: Result, finding: Finding) -> bool:
