@@ -30,6 +30,7 @@ from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
+from mmulab.x86.mode import PAGING_PAE, paging_mode
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
@@ -154,7 +155,7 @@ class Bounds:
 
 
 _Privileges = tuple[tuple[int, int], ...]
-"""Each vCPU's number and privilege."""
+"""The number and privilege of each vCPU in PAE paging, where the way to another privilege is an op."""
 
 
 class _State(NamedTuple):
@@ -229,7 +230,14 @@ class World:
         machine = self._keeper.take()
         unchanged = before is not None and machine.same(before.machine)
         core = before.core if before is not None and unchanged else self._keys.key(machine)
-        return _State(machine, core, tuple(sorted(self._runner.cpl.items())), watchers, choices)
+        return _State(machine, core, self._privileges(), watchers, choices)
+
+    def _privileges(self) -> _Privileges:
+        """Return the privilege that each vCPU in PAE paging was left with: elsewhere no op depends on it."""
+        cpl, vcpus = self._runner.cpl, self._runner.machine.kvm.vcpus
+        return tuple(
+            [(v.id, cpl.get(v.id, 0)) for v in vcpus if paging_mode(v.cr0, v.cr4, v.efer) is PAGING_PAE]
+        )
 
     def go(self, state: _State, choice: int, step: Step) -> tuple[Finding | None, _State]:
         """Execute an op in a state that was put, and return what is wrong with it and where it led.
