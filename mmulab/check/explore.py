@@ -3,7 +3,8 @@
 Breadth first: the first sequence that ends in a finding is a shortest one. From each
 state each op is tried; a state that was met before, up to what
 :mod:`mmulab.check.state_key` calls equal, is not entered again. So ops that commute
-cost one more try, and no more states. Two sequences to one state leave the same watchers
+cost one more try, and no more states; where it is known that an op does nothing
+(:mod:`mmulab.check.quiet`) it is not tried. Two sequences to one state leave the same watchers
 behind, for what those remember is part of the state.
 """
 
@@ -12,14 +13,16 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from mmulab.check.failure import FAILURES, failure
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.check.known import Beyond
 from mmulab.check.oracle_key import Memory, memory_of
+from mmulab.check.quiet import Quiet
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_checks import StateChecks
@@ -209,6 +212,7 @@ class World:
             self._look(self._runner.step(index, step))
         self._keeper = Keeper(machine)
         self._keys = StateKey(machine.memory.backing)
+        self._quiet = Quiet(machine, self._keys)
         self._known: dict[tuple[object, ...], _Known] = {}
         self._last: list[Result] = []
 
@@ -263,6 +267,7 @@ class World:
     def _again(
         self, known: _Known, at: int, choices: tuple[int, ...]
     ) -> tuple[Finding | None, _State]:
+        self._last.clear()
         self._keeper.put(known.machine)
         self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended
         finding = None
@@ -275,8 +280,24 @@ class World:
 
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
-        watched = tuple([memory.key() for memory in self._memories])
-        return digest_of((state.core.machine, state.cpl, watched))
+        return digest_of((state.core.machine, state.cpl, self._remembered()))
+
+    def _remembered(self) -> tuple[Hashable, ...]:
+        return tuple([memory.key() for memory in self._memories])
+
+    def around(self, state: _State) -> bytes:
+        """Return a name of what a state that was put has around its shadow tables."""
+        return self._quiet.around(state.machine, (state.cpl, self._remembered()))
+
+    def may_act(self, choice: int, step: Step, around: bytes) -> bool:
+        """Whether an op might do something here: its condition holds, and it is not known to do nothing."""
+        return self._holds(step) and not self._quiet.known(choice, around)
+
+    def did_nothing(self, choice: int, around: bytes) -> None:
+        """Take note that the last op left everything as it was."""
+        passed = [watcher.passed for watcher in self._watchers if isinstance(watcher, Beyond)]
+        if self._last and not any(result is gone for result in self._last for gone in passed):
+            self._quiet.learn(choice, around, self._last)
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
@@ -286,7 +307,7 @@ class World:
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved)
 
-    def holds(self, step: Step) -> bool:
+    def _holds(self, step: Step) -> bool:
         """Whether a step's condition holds: without, nothing happens."""
         nested = self._runner.machine.kvm.vcpus[step.op.vcpu].guest_mode
         return not step.when or (step.when == "!") == nested
@@ -300,6 +321,7 @@ class World:
         index = self._first + at
         try:
             self._last.clear()
+            self._quiet.begin()
             for result in self._runner.step(index, step):
                 self._last.append(result)
                 for watcher in self._watchers:
@@ -331,8 +353,8 @@ def explore(
     scope : Scope
     kernel : Kernel
     makers : sequence of MakeWatcher
-        Of those who say what is wrong with an op; what one of them remembers must be known to
-        :func:`mmulab.check.oracle_key.memory_of`.
+        Of those who say what is wrong with an op, by what it did; what one of them remembers must be
+        known to :func:`mmulab.check.oracle_key.memory_of`.
     bounds : Bounds, optional
     progress : callable, optional
         Told now and then.
@@ -431,11 +453,12 @@ class _Search:
 
     def _expand(self, state: _State, following: deque[_State] | None) -> None:
         """Try each op from a state; keep those states that are new and may be gone on from."""
-        world = self._world
-        for choice, step in enumerate(self._scope.ops):
+        world, ops = self._world, self._scope.ops
+        world.put(state)
+        here, around = world.key(state), world.around(state)
+        for choice in [at for at, step in enumerate(ops) if world.may_act(at, step, around)]:
+            step = ops[choice]
             world.put(state)
-            if not world.holds(step):
-                continue
             finding, reached = world.go(state, choice, step)
             self._tries += 1
             if finding is not None:
@@ -443,6 +466,8 @@ class _Search:
                 continue
             if not world.ended:
                 key = world.key(reached)
+                if key == here and reached.core is state.core:
+                    world.did_nothing(choice, around)
                 if key in self._seen:
                     continue
                 self._seen.add(key)
