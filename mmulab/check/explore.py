@@ -322,6 +322,7 @@ class World:
         try:
             self._last.clear()
             self._quiet.begin()
+            self._checks.follow()
             for result in self._runner.step(index, step):
                 self._last.append(result)
                 for watcher in self._watchers:
