@@ -457,9 +457,11 @@ class _Search:
         world, ops = self._world, self._scope.ops
         world.put(state)
         here, around = world.key(state), world.around(state)
-        for choice in [at for at, step in enumerate(ops) if world.may_act(at, step, around)]:
+        tried = [choice for choice, step in enumerate(ops) if world.may_act(choice, step, around)]
+        for at, choice in enumerate(tried):
             step = ops[choice]
-            world.put(state)
+            if at:  # the first finds the state put
+                world.put(state)
             finding, reached = world.go(state, choice, step)
             self._tries += 1
             if finding is not None:
