@@ -3,7 +3,8 @@
 Breadth first: the first sequence that ends in a finding is a shortest one. From each
 state each op is tried; a state that was met before, up to what
 :mod:`mmulab.check.state_key` calls equal, is not entered again. So ops that commute
-cost one more try, and no more states. Two sequences to one state leave the same watchers
+cost one more try, and no more states; where it is known that an op does nothing
+(:mod:`mmulab.check.quiet`) it is not tried. Two sequences to one state leave the same watchers
 behind, for what those remember is part of the state.
 """
 
@@ -12,14 +13,17 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from mmulab.check.explored import INTERRUPTED, Bounds, Counterexample, Explored, Progress
 from mmulab.check.failure import FAILURES, failure
 from mmulab.check.finding import Finding, FindingKind, MakeWatcher, Watcher
+from mmulab.check.known import Beyond
 from mmulab.check.oracle_key import Memory, memory_of
+from mmulab.check.quiet import Quiet
 from mmulab.check.savepoint import Keeper, Savepoint
 from mmulab.check.scope import Scope
 from mmulab.check.state_checks import StateChecks
@@ -29,90 +33,14 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import Step, format_step
 from mmulab.scenario.runner import Result, Runner
-from mmulab.scenario.scenario import Scenario
+from mmulab.x86.mode import PAGING_PAE, paging_mode
 
 TABLE_FRAMES = 500
 """Host frames for tables: few, for which of them were written is looked up after each op."""
-INTERRUPTED = "Ctrl-C"
-"""Why a search ended that the user ended."""
-MOST_STATES = 180_000
 KNOWN_STEPS = 1 << 14
 """How many ops are kept with what they did."""
 YOUNG = 50_000
 """Objects made between two collections of garbage, of which an op leaves hardly any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counterexample:
-    """A finding, and the shortest way to it.
-
-    Attributes
-    ----------
-    finding : Finding
-    choices : tuple of int
-        The scope's ops that lead there.
-    scenario : Scenario
-        The same as a scenario, to be saved or stepped.
-    states, seconds : int, float
-        What the search had seen, and how long it had run, when it was found.
-    """
-
-    finding: Finding
-    choices: tuple[int, ...]
-    scenario: Scenario
-    states: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explored:
-    """What a search came to.
-
-    Attributes
-    ----------
-    scope : Scope
-    kernel : str
-    states, tries, refused : int
-        Different states, ops that were executed to find them, and those of them that are not
-        modelled where they stand: nothing is known behind such a one.
-    depth : int
-        Up to which depth every sequence was tried.
-    found : tuple of Counterexample
-        One for each kind and name of a finding, in the order of their lengths.
-    complete : bool
-        Every sequence of the scope's depth was tried.
-    closed : bool
-        No op leads to a state that was not seen: what holds, holds for sequences of any length.
-    interrupted : str
-        Why not: "", "Ctrl-C", "time", "states", "found", "stopped".
-    seconds, cpu_seconds : float
-        On the clock, and of this process.
-    """
-
-    scope: Scope
-    kernel: str
-    states: int
-    tries: int
-    refused: int
-    depth: int
-    found: tuple[Counterexample, ...]
-    complete: bool
-    closed: bool
-    interrupted: str
-    seconds: float
-    cpu_seconds: float
-
-    def __str__(self) -> str:
-        rate = f"{self.states} states, {self.states / max(self.cpu_seconds, 1e-9):.0f}/s"
-        many = f"{len(self.scope.ops)} ops" + (f", {self.refused} not modelled" if self.refused else "")
-        if self.found:
-            names = ", ".join(f"{c.finding.name} after {len(c.choices)}" for c in self.found)
-            return f"{self.scope.name}: {self.kernel}: {rate}: {names}"
-        if self.complete:
-            far = "at any depth" if self.closed else f"up to depth {self.depth}"
-            return f"{self.scope.name}: {self.kernel}: free {far} of {many}: {rate}"
-        why = f"interrupted ({self.interrupted})"
-        return f"{self.scope.name}: {self.kernel}: nothing up to depth {self.depth} of {many}, {why}: {rate}"
 
 
 @contextmanager
@@ -126,37 +54,8 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-class Progress(NamedTuple):
-    """How far a search is: the depth at work, states so far, and how many of the depth are left."""
-
-    depth: int
-    states: int
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """When a search ends before the scope does.
-
-    Attributes
-    ----------
-    seconds : float or None
-    states : int
-        Each is kept until its ops were tried, in some 5 KiB: by default they stay below 1 GiB.
-    first : bool
-        At the first finding.
-    stop : callable or None
-        Asked after each state's ops.
-    """
-
-    seconds: float | None = None
-    states: int = MOST_STATES
-    first: bool = False
-    stop: Callable[[], bool] | None = None
-
-
 _Privileges = tuple[tuple[int, int], ...]
-"""Each vCPU's number and privilege."""
+"""The number and privilege of each vCPU in PAE paging, where the way to another privilege is an op."""
 
 
 class _State(NamedTuple):
@@ -214,6 +113,7 @@ class World:
             self._look(self._runner.step(index, step))
         self._keeper = Keeper(machine)
         self._keys = StateKey(machine.memory.backing)
+        self._quiet = Quiet(machine, self._keys)
         self._known: dict[tuple[object, ...], _Known] = {}
         self._last: list[Result] = []
 
@@ -235,7 +135,14 @@ class World:
         machine = self._keeper.take()
         unchanged = before is not None and machine.same(before.machine)
         core = before.core if before is not None and unchanged else self._keys.key(machine)
-        return _State(machine, core, tuple(sorted(self._runner.cpl.items())), watchers, choices)
+        return _State(machine, core, self._privileges(), watchers, choices)
+
+    def _privileges(self) -> _Privileges:
+        """Return the privilege that each vCPU in PAE paging was left with: elsewhere no op depends on it."""
+        cpl, vcpus = self._runner.cpl, self._runner.machine.kvm.vcpus
+        return tuple(
+            [(v.id, cpl.get(v.id, 0)) for v in vcpus if paging_mode(v.cr0, v.cr4, v.efer) is PAGING_PAE]
+        )
 
     def go(self, state: _State, choice: int, step: Step) -> tuple[Finding | None, _State]:
         """Execute an op in a state that was put, and return what is wrong with it and where it led.
@@ -261,6 +168,7 @@ class World:
     def _again(
         self, known: _Known, at: int, choices: tuple[int, ...]
     ) -> tuple[Finding | None, _State]:
+        self._last.clear()
         self._keeper.put(known.machine)
         self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended
         finding = None
@@ -273,8 +181,24 @@ class World:
 
     def key(self, state: _State) -> bytes:
         """Return the key of the state as it is now, which was taken last."""
-        watched = tuple([memory.key() for memory in self._memories])
-        return digest_of((state.core.machine, state.cpl, watched))
+        return digest_of((state.core.machine, state.cpl, self._remembered()))
+
+    def _remembered(self) -> tuple[Hashable, ...]:
+        return tuple([memory.key() for memory in self._memories])
+
+    def around(self, state: _State) -> bytes:
+        """Return a name of what a state that was put has around its shadow tables."""
+        return self._quiet.around(state.machine, (state.cpl, self._remembered()))
+
+    def may_act(self, choice: int, step: Step, around: bytes) -> bool:
+        """Whether an op might do something here: its condition holds, and it is not known to do nothing."""
+        return self._holds(step) and not self._quiet.known(choice, around)
+
+    def did_nothing(self, choice: int, around: bytes) -> None:
+        """Take note that the last op left everything as it was."""
+        passed = [watcher.passed for watcher in self._watchers if isinstance(watcher, Beyond)]
+        if self._last and not any(result is gone for result in self._last for gone in passed):
+            self._quiet.learn(choice, around, self._last)
 
     def put(self, state: _State) -> None:
         """Go to a state; the one that it is in must have been taken."""
@@ -284,7 +208,7 @@ class World:
         for memory, saved in zip(self._memories, state.watchers, strict=True):
             memory.restore(saved)
 
-    def holds(self, step: Step) -> bool:
+    def _holds(self, step: Step) -> bool:
         """Whether a step's condition holds: without, nothing happens."""
         nested = self._runner.machine.kvm.vcpus[step.op.vcpu].guest_mode
         return not step.when or (step.when == "!") == nested
@@ -298,6 +222,8 @@ class World:
         index = self._first + at
         try:
             self._last.clear()
+            self._quiet.begin()
+            self._checks.follow()
             for result in self._runner.step(index, step):
                 self._last.append(result)
                 for watcher in self._watchers:
@@ -329,8 +255,8 @@ def explore(
     scope : Scope
     kernel : Kernel
     makers : sequence of MakeWatcher
-        Of those who say what is wrong with an op; what one of them remembers must be known to
-        :func:`mmulab.check.oracle_key.memory_of`.
+        Of those who say what is wrong with an op, by what it did; what one of them remembers must be
+        known to :func:`mmulab.check.oracle_key.memory_of`.
     bounds : Bounds, optional
     progress : callable, optional
         Told now and then.
@@ -431,11 +357,14 @@ class _Search:
 
     def _expand(self, state: _State, following: deque[_State] | None) -> None:
         """Try each op from a state; keep those states that are new and may be gone on from."""
-        world = self._world
-        for choice, step in enumerate(self._scope.ops):
-            world.put(state)
-            if not world.holds(step):
-                continue
+        world, ops = self._world, self._scope.ops
+        world.put(state)
+        here, around = world.key(state), world.around(state)
+        tried = [choice for choice, step in enumerate(ops) if world.may_act(choice, step, around)]
+        for at, choice in enumerate(tried):
+            step = ops[choice]
+            if at:  # the first finds the state put
+                world.put(state)
             self._tries += 1
             try:
                 finding, reached = world.go(state, choice, step)
@@ -448,6 +377,8 @@ class _Search:
                 continue
             if not world.ended:
                 key = world.key(reached)
+                if key == here and reached.core is state.core:
+                    world.did_nothing(choice, around)
                 if key in self._seen:
                     continue
                 self._seen.add(key)

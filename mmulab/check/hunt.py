@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from mmulab.check.asserted import Asserted
-from mmulab.check.explore import INTERRUPTED, Bounds, Counterexample, Explored, explore
+from mmulab.check.explore import explore
+from mmulab.check.explored import INTERRUPTED, Bounds, Counterexample, Explored
 from mmulab.check.finding import Finding, MakeWatcher
 from mmulab.check.fuzz import Found, Fuzzer
 from mmulab.check.guest import plan

@@ -247,12 +247,18 @@ class Beyond:
         Makes the watcher that looks.
     met : dict of str to int
         Counts the deviations passed over, by name.
+
+    Attributes
+    ----------
+    passed : Result or None
+        The last op whose finding was passed over.
     """
 
     def __init__(self, machine: Machine, *, make: MakeWatcher, met: dict[str, int]) -> None:
         self._machine = machine
         self.watcher: Watcher = make(machine)
         self._met = met
+        self.passed: Result | None = None
 
     def after(self, result: Result) -> Finding | None:
         """Return what is wrong with an op, and not known."""
@@ -263,6 +269,7 @@ class Beyond:
         if deviation is None:
             return finding
         self._met[deviation.name] = self._met.get(deviation.name, 0) + 1
+        self.passed = result
         return None
 
 

@@ -28,12 +28,12 @@ class StateChecks:
         self._kvm = machine.kvm
         self._checker = Checker(machine.kvm)
         self._changes: Changes | None = None
-        self._follow()
+        self.follow()
 
     def after(self, result: Result) -> Finding | None:
         """Return what is wrong with what an op changed, where something was unsync."""
         if self._changes is None:
-            self._follow()
+            self.follow()
             return None
         violation = self._changes.first_wrong(self._kvm, self._checker, result.events)
         return None if violation is None else _finding(violation, result.index, result.text)
@@ -47,16 +47,15 @@ class StateChecks:
         """Return nothing: what an op is compared with is read from the machine that is put back."""
 
     def restore(self, saved: Any) -> None:
-        """Follow a machine that was put back."""
+        """Follow nothing: a machine that was put back may go on without an op, where that is known."""
         self._changes = None
-        self._follow()
 
     def key(self) -> None:
         """Return the one name: it knows nothing but the state."""
 
-    def _follow(self) -> None:
-        """Begin to follow the tables, if one is unsync."""
-        if any(sp.unsync for sp in self._kvm.pages.values()):
+    def follow(self) -> None:
+        """Follow the tables from here on, if one is unsync; an op is about to be executed."""
+        if self._changes is None and any(sp.unsync for sp in self._kvm.pages.values()):
             self._changes = Changes(self._kvm)
 
 

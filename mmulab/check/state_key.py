@@ -164,6 +164,16 @@ class StateKey:
         vcpus = [_vcpu(state, vcpu) for vcpu in state.vcpus]
         return Key(digest_of((mmu, vcpus, self._guest_memory(state))), mmu)
 
+    def beside_tables(self, state: Savepoint) -> Any:
+        """Return vCPUs, memslots and guest memory: not the shadow tables and what keeps account of them."""
+        return (
+            [_vcpu(state, vcpu) for vcpu in state.vcpus],
+            [b"" if vcpu.ring is None else _RING.digest(vcpu.ring) for vcpu in state.vcpus],
+            [(space[0], [_SLOT.digest(fields) for fields, _ in space[1]]) for space in state.slots],
+            self._host(state),
+            self._guest_memory(state),
+        )
+
     def _host(self, state: Savepoint) -> Any:
         """Return the host's pages, which hardly ever change."""
         if self._host_pages is None or self._host_pages[0] is not state.host_pages:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab.check.asserted import Asserted
-from mmulab.check.explore import Bounds, explore
+from mmulab.check.explore import explore
+from mmulab.check.explored import Bounds
 from mmulab.check.oracle import Oracle
 from mmulab.check.scopes import find_scope
 from mmulab.kvm.kernels import LINUX_6_1

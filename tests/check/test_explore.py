@@ -9,7 +9,8 @@ from itertools import product
 
 import pytest
 
-from mmulab.check.explore import TABLE_FRAMES, Bounds, Explored, Progress, World, explore
+from mmulab.check.explore import TABLE_FRAMES, World, explore
+from mmulab.check.explored import Bounds, Explored, Progress
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.hunt import Job, hunt
 from mmulab.check.oracle import Oracle

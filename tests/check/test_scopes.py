@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.check.explore import Bounds, Counterexample, explore
+from mmulab.check.explore import explore
+from mmulab.check.explored import Bounds, Counterexample
 from mmulab.check.hunt import IN_SCOPES
 from mmulab.check.mmu import Invariants
 from mmulab.check.scopes import MAKERS, find_scope, kinds_first

@@ -14,7 +14,8 @@ from functools import partial
 from types import MappingProxyType
 
 from mmulab.check.asserted import Asserted
-from mmulab.check.explore import Bounds, explore
+from mmulab.check.explore import explore
+from mmulab.check.explored import Bounds, Explored
 from mmulab.check.finding import MakeWatcher
 from mmulab.check.fuzz import Fuzzer
 from mmulab.check.guest import Plan, plan
@@ -36,7 +37,8 @@ IN_TRIALS: Mapping[str, tuple[MakeWatcher, ...]] = MappingProxyType(
 )
 """What watches the trials that are measured; the last adds the adversary to what a search has."""
 TRIAL_GUESTS = ("shadow-64", "shadow-pae", "npt-64")
-SCOPES = ("paths-64", "rights-pae", "moved-32")
+SCOPES = ("paths-64", "upper-paths-64", "linked-64", "npt-la57", "rights-pae", "moved-32", "hosts-64")
+"""The first four are small and searched whole, the last level too, which adds few states."""
 WARM_UP = 3
 """Trials before the first that is measured."""
 
@@ -51,7 +53,7 @@ def bench_check(
     trials : int
         Trials in each measurement.
     states : int
-        States in each measurement of a scope, unless it has fewer.
+        States in each measurement of a scope, unless it is whole before.
     repeat : int
         Measurements; their median counts.
     seed : int
@@ -63,9 +65,13 @@ def bench_check(
         for name, watchers in IN_TRIALS.items():
             rate = _median(repeat, partial(_ops, made, watchers, trials, seed))
             found.append(Measure(f"trials of {guest}, {name}", rate, "ops/s"))
+    many, seconds = 0, 0.0
     for scope in SCOPES:
-        rate = _median(repeat, partial(_states, scope, states))
-        found.append(Measure(f"scope {scope}", rate, "states/s"))
+        searched = [_explored(scope, states) for _ in range(repeat)]
+        spent = statistics.median(explored.cpu_seconds for explored in searched)
+        found.append(Measure(f"scope {scope}", searched[0].states / spent, "states/s"))
+        many, seconds = many + searched[0].states, seconds + spent
+    found.append(Measure("scopes together", many / seconds, "states/s"))
     return tuple(found)
 
 
@@ -84,7 +90,6 @@ def _ops(made: Plan, watchers: tuple[MakeWatcher, ...], trials: int, seed: int) 
     return (fuzzer.progress.ops - before) / (time.process_time() - start)
 
 
-def _states(scope: str, states: int) -> float:
-    """Return the new states a second of a scope."""
-    explored = explore(find_scope(scope), find_kernel("6.1"), IN_SCOPES, Bounds(states=states))
-    return explored.states / explored.cpu_seconds
+def _explored(scope: str, states: int) -> Explored:
+    """Search a scope, up to so many states."""
+    return explore(find_scope(scope), find_kernel("6.1"), IN_SCOPES, Bounds(states=states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,9 +27,23 @@ def test_each_guest_is_measured_with_each_set_of_watchers(monkeypatch: pytest.Mo
     assert [measure.name for measure in found] == [
         *(f"trials of shadow-32, {name}" for name in bench.IN_TRIALS),
         "scope rights-32",
+        "scopes together",
     ]
     assert all(measure.value > 0 for measure in found)
-    assert [measure.unit for measure in found[-2:]] == ["ops/s", "states/s"]
+    assert [measure.unit for measure in found[-3:]] == ["ops/s", "states/s", "states/s"]
+
+
+def test_the_states_of_all_scopes_are_counted_over_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = {"one": (30, 1.0), "other": (10, 3.0)}
+
+    def explored(scope: str, states: int) -> SimpleNamespace:
+        many, seconds = searched[scope]
+        return SimpleNamespace(states=many, cpu_seconds=seconds)
+
+    monkeypatch.setattr(bench, "TRIAL_GUESTS", ())
+    monkeypatch.setattr(bench, "SCOPES", tuple(searched))
+    monkeypatch.setattr(bench, "_explored", explored)
+    assert [measure.value for measure in bench.bench_check(repeat=1)] == [30.0, 10 / 3, 10.0]
 
 
 def test_the_median_counts() -> None:
@@ -41,7 +56,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     args = ["bench", "--check", "--repeat", "1", "--states", "5"]
     assert run([*args, "--json"]) == 0
     names = [measure["name"] for measure in json.loads(capsys.readouterr().out)["measures"]]
-    assert names == [f"scope {scope}" for scope in bench.SCOPES]
+    assert names == [*(f"scope {scope}" for scope in bench.SCOPES), "scopes together"]
     assert run(args) == 0
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == names
 
