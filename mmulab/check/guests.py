@@ -1,4 +1,4 @@
-"""The guests that a search goes round: every way of paging and changes of it, both vendors, guests of guests."""
+"""The guests that a search goes round: every way of paging, changes of it, both vendors, nested ones."""
 
 from __future__ import annotations
 
