@@ -254,7 +254,8 @@ class Alphabet:
             nested = self.plan.area("nested")
             root = ept_pointer(nested.roots[0], ad=self._ept_ad()) if nested else 0
             invept = ops.Invept(self.rng.choice((1, 2)), root, vcpu=vcpu)
-            invvpid = ops.Invvpid(self.rng.choice((1, 2, 3)), 1, 0, vcpu=vcpu)
+            address = self.rng.choice(self.plan.areas[-1].addresses)
+            invvpid = ops.Invvpid(self.rng.randrange(4), 1, address, vcpu=vcpu)
             return [Step(invept if nested and self.rng.random() < 0.7 else invvpid, "?")]
         block = CONTROL_BLOCKS[self.rng.randrange(len(self.plan.guest.l2))]
         at, value = (VMCB_TLB_CONTROL, self.rng.choice((0, 1, 3)))
