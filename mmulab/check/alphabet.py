@@ -14,6 +14,7 @@ from mmulab.check.area import Area, Entry, link_flags
 from mmulab.check.control_block import VMCB_TLB_CONTROL, ept_pointer
 from mmulab.check.entries import backing_ranges, entry_value
 from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, SMM, Plan, Slot
+from mmulab.check.paging_switch import switch_ops
 from mmulab.kvm.svm.nested import INTERCEPT_EXCEPTION, SVM_EXITS, VMCB
 from mmulab.kvm.vmx.vmcs12 import VMCS12
 from mmulab.machine import op as ops
@@ -84,6 +85,7 @@ class Alphabet:
             (self.smm, 6 if plan.guest.smm else 0),
             (self.world, 10 if self._nested else 0),
             (self.la57, 8 if plan.guest.mode == "57" else 0),
+            (self.paging, 14 if plan.modes else 0),
         ]
         self._phrases = [phrase for phrase, _ in phrases]
         self._weights = [weight for _, weight in phrases]
@@ -160,8 +162,10 @@ class Alphabet:
 
     def change(self) -> Phrase:
         """Write an entry, perhaps flush, and look below it; perhaps look before as well."""
+        return self._change(self.rng.choice(self._areas))
+
+    def _change(self, area: Area) -> Phrase:
         rng = self.rng
-        area = rng.choice(self._areas)
         entry = rng.choice(area.entries)
         before = self._accesses(area, 1, entry.addresses) if rng.random() < 0.5 else []
         steps = [*before, *self._store(area, entry, self._value(area, entry))]
@@ -186,8 +190,8 @@ class Alphabet:
         inside = area.name == "L2" and rng.random() < 0.5
         steps = self._enter(vcpu) if inside else self._leave(vcpu)
         when = "" if not self._nested else "!" if inside else "?"
-        regs = self.plan.l2_regs[0] if inside else self.plan.regs
-        if size == 8 and not regs.efer & EFER_LMA:
+        regs = self.plan.l2_regs if inside else (self.plan.regs, *self.plan.modes)
+        if size == 8 and not all(mode.efer & EFER_LMA for mode in regs):
             halves = [(entry.gpa + 4, value >> 32), (entry.gpa, value & 0xFFFFFFFF)]
             stores: list[Op] = [ops.Write(Mode.SUPERVISOR, 4, at, half, vcpu=vcpu) for at, half in halves]
             stores = stores if value >> 32 else stores[1:]
@@ -250,7 +254,8 @@ class Alphabet:
             nested = self.plan.area("nested")
             root = ept_pointer(nested.roots[0], ad=self._ept_ad()) if nested else 0
             invept = ops.Invept(self.rng.choice((1, 2)), root, vcpu=vcpu)
-            invvpid = ops.Invvpid(self.rng.choice((1, 2, 3)), 1, 0, vcpu=vcpu)
+            address = self.rng.choice(self.plan.areas[-1].addresses)
+            invvpid = ops.Invvpid(self.rng.randrange(4), 1, address, vcpu=vcpu)
             return [Step(invept if nested and self.rng.random() < 0.7 else invvpid, "?")]
         block = CONTROL_BLOCKS[self.rng.randrange(len(self.plan.guest.l2))]
         at, value = (VMCB_TLB_CONTROL, self.rng.choice((0, 1, 3)))
@@ -323,6 +328,45 @@ class Alphabet:
         area = self.rng.choice(self.plan.areas)
         steps = [*self._accesses(area, 1), *self._leave(vcpu), *(Step(op, when) for op in registers)]
         return [*steps, *self._accesses(area, self.rng.randint(1, 2))]
+
+    def paging(self) -> Phrase:
+        """Let L1, or L2, page in another way, look and change a table there; mostly come back, and look."""
+        rng, vcpu = self.rng, self._vcpu()
+        inside = self._nested and rng.random() < 0.5
+        if inside:
+            own, *others = self.plan.l2_regs
+            steps, when = self._enter(vcpu), "!"
+        else:
+            own, others = self.plan.regs, list(self.plan.modes)
+            steps, when = self._leave(vcpu), "?" if self._nested else ""
+        other = rng.choice([own, *others])
+        efer = not inside or self.plan.guest.vendor == "amd"  # without a bitmap of MSRs L1 gets each write
+        there, back = self._areas_of(other, inside=inside), self._areas_of(own, inside=inside)
+        steps += self._accesses(rng.choice(back), 1)
+        block = rng.choice(CONTROL_BLOCKS[: len(self.plan.l2_regs)] or CONTROL_BLOCKS)
+        for regs, areas in ((other, there), (own, back)) if rng.random() < 0.8 else ((other, there),):
+            steps += [Step(op, when) for op in switch_ops(rng, regs, vcpu, efer=efer)]
+            steps += [] if inside else self._nested_root(block, regs, vcpu)
+            steps += self._change(rng.choice(areas)) if rng.random() < 0.5 else []
+            steps += self._accesses(rng.choice(areas), rng.randint(1, 2))
+        return steps
+
+    def _areas_of(self, regs: Regs, *, inside: bool) -> list[Area]:
+        """Return the areas of L1, or L2, in a way of paging; all where it has none."""
+        mode, outer = mode_of(regs), "nested" if inside else "L2"
+        found = [area for area in self.plan.areas if area.mode is mode and area.name not in (outer, "nested")]
+        return found or list(self.plan.areas)
+
+    def _nested_root(self, block: int, regs: Regs, vcpu: int) -> Phrase:
+        """Give L2 nested tables of the form that L1's own have (APM 2, 15.25.3), and let it look."""
+        mode, inner = mode_of(regs), [area for area in self.plan.areas if area.name == "L2"]
+        found = [a for a in self.plan.areas if a.name == "nested" and a.mode is mode and not a.ept]
+        if not found:
+            return []
+        at, root = block + VMCB["nested_cr3"][0], self.rng.choice(found[0].roots)
+        steps = [Step(ops.Write(Mode.SUPERVISOR, 4, at, root, vcpu=vcpu), "?")]
+        steps.append(Step(ops.Vmrun(block, vcpu=vcpu), "?"))
+        return steps + [step for area in inner[:1] for step in self._accesses(area, 1)]
 
     def world(self) -> Phrase:
         """Enter L2 or leave it; sometimes L1 changes what L2 will be."""

@@ -38,6 +38,8 @@ class Guest:
     name : str
     mode : str
         Paging of the guest, or of L1: a key of :data:`~mmulab.scenario.scenario.MODES`.
+    modes : tuple of str
+        Paging that it goes to and comes back from; with any, L2 also goes to that of L1's other guest.
     vendor : {"amd", "intel"}
     l2 : tuple of str
         Paging of L1's guests, a control block each; none: L1 has none.
@@ -61,6 +63,7 @@ class Guest:
     name: str
     mode: str
     vendor: str = "amd"
+    modes: tuple[str, ...] = ()
     l2: tuple[str, ...] = ()
     nested_paging: bool = False
     vcpus: int = 1
@@ -96,6 +99,8 @@ class Plan:
     l2_regs : tuple of Regs
     areas : tuple of Area
     slots : tuple of Slot
+    modes : tuple of Regs
+        Of L1, in each other way of paging that it goes to.
     """
 
     guest: Guest
@@ -104,6 +109,7 @@ class Plan:
     l2_regs: tuple[Regs, ...]
     areas: tuple[Area, ...]
     slots: tuple[Slot, ...]
+    modes: tuple[Regs, ...] = ()
 
     @property
     def tables(self) -> tuple[int, ...]:
@@ -143,11 +149,13 @@ def plan(guest: Guest) -> Plan:
     if mode_of(regs) is not NONPAGING:
         areas.append(maker.area("L1", mode_of(regs), targets))
         regs = regs._replace(cr3=areas[0].roots[0])
-    if guest.l2:
-        cr4, efer = (X86_CR4_VMXE, 0) if intel else (0, EFER_SVME)
-        regs = regs._replace(cr4=regs.cr4 | cr4, efer=regs.efer | efer)
+    regs = _hypervisor(guest, regs)
     builder.sregs(*regs)
+    modes = tuple(_hypervisor(guest, _other_mode(maker, mode, targets, areas)) for mode in guest.modes)
     l2_regs = _nested(builder, maker, guest, regs, areas)
+    if guest.nested_paging and not intel:
+        for mode in {mode_of(other): None for other in modes if mode_of(other) is not mode_of(regs)}:
+            areas.append(maker.area("nested", mode, targets))
     shown = (HELPER_S, *maker.frames, *PAGES, *(CONTROL_BLOCKS if guest.l2 else ()))
     for area, low in maker.lows:
         maker.show(area, low, shown, user=False)
@@ -160,7 +168,25 @@ def plan(guest: Guest) -> Plan:
         builder.fill(VMXON_REGION, PAGE, 0).value(4, VMXON_REGION, VMCS12_REVISION)
         for vcpu in range(guest.vcpus):
             builder.op(ops.Vmxon(VMXON_REGION, vcpu=vcpu))
-    return Plan(guest, builder.build(), regs, l2_regs, tuple(areas), slots)
+    return Plan(guest, builder.build(), regs, l2_regs, tuple(areas), slots, modes)
+
+
+def _hypervisor(guest: Guest, regs: Regs) -> Regs:
+    """Return registers of L1, with what lets it have guests if it has any."""
+    if not guest.l2:
+        return regs
+    cr4, efer = (X86_CR4_VMXE, 0) if guest.vendor == "intel" else (0, EFER_SVME)
+    return regs._replace(cr4=regs.cr4 | cr4, efer=regs.efer | efer)
+
+
+def _other_mode(maker: AreaMaker, mode: str, targets: tuple[int, ...], areas: list[Area]) -> Regs:
+    """Return L1's registers in a way of paging, of which there is an area then."""
+    regs = MODES[mode]
+    found = next((area for area in areas if area.mode is mode_of(regs)), None)
+    if found is None:
+        found = maker.area("L1", mode_of(regs), targets)
+        areas.append(found)
+    return regs._replace(cr3=found.roots[0])
 
 
 def _slots(builder: ScenarioBuilder, guest: Guest) -> tuple[Slot, ...]:
@@ -200,7 +226,7 @@ def _nested(
         if mode_of(l2_regs) is not NONPAGING:
             l2_area = _l2_area(maker, guest, l2_regs, areas, targets)
             l2_regs = l2_regs._replace(cr3=l2_area.roots[number % 2])
-        made.append(l2_regs)
+        made.append(_hypervisor(guest, l2_regs))  # both vendors want the bit in L2's registers too
         if guest.vendor == "intel":
             eptp = None if root is None else ept_pointer(root, ad=bool(guest.host.get("eptad", 1)))
             vmcs(builder, block, regs, l2_regs, eptp, _pdptes(builder.build().header, l2_regs))

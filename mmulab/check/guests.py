@@ -1,4 +1,4 @@
-"""The guests that a search goes round: every way of paging, both vendors, with guests of their own."""
+"""The guests that a search goes round: every way of paging, changes of it, both vendors, nested ones."""
 
 from __future__ import annotations
 
@@ -69,6 +69,28 @@ def _guests() -> Iterator[Guest]:
     pml = _tdp("intel", pml=1)
     yield Guest(name="nested-noept-pml", mode="64", vendor="intel", l2=("64", "32"), host=pml)
     yield Guest(name="nested-vmx-shadow", mode="64", vendor="intel", l2=("64", "pae"))
+    yield from _switching()
+
+
+def _switching() -> Iterator[Guest]:
+    """Guests that change their way of paging; in VMX operation L1 cannot, and L2 alone does."""
+    yield Guest(name="shadow-modes", mode="64", modes=("64", "pae", "32"))
+    yield Guest(name="shadow-modes-smp", mode="32", modes=("pae", "64"), vcpus=2)
+    yield Guest(name="intel-shadow-modes", mode="pae", vendor="intel", modes=("32", "64"))
+    yield Guest(name="npt-modes", mode="64", modes=("pae", "32"), host=_tdp("amd", tdp_mmu=0))
+    ept = _tdp("intel", unrestricted_guest=1)
+    yield Guest(name="ept-modes", mode="64", vendor="intel", modes=("pae", "32"), host=ept)
+    l2 = ("64", "pae")
+    yield Guest(name="nested-shadow-modes", mode="64", modes=("pae",), l2=l2)
+    yield Guest(name="nested-nonpt-modes", mode="64", modes=("32",), l2=l2, host=_tdp("amd"))
+    two = ("64", "32")
+    yield Guest(
+        name="nested-npt-modes", mode="64", modes=("pae",), l2=two, nested_paging=True, host=_tdp("amd")
+    )
+    l2 = ("pae", "32")
+    yield Guest(
+        name="nested-ept-modes", mode="64", vendor="intel", modes=("64",), l2=l2, nested_paging=True, host=ept
+    )
 
 
 GUESTS: dict[str, Guest] = {guest.name: guest for guest in _guests()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.check.remembered import Forgotten
+from mmulab.check.remembered import ALL_PCIDS, Forgotten
 from mmulab.check.world import ASID, HOST_SPACE, World
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VPID
@@ -87,6 +87,8 @@ def _instruction(forgotten: Forgotten, op: Op, before: World, after: World, now:
                 forgotten.space(space, now, keep_global=kind != _INVPCID_ALL)
         case ops.Invept(type=kind, eptp=eptp):
             forgotten.tables(eptp >> 12 if kind == _INVEPT_SINGLE else None, now)
-        case ops.Invvpid(type=kind, vpid=vpid):
-            if kind != _INVVPID_ADDRESS:
+        case ops.Invvpid(type=kind, vpid=vpid, gva=gva):
+            if kind == _INVVPID_ADDRESS:
+                forgotten.page(("vpid", vpid), ALL_PCIDS, gva, now)  # of upper levels less is known
+            else:
                 forgotten.space(("vpid", vpid), now, keep_global=kind == _INVVPID_KEEP_GLOBAL)

@@ -22,6 +22,7 @@ from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
 from mmulab.check.reached import Operand, arrived, marked
 from mmulab.check.remembered import Forgotten, TableHistory
+from mmulab.check.rsm import rsm_may_shut_down
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
 from mmulab.check.world import World, registers, world_of
 from mmulab.kvm.inject import GP_VECTOR
@@ -91,6 +92,8 @@ class _Processor:
         Those of L1, by the registers: the same ones come again and again.
     known : dict
         Walks by world, address, kind of access and whether SMAP does not apply.
+    doomed : bool
+        RSM has just loaded what may shut it down.
     """
 
     world: World
@@ -99,6 +102,7 @@ class _Processor:
     guest: World | None = None
     worlds: dict[tuple[object, ...], World] = field(default_factory=dict)
     known: dict[tuple[World, int, int, bool], _Known] = field(default_factory=dict)
+    doomed: bool = False
 
 
 class Oracle:
@@ -161,6 +165,11 @@ class Oracle:
 
     def _note(self, by: _Processor, op: Op, outcome: Outcome) -> None:
         """Take note of what an op changed, and made its processor forget."""
+        if type(op) is ops.Smm:
+            vcpu = self._machine.kvm.vcpus[op.vcpu]
+            by.doomed = not op.on and rsm_may_shut_down(vcpu, by.world, self._history.read)
+        elif by.doomed:
+            by.doomed = type(op) in _HOST
         self._history.note(self._now, behind=isinstance(op, ops.HostWrite))
         if isinstance(op, _SLOT_OPS):
             for processor in self._processors:
@@ -208,7 +217,7 @@ class Oracle:
             return Verdict.NO_ACCESS, None
         if outcome.kind is OutcomeKind.HANG and outcome.error == errno.EFAULT and self._is_protected():
             return Verdict.UNDECIDED, None
-        if outcome.kind is OutcomeKind.SHUTDOWN and self._may_fail_to_deliver(by):
+        if outcome.kind is OutcomeKind.SHUTDOWN and (by.doomed or self._may_fail_to_deliver(by)):
             return Verdict.UNDECIDED, None
         if isinstance(op, ops.Touch):
             return self._data(by, op, Operand(op.gva, 1), outcome)

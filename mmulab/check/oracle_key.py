@@ -90,6 +90,7 @@ class _Processor(NamedTuple):
     registers: tuple[object, ...]
     forgotten: Forgotten
     guest: World | None
+    doomed: bool
 
 
 class _Saved(NamedTuple):
@@ -155,7 +156,7 @@ class _OracleMemory:
         for by, old in zip(processors, last, strict=True):
             same = old is not None and vars(by.forgotten) == vars(old.forgotten)
             forgotten = old.forgotten if old is not None and same else by.forgotten.copy()
-            saved.append(_Processor(by.world, by.registers, forgotten, by.guest))
+            saved.append(_Processor(by.world, by.registers, forgotten, by.guest, by.doomed))
         return tuple(saved)
 
     def _is(self, saved: _Saved) -> bool:
@@ -170,6 +171,7 @@ class _OracleMemory:
             by.world is old.world
             and by.guest is old.guest
             and by.registers == old.registers
+            and by.doomed == old.doomed
             and vars(by.forgotten) == vars(old.forgotten)
             for by, old in zip(oracle._processors, saved.processors, strict=True)
         )
@@ -185,6 +187,7 @@ class _OracleMemory:
         moved = last is None or saved.slots != last.slots
         for by, old in zip(oracle._processors, saved.processors, strict=True):
             by.world, by.registers, by.guest = old.world, old.registers, old.guest
+            by.doomed = old.doomed
             if vars(by.forgotten) != vars(old.forgotten):
                 by.forgotten = old.forgotten.copy()
             if moved:
@@ -202,7 +205,9 @@ class _OracleMemory:
     def _name(self) -> Hashable:
         oracle = self._oracle
         history = oracle._history
-        guests = [by.guest and (plain(by.guest.paging), by.guest.cr3) for by in oracle._processors]
+        guests = [
+            (by.doomed, by.guest and (plain(by.guest.paging), by.guest.cr3)) for by in oracle._processors
+        ]
         written, named, on = oracle._log._written, oracle._log._named, oracle._log.on
         log = sorted((slot, tuple(sorted(pages))) for slot, pages in written.items() if pages)
         forgotten = [by.forgotten for by in oracle._processors]

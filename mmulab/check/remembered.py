@@ -22,6 +22,8 @@ from mmulab.x86.paging import Paging
 
 NEVER = 1 << 62
 """Later than any op."""
+ALL_PCIDS = -1
+"""What INVVPID makes an address forgotten in."""
 _LOW = 0xFFFFFFFF
 _MARKS = 0x0000036000000360
 """A and D of an entry, and of EPT's; two entries of 32 bits have them in each half."""
@@ -283,7 +285,7 @@ class Forgotten:
         since = self._spaces.get(space, 0) if is_global else self._flushed(space, pcid)
         for (its_space, its_pcid, address, keep_global), now in self._pages.items():
             same = its_space == space and (address ^ gva) >> shift == 0
-            if same and (not keep_global if is_global else its_pcid == pcid):
+            if same and (not keep_global if is_global else its_pcid in (pcid, ALL_PCIDS)):
                 since = max(since, now)
         return since
 
