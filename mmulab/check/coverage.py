@@ -8,34 +8,61 @@ A *feature* is an integer; a trial that has a new one is kept.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import count, pairwise
+from operator import itemgetter
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.events import Event
 from mmulab.scenario.runner import Result
 
-Shape = tuple[Any, ...]
-_SHAPES: dict[type, Callable[[Any], Shape]] = {
-    ev.kvm_mmu_get_page: lambda e: (e.role, e.created, e.unsync),
-    ev.kvm_mmu_sync_page: lambda e: (e.role,),
-    ev.kvm_mmu_unsync_page: lambda e: (e.role,),
+_FIELDS: dict[Any, tuple[str, ...]] = {
+    ev.kvm_mmu_get_page: ("role", "created", "unsync"),
+    ev.kvm_mmu_sync_page: ("role",),
+    ev.kvm_mmu_unsync_page: ("role",),
+    ev.kvm_mmu_walker_error: ("pferr",),
+    ev.kvm_mmu_pagetable_walk: ("pferr",),
+    ev.fast_page_fault: ("error_code", "ret"),
+    ev.kvm_page_fault: ("error_code",),
+    ev.kvm_exit: ("reason", "error_code"),
+    ev.kvm_nested_vmexit: ("reason",),
+    ev.kvm_nested_vmexit_inject: ("reason",),
+    ev.kvm_mmu_free_roots: ("roots_to_free",),
+    ev.kvm_mmu_pte_write: ("bytes",),
+    ev.kvm_mmio: ("type",),
+    ev.kvm_mmu_spte_requested: ("level",),
+}
+_SHAPES: dict[type, Callable[[Any], Hashable]] = {
     ev.kvm_mmu_prepare_zap_page: lambda e: (e.role, e.unsync, bool(e.root_count)),
     ev.kvm_mmu_set_spte: lambda e: (e.level, e.r, e.x, e.u, e.spte & 2),
     ev.kvm_tdp_mmu_spte_changed: lambda e: (e.level, e.old_spte & 3, e.new_spte & 3),
-    ev.kvm_mmu_walker_error: lambda e: (e.pferr,),
-    ev.kvm_mmu_pagetable_walk: lambda e: (e.pferr,),
-    ev.fast_page_fault: lambda e: (e.error_code, e.ret),
-    ev.kvm_page_fault: lambda e: (e.error_code,),
-    ev.kvm_exit: lambda e: (e.reason, e.error_code),
-    ev.kvm_nested_vmexit: lambda e: (e.reason,),
-    ev.kvm_nested_vmexit_inject: lambda e: (e.reason,),
-    ev.kvm_mmu_free_roots: lambda e: (e.roots_to_free,),
-    ev.kvm_mmu_pte_write: lambda e: (e.bytes,),
-    ev.kvm_mmio: lambda e: (e.type,),
-    ev.kvm_mmu_spte_requested: lambda e: (e.level,),
+    **{kind: itemgetter(*map(kind._fields.index, names)) for kind, names in _FIELDS.items()},
 }
 """What of an event tells it from others of its type; of the rest the type alone counts."""
+KNOWN_OPS = 1 << 16
+"""Ops that are known at most, before all are forgotten."""
+
+
+class _Numbers(dict[Hashable, int]):
+    """Small numbers for shapes, given as they are met: hashes of strings and types differ from run to run."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._unused = numbers
+
+    def __missing__(self, shape: Hashable) -> int:
+        number = self[shape] = next(self._unused)
+        return number
+
+
+class _Kinds(dict[type, tuple[Callable[[Any], Hashable], _Numbers]]):
+    """What gives an event of a type its shape, and the numbers of these shapes."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        self._unused = numbers
+
+    def __missing__(self, kind: type) -> tuple[Callable[[Any], Hashable], _Numbers]:
+        found = self[kind] = _SHAPES.get(kind, type), _Numbers(self._unused)
+        return found
 
 
 class Coverage:
@@ -49,8 +76,11 @@ class Coverage:
     def __init__(self) -> None:
         self.seen: set[int] = set()
         self._fresh: set[int] = set()
-        self._numbers: dict[Shape, int] = {}
+        unused = count(1)
+        self._kinds = _Kinds(unused)
+        self._numbers = _Numbers(unused)
         self._roles: dict[int, set[int]] = defaultdict(set)
+        self._known: set[Hashable] = set()
 
     def begin(self) -> None:
         """Begin a trial."""
@@ -59,45 +89,47 @@ class Coverage:
 
     def note(self, result: Result) -> None:
         """Take note of an op's events."""
-        kind, met = type(result.op), set()
-        seen, fresh, number_of = self.seen, self._fresh, self._number
-        before = 0
+        kinds = self._kinds
+        met: list[int] = []
         for event in result.events:
-            number = number_of(event)
-            met.add(number)
-            if number != before:
-                feature = before * 65537 + number
-                if feature not in seen:
-                    fresh.add(feature)
-                before = number
-        self._meet(self._intern((kind, result.outcome.kind, result.outcome.error_code, frozenset(met))))
+            kind = type(event)
+            shape_of, numbers = kinds[kind]
+            met.append(numbers[shape_of(event)])
+            if kind is ev.kvm_mmu_get_page:
+                self._note_role(event.gfn, event.role)
+        outcome = result.outcome
+        how = type(result.op), outcome.kind, outcome.error_code
+        # Most ops go as another went.
+        known = how, tuple(met)
+        if known not in self._known:
+            if len(self._known) >= KNOWN_OPS:
+                self._known.clear()
+            self._known.add(known)
+            self._meet((*how, frozenset(met)))
+            self._note_order(met)
 
     def end(self) -> int:
         """End a trial; return how many features it met first."""
-        count = len(self._fresh)
         self.seen |= self._fresh
-        return count
+        return len(self._fresh)
 
-    def _number(self, event: Event) -> int:
-        kind = type(event)
-        shape_of = _SHAPES.get(kind)
-        shape: Shape = (kind,) if shape_of is None else (kind, *shape_of(event))
-        if kind is ev.kvm_mmu_get_page:
-            others = self._roles[event.gfn]
-            if event.role not in others:
-                for other in others:  # the same table under two roles
-                    self._meet(self._intern((min(other, event.role), max(other, event.role))))
-                others.add(event.role)
-        number = self._numbers.get(shape)
-        return self._intern(shape) if number is None else number
+    def _note_order(self, met: Sequence[int]) -> None:
+        """Take note of what followed what, repetitions left out."""
+        for before, number in pairwise((0, *met)):
+            if number != before:
+                self._add(before * 65537 + number)
 
-    def _intern(self, shape: Shape) -> int:
-        """Return a small number for a shape: hashes of strings and types differ from run to run."""
-        number = self._numbers.get(shape)
-        if number is None:
-            number = self._numbers[shape] = len(self._numbers) + 1
-        return number
+    def _note_role(self, gfn: int, role: int) -> None:
+        """Take note of the same table under two roles."""
+        others = self._roles[gfn]
+        if role not in others:
+            for other in others:
+                self._meet((min(other, role), max(other, role)))
+            others.add(role)
 
-    def _meet(self, feature: int) -> None:
+    def _meet(self, shape: Hashable) -> None:
+        self._add(self._numbers[shape])
+
+    def _add(self, feature: int) -> None:
         if feature not in self.seen:
             self._fresh.add(feature)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from functools import lru_cache
 
 from mmulab import events as ev
 from mmulab.errors import InputError
@@ -20,6 +20,7 @@ from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
 from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
 from mmulab.kvm.host_page import access_host_page
+from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.memory_region import (
     check_memory_region,
     kvm_clear_dirty_log,
@@ -51,7 +52,7 @@ from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
 from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
-from mmulab.machine.processor import Processor
+from mmulab.machine.processor import processor_of
 from mmulab.machine.run import Execution
 from mmulab.machine.stubs import (
     HAS_OPERAND,
@@ -63,8 +64,6 @@ from mmulab.machine.stubs import (
 )
 from mmulab.memory.host import ALL_ACCESS, FRAME_BYTES, READ_ACCESS, HostMemory
 from mmulab.x86.insn import Instruction
-from mmulab.x86.paging import PROCESSOR
-from mmulab.x86.regs import CpuModel
 
 HUGE = 1 << 21
 EINVAL = 22
@@ -101,15 +100,8 @@ class Machine:
             table_frames=config.table_frames,
             align=HUGE,
         )
-        self.processor = Processor(
-            CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits),
-            replace(
-                PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes
-            ),
-            ad_ignores_ept_w=host.ad_ignores_ept_w,
-            cr0_reloads_pdptes=host.cr0_reloads_pdptes,
-        )
-        self.kvm = Kvm(_kvm_config(config, host), self.memory, None)
+        self.processor = processor_of(host)
+        self.kvm = Kvm(_kvm_config(host, config.kernel), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
         self.kvm.disable_nx_huge_pages = config.disable_nx_huge_pages
         for _ in range(config.vcpus):
@@ -464,12 +456,13 @@ class Machine:
         )
 
 
-def _kvm_config(config: MachineConfig, host: HostConfig) -> KvmConfig:
+@lru_cache(maxsize=8)
+def _kvm_config(host: HostConfig, kernel: Kernel) -> KvmConfig:
     return KvmConfig(
         vendor=host.vendor,
         host_phys_bits=host.phys_bits,
-        kernel=config.kernel,
-        spte_format=host.spte_format(config.kernel),
+        kernel=kernel,
+        spte_format=host.spte_format(kernel),
         tdp=host.tdp,
         tdp_mmu=host.tdp_mmu,
         eager_page_split=host.eager_page_split,

@@ -11,12 +11,14 @@ SDM 3, 29.3; APM 2, 15.25.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from mmulab.kvm.config import KvmConfig
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC, VMFUNC_FUNCTIONS
+from mmulab.machine.config import HostConfig
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, make_ept_paging, raw_rwx
 from mmulab.x86.insn import VMX_INSTRUCTIONS, Instruction, Mnemonic
 from mmulab.x86.mode import (
@@ -46,7 +48,9 @@ from mmulab.x86.walk import Walk, walk
 PT32E_ROOT_LEVEL = 3
 """Of PAE paging, whose root is four registers."""
 KNOWN_WALKS = 4096
-"""Walks that are known at most, before all are forgotten."""
+"""Addresses of which walks are known at most, before all are forgotten."""
+KNOWN_WAYS = 4
+"""Walks of one address that are known at most, the newest first: tables change, and change back."""
 
 
 class _Known(NamedTuple):
@@ -72,7 +76,8 @@ class Processor:
     ad_ignores_ept_w, cr0_reloads_pdptes : bool
         Quirks, as :class:`~mmulab.machine.config.HostConfig` has them.
     known : dict
-        Walks, by all that they depend on besides memory. This is no TLB: each word is read anew.
+        Walks, by all that they depend on besides memory. This is no TLB: each word is read anew,
+        so walks of one machine hold for others too.
     pagings : dict
         Configurations by CR0, CR4 and EFER.
     """
@@ -81,7 +86,7 @@ class Processor:
     walker: Walker = PROCESSOR
     ad_ignores_ept_w: bool = False
     cr0_reloads_pdptes: bool = False
-    known: dict[tuple[object, ...], _Known] = field(default_factory=dict, compare=False, repr=False)
+    known: dict[tuple[object, ...], list[_Known]] = field(default_factory=dict, compare=False, repr=False)
     pagings: dict[tuple[int, int, int], Paging] = field(default_factory=dict, compare=False, repr=False)
 
     def paging(self, cr0: int, cr4: int, efer: int) -> Paging:
@@ -92,19 +97,35 @@ class Processor:
         return found
 
     def recall(self, key: tuple[object, ...], words: Sequence[int]) -> _Known | None:
-        """Return a known walk, if memory still holds what it read."""
-        found = self.known.get(key)
-        if found is not None:
+        """Return a known walk of which memory still holds what it read."""
+        for found in self.known.get(key, ()):
             for at, value in found.words:
                 if words[at] != value:
-                    return None
-        return found
+                    break
+            else:
+                return found
+        return None
 
     def learn(self, key: tuple[object, ...], known: _Known) -> None:
         """Remember a walk."""
-        if len(self.known) >= KNOWN_WALKS:
-            self.known.clear()
-        self.known[key] = known
+        ways = self.known.get(key)
+        if ways is None:
+            if len(self.known) >= KNOWN_WALKS:
+                self.known.clear()
+            ways = self.known[key] = []
+        ways.insert(0, known)
+        del ways[KNOWN_WAYS:]
+
+
+@lru_cache(maxsize=8)
+def processor_of(host: HostConfig) -> Processor:
+    """Return a host's processor: one for all machines on it, because what it knows holds for each."""
+    return Processor(
+        CpuModel(vendor=host.vendor, maxphyaddr=host.phys_bits),
+        replace(PROCESSOR, rsvd_sets_p=not host.rsvd_without_p, marks_pdptes=host.marks_pdptes),
+        ad_ignores_ept_w=host.ad_ignores_ept_w,
+        cr0_reloads_pdptes=host.cr0_reloads_pdptes,
+    )
 
 
 class ShadowFault(Exception):
@@ -329,7 +350,7 @@ def _two_dimensional(vcpu: Vcpu, host: Processor, va: int, pfec: int, explicit: 
         return known.pa
     read: list[tuple[int, int]] = []
     pa = _walk_both(vcpu, host, va, pfec, not_smap, read)
-    host.learn(key, _Known(tuple(read), pa))
+    host.learn(key, _Known(tuple(dict.fromkeys(read)), pa))
     return pa
 
 

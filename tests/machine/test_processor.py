@@ -9,6 +9,7 @@ from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import OutcomeKind
 from mmulab.machine.processor import (
+    KNOWN_WAYS,
     GuestFault,
     NestedFault,
     ShadowFault,
@@ -76,6 +77,35 @@ def test_an_access_reads_the_frames_that_kvm_wrote() -> None:
     leaf = guest.sptep(GVA)
     guest.machine.memory.store64(leaf, guest.spte(GVA) + 0x1000)
     assert access(guest.vcpu, guest.machine.processor, GVA, R) == guest.hpa(DATA) + 0x1000
+
+
+def test_a_walk_known_from_another_machine_holds_only_where_memory_says_the_same() -> None:
+    first, second = mapped(), mapped()
+    host = first.machine.processor
+    assert host is second.machine.processor
+    known = host_walk(first.vcpu, host, GVA, R)
+    assert host_walk(second.vcpu, host, GVA, R) is known
+    second.machine.memory.store64(second.sptep(GVA), second.spte(GVA) + 0x1000)
+    assert host_walk(second.vcpu, host, GVA, R).pa == known.pa + 0x1000
+    # What the other's tables say is known beside it.
+    assert host_walk(first.vcpu, host, GVA, R) is known
+
+
+def test_of_one_address_the_newest_walks_are_known() -> None:
+    guest = mapped()
+    host, memory, sptep = guest.machine.processor, guest.machine.memory, guest.sptep(GVA)
+    spte = guest.spte(GVA)
+    walks = []
+    for page in range(KNOWN_WAYS + 1):
+        memory.store64(sptep, spte + 0x1000 * page)
+        walks.append(host_walk(guest.vcpu, host, GVA, R))
+    for page in range(KNOWN_WAYS, 0, -1):
+        memory.store64(sptep, spte + 0x1000 * page)
+        assert host_walk(guest.vcpu, host, GVA, R) is walks[page]
+    memory.store64(sptep, spte)
+    again = host_walk(guest.vcpu, host, GVA, R)
+    assert again is not walks[0]
+    assert again.pa == walks[0].pa
 
 
 def test_the_processor_sets_a_and_d_in_the_shadow_tables() -> None:
