@@ -56,23 +56,12 @@ def every(run: Callable[[Choices], T]) -> Iterator[T]:
             script[-1] += 1
 
 
-class Reading(NamedTuple):
-    """An entry that a walk read.
+Reading = tuple[int, int, int, int, int]
+"""An entry that a walk read: its guest-physical address (L1's, if there are two), its
+host-physical one, size, value, and its accessed bit, below its dirty one; 0: such entries have none.
 
-    Attributes
-    ----------
-    gpa, hpa : int
-        Where it lies for the guest (L1, if there are two), and on the host.
-    size, value : int
-    accessed : int
-        Its accessed bit, below its dirty one; 0: such entries have none.
-    """
-
-    gpa: int
-    hpa: int
-    size: int
-    value: int
-    accessed: int
+A search makes several for each op; a record with names would cost as much as the rest of a load.
+"""
 
 
 def walk_memory(
@@ -124,7 +113,7 @@ def _walk_plain(
             return None
         value = read(hpa, size)
         if readings is not None:
-            readings.append(Reading(gpa, hpa, size, value, accessed))
+            readings.append((gpa, hpa, size, value, accessed))
         return value
 
     outer = walk(paging, world.cr3, gva, pfec, load, pdptes=world.pdptes, not_smap=not_smap, pkru=world.pkru)
@@ -141,7 +130,7 @@ def _reader(
 
     def kept(gpa: int, hpa: int, level: int) -> int:
         value = read(hpa, size)
-        keep(Reading(gpa, hpa, size, value, accessed))
+        keep((gpa, hpa, size, value, accessed))
         return value
 
     return kept

@@ -10,7 +10,7 @@ guest-physical memory lies is the host's to say, and holds at once.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -67,13 +67,33 @@ class _Known:
     ----------
     walks : TwoWalks
     read : list of Reading
+    frames : tuple of int
+        Where these lie.
     version : int
         Of the history, for which they were last compared.
     """
 
     walks: TwoWalks
     read: list[Reading]
+    frames: tuple[int, ...]
     version: int
+
+    def holds(self, history: TableHistory) -> bool:
+        """Whether the entries are what they were."""
+        version = self.version
+        if version == history.version:
+            return True
+        for frame in self.frames:
+            if history.changed(frame) > version:
+                break
+        else:
+            self.version = history.version
+            return True
+        for _, hpa, size, value, _ in self.read:
+            if history.read(hpa, size) != value:
+                return False
+        self.version = history.version
+        return True
 
 
 @dataclass(slots=True)
@@ -90,6 +110,8 @@ class _Processor:
         Of L2, when it ran last.
     worlds : dict
         Those of L1, by the registers: the same ones come again and again.
+    met : dict
+        All of them, by most of what tells them apart.
     known : dict
         Walks by world, address, kind of access and whether SMAP does not apply.
     doomed : bool
@@ -101,8 +123,18 @@ class _Processor:
     forgotten: Forgotten = field(default_factory=Forgotten)
     guest: World | None = None
     worlds: dict[tuple[object, ...], World] = field(default_factory=dict)
+    met: dict[Hashable, list[World]] = field(default_factory=dict)
     known: dict[tuple[World, int, int, bool], _Known] = field(default_factory=dict)
     doomed: bool = False
+
+    def one_of(self, world: World) -> World:
+        """Return the world that was met and is the same, so that its walks are known; else this one."""
+        alike = self.met.setdefault(world.name, [])
+        for other in alike:
+            if other.paging == world.paging and other.nested == world.nested:
+                return other
+        alike.append(world)
+        return world
 
 
 class Oracle:
@@ -192,13 +224,12 @@ class Oracle:
         """Find the world that the registers select."""
         if type(op) in _WORLD_OPS:
             by.worlds.clear()
-            by.known.clear()
         elif now == by.registers:
             return
         by.registers = now
         world = by.worlds.get(now)
         if world is None:
-            world = world_of(self._machine, op.vcpu)
+            world = by.one_of(world_of(self._machine, op.vcpu))
             if not world.nested_guest:
                 by.worlds[now] = world
         by.world = world
@@ -294,8 +325,9 @@ class Oracle:
         return Verdict.ALLOWED if seen else Verdict.NO_ACCESS
 
     def _fetches(self, by: _Processor, rip: int, mode: Mode) -> bool:
-        """Whether the stub is fetched from where it lies, as memory has it."""
-        return self._known(by, self._linear(by, rip), _fetch_kind(mode), _ac(mode)).walks.gpa == rip
+        """Whether the page of the stub is fetched from where it lies, as memory has it."""
+        page = rip & ~0xFFF
+        return self._known(by, self._linear(by, page), _fetch_kind(mode), _ac(mode)).walks.gpa == page
 
     def _fetch(self, by: _Processor, rip: int, mode: Mode, outcome: Outcome) -> Verdict | None:
         """Judge by the fetch of the stub; None: the instruction is the op's, and the rest decides."""
@@ -360,13 +392,13 @@ class Oracle:
         if walks.outer.ad_done and all(inner.ad_done for inner in walks.inner):
             return
         known = self._known(by, self._linear(by, walks.outer.va), pfec, _ac(getattr(op, "mode", None)))
-        for entry in known.read if known.walks is walks else ():
-            now = self._machine.memory.read(entry.hpa, entry.size)
-            if not (now ^ entry.value) & ~(3 * entry.accessed):
-                if log.on and now != entry.value:
-                    log.write(space, entry.gpa, self._now)
-            elif not entry.value & entry.accessed:
-                self._history.add(entry.hpa, entry.size, entry.value | entry.accessed, self._now)
+        for gpa, hpa, size, value, accessed in known.read if known.walks is walks else ():
+            now = self._machine.memory.read(hpa, size)
+            if not (now ^ value) & ~(3 * accessed):
+                if log.on and now != value:
+                    log.write(space, gpa, self._now)
+            elif not value & accessed:
+                self._history.add(hpa, size, value | accessed, self._now)
 
     # Walks ----------------------------------------------------------------------
 
@@ -380,20 +412,13 @@ class Oracle:
     def _known(self, by: _Processor, gva: int, pfec: int, ac: bool) -> _Known:
         """Walk by what memory held before the op, unless the same walk is known."""
         key = by.world, gva, pfec, ac
-        found = by.known.get(key)
-        read, version = self._history.read, self._history.version
-        if found is not None:
-            if found.version == version:
-                return found
-            for entry in found.read:
-                if read(entry.hpa, entry.size) != entry.value:
-                    break
-            else:
-                found.version = version
-                return found
+        found, history = by.known.get(key), self._history
+        if found is not None and found.holds(history):
+            return found
         readings: list[Reading] = []
-        walks = walk_memory(by.world, read, gva, pfec, not_smap=ac, readings=readings)
-        found = by.known[key] = _Known(walks, readings, version)
+        walks = walk_memory(by.world, history.read, gva, pfec, not_smap=ac, readings=readings)
+        frames = tuple({reading[1] >> 12 for reading in readings})
+        found = by.known[key] = _Known(walks, readings, frames, history.version)
         return found
 
     @staticmethod

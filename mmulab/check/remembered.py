@@ -90,8 +90,10 @@ class TableHistory:
         # Most frames hold one word all over, as their last one does; the others are copied.
         self._fill = int(backing[-1, -1])
         other = (backing != backing[-1, -1]).view(np.uint64).any(axis=1)
-        self._held = {at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
+        self._held = {self._first + at: _held(backing[at]) for at in np.flatnonzero(other).tolist()}
+        self._background = memoryview(self._fill.to_bytes(8, "little") * 2)
         self._past: dict[int, Past] = {}
+        self._changed: dict[int, int] = {}
         self.version = 0
         memory.epoch += 1
         self._since = memory.epoch
@@ -102,18 +104,18 @@ class TableHistory:
         `behind`: the VMM stored, of which KVM learns nothing (``mmu_notifier`` tells of
         mappings, not of stores). What was there may be used until the guest writes the word.
         """
-        for at in self._written():
-            frame = self._first + at
-            new, old = self._memory.frames[frame], self._of(at)
+        for frame in self._written():
+            new, old = self._memory.frames[frame], self._of(frame)
             changed = (new != old.array).nonzero()[0].tolist()
             if not changed:
                 continue
             self.version += 1
+            self._changed[frame] = self.version
             for index in changed:
                 hpa = frame << 12 | index << 3
                 word, past = old.words[index], self._past.get(hpa, ())
-                if not behind:
-                    past = _ended(past, word, int(new[index]), now)
+                if past and not behind:
+                    past = _ended(past, word, new.item(index), now)
                 self._past[hpa] = (*past, (word, NEVER if behind else now))
             old.array[:] = new
 
@@ -125,11 +127,9 @@ class TableHistory:
 
     def read(self, hpa: int, size: int) -> int:
         """Read `size` bytes of one frame as they were at the last :meth:`note`."""
-        at = (hpa >> 12) - self._first
-        held = self._held.get(at)
+        held = self._held.get(hpa >> 12)
         if held is None:
-            fill = self._fill.to_bytes(8, "little") * 2
-            return int.from_bytes(fill[hpa & 7 : (hpa & 7) + size], "little")
+            return int.from_bytes(self._background[hpa & 7 : (hpa & 7) + size], "little")
         if size == 8 and not hpa & 7:
             return held.words[(hpa & 0xFFF) >> 3]
         return int.from_bytes(held.bytes[hpa & 0xFFF : (hpa & 0xFFF) + size], "little")
@@ -150,23 +150,29 @@ class TableHistory:
         """Go back, after memory was put back and each frame that changed was stamped."""
         self._past = dict(saved.past)
         self.version += 1
-        for at in self._written():
-            self._of(at).array[:] = self._memory.frames[self._first + at]
+        for frame in self._written():
+            self._of(frame).array[:] = self._memory.frames[frame]
+            self._changed[frame] = self.version
 
-    def _of(self, at: int) -> _Held:
-        """Return the copy of a frame, counted from the backing's first."""
-        held = self._held.get(at)
+    def changed(self, frame: int) -> int:
+        """Return the version in which a frame changed last; 0: it never did."""
+        return self._changed.get(frame, 0)
+
+    def _of(self, frame: int) -> _Held:
+        """Return the copy of a frame."""
+        held = self._held.get(frame)
         if held is None:
-            held = self._held[at] = _held(np.full(FRAME_WORDS, self._fill, np.uint64))
+            held = self._held[frame] = _held(np.full(FRAME_WORDS, self._fill, np.uint64))
         return held
 
     def _written(self) -> list[int]:
-        """Return the frames written since the last time, counted from the backing's first."""
-        written: list[int] = (self._stamps >= self._since).nonzero()[0].tolist()
-        if written:
-            self._memory.epoch += 1
-            self._since = self._memory.epoch
-        return written
+        """Return the frames of the backing that were written since the last time."""
+        stamps = self._stamps
+        if stamps.item(stamps.argmax()) < self._since:
+            return []
+        self._memory.epoch += 1
+        written, self._since = stamps >= self._since, self._memory.epoch
+        return [self._first + at for at in written.nonzero()[0].tolist()]
 
 
 class Forgotten:

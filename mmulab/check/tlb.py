@@ -29,7 +29,7 @@ import numpy as np
 from mmulab import events as ev
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.invariants.leaves import clean_pages
-from mmulab.check.invariants.snapshot import Changed, Snapshot
+from mmulab.check.invariants.snapshot import Changed, Snapshot, Table
 from mmulab.check.invariants.survey import tables_at
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
 from mmulab.kvm.mmu import INVALID_PAGE
@@ -259,10 +259,9 @@ def _sink_of(watcher: weakref.ref[Adversary]) -> Callable[[Vcpu, int], None]:
     return sink
 
 
-def _children(sp: ShadowPage, table: bytes) -> list[int]:
+def _children(sp: ShadowPage, table: Table) -> list[int]:
     """Return the frames that a table of an upper level points to."""
-    words = np.frombuffer(table, np.uint64)
-    present = words[(words & np.uint64(SPTE_MMU_PRESENT_MASK)) != 0].tolist()
+    present = table[(table & np.uint64(SPTE_MMU_PRESENT_MASK)) != 0].tolist()
     return [spte_to_pfn(spte) for spte in present if not is_last_spte(spte, sp.level)]
 
 

@@ -35,18 +35,35 @@ _NESTED_FAULTS = (EXIT_REASONS["ept_violation"], EXIT_REASONS["ept_misconfig"], 
 
 def judge_fault(walks: TwoWalks, outcome: Outcome) -> tuple[str, bool]:
     """Return in words what the guest must be told of a fault, and whether it was."""
-    if walks.outer.error is not None and not (walks.inner and walks.inner[-1].error is not None):
-        error, va = walks.outer.error, walks.outer.va
-        seen = (outcome.vector, outcome.error_code, outcome.cr2)
-        right = outcome.kind is OutcomeKind.EXC and seen == (PF_VECTOR, error, va)
-        return f"#PF {error:#x} ({pferr_str(error) or 'not present'})", right
+    return _must_tell(walks), _is_told(walks, outcome)
+
+
+def _must_tell(walks: TwoWalks) -> str:
+    if not _is_nested(walks):
+        error = walks.outer.error or 0
+        return f"#PF {error:#x} ({pferr_str(error) or 'not present'})"
+    told = _exit(walks)
     if walks.ept:
-        told = _ept_exit(walks)
-        right = outcome.vmexit is not None and outcome.vmexit.items() >= told.items()
-        return " ".join(f"{key} {value:#x}" for key, value in told.items()), right
-    npf = _npf(walks)
-    right = outcome.vmexit is not None and outcome.vmexit.items() >= npf.items()
-    return f"#NPF {npf['info1']:#x} at {npf['info2']:#x}", right
+        return " ".join(f"{key} {value:#x}" for key, value in told.items())
+    return f"#NPF {told['info1']:#x} at {told['info2']:#x}"
+
+
+def _is_told(walks: TwoWalks, outcome: Outcome) -> bool:
+    if _is_nested(walks):
+        return outcome.vmexit is not None and outcome.vmexit.items() >= _exit(walks).items()
+    if outcome.kind is not OutcomeKind.EXC or outcome.vector != PF_VECTOR:
+        return False
+    return outcome.error_code == walks.outer.error and outcome.cr2 == walks.outer.va
+
+
+def _is_nested(walks: TwoWalks) -> bool:
+    """Whether the fault is one of L1's nested tables."""
+    return walks.outer.error is None or bool(walks.inner and walks.inner[-1].error is not None)
+
+
+def _exit(walks: TwoWalks) -> dict[str, int]:
+    """Return what L1 is told."""
+    return _ept_exit(walks) if walks.ept else _npf(walks)
 
 
 def _npf(walks: TwoWalks) -> dict[str, int]:
@@ -78,13 +95,13 @@ def fault_seen(walks: TwoWalks, outcome: Outcome) -> bool:
 
     The exit of an emulated write may call it a read too, as that of an atomic access does.
     """
-    if judge_fault(walks, outcome)[1]:
+    if _is_told(walks, outcome):
         return True
     told = outcome.vmexit
     if not walks.ept or told is None or not told.get("qual", 0) & EPT_VIOLATION_ACC_WRITE:
         return False
     plain = replace(outcome, vmexit={**told, "qual": told["qual"] & ~EPT_VIOLATION_ACC_READ})
-    return judge_fault(walks, plain)[1]
+    return _is_told(walks, plain)
 
 
 def delivery_exit(outcome: Outcome) -> bool:

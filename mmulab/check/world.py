@@ -103,6 +103,20 @@ class World:
     nested_guest: bool = False
     address_space: int = 0
 
+    @property
+    def name(self) -> Hashable:
+        """What it is, but for the forms of paging and nested tables, which are slow to hash."""
+        return (
+            self.cr3,
+            self.pcid,
+            self.control,
+            self.space,
+            self.pdptes,
+            self.pkru,
+            self.nested_guest,
+            self.address_space,
+        )
+
 
 def registers(vcpu: Vcpu) -> tuple[object, ...]:
     """Return what a vCPU's :class:`World` follows from, while no op changes more: cheap to compare."""

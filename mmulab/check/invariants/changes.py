@@ -23,8 +23,8 @@ _header: Callable[[ShadowPage], Header] = attrgetter(
 )
 
 
-def _headers(kvm: Kvm) -> dict[int, Header]:
-    return dict(zip(kvm.pages, map(_header, kvm.pages.values()), strict=True))
+def _headers(kvm: Kvm) -> list[Header]:
+    return list(map(_header, kvm.pages.values()))
 
 
 class Changes:
@@ -36,22 +36,24 @@ class Changes:
         Not kept.
     """
 
-    __slots__ = ("_headers", "_snapshot", "_unsync")
+    __slots__ = ("_by_frame", "_headers", "_snapshot", "_unsync")
 
     def __init__(self, kvm: Kvm) -> None:
         self._snapshot = Snapshot()
         self._snapshot.look(kvm)
         self._headers = _headers(kvm)
+        self._by_frame = dict(zip(kvm.pages, self._headers, strict=True))
         self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
 
     def first_wrong(self, kvm: Kvm, checker: Checker, events: Iterable[ev.Event]) -> Violation | None:
         """Return the first thing that is wrong with what changed, or None."""
         changed = self._snapshot.look(kvm)
         headers = _headers(kvm)
-        before, self._headers = self._headers, headers
-        if not changed and headers == before:
+        if not changed and headers == self._headers:  # these are the same pages: a new one has changed
             return None
-        turned = [kvm.pages[frame] for frame, header in headers.items() if before.get(frame) != header]
+        before, self._headers = self._by_frame, headers
+        self._by_frame = dict(zip(kvm.pages, headers, strict=True))
+        turned = [kvm.pages[frame] for frame, header in self._by_frame.items() if before.get(frame) != header]
         found = next(self._wrong(kvm, checker, changed, turned, before, events), None)
         self._unsync = {frame: sp for frame, sp in kvm.pages.items() if sp.unsync}
         return found
@@ -66,12 +68,6 @@ class Changes:
         events: Iterable[ev.Event],
     ) -> Iterator[Violation]:
         empty = kvm.fmt.nonpresent
-        made = {
-            (change.sp.frame, index)
-            for change in changed
-            if change.new is not None
-            for index, _, _ in change.words(empty)
-        }
         for change in changed:
             if change.new is None:
                 continue
@@ -80,7 +76,7 @@ class Changes:
                     entry = entry_of(kvm, change.sp, index)
                     yield from checker.entry(kvm, entry)
                     if isinstance(entry, Link) and not _links_to(change.sp, old, entry.child):
-                        yield from self._linked_unsynced(kvm, entry, before, made, events)
+                        yield from self._linked_unsynced(kvm, entry, before, changed, events)
         for sp in turned:
             yield from checker.page(kvm, sp)
             for wrong in tables.protected(kvm, sp):
@@ -95,7 +91,7 @@ class Changes:
         kvm: Kvm,
         link: Link,
         before: dict[int, Header],
-        made: set[tuple[int, int]],
+        changed: list[Changed],
         events: Iterable[ev.Event],
     ) -> Iterator[Violation]:
         """Yield that a link was made to a table with something unsync below, which was not synced for it.
@@ -108,6 +104,7 @@ class Changes:
         child = kvm.pages.get(link.child)
         if not self._unsync or child is None or not child.unsync_children or not kvm.sync.marks_parents:
             return
+        made = {change.sp.frame: change.indexes for change in changed if change.new is not None}
         again = {event.gfn for event in events if isinstance(event, ev.kvm_mmu_unsync_page)}
         for sp in _below(kvm, child, before, made):
             if sp.unsync and self._unsync.get(sp.frame) is sp and sp.gfn not in again:
@@ -133,14 +130,14 @@ def _known_above(kvm: Kvm, sp: ShadowPage) -> Iterator[Violation]:
 
 
 def _below(
-    kvm: Kvm, sp: ShadowPage, before: dict[int, Header], made: set[tuple[int, int]]
+    kvm: Kvm, sp: ShadowPage, before: dict[int, Header], made: dict[int, list[int]]
 ) -> Iterator[ShadowPage]:
     """Yield the pages below `sp` to which its unsync bits lead, and led before, by entries not just made."""
     bits = sp.unsync_child_bitmap & (before[sp.frame][-1] if sp.frame in before else 0)
     while bits:
         index = (bits & -bits).bit_length() - 1
         bits &= bits - 1
-        if (sp.frame, index) in made:
+        if index in made.get(sp.frame, ()):
             continue
         spte = kvm.memory.words[sp.frame * 512 + index]
         child = kvm.pages.get(spte_to_pfn(spte)) if is_shadow_present_pte(spte) else None

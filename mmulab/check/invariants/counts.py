@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
 from mmulab.check.invariants.flags import Wrong
 from mmulab.check.invariants.survey import Survey, accounted, flat, hashed, slots_of
@@ -69,6 +70,8 @@ def write_tracking(s: Survey) -> Iterator[Wrong]:
     for slot in slots_of(s.kvm):
         tracked = {gfn: count for gfn, count in slot.gfn_track.items() if count}
         wanted = {gfn: count for (smm, gfn), count in kept.items() if smm == slot.as_id and gfn in slot}
+        if tracked == wanted:
+            continue
         for gfn in sorted(tracked.keys() | wanted.keys()):
             have, want = tracked.get(gfn, 0), wanted.get(gfn, 0)
             if have != want:
@@ -76,24 +79,33 @@ def write_tracking(s: Survey) -> Iterator[Wrong]:
                 yield Wrong(said, gfn=gfn)
 
 
+@lru_cache(maxsize=256)
+def _edges(base_gfn: int, npages: int, base_frame: int) -> list[dict[int, int]]:
+    """Return the reasons against huge pages that a slot begins with, by level."""
+    bare = KvmMemslot(0, base_gfn, npages, base_frame)
+    init_lpage_info(bare)
+    return bare.disallow_lpage
+
+
 def disallow_lpage(s: Survey) -> Iterator[Wrong]:
     """``disallow_lpage`` counts the slot's edges and the shadowed tables."""
     tables = accounted(s.kvm)
     for slot in slots_of(s.kvm):
-        bare = KvmMemslot(slot.id, slot.base_gfn, slot.npages, slot.base_frame, as_id=slot.as_id)
-        init_lpage_info(bare)
+        gfns = [sp.gfn for sp in tables if sp.smm == slot.as_id and sp.gfn in slot]
+        edges = _edges(slot.base_gfn, slot.npages, slot.base_frame)
         for level in (2, 3):
-            wanted = Counter(bare.disallow_lpage[level])
-            wanted.update(
-                sp.gfn >> 9 * (level - 1) for sp in tables if sp.smm == slot.as_id and sp.gfn in slot
-            )
-            found = slot.disallow_lpage[level]
+            wanted, found = edges[level].copy(), slot.disallow_lpage[level]
+            for gfn in gfns:
+                key = gfn >> 9 * (level - 1)
+                wanted[key] = wanted.get(key, 0) + 1
+            if wanted == found:
+                continue
             for key in sorted(wanted.keys() | found.keys()):
-                if wanted[key] != found.get(key, 0):
+                if wanted.get(key, 0) != found.get(key, 0):
                     gfn = key << 9 * (level - 1)
                     yield Wrong(
                         f"slot {slot.id}: disallow_lpage of gfn {gfn:#x} at level {level} "
-                        f"is {found.get(key, 0)}, there are {wanted[key]} reasons",
+                        f"is {found.get(key, 0)}, there are {wanted.get(key, 0)} reasons",
                         gfn=gfn,
                     )
 

@@ -1,7 +1,7 @@
 """All shadow tables as they were at the last look, and what has changed since.
 
-A table is compared as one run of bytes, about a microsecond each, if it was written since
-the last look: who looks raises memory's epoch (:class:`~mmulab.memory.host.HostMemory`).
+A table is compared, about a microsecond each, if it was written since the last look:
+who looks raises memory's epoch (:class:`~mmulab.memory.host.HostMemory`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Kvm
 from mmulab.memory.host import FRAME_WORDS
+
+Table = npt.NDArray[np.uint64]
 
 
 class Changed(NamedTuple):
@@ -23,30 +26,35 @@ class Changed(NamedTuple):
     Attributes
     ----------
     sp : ShadowPage
-    old : bytes or None
+    old : Table or None
         The table at the last look; None: the page is new.
-    new : bytes or None
+    new : Table or None
         None: the page is gone.
+    indexes : list of int
+        Of the entries that changed; where there is no page, all were empty.
     """
 
     sp: ShadowPage
-    old: bytes | None
-    new: bytes | None
+    old: Table | None
+    new: Table | None
+    indexes: list[int]
 
     def words(self, empty: int) -> Iterator[tuple[int, int, int]]:
-        """Yield index, old and new value of each entry that changed; without a page all were `empty`."""
-        old = self.old or _nothing(empty)
-        new = self.new or _nothing(empty)
-        changed = (np.frombuffer(old, np.uint64) != np.frombuffer(new, np.uint64)).nonzero()[0].tolist()
-        old_words, new_words = memoryview(old).cast("Q"), memoryview(new).cast("Q")
-        for index in changed:
-            yield index, old_words[index], new_words[index]
+        """Yield index, old and new value of each entry that changed; without a page it was `empty`."""
+        old, new = self.old, self.new
+        for index in self.indexes:
+            yield index, empty if old is None else old.item(index), empty if new is None else new.item(index)
 
 
 @cache
-def _nothing(empty: int) -> bytes:
+def _nothing(empty: int) -> Table:
     """Return a table of such entries alone."""
-    return empty.to_bytes(8, "little") * FRAME_WORDS
+    return np.full(FRAME_WORDS, empty, np.uint64)
+
+
+def _differ(one: Table, other: Table) -> list[int]:
+    found: list[int] = (one != other).nonzero()[0].tolist()
+    return found
 
 
 class Snapshot:
@@ -54,43 +62,38 @@ class Snapshot:
 
     Attributes
     ----------
-    tables : dict of int to (ShadowPage, bytes)
+    tables : dict of int to (ShadowPage, Table)
         By frame.
     """
 
     __slots__ = ("_since", "tables")
 
     def __init__(self) -> None:
-        self.tables: dict[int, tuple[ShadowPage, bytes]] = {}
+        self.tables: dict[int, tuple[ShadowPage, Table]] = {}
         self._since = 0
 
     def look(self, kvm: Kvm) -> list[Changed]:
-        """Return what changed since the last look."""
+        """Return what changed since the last look, in the order of the VM's pages; then what is gone."""
+        tables, pages, memory, since = self.tables, kvm.pages, kvm.memory, self._since
+        empty, stamp = _nothing(kvm.fmt.nonpresent), memory.stamp
         changed: list[Changed] = []
-        written = False
-        tables, memory, pages = self.tables, kvm.memory.bytes, kvm.pages
-        stamp, since = kvm.memory.stamp, self._since
-        for frame, sp in pages.items():
-            held = tables.get(frame)
-            if stamp[frame] < since and held is not None and held[0] is sp:
-                continue
-            written = True
-            new = memory[frame << 12 : frame + 1 << 12].tobytes()
-            if held is not None:
-                if held[0] is sp:
-                    if held[1] == new:
-                        continue
-                    changed.append(Changed(sp, held[1], new))
-                else:  # freed and used again since
-                    changed += [Changed(held[0], held[1], None), Changed(sp, None, new)]
-            else:
-                changed.append(Changed(sp, None, new))
-            tables[frame] = sp, new
+        written = [frame for frame in pages if stamp[frame] >= since]  # a new page's is
         if written:
-            kvm.memory.epoch += 1
-            self._since = kvm.memory.epoch
+            memory.epoch += 1
+            self._since = memory.epoch
+        for frame in written:
+            sp, new = pages[frame], memory.frames[frame]
+            held, old = tables.get(frame, (sp, None))
+            if held is not sp:  # freed and used again since
+                changed.append(Changed(held, old, None, _differ(tables[frame][1], empty)))
+                old = None
+            indexes = _differ(empty if old is None else old, new)
+            if indexes or old is None:
+                kept = new.copy()
+                changed.append(Changed(sp, old, kept, indexes))
+                tables[frame] = sp, kept
         if len(tables) != len(pages):
             for frame in [frame for frame in tables if frame not in pages]:
-                sp, old = tables.pop(frame)
-                changed.append(Changed(sp, old, None))
+                sp, gone = tables.pop(frame)
+                changed.append(Changed(sp, gone, None, _differ(gone, empty)))
         return changed
