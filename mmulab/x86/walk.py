@@ -40,6 +40,7 @@ Store = Callable[[int, int], None]
 """``store(address, entry)`` writes one entry back with its A or D bit."""
 
 _ACCESS = PFERR_WRITE_MASK | PFERR_USER_MASK
+_WRITE_USER = PT_WRITABLE_MASK | PT_USER_MASK
 EPT_ACCESS = tuple(
     (entry & 1 and ACC_USER_MASK) | entry & PT_WRITABLE_MASK | (entry >> 2 and ACC_EXEC_MASK)
     for entry in range(8)
@@ -59,8 +60,8 @@ class Walk:
         The address and the kind of access, as error-code bits.
     level, max_level : int
         Level of the last entry read, and of the first one in memory.
-    table, entry_addr, ptes : list of int
-        Address of each table, of the entry in it, and the entry.
+    entry_addr, ptes : list of int
+        Address of each entry, and the entry.
     pt_access : list of int
         Rights of the path above each level (``ACC_*``).
     pte_access : int
@@ -91,7 +92,6 @@ class Walk:
         "pt_access",
         "pte_access",
         "ptes",
-        "table",
         "va",
     )
 
@@ -100,7 +100,6 @@ class Walk:
         self.pfec = pfec
         self.level = 0
         self.max_level = 0
-        self.table = [0] * 6
         self.entry_addr = [0] * 6
         self.ptes = [0] * 6
         self.pt_access = [0] * 6
@@ -110,6 +109,11 @@ class Walk:
         self.error: int | None = None
         self.ad_done = True
         self.pkey = 0
+
+    @property
+    def table(self) -> list[int]:
+        """Address of the table in which each entry lies, by level."""
+        return [address & ~0xFFF for address in self.entry_addr]
 
     def steps(self) -> list[tuple[int, int, int]]:
         """Return level, address (-1: a register) and entry of each entry read, root first."""
@@ -187,6 +191,7 @@ def walk(
     index_mask = (1 << bits) - 1
     rsvd = paging.rsvd
     ept = paging.ept
+    page_size = paging.page_size_mask
     bad_mt_xwr = paging.bad_mt_xwr
     access = ACC_ALL
     if mode.has_pdptes:
@@ -205,50 +210,49 @@ def walk(
         level -= 1
     w.max_level = level
     sets_ad = paging.sets_ad
-    accessed = paging.accessed_mask
+    present, accessed = paging.present_mask, paging.accessed_mask
+    entry_addr, ptes, pt_access = w.entry_addr, w.ptes, w.pt_access
+    shift = 12 + (level - 1) * bits
     while True:
-        w.level = level
-        w.pt_access[level] = access
-        shift = 12 + (level - 1) * bits
-        table = entry & PT_BASE_ADDR_MASK
-        addr = table + ((va >> shift) & index_mask) * width
-        w.table[level] = table
-        w.entry_addr[level] = addr
+        pt_access[level] = access
+        addr = entry_addr[level] = (entry & PT_BASE_ADDR_MASK) + (va >> shift & index_mask) * width
         loaded = load(addr, level)
         if loaded is None:
-            return _fault(w, paging, 0)
-        entry = loaded
-        w.ptes[level] = entry
+            code: int | None = 0
+            break
+        entry = ptes[level] = loaded
         if ept:
             access &= EPT_ACCESS[entry & VMX_EPT_RWX_MASK]
         else:
-            access &= entry & (PT_WRITABLE_MASK | PT_USER_MASK) | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
-        w.pte_access = access
-        if not entry & paging.present_mask:
-            return _fault(w, paging, 0)
-        if entry & rsvd[entry >> 7 & 1][level] or bad_mt_xwr >> (entry & 63) & 1:
-            return _fault(w, paging, paging.rsvd_error)
-        if level == 1 or entry & paging.page_size_mask[level]:
+            access &= entry & _WRITE_USER | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
+        if not entry & present:
+            code = 0
+            break
+        if entry & rsvd[entry >> 7 & 1][level] or (bad_mt_xwr and bad_mt_xwr >> (entry & 63) & 1):
+            code = paging.rsvd_error
+            break
+        if level == 1 or entry & page_size[level]:
+            w.pkey = entry >> 59 & 15
+            code = _permission(w, paging, access, not_smap, pkru)
             break
         if entry & accessed != accessed:
             if sets_ad:
                 assert store is not None
-                entry |= accessed
-                w.ptes[level] = entry
+                entry = ptes[level] = entry | accessed
                 store(addr, entry)
             else:
                 w.ad_done = False
         level -= 1
-    w.pkey = entry >> 59 & 15
-    code = _permission(w, paging, access, not_smap, pkru)
-    if code:
+        shift -= bits
+    w.level = level
+    w.pte_access = access
+    if code is not None:
         return _fault(w, paging, code)
     need = accessed | paging.dirty_mask if pfec & PFERR_WRITE_MASK else accessed
     if entry & need != need:
         if sets_ad:
             assert store is not None
-            entry |= need
-            w.ptes[level] = entry
+            entry = ptes[level] = entry | need
             store(addr, entry)
         else:
             w.ad_done = False
@@ -259,16 +263,16 @@ def walk(
     return w
 
 
-def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int:
-    """Return 0, or P (and PK) if the rights forbid the access."""
+def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int | None:
+    """Return P (and PK) if the rights forbid the access, None if they do not."""
     pfec = w.pfec & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
     index = (pfec | PFERR_RSVD_MASK if not_smap else pfec) >> 1
-    code = PFERR_PRESENT_MASK if paging.permissions[index] >> access & 1 else 0
+    code = PFERR_PRESENT_MASK if paging.permissions[index] >> access & 1 else None
     if paging.pke and access & ACC_USER_MASK and not pfec & PFERR_FETCH_MASK:
         key = pkru >> (2 * w.pkey) & 3
         writes = pfec & PFERR_WRITE_MASK and (pfec & PFERR_USER_MASK or paging.wp)
         if key & 1 or (key & 2 and writes):
-            code |= PFERR_PK_MASK | PFERR_PRESENT_MASK
+            return PFERR_PK_MASK | PFERR_PRESENT_MASK
     return code
 
 
