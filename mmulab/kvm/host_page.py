@@ -29,11 +29,10 @@ def access_host_page(kvm: Kvm, frame: int, *, write: bool = False) -> bool:
 
 
 def readable_frame(kvm: Kvm, slots: Memslots[KvmMemslot], gfn: int) -> int | None:
-    """Return the frame behind `gfn`, ready to be read; None: no slot has it, or its mapping allows no reads."""
+    """Return the frame behind `gfn`, ready to be read; None: it has no slot, or may not be read."""
     slot = slots.lookup(gfn)
     if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
         return None
-    frame = slot.base_frame + gfn - slot.base_gfn
-    if kvm.memory.is_special(frame) and not access_host_page(kvm, frame):
-        return None
-    return frame
+    frame, memory = slot.base_frame + gfn - slot.base_gfn, kvm.memory
+    special = memory.protection or memory.swapped or memory.clean
+    return None if special and not access_host_page(kvm, frame) else frame

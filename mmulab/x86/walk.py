@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from mmulab.x86.markup import table_html
 from mmulab.x86.mode import (
+    PT64_NX_MASK,
     PT64_NX_SHIFT,
     PT_ACCESSED_MASK,
     PT_BASE_ADDR_MASK,
@@ -48,6 +49,17 @@ EPT_ACCESS = tuple(
 """Rights in ``ACC_*`` form by the R, W and X bits of an EPT entry; R takes the place of U."""
 
 
+ALL_RIGHTS = -1
+"""A path that takes no right away; each entry is and-ed to it, NX the other way round."""
+
+
+def rights_of(path: int, ept: bool) -> int:
+    """Return the rights (``ACC_*``) that the entries of a path have in common."""
+    if ept:
+        return EPT_ACCESS[path & VMX_EPT_RWX_MASK]
+    return path & _WRITE_USER | path >> PT64_NX_SHIFT & ACC_EXEC_MASK
+
+
 class Walk:
     """What a walk met on its way and where it arrived.
 
@@ -62,8 +74,8 @@ class Walk:
         Level of the last entry read, and of the first one in memory.
     entry_addr, ptes : list of int
         Address of each entry, and the entry.
-    pt_access : list of int
-        Rights of the path above each level (``ACC_*``).
+    ept : bool
+        Entries have EPT's R, W and X bits.
     pte_access : int
         Rights of the whole path so far.
     pdpte : int or None
@@ -82,6 +94,7 @@ class Walk:
     __slots__ = (
         "ad_done",
         "entry_addr",
+        "ept",
         "error",
         "level",
         "max_level",
@@ -89,20 +102,19 @@ class Walk:
         "pdpte",
         "pfec",
         "pkey",
-        "pt_access",
         "pte_access",
         "ptes",
         "va",
     )
 
-    def __init__(self, va: int, pfec: int) -> None:
+    def __init__(self, va: int, pfec: int, *, ept: bool = False) -> None:
         self.va = va
         self.pfec = pfec
+        self.ept = ept
         self.level = 0
         self.max_level = 0
         self.entry_addr = [0] * 6
         self.ptes = [0] * 6
-        self.pt_access = [0] * 6
         self.pte_access = ACC_ALL
         self.pdpte: int | None = None
         self.pa = -1
@@ -114,6 +126,15 @@ class Walk:
     def table(self) -> list[int]:
         """Address of the table in which each entry lies, by level."""
         return [address & ~0xFFF for address in self.entry_addr]
+
+    @property
+    def pt_access(self) -> list[int]:
+        """Rights of the path above each level (``ACC_*``)."""
+        path, found = ALL_RIGHTS, [0] * 6
+        for level in range(self.max_level, self.level - 1, -1):
+            found[level] = rights_of(path, self.ept)
+            path &= self.ptes[level] ^ (0 if self.ept else PT64_NX_MASK)
+        return found
 
     def steps(self) -> list[tuple[int, int, int]]:
         """Return level, address (-1: a register) and entry of each entry read, root first."""
@@ -180,20 +201,15 @@ def walk(
         ``error`` is None and ``pa`` the translation, or ``error`` the code.
     """
     mode = paging.mode
-    w = Walk(va, pfec)
+    ept = paging.ept
+    w = Walk(va, pfec, ept=ept)
     level = mode.root_level
     if not level:
         w.pa = va
         return w
     entry = root & mode.root_mask
     width = mode.entry_bytes
-    bits = mode.index_bits
-    index_mask = (1 << bits) - 1
-    rsvd = paging.rsvd
-    ept = paging.ept
-    page_size = paging.page_size_mask
-    bad_mt_xwr = paging.bad_mt_xwr
-    access = ACC_ALL
+    index_mask = (1 << mode.index_bits) - 1
     if mode.has_pdptes:
         index = va >> mode.level_shift(level) & 3
         pdpte = load(entry + 8 * index, level) if pdptes is None else pdptes[index]
@@ -209,31 +225,27 @@ def walk(
         entry = pdpte
         level -= 1
     w.max_level = level
-    sets_ad = paging.sets_ad
-    present, accessed = paging.present_mask, paging.accessed_mask
-    entry_addr, ptes, pt_access = w.entry_addr, w.ptes, w.pt_access
-    shift = 12 + (level - 1) * bits
-    while True:
-        pt_access[level] = access
+    sets_ad, accessed = paging.sets_ad, paging.accessed_mask
+    entry_addr, ptes = w.entry_addr, w.ptes
+    path, flip = ALL_RIGHTS, 0 if ept else PT64_NX_MASK
+    for level, shift, mask, link in paging.steps:
         addr = entry_addr[level] = (entry & PT_BASE_ADDR_MASK) + (va >> shift & index_mask) * width
         loaded = load(addr, level)
         if loaded is None:
             code: int | None = 0
             break
         entry = ptes[level] = loaded
-        if ept:
-            access &= EPT_ACCESS[entry & VMX_EPT_RWX_MASK]
-        else:
-            access &= entry & _WRITE_USER | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
-        if not entry & present:
+        path &= entry ^ flip
+        if entry & mask == link:
+            continue
+        if not entry & paging.present_mask:
             code = 0
             break
-        if entry & rsvd[entry >> 7 & 1][level] or (bad_mt_xwr and bad_mt_xwr >> (entry & 63) & 1):
+        if entry & paging.rsvd[entry >> 7 & 1][level] or paging.bad_mt_xwr >> (entry & 63) & 1:
             code = paging.rsvd_error
             break
-        if level == 1 or entry & page_size[level]:
-            w.pkey = entry >> 59 & 15
-            code = _permission(w, paging, access, not_smap, pkru)
+        if level == 1 or entry & paging.page_size_mask[level]:
+            code = None
             break
         if entry & accessed != accessed:
             if sets_ad:
@@ -242,10 +254,11 @@ def walk(
                 store(addr, entry)
             else:
                 w.ad_done = False
-        level -= 1
-        shift -= bits
     w.level = level
-    w.pte_access = access
+    access = w.pte_access = rights_of(path, ept)
+    if code is None:
+        w.pkey = entry >> 59 & 15
+        code = _permission(w, paging, access, not_smap, pkru)
     if code is not None:
         return _fault(w, paging, code)
     need = accessed | paging.dirty_mask if pfec & PFERR_WRITE_MASK else accessed
