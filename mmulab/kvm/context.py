@@ -25,10 +25,12 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_calc_cpu_role``,
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.bug import Bugs
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
+from mmulab.kvm.roles.design import role_word
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.kvm.state import Kvm, Request, Vcpu, context_name
@@ -50,6 +52,7 @@ from mmulab.x86.regs import (
 )
 
 
+@lru_cache(maxsize=1 << 12)
 def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, *, smm: int, guest_mode: bool) -> CpuRole:
     """Work out the CPU role that these registers give."""
     if not cr0 & X86_CR0_PG:
@@ -220,7 +223,7 @@ def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, exe
     if _is_unchanged(vcpu, mmu, cpu_role, None, paging, False):
         return
     facts = base_facts(cpu_role)
-    _set_roles(mmu, cpu_role, config.kernel.design.pack(facts, cpu_role), facts, paging)
+    _set_roles(mmu, cpu_role, role_word(config.kernel.design, facts, cpu_role), facts, paging)
     mmu.kind = "ept"
 
 
@@ -249,7 +252,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = 
         efer_nx=True,
         ad_disabled=not kvm.fmt.ad_enabled,
     )
-    root_role = kvm.config.kernel.design.pack(facts, cpu_role)
+    root_role = role_word(kvm.config.kernel.design, facts, cpu_role)
     paging = _guest_paging(vcpu)
     if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
@@ -287,7 +290,7 @@ def shadow_mmu_init_context(
     force_role_reset: bool = False,
 ) -> None:
     """Give a context its roles and its view of the guest's paging."""
-    root_role = vcpu.kvm.config.kernel.design.pack(facts, cpu_role)
+    root_role = role_word(vcpu.kvm.config.kernel.design, facts, cpu_role)
     if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)

@@ -7,6 +7,7 @@ have more levels than the guest's.
 from __future__ import annotations
 
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu
+from mmulab.kvm.roles.design import role_word
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.state import Vcpu
 
@@ -34,4 +35,4 @@ def expanded_role(vcpu: Vcpu, level: int, index: int, access: int) -> int:
         access=access,
         passthrough=level > top,
     )
-    return vcpu.kvm.config.kernel.design.pack(facts, mmu.cpu_role)
+    return role_word(vcpu.kvm.config.kernel.design, facts, mmu.cpu_role)

@@ -15,7 +15,7 @@ from mmulab import events as ev
 from mmulab.kvm.assertions import bug_on
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
-from mmulab.kvm.host_page import access_host_page
+from mmulab.kvm.host_page import access_host_page, readable_frame
 from mmulab.kvm.mmu import Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.x86.ept import (
@@ -28,7 +28,7 @@ from mmulab.x86.ept import (
     raw_rwx,
 )
 from mmulab.x86.mode import PT_PRESENT_MASK
-from mmulab.x86.paging import pdpte_reserved
+from mmulab.x86.paging import Paging, pdpte_reserved
 from mmulab.x86.pferr import (
     ACC_WRITE_MASK,
     PFERR_FETCH_MASK,
@@ -44,13 +44,11 @@ PT32E_ROOT_LEVEL = 3
 
 def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:
     """Read guest-physical memory; None if it is in no slot, or the VMM's mapping allows no reads."""
-    slot = vcpu_memslots(vcpu).lookup(gpa >> 12)
-    if slot is None or slot.invalid:
+    kvm = vcpu.kvm
+    frame = readable_frame(kvm, kvm.slots[vcpu.smm], gpa >> 12)
+    if frame is None:
         return None
-    memory = vcpu.kvm.memory
-    frame = slot.frame(gpa >> 12)
-    if not access_host_page(vcpu.kvm, frame):
-        return None
+    memory = kvm.memory
     hpa = frame << 12 | gpa & 0xFFF
     if size == 8 and not hpa & 7:
         return memory.words[hpa >> 3]
@@ -158,58 +156,43 @@ class _NotUpdated(Exception):
     """A or D cannot be set: the VMM's mapping is read-only, or L1's page-modification log has no room."""
 
 
-class _Tables:
-    """The tables that a context walks: their entries by address, in memslots.
+RealPages = dict[int, int]
+"""Of L2's tables: page of L2's memory to page of L1's."""
 
-    Attributes
-    ----------
-    real : dict of int to int
-        Of L2's tables: page of L2's memory to page of L1's.
-    """
 
-    __slots__ = ("_access", "_vcpu", "nested", "real", "width")
+def _loader(vcpu: Vcpu, width: int) -> Load:
+    """Return a ``load`` that reads entries of this many bytes in memslots, and reports them."""
+    kvm = vcpu.kvm
+    emit, slots = kvm.emit, kvm.slots[vcpu.smm]
+    words, dwords = kvm.memory.words, kvm.memory.dwords
 
-    def __init__(self, vcpu: Vcpu, mmu: Mmu) -> None:
-        paging = mmu.paging
-        assert paging is not None
-        self._vcpu = vcpu
-        self._access = PFERR_USER_MASK | (PFERR_WRITE_MASK if paging.have_ad else 0)
-        self.width = paging.mode.entry_bytes
-        self.nested = mmu is vcpu.nested_mmu
-        self.real: dict[int, int] = {}
+    def load(gpa: int, level: int) -> int | None:
+        frame = readable_frame(kvm, slots, gpa >> 12)
+        if frame is None:
+            return None
+        hpa = frame << 12 | gpa & 0xFFF
+        pte = words[hpa >> 3] if width == 8 else dwords[hpa >> 2]
+        if emit is not None:
+            emit(ev.kvm_mmu_paging_element(pte, level))
+        return pte
 
-    def gpa(self, addr: int) -> int:
-        """Return the guest-physical address of an entry that was read."""
-        return self.real[addr & ~0xFFF] | addr & 0xFFF if self.nested else addr
+    return load
 
-    def loader(self) -> Load:
-        """Return a ``load`` that reports what it reads."""
-        vcpu, width = self._vcpu, self.width
-        emit = vcpu.kvm.emit
-        memory = vcpu.kvm.memory
-        lookup = vcpu_memslots(vcpu).lookup
 
-        def load(addr: int, level: int) -> int | None:
-            if self.nested:
-                page, fault = translate_nested_gpa(vcpu, addr & ~0xFFF, self._access)
-                if page is None:
-                    assert fault is not None
-                    raise _NestedFault(fault)
-                self.real[addr & ~0xFFF] = page
-                addr = page | addr & 0xFFF
-            slot = lookup(addr >> 12)
-            if slot is None or slot.invalid:
-                return None
-            frame = slot.frame(addr >> 12)
-            if not access_host_page(vcpu.kvm, frame):
-                return None
-            hpa = frame << 12 | addr & 0xFFF
-            pte = memory.words[hpa >> 3] if width == 8 else memory.dwords[hpa >> 2]
-            if emit is not None:
-                emit(ev.kvm_mmu_paging_element(pte, level))
-            return pte
+def _nested_loader(vcpu: Vcpu, paging: Paging, real: RealPages) -> Load:
+    """Return a ``load`` of L2's tables; `real` gets the pages that it went through."""
+    load = _loader(vcpu, paging.mode.entry_bytes)
+    access = PFERR_USER_MASK | (PFERR_WRITE_MASK if paging.have_ad else 0)
 
-        return load
+    def nested_load(addr: int, level: int) -> int | None:
+        page, fault = translate_nested_gpa(vcpu, addr & ~0xFFF, access)
+        if page is None:
+            assert fault is not None
+            raise _NestedFault(fault)
+        real[addr & ~0xFFF] = page
+        return load(page | addr & 0xFFF, level)
+
+    return nested_load
 
 
 def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk:
@@ -233,14 +216,16 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
     while True:
         if pdptes is not None and emit is not None:
             emit(ev.kvm_mmu_paging_element(pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL))
-        tables = _Tables(vcpu, mmu)
+        real: RealPages | None = {} if mmu is vcpu.nested_mmu else None
         try:
             w = walk(
                 paging,
                 kvm_mmu_get_guest_pgd(vcpu, mmu),
                 addr,
                 kind,
-                tables.loader(),
+                _loader(vcpu, paging.mode.entry_bytes)
+                if real is None
+                else _nested_loader(vcpu, paging, real),
                 pdptes=pdptes,
                 not_smap=vcpu.ac and not access & PFERR_IMPLICIT_ACCESS,
                 pkru=vcpu.pkru,
@@ -249,7 +234,7 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
             return GuestWalk(Walk(addr, kind), nested.fault)
         if w.error is not None:
             return _failed(vcpu, mmu, w, w.error)
-        if tables.nested:
+        if real is not None:
             page, fault = translate_nested_gpa(vcpu, w.pa & ~0xFFF, access)
             if page is None:
                 return GuestWalk(w, fault)
@@ -257,7 +242,7 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
         if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
             w.pte_access &= ~ACC_WRITE_MASK
         try:
-            if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, tables, write=write):
+            if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, real, write=write):
                 return GuestWalk(w, None)
         except _NotUpdated:
             reported = PFERR_WRITE_MASK | PFERR_USER_MASK | (PFERR_FETCH_MASK if paging.fetch_bit else 0)
@@ -287,8 +272,12 @@ def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
     return GuestWalk(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
 
 
-def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *, write: bool) -> bool:
+def update_accessed_dirty_bits(
+    vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | None, *, write: bool
+) -> bool:
     """Set A in every entry used and D in the leaf of a write, from the root down.
+
+    `real` is where L2's tables lie, None of others.
 
     Returns
     -------
@@ -305,7 +294,7 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
     if not paging.have_ad:
         return True
     emit = vcpu.kvm.emit
-    width = tables.width
+    width = paging.mode.entry_bytes
     for level in range(w.max_level, w.level - 1, -1):
         old = pte = w.ptes[level]
         if not pte & paging.accessed_mask:
@@ -318,7 +307,8 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, tables: _Tables, *
             if paging.ept and vcpu.nested is not None and not vcpu.nested.write_log_dirty(vcpu, w.va):
                 raise _NotUpdated
             pte |= paging.dirty_mask
-        gpa = tables.gpa(w.entry_addr[level])
+        addr = w.entry_addr[level]
+        gpa = addr if real is None else real[addr & ~0xFFF] | addr & 0xFFF
         # A read-only slot keeps its entry as it is: then the bits are reported, not set.
         if pte == old or not _writable(vcpu, gpa):
             continue

@@ -6,8 +6,10 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``hva_to_pfn``, ``__kvm_read_guest_pa
 
 from __future__ import annotations
 
+from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.state import Kvm
 from mmulab.memory.host import ALL_ACCESS, READ_ACCESS
+from mmulab.memory.memslots import KVM_MEMSLOT_INVALID, Memslots
 
 
 def access_host_page(kvm: Kvm, frame: int, *, write: bool = False) -> bool:
@@ -24,3 +26,13 @@ def access_host_page(kvm: Kvm, frame: int, *, write: bool = False) -> bool:
     if write:
         memory.make_writable(frame)
     return True
+
+
+def readable_frame(kvm: Kvm, slots: Memslots[KvmMemslot], gfn: int) -> int | None:
+    """Return the frame behind `gfn`, ready to be read; None: it has no slot, or may not be read."""
+    slot = slots.lookup(gfn)
+    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+        return None
+    frame, memory = slot.base_frame + gfn - slot.base_gfn, kvm.memory
+    special = memory.protection or memory.swapped or memory.clean
+    return None if special and not access_host_page(kvm, frame) else frame

@@ -21,11 +21,13 @@ USHRT_MAX = 0xFFFF
 
 def update_gfn_disallow_lpage_count(kvm: Kvm, slot: KvmMemslot, gfn: int, count: int) -> None:
     """Add a reason (or take one) against a huge page over `gfn`."""
+    counts = kvm.assertion_counts is not None
     for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
         info = slot.disallow_lpage[level]
         key = gfn >> 9 * (level - 1)
         now = info.get(key, 0) + count
-        warn_on(kvm, "mmu.c:update_gfn_disallow_lpage_count:negative", now < 0)
+        if now < 0 or counts:
+            warn_on(kvm, "mmu.c:update_gfn_disallow_lpage_count:negative", now < 0)
         if now:
             info[key] = now
         else:

@@ -111,7 +111,7 @@ def _is_self_change_mapping(vcpu: Vcpu, gw: Walk, fault: PageFault) -> bool:
     mask = ~((1 << 9 * (gw.level - 1)) - 1)
     changed = False
     for level in range(gw.level, gw.max_level + 1):
-        difference = gfn ^ (gw.table[level] >> 12)
+        difference = gfn ^ (gw.entry_addr[level] >> 12)
         changed |= not difference & mask
         fault.write_fault_to_shadow_pgtable |= difference == 0
     return changed
@@ -146,6 +146,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         return RetPf.RETRY
     if warn_on(kvm, "paging_tmpl.h:fetch:root", vcpu.mmu.root_hpa == INVALID_PAGE):
         return RetPf.RETRY
+    pt_access = gw.pt_access
     checks_here = not kvm.behaviours.is_self_change_mapping
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
     while it.okay():
@@ -157,8 +158,8 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         child_level = it.level - 1
         # Above the guest's highest table the page below is still its portal.
         above = child_level > gw.max_level
-        gfn = sptep_to_sp(kvm, it.sptep).gfn if above else gw.table[child_level] >> 12
-        access = ACC_ALL if above else gw.pt_access[gw.level if kvm.bugs.B13 else child_level]
+        gfn = sptep_to_sp(kvm, it.sptep).gfn if above else gw.entry_addr[child_level] >> 12
+        access = ACC_ALL if above else pt_access[gw.level if kvm.bugs.B13 else child_level]
         sp = kvm_mmu_get_child_sp(vcpu, it.sptep, gfn, direct=False, access=access, addr=fault.addr)
         if sp is not None and not kvm.bugs.B24:
             kvm.sync.linking(vcpu, sp)
@@ -171,7 +172,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         it.next()
     kvm_mmu_hugepage_adjust(kvm, fault)
     trace_spte_requested(kvm, fault)
-    direct_access = gw.pt_access[gw.level] if kvm.bugs.B14 else gw.pte_access
+    direct_access = pt_access[gw.level] if kvm.bugs.B14 else gw.pte_access
     while it.okay():
         if not checks_here:
             sptep_to_sp(kvm, it.sptep).write_flooding_count = 0

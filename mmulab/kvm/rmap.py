@@ -17,6 +17,7 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.spte import (
+    SPTE_MMU_PRESENT_MASK,
     check_spte_writable_invariants,
     is_accessed_spte,
     is_dirty_spte,
@@ -153,37 +154,39 @@ def kvm_mmu_page_set_access(kvm: Kvm, sp: ShadowPage, index: int, access: int) -
 
 def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> None:
     """Note that the leaf spte at `sptep` maps `gfn` (``__rmap_add``)."""
-    sp = sptep_to_sp(kvm, sptep)
+    sp, stat = sptep_to_sp(kvm, sptep), kvm.stat
+    level = sp.level
     kvm_mmu_page_set_translation(kvm, sp, spte_index(sptep), gfn, access)
-    kvm.stat[PAGES_STAT[sp.level]] += 1
-    head = slot.rmap[sp.level].setdefault(gfn >> 9 * (sp.level - 1), [])
+    stat[PAGES_STAT[level]] += 1
+    head = slot.rmap[level].setdefault(gfn >> 9 * (level - 1), [])
     count = pte_list_add(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
-    kvm.stat["max_mmu_rmap_size"] = max(kvm.stat["max_mmu_rmap_size"], count)
+    stat["max_mmu_rmap_size"] = max(stat["max_mmu_rmap_size"], count)
     if count > RMAP_RECYCLE_THRESHOLD:
-        kvm_zap_all_rmap_sptes(kvm, slot, gfn, sp.level)
-        kvm_flush_remote_tlbs_gfn(kvm, gfn, sp.level)
+        kvm_zap_all_rmap_sptes(kvm, slot, gfn, level)
+        kvm_flush_remote_tlbs_gfn(kvm, gfn, level)
 
 
 def rmap_remove(kvm: Kvm, sptep: int) -> None:
     """Forget the leaf spte at `sptep`, under the gfn computed from its page."""
     sp = sptep_to_sp(kvm, sptep)
-    gfn = kvm_mmu_page_get_gfn(sp, spte_index(sptep))
+    gfn, level = kvm_mmu_page_get_gfn(sp, spte_index(sptep)), sp.level
     slot = kvm.slots[sp.smm].lookup(gfn)
-    key = gfn >> 9 * (sp.level - 1)
     if slot is None:
         raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} is in no slot")
-    head = slot.rmap[sp.level].get(key, [])
+    heads, key = slot.rmap[level], gfn >> 9 * (level - 1)
+    head = heads.get(key, [])
     kvm_pte_list_remove(kvm, head, sptep)
     if not head:
-        del slot.rmap[sp.level][key]
+        del heads[key]
 
 
 def mmu_spte_set(kvm: Kvm, sptep: int, new_spte: int) -> None:
     """Write an entry where no present one is."""
-    present = is_shadow_present_pte(kvm.memory.words[sptep >> 3])
+    memory = kvm.memory
+    present = memory.words[sptep >> 3] & SPTE_MMU_PRESENT_MASK
     if present or kvm.assertion_counts is not None:
-        warn_on(kvm, "mmu.c:mmu_spte_set:present", present)
-    kvm.memory.store64(sptep, new_spte)
+        warn_on(kvm, "mmu.c:mmu_spte_set:present", bool(present))
+    memory.store64(sptep, new_spte)
 
 
 def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
@@ -193,11 +196,11 @@ def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
     """
     memory, fmt = kvm.memory, kvm.fmt
     old = memory.words[sptep >> 3]
-    absent = not is_shadow_present_pte(new_spte)
+    absent = not new_spte & SPTE_MMU_PRESENT_MASK
     if absent or kvm.assertion_counts is not None:
         warn_on(kvm, "mmu.c:mmu_spte_update_no_track:present", absent)
     check_spte_writable_invariants(kvm, new_spte)
-    if not is_shadow_present_pte(old):
+    if not old & SPTE_MMU_PRESENT_MASK:
         mmu_spte_set(kvm, sptep, new_spte)
         return False
     memory.store64(sptep, new_spte)
@@ -228,8 +231,8 @@ def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
     memory = kvm.memory
     old = memory.words[sptep >> 3]
     memory.store64(sptep, kvm.fmt.nonpresent)
-    if is_shadow_present_pte(old):
-        kvm.stat[PAGES_STAT[sptep_to_sp(kvm, sptep).level]] -= 1
+    if old & SPTE_MMU_PRESENT_MASK:
+        kvm.stat[PAGES_STAT[kvm.pages[sptep >> 12].level]] -= 1
     return old
 
 
@@ -240,7 +243,7 @@ def drop_spte(kvm: Kvm, sptep: int) -> None:
         old = kvm.memory.words[sptep >> 3]
         if old != kvm.fmt.nonpresent:
             emit(ev.drop_spte(sptep, old))
-    if is_shadow_present_pte(mmu_spte_clear_track_bits(kvm, sptep)):
+    if mmu_spte_clear_track_bits(kvm, sptep) & SPTE_MMU_PRESENT_MASK:
         rmap_remove(kvm, sptep)
 
 

@@ -27,7 +27,7 @@ from mmulab.kvm.mmu import (
 )
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.roles.design import role_facts
+from mmulab.kvm.roles.design import role_facts, role_word
 from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
@@ -84,7 +84,7 @@ def mmu_alloc_root(vcpu: Vcpu, gfn: int, quadrant: int, level: int) -> int:
     four = facts.has_4_byte_gpte
     warn_on(kvm, "mmu.c:mmu_alloc_root:quadrant", quadrant != 0 and not four)
     warn_on(kvm, "mmu.c:mmu_alloc_root:direct", facts.direct and four)
-    role = kvm.config.kernel.design.pack(facts, mmu.cpu_role)
+    role = role_word(kvm.config.kernel.design, facts, mmu.cpu_role)
     sp = kvm_mmu_get_shadow_page(kvm, vcpu, gfn, role)
     sp.root_count += 1
     return sp.frame << 12

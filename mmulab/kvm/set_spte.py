@@ -230,7 +230,9 @@ def mmu_set_spte(
     if was_rmapped:
         kvm_mmu_page_set_access(kvm, sp, spte_index(sptep), pte_access)
     else:
-        warn_on(kvm, "mmu.c:mmu_set_spte:spurious", ret == RetPf.SPURIOUS)
+        spurious = ret == RetPf.SPURIOUS
+        if spurious or kvm.assertion_counts is not None:
+            warn_on(kvm, "mmu.c:mmu_set_spte:spurious", spurious)
         rmap_add(kvm, slot, sptep, gfn, pte_access)
     return ret
 

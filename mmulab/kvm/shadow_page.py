@@ -14,8 +14,9 @@ from mmulab.kvm.flush import kvm_flush_remote_tlbs_sptep
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import account_shadowed
 from mmulab.kvm.rmap import mmu_spte_set, pte_list_add
-from mmulab.kvm.roles.design import role_facts, role_of_child
+from mmulab.kvm.roles.design import role_facts, role_of_child, role_word
 from mmulab.kvm.spte import (
+    SPTE_MMU_PRESENT_MASK,
     is_large_pte,
     is_last_spte,
     is_shadow_present_pte,
@@ -119,27 +120,29 @@ def kvm_mmu_child_role(
     scratch, from the context of the vCPU that faulted at `addr`. Eager splitting
     has neither.
     """
-    config = kvm.config
+    config, counts = kvm.config, kvm.assertion_counts is not None
+    design = config.kernel.design
     parent = sptep_to_sp(kvm, sptep)
-    warn_on(kvm, "mmu.c:kvm_mmu_child_role:invalid", parent.invalid)
+    if parent.invalid or counts:
+        warn_on(kvm, "mmu.c:kvm_mmu_child_role:invalid", parent.invalid)
     if vcpu is not None and not direct and is_expanded_level(vcpu.mmu, parent.level):
         return expanded_role(vcpu, parent.level - 1, spte_index(sptep), access)
-    facts = role_facts(config.kernel.design, parent.role)
+    facts = role_facts(design, parent.role)
     quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
     if kvm.bugs.B17:
         quadrant = facts.quadrant
-    if config.kernel.derivation.from_parent:
+    from_parent = config.kernel.derivation.from_parent
+    if from_parent:
         wrong = facts.has_4_byte_gpte and parent.level != 2
-        warn_on(kvm, "mmu.c:kvm_mmu_child_role:level", wrong)
-    if config.kernel.derivation.from_parent or vcpu is None or vcpu.mmu.root_facts is None:
-        role = role_of_child(
-            config.kernel.design, parent.role, direct=direct, access=access, quadrant=quadrant
-        )
-        return config.kernel.design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
+        if wrong or counts:
+            warn_on(kvm, "mmu.c:kvm_mmu_child_role:level", wrong)
+    if from_parent or vcpu is None or vcpu.mmu.root_facts is None:
+        role = role_of_child(design, parent.role, direct=direct, access=access, quadrant=quadrant)
+        return design.invalidated(role) if parent.invalid and kvm.bugs.B3 else role
     known = vcpu.mmu.root_facts._replace(
         level=parent.level - 1, direct=direct, access=access, quadrant=quadrant, passthrough=False
     )
-    return config.kernel.design.pack(known, vcpu.mmu.cpu_role)
+    return role_word(design, known, vcpu.mmu.cpu_role)
 
 
 def kvm_mmu_get_child_sp(
@@ -234,19 +237,20 @@ class ShadowWalk:
 
     def okay(self) -> bool:
         """Stand on the next entry; False when there is none."""
-        if self.level < 1:
+        level = self.level
+        if level < 1:
             return False
-        self.sptep = self._table + ((self.addr >> 12 + 9 * (self.level - 1) & 511) << 3)
+        self.sptep = self._table + ((self.addr >> 3 + 9 * level & 511) << 3)
         return True
 
     def next(self) -> None:
         """Go down through the entry at hand, or end there."""
-        spte = self._kvm.memory.words[self.sptep >> 3]
-        if not is_shadow_present_pte(spte) or is_last_spte(spte, self.level):
+        spte, level = self._kvm.memory.words[self.sptep >> 3], self.level
+        if not spte & SPTE_MMU_PRESENT_MASK or is_last_spte(spte, level):
             self.level = 0
             return
         self._table = spte & PT_BASE_ADDR_MASK
-        self.level -= 1
+        self.level = level - 1
 
 
 def shadow_path(vcpu: Vcpu, addr: int, root_hpa: int | None = None) -> list[tuple[int, int, int]]:

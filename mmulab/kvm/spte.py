@@ -295,12 +295,13 @@ def kvm_mark_spte_for_access_track(kvm: Kvm, spte: int) -> int:
 
 def check_spte_writable_invariants(kvm: Kvm, spte: int) -> None:
     """Assert of a leaf entry: writable only if MMU-writable, and that only if the host's page is writable."""
-    if spte & kvm.fmt.mmu_writable:
-        bad = not spte & kvm.fmt.host_writable
+    fmt = kvm.fmt
+    if spte & fmt.mmu_writable:
+        bad = not spte & fmt.host_writable
         if bad or kvm.assertion_counts is not None:
             warn_on(kvm, "spte.h:check_spte_writable_invariants:host_writable", bad)
     else:
-        bad = is_writable_pte(spte)
+        bad = spte & PT_WRITABLE_MASK != 0
         if bad or kvm.assertion_counts is not None:
             warn_on(kvm, "spte.h:check_spte_writable_invariants:writable", bad)
 

@@ -436,14 +436,19 @@ def _inject_events(vcpu: Vcpu, reinject: bool) -> bool:
         An exception is on its way.
     """
     kvm, nested = vcpu.kvm, vcpu.nested
-    wanted = nested is not None and not reinject and vcpu.exception is not None
-    wanted = wanted and nested is not None and nested.exception_handled(vcpu)
+    wanted = (
+        nested is not None
+        and not reinject
+        and vcpu.exception is not None
+        and nested.exception_handled(vcpu)
+    )
     pending = wanted and vcpu.guest_mode
     heard = pending or kvm.assertion_counts is not None
     if heard:
         warn_on(kvm, "x86.c:kvm_check_and_inject_events:vmexit_pending", pending)
     if vcpu.exception is None or (wanted and not pending):
-        _take_smi(vcpu)
+        if vcpu.smi_pending:
+            _take_smi(vcpu)
     else:
         _trace_injection(vcpu, reinject)
         reinject = True
@@ -453,11 +458,11 @@ def _inject_events(vcpu: Vcpu, reinject: bool) -> bool:
 
 
 def _take_smi(vcpu: Vcpu) -> None:
-    """Go to SMM if an SMI is pending and nothing blocks it; L1 may want it for itself (``svm_smi_allowed``).
+    """Go to SMM for the pending SMI if nothing blocks it; L1 may want it for itself (``svm_smi_allowed``).
 
     L2 runs first if it was just entered.
     """
-    if not vcpu.smi_pending or vcpu.smm or not vcpu.gif:
+    if vcpu.smm or not vcpu.gif:
         return
     nested = vcpu.nested
     if nested is not None and (nested.run_pending or nested.smi_handled(vcpu)):

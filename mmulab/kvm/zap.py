@@ -22,9 +22,9 @@ from mmulab.kvm.page_track import unaccount_shadowed
 from mmulab.kvm.rmap import drop_spte, kvm_pte_list_remove
 from mmulab.kvm.spte import (
     SPTE_ENT_PER_PAGE,
+    SPTE_MMU_PRESENT_MASK,
     is_last_spte,
     is_mmio_spte,
-    is_shadow_present_pte,
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp
@@ -57,7 +57,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
     nobody is likely to look for it again.
     """
     spte = kvm.memory.words[sptep >> 3]
-    if is_shadow_present_pte(spte):
+    if spte & SPTE_MMU_PRESENT_MASK:
         if is_last_spte(spte, sp.level):
             drop_spte(kvm, sptep)
             return 0
@@ -73,9 +73,8 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
 
 
 def _unlink_children(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> int:
-    zapped, empty = 0, kvm.fmt.nonpresent
-    base, table = sp.frame * SPTE_ENT_PER_PAGE, kvm.memory.frames[sp.frame]
-    for index in (table != empty if empty else table).nonzero()[0].tolist():
+    zapped, base = 0, sp.frame * SPTE_ENT_PER_PAGE
+    for index in kvm.memory.words_but(sp.frame, kvm.fmt.nonpresent):
         zapped += mmu_page_zap_pte(kvm, sp, (base + index) << 3, invalid)
     return zapped
 
@@ -134,7 +133,9 @@ def kvm_mmu_commit_zap_page(kvm: Kvm, invalid: InvalidList) -> None:
     kvm_flush_remote_tlbs(kvm)
     for frame in invalid:
         sp = kvm.pages[frame]
-        warn_on(kvm, "mmu.c:kvm_mmu_commit_zap_page:invalid", not sp.invalid or sp.root_count > 0)
+        used = not sp.invalid or sp.root_count > 0
+        if used or kvm.assertion_counts is not None:
+            warn_on(kvm, "mmu.c:kvm_mmu_commit_zap_page:invalid", used)
         _free_shadow_page(kvm, frame)
     invalid.clear()
 

@@ -194,6 +194,12 @@ class HostMemory:
         self.bytes[hpa : hpa + size] = value.to_bytes(size, "little")
         self.stamp[hpa >> 12] = self.epoch
 
+    def words_but(self, frame: int, value: int) -> list[int]:
+        """Return the indexes of the words of a frame that are not `value`."""
+        words = self.frames[frame]
+        found: list[int] = (words != value if value else words).nonzero()[0].tolist()
+        return found
+
     def fill(self, hpa: int, length: int, byte: int) -> None:
         """Set `length` bytes from `hpa` to `byte`."""
         # Not through the memoryview: that needs a second copy of what is filled.

@@ -97,24 +97,29 @@ class Memslots(Generic[S]):
     space never overlap, so at most one starts at or below a gfn and reaches it.
     """
 
-    __slots__ = ("_by_id", "_last", "generation", "slots")
+    __slots__ = ("_by_id", "_end", "_first", "_last", "generation", "slots")
 
     def __init__(self, as_id: int = 0) -> None:
         self.slots: list[S] = []
         self.generation = as_id
         self._by_id: dict[int, S] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the slot found last, and the gfns from the first to below the end that it holds."""
         self._last: S | None = None
+        self._first = self._end = 0
 
     def lookup(self, gfn: int) -> S | None:
         """Return the slot that holds `gfn`, or None (``__gfn_to_memslot``)."""
-        last = self._last
-        if last is not None and 0 <= gfn - last.base_gfn < last.npages:
-            return last
+        if self._first <= gfn < self._end:
+            return self._last
         at = bisect_right(self.slots, gfn, key=_BASE_GFN) - 1
         if at < 0 or gfn not in self.slots[at]:
             return None
-        self._last = self.slots[at]
-        return self._last
+        found = self._last = self.slots[at]
+        self._first, self._end = found.base_gfn, found.base_gfn + found.npages
+        return found
 
     def by_id(self, id: int) -> S | None:
         """Return the slot numbered `id`, or None."""
@@ -130,7 +135,7 @@ class Memslots(Generic[S]):
 
     def replace(self, old: S | None, new: S | None) -> None:
         """Take `old` out and put `new` in."""
-        self._last = None
+        self._forget()
         if old is not None:
             del self.slots[bisect_left(self.slots, old.base_gfn, key=_BASE_GFN)]
             del self._by_id[old.id]
@@ -140,7 +145,7 @@ class Memslots(Generic[S]):
 
     def replace_all(self, slots: list[S], generation: int) -> None:
         """Put an address space back to these slots, in ascending order, and this generation."""
-        self._last = None
+        self._forget()
         self.slots = list(slots)
         self._by_id = {slot.id: slot for slot in slots}
         self.generation = generation

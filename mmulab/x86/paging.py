@@ -9,7 +9,8 @@ and a processor differ, the difference is a field of :class:`Walker`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from mmulab.x86.mode import (
     PT_ACCESSED_MASK,
@@ -86,7 +87,26 @@ PROCESSOR = Walker("processor", True, None)
 KVM_WALK = Walker("kvm", False, 4, fetch_needs_pae=False, ept_fetch=False)
 
 
-@dataclass(frozen=True, slots=True)
+class Step(NamedTuple):
+    """One level of a walk.
+
+    Attributes
+    ----------
+    level, shift : int
+        The level, and the number of address bits below its index.
+    mask, link : int
+        An entry whose bits in `mask` are `link` leads on to the next table, and nothing more is to be looked
+        at: it is present (in an EPT with all rights), A is set, bit 7 and the reserved bits are not.
+        Of level 1 there is no such entry.
+    """
+
+    level: int
+    shift: int
+    mask: int
+    link: int
+
+
+@dataclass(frozen=True)
 class Paging:
     """A mode with the control bits, the processor's limits and the walker folded in.
 
@@ -140,6 +160,18 @@ class Paging:
     dirty_mask: int = PT_DIRTY_MASK
     ept: bool = False
     bad_mt_xwr: int = 0
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """The levels of tables in memory, from the highest down."""
+        mode = self.mode
+        top = mode.root_level - 1 if mode.has_pdptes else mode.root_level
+        link = self.present_mask | self.accessed_mask
+        upper = (
+            Step(level, mode.level_shift(level), link | PT_PAGE_SIZE_MASK | self.rsvd[0][level], link)
+            for level in range(top, 1, -1)
+        )
+        return (*upper, Step(1, mode.level_shift(1), 0, 1)) if top else ()
 
 
 def permission_bitmask(*, wp: bool, smep: bool, smap: bool, nx: bool) -> bytes:

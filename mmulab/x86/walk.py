@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from mmulab.x86.markup import table_html
 from mmulab.x86.mode import (
+    PT64_NX_MASK,
     PT64_NX_SHIFT,
     PT_ACCESSED_MASK,
     PT_BASE_ADDR_MASK,
@@ -40,11 +41,23 @@ Store = Callable[[int, int], None]
 """``store(address, entry)`` writes one entry back with its A or D bit."""
 
 _ACCESS = PFERR_WRITE_MASK | PFERR_USER_MASK
+_WRITE_USER = PT_WRITABLE_MASK | PT_USER_MASK
 EPT_ACCESS = tuple(
     (entry & 1 and ACC_USER_MASK) | entry & PT_WRITABLE_MASK | (entry >> 2 and ACC_EXEC_MASK)
     for entry in range(8)
 )
 """Rights in ``ACC_*`` form by the R, W and X bits of an EPT entry; R takes the place of U."""
+
+
+ALL_RIGHTS = -1
+"""A path that takes no right away; each entry is and-ed to it, NX the other way round."""
+
+
+def rights_of(path: int, ept: bool) -> int:
+    """Return the rights (``ACC_*``) that the entries of a path have in common."""
+    if ept:
+        return EPT_ACCESS[path & VMX_EPT_RWX_MASK]
+    return path & _WRITE_USER | path >> PT64_NX_SHIFT & ACC_EXEC_MASK
 
 
 class Walk:
@@ -59,10 +72,10 @@ class Walk:
         The address and the kind of access, as error-code bits.
     level, max_level : int
         Level of the last entry read, and of the first one in memory.
-    table, entry_addr, ptes : list of int
-        Address of each table, of the entry in it, and the entry.
-    pt_access : list of int
-        Rights of the path above each level (``ACC_*``).
+    entry_addr, ptes : list of int
+        Address of each entry, and the entry.
+    ept : bool
+        Entries have EPT's R, W and X bits.
     pte_access : int
         Rights of the whole path so far.
     pdpte : int or None
@@ -81,6 +94,7 @@ class Walk:
     __slots__ = (
         "ad_done",
         "entry_addr",
+        "ept",
         "error",
         "level",
         "max_level",
@@ -88,28 +102,39 @@ class Walk:
         "pdpte",
         "pfec",
         "pkey",
-        "pt_access",
         "pte_access",
         "ptes",
-        "table",
         "va",
     )
 
-    def __init__(self, va: int, pfec: int) -> None:
+    def __init__(self, va: int, pfec: int, *, ept: bool = False) -> None:
         self.va = va
         self.pfec = pfec
+        self.ept = ept
         self.level = 0
         self.max_level = 0
-        self.table = [0] * 6
         self.entry_addr = [0] * 6
         self.ptes = [0] * 6
-        self.pt_access = [0] * 6
         self.pte_access = ACC_ALL
         self.pdpte: int | None = None
         self.pa = -1
         self.error: int | None = None
         self.ad_done = True
         self.pkey = 0
+
+    @property
+    def table(self) -> list[int]:
+        """Address of the table in which each entry lies, by level."""
+        return [address & ~0xFFF for address in self.entry_addr]
+
+    @property
+    def pt_access(self) -> list[int]:
+        """Rights of the path above each level (``ACC_*``)."""
+        path, found = ALL_RIGHTS, [0] * 6
+        for level in range(self.max_level, self.level - 1, -1):
+            found[level] = rights_of(path, self.ept)
+            path &= self.ptes[level] ^ (0 if self.ept else PT64_NX_MASK)
+        return found
 
     def steps(self) -> list[tuple[int, int, int]]:
         """Return level, address (-1: a register) and entry of each entry read, root first."""
@@ -176,19 +201,15 @@ def walk(
         ``error`` is None and ``pa`` the translation, or ``error`` the code.
     """
     mode = paging.mode
-    w = Walk(va, pfec)
+    ept = paging.ept
+    w = Walk(va, pfec, ept=ept)
     level = mode.root_level
     if not level:
         w.pa = va
         return w
     entry = root & mode.root_mask
     width = mode.entry_bytes
-    bits = mode.index_bits
-    index_mask = (1 << bits) - 1
-    rsvd = paging.rsvd
-    ept = paging.ept
-    bad_mt_xwr = paging.bad_mt_xwr
-    access = ACC_ALL
+    index_mask = (1 << mode.index_bits) - 1
     if mode.has_pdptes:
         index = va >> mode.level_shift(level) & 3
         pdpte = load(entry + 8 * index, level) if pdptes is None else pdptes[index]
@@ -204,51 +225,47 @@ def walk(
         entry = pdpte
         level -= 1
     w.max_level = level
-    sets_ad = paging.sets_ad
-    accessed = paging.accessed_mask
-    while True:
-        w.level = level
-        w.pt_access[level] = access
-        shift = 12 + (level - 1) * bits
-        table = entry & PT_BASE_ADDR_MASK
-        addr = table + ((va >> shift) & index_mask) * width
-        w.table[level] = table
-        w.entry_addr[level] = addr
+    sets_ad, accessed = paging.sets_ad, paging.accessed_mask
+    entry_addr, ptes = w.entry_addr, w.ptes
+    path, flip = ALL_RIGHTS, 0 if ept else PT64_NX_MASK
+    for level, shift, mask, link in paging.steps:
+        addr = entry_addr[level] = (entry & PT_BASE_ADDR_MASK) + (va >> shift & index_mask) * width
         loaded = load(addr, level)
         if loaded is None:
-            return _fault(w, paging, 0)
-        entry = loaded
-        w.ptes[level] = entry
-        if ept:
-            access &= EPT_ACCESS[entry & VMX_EPT_RWX_MASK]
-        else:
-            access &= entry & (PT_WRITABLE_MASK | PT_USER_MASK) | (~entry >> PT64_NX_SHIFT & ACC_EXEC_MASK)
-        w.pte_access = access
+            code: int | None = 0
+            break
+        entry = ptes[level] = loaded
+        path &= entry ^ flip
+        if entry & mask == link:
+            continue
         if not entry & paging.present_mask:
-            return _fault(w, paging, 0)
-        if entry & rsvd[entry >> 7 & 1][level] or bad_mt_xwr >> (entry & 63) & 1:
-            return _fault(w, paging, paging.rsvd_error)
+            code = 0
+            break
+        if entry & paging.rsvd[entry >> 7 & 1][level] or paging.bad_mt_xwr >> (entry & 63) & 1:
+            code = paging.rsvd_error
+            break
         if level == 1 or entry & paging.page_size_mask[level]:
+            code = None
             break
         if entry & accessed != accessed:
             if sets_ad:
                 assert store is not None
-                entry |= accessed
-                w.ptes[level] = entry
+                entry = ptes[level] = entry | accessed
                 store(addr, entry)
             else:
                 w.ad_done = False
-        level -= 1
-    w.pkey = entry >> 59 & 15
-    code = _permission(w, paging, access, not_smap, pkru)
-    if code:
+    w.level = level
+    access = w.pte_access = rights_of(path, ept)
+    if code is None:
+        w.pkey = entry >> 59 & 15
+        code = _permission(w, paging, access, not_smap, pkru)
+    if code is not None:
         return _fault(w, paging, code)
     need = accessed | paging.dirty_mask if pfec & PFERR_WRITE_MASK else accessed
     if entry & need != need:
         if sets_ad:
             assert store is not None
-            entry |= need
-            w.ptes[level] = entry
+            entry = ptes[level] = entry | need
             store(addr, entry)
         else:
             w.ad_done = False
@@ -259,16 +276,16 @@ def walk(
     return w
 
 
-def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int:
-    """Return 0, or P (and PK) if the rights forbid the access."""
+def _permission(w: Walk, paging: Paging, access: int, not_smap: bool, pkru: int) -> int | None:
+    """Return P (and PK) if the rights forbid the access, None if they do not."""
     pfec = w.pfec & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
     index = (pfec | PFERR_RSVD_MASK if not_smap else pfec) >> 1
-    code = PFERR_PRESENT_MASK if paging.permissions[index] >> access & 1 else 0
+    code = PFERR_PRESENT_MASK if paging.permissions[index] >> access & 1 else None
     if paging.pke and access & ACC_USER_MASK and not pfec & PFERR_FETCH_MASK:
         key = pkru >> (2 * w.pkey) & 3
         writes = pfec & PFERR_WRITE_MASK and (pfec & PFERR_USER_MASK or paging.wp)
         if key & 1 or (key & 2 and writes):
-            code |= PFERR_PK_MASK | PFERR_PRESENT_MASK
+            return PFERR_PK_MASK | PFERR_PRESENT_MASK
     return code
 
 

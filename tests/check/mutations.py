@@ -75,7 +75,7 @@ shadow_page:kvm_mmu_child_role
 oracle in shadow-32: xc s 40600800; rd s 4 40400000; rd s 4 40600000
 
 paging_tmpl:fetch
-- access = ACC_ALL if above else gw.pt_access[gw.level if kvm.bugs.B13 else child_level]
+- access = ACC_ALL if above else pt_access[gw.level if kvm.bugs.B13 else child_level]
 + access = ACC_ALL
 oracle in shadow-64: xc s 8000201800; cr3 11000; xc s 8040000000; wr s 4 8000001000 0
 

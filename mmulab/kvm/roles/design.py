@@ -112,6 +112,12 @@ def role_facts(design: RoleDesign, role: int) -> RoleFacts:
 
 
 @lru_cache(maxsize=1 << 14)
+def role_word(design: RoleDesign, facts: RoleFacts, cpu: CpuRole) -> int:
+    """Return :meth:`RoleDesign.pack`."""
+    return design.pack(facts, cpu)
+
+
+@lru_cache(maxsize=1 << 14)
 def role_of_child(design: RoleDesign, parent: int, *, direct: bool, access: int, quadrant: int) -> int:
     """Return :meth:`RoleDesign.child`."""
     return design.child(parent, direct=direct, access=access, quadrant=quadrant)

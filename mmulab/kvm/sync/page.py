@@ -55,13 +55,10 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
         return -1
     width = paging.mode.entry_bytes
     first = kvm_get_level1_sp_gpa(vcpu.kvm, sp, width)
-    base, empty = sp.frame * SPTE_ENT_PER_PAGE, vcpu.kvm.fmt.nonpresent
     stat = vcpu.kvm.sync_stat
     stat["syncs"] += 1
     flush = False
-    for index, spte in enumerate(vcpu.kvm.memory.words[base : base + SPTE_ENT_PER_PAGE].tolist()):
-        if spte == empty:
-            continue
+    for index in vcpu.kvm.memory.words_but(sp.frame, vcpu.kvm.fmt.nonpresent):
         gpte = kvm_read_guest_atomic(vcpu, first + index * width, width)
         if gpte is None:
             return -1
