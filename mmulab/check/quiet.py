@@ -91,10 +91,7 @@ class Quiet:
 
     def known(self, choice: int, around: bytes) -> bool:
         """Whether an op is known to do nothing in the state that the machine is in."""
-        words = self._words
-        return any(
-            all(words[at] == value for at, value in read) for read in self._known.get((choice, around), ())
-        )
+        return any(self._holds(read) for read in self._known.get((choice, around), ()))
 
     def begin(self) -> None:
         """Begin with an op."""
@@ -104,14 +101,20 @@ class Quiet:
         """Take note of an op that left everything as it was, if it is known what it depends on."""
         if not all(map(_is_plain, results)):
             return
-        read = tuple({pair for known in self._walks.used.values() for pair in known.words})
-        if any(self._words[at] != value for at, value in read):
-            return  # a walk that no longer was what it had been, and whose words nobody kept
+        read: set[tuple[int, int]] = set()
+        for ways in self._walks.used.values():
+            way = next((way for way in ways if self._holds(way.words)), None)
+            if way is None:
+                return  # a walk that no longer was what it had been, and whose words nobody kept
+            read.update(way.words)
         if len(self._known) >= MOST:
             self._known.clear()
-        ways = self._known[choice, around]
-        if len(ways) < FEW:
-            ways.append(read)
+        known = self._known[choice, around]
+        if len(known) < FEW:
+            known.append(tuple(read))
+
+    def _holds(self, read: Words) -> bool:
+        return all(self._words[at] == value for at, value in read)
 
 
 def _is_plain(result: Result) -> bool:

@@ -25,7 +25,7 @@ from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
 from mmulab.kvm.sregs import invalid_cr4, kvm_valid_efer
 from mmulab.kvm.state import NestedGuest, Request, Vcpu, vcpu_memslots
-from mmulab.kvm.svm.efer import efer_of_l2
+from mmulab.kvm.svm.efer import efer_of_l2, refuse_lma_alone
 from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
@@ -248,8 +248,7 @@ def _refuse(vcpu: Vcpu, nested: SvmNested, fields: dict[str, int]) -> None:
         raise InputError(f"the VMCB injects an event ({fields['event_inj']:#x}), which is not modelled")
     if not fields["cr0"] & X86_CR0_PE:
         raise InputError("the VMCB has CR0.PE=0: an L2 in real mode is not modelled")
-    if fields["efer"] & (EFER_LME | EFER_LMA) == EFER_LMA:
-        raise InputError("the VMCB has EFER.LMA without LME: kernels differ in that, and none is modelled")
+    refuse_lma_alone(fields["efer"])
     npt = vcpu.kvm.config.tdp
     for reason in _INTERCEPTS_NOT_MODELLED + (_INTERCEPTS_NOT_MODELLED_WITH_NPT if npt else ()):
         if nested.intercepted(SVM_EXITS[reason]):
