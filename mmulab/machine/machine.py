@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import lru_cache
 
 from mmulab import events as ev
 from mmulab.errors import InputError
@@ -456,7 +455,6 @@ class Machine:
         )
 
 
-@lru_cache(maxsize=8)
 def _kvm_config(host: HostConfig, kernel: Kernel) -> KvmConfig:
     return KvmConfig(
         vendor=host.vendor,
