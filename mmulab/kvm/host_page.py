@@ -9,7 +9,7 @@ from __future__ import annotations
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.state import Kvm
 from mmulab.memory.host import ALL_ACCESS, READ_ACCESS
-from mmulab.memory.memslots import KVM_MEMSLOT_INVALID, Memslots
+from mmulab.memory.memslots import Memslots
 
 
 def access_host_page(kvm: Kvm, frame: int, *, write: bool = False) -> bool:
@@ -31,8 +31,7 @@ def access_host_page(kvm: Kvm, frame: int, *, write: bool = False) -> bool:
 def readable_frame(kvm: Kvm, slots: Memslots[KvmMemslot], gfn: int) -> int | None:
     """Return the frame behind `gfn`, ready to be read; None: it has no slot, or may not be read."""
     slot = slots.lookup(gfn)
-    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+    if slot is None or slot.invalid:
         return None
-    frame, memory = slot.base_frame + gfn - slot.base_gfn, kvm.memory
-    special = memory.protection or memory.swapped or memory.clean
-    return None if special and not access_host_page(kvm, frame) else frame
+    frame = slot.frame(gfn)
+    return frame if access_host_page(kvm, frame) else None
