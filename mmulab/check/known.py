@@ -62,7 +62,7 @@ def _comes_to(machine: Machine, result: Result, **changes: Any) -> bool:
         return fault_seen(walks, outcome)
     hpa = world.hpa_of(walks.gpa)
     if hpa is None or outcome.kind is not OutcomeKind.OK:
-        return bool(outcome.mmio) and outcome.mmio is not None and outcome.mmio[0].gpa == walks.gpa
+        return bool(outcome.mmio and outcome.mmio[0].gpa == walks.gpa)
     return outcome.hpa in (-1, hpa)
 
 
