@@ -13,8 +13,8 @@ holds to that.
 floor  room                    what lives there
 =====  ======================  ===================================================
 7      :mod:`mmulab.cli`       the command line
-7      :mod:`mmulab.lab`       experiments: cases, designs compared, validity;
-                               notebooks run with checked parameters, exported
+7      :mod:`mmulab.lab`       experiments: cases, designs compared, validity
+7      ``mmulab.report``       notebooks run with checked parameters, exported
                                pages, provenance, results tables
 7      :mod:`mmulab.widgets`   the notebooks' controls and figures
 6      ``mmulab.check``        the architectural oracle, the adversary's TLB,

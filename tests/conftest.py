@@ -60,17 +60,17 @@ def command(tmp_path: Path) -> CommandLine:
 @pytest.fixture(scope="session")
 def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the small notebook that the tests keep for themselves."""
-    from mmulab.lab.report import report
+    from mmulab.report.write import report
 
     return report(
-        [ROOT / "tests/lab/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
+        [ROOT / "tests/report/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
     ).parent
 
 
 @pytest.fixture(scope="session")
 def boot_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the first 20,000 records of the real boot."""
-    from mmulab.lab.report import report
+    from mmulab.report.write import report
 
     out = tmp_path_factory.mktemp("boot") / "out"
     return report([ROOT / "notebooks/real_boot.ipynb"], out, {"limit": 20_000}).parent

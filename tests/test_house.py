@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from mmulab.cli.main import COMMANDS
-from mmulab.lab.parameters import declared
+from mmulab.report.parameters import declared
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"IPython", "bqplot", "ipywidgets", "jupyterlab", "nbconvert", "numba", "pandas", "papermill"}
@@ -156,7 +156,7 @@ def test_notebook_checks_its_parameters(path: Path) -> None:
     checks = [
         node for node in calls if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("check")
     ]
-    assert len(checks) == 1, "the cell after the parameters calls mmulab.lab.parameters.check"
+    assert len(checks) == 1, "the cell after the parameters calls mmulab.report.parameters.check"
     assert {keyword.arg for keyword in checks[0].keywords} == set(declared(path))
 
 

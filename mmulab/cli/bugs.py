@@ -13,7 +13,7 @@ import click
 
 from mmulab.kvm.bug import Affects, Bug, read_release
 from mmulab.kvm.bugs import BUGS, find_bug
-from mmulab.lab.paths import checkout
+from mmulab.paths import checkout
 
 WIDTH = 110
 INDENT = " " * 6

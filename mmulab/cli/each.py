@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from mmulab import pool
 from mmulab.cli import signals
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError
-from mmulab.lab import pool
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from mmulab import paths
 from mmulab.cli.path import PATH
-from mmulab.lab import paths
-from mmulab.lab.notebook import CELL_TIMEOUT
-from mmulab.lab.report import report as write_report
+from mmulab.report.notebook import CELL_TIMEOUT
+from mmulab.report.write import report as write_report
 
 
 @click.command()

@@ -1,1 +1,1 @@
-"""Floor 7: experiments: notebooks run with checked parameters, pages, provenance, results."""
+"""Floor 7: experiments: cases, designs and policies compared, real boots, known bugs, timings."""

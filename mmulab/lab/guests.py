@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from mmulab import paths
 from mmulab.errors import InputError
-from mmulab.lab import paths
 from mmulab.workload.snapshot import Snapshot, load_snapshot
 from mmulab.workload.snapshot_stream import snapshot_stream
 from mmulab.workload.stream import Stream, load_stream

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmulab import pool
 from mmulab.check.hunt import Hunted, Job, Trouble, hunt
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import known_kernel, nearest_recorded
-from mmulab.lab import pool
 from mmulab.scenario.text import write_scenario
 
 ALL = 1 << 30

@@ -9,13 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from mmulab import files
+from mmulab import files, paths
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.conform.recording import SUFFIXES, Recording, parse_recording, read_lines
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernels import recorded_kernel
-from mmulab.lab import paths
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.record.boot import EMULATORS, BootError

@@ -23,7 +23,7 @@ from mmulab.conform.recording import RecordedOp, is_around
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.drift.sides import Side
-from mmulab.lab.results import Table
+from mmulab.report.results import Table
 from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
 

@@ -15,8 +15,8 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.drift.causes import Causes, find_causes
 from mmulab.lab.drift.sides import Side
-from mmulab.lab.results import Table
 from mmulab.lab.side_by_side import SideBySide, model_at
+from mmulab.report.results import Table
 
 __all__ = ["TwoKernels", "two_kernels"]
 

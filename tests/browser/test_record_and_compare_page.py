@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.lab.report import report
+from mmulab.report.write import report
 
 if TYPE_CHECKING:
     from tests.browser.conftest import OfflinePage

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.lab.report import report
 from mmulab.lab.validity.matrix import markers, witnesses
+from mmulab.report.write import report
 from tests.browser.conftest import look
 from tests.browser.lab import PATIENCE, jupyterlab, run_all, wait_until_idle
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab import events as ev
-from mmulab.lab.report import report
+from mmulab.report.write import report
 from mmulab.scenario.record import record
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.lab.report import report
+from mmulab.report.write import report
 from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
 
 if TYPE_CHECKING:

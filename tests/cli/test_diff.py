@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from mmulab import pool
 from mmulab.cli.main import run
 from mmulab.conform.recording import read_lines
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.lab import pool
 from tests.conftest import ROOT, CommandLine
 
 DATA = ROOT / "data/conformance"

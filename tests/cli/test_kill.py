@@ -19,7 +19,7 @@ import nbformat
 import pytest
 
 from mmulab import files
-from mmulab.lab import folder
+from mmulab.report import folder
 from mmulab.trace.file import open_recording
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ PROGRAM = """
 import signal
 from pathlib import Path
 from mmulab.cli import main
-from mmulab.lab import paths
+from mmulab import paths
 
 paths.notebooks = lambda: sorted(Path("notebooks").resolve().glob("*.ipynb"))
 signal.signal(signal.SIGINT, signal.default_int_handler)

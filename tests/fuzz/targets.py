@@ -25,7 +25,7 @@ from mmulab.conform.compare import Level, compare
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.roles.design import DESIGNS
-from mmulab.lab.parameters import declared, resolve
+from mmulab.report.parameters import declared, resolve
 from mmulab.scenario.grammar import FORMS, usage
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run

@@ -7,8 +7,8 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.lab.first_wrong import first_wrong, record_until
-from mmulab.lab.paths import data
 from mmulab.machine import op as ops
+from mmulab.paths import data
 from mmulab.scenario.text import read_scenario
 
 

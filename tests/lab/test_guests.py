@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mmulab import paths
 from mmulab.errors import InputError
-from mmulab.lab import paths
 from mmulab.lab.guests import guests, load_guest, snapshots
 
 

@@ -15,8 +15,8 @@ from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.find import find_design
-from mmulab.lab.page import remote_references
 from mmulab.lab.side_by_side import BOTH, LEFT, MOVED, OTHER, RIGHT, SideBySide, model_at
+from mmulab.report.page import remote_references
 
 NAME = "sh/shared-pt-32"
 SIDES = ("old", "new")

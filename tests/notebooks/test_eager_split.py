@@ -10,8 +10,8 @@ from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.lab.cases.build import VMCB_GPA
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, huge_guest
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import Table, harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import Table, harvest
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode
 from mmulab.scenario.runner import Runner

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.lab.page import export, remote_references
+from mmulab.report.page import export, remote_references
 from tests.notebooks.conftest import Papermill
 
 NAME = "first_fault"

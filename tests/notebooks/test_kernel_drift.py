@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.behaviours import CHANGES
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import Table, harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import Table, harvest
 from tests.notebooks.conftest import Papermill
 
 SMALL = {"works": "sh/dirtylog-32,ept0-host-noad/roots3-pae", "boots": "-"}

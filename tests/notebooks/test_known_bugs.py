@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.bugs import BUGS
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import harvest
 from tests.notebooks.conftest import Papermill
 
 # B17 shows in the first op of this scope, B24 in none of it: nothing there goes out of sync.

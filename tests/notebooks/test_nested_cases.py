@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import harvest
 
 
 def run(root: Path, out: Path, *pairs: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.lab.page import remote_references
-from mmulab.lab.report import report
+from mmulab.report.page import remote_references
+from mmulab.report.write import report
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import load_stream
 from tests.conftest import CommandLine

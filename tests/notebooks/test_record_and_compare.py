@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmulab.lab.kernel_run import find_work, obstacle
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import Table, harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import Table, harvest
 from tests.notebooks.conftest import Executed, Papermill
 
 NAME = "record_and_compare"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.parameters import declared
-from mmulab.lab.results import Table, harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.parameters import declared
+from mmulab.report.results import Table, harvest
 from mmulab.lab.cases.works import find_works
 from tests.notebooks.conftest import Papermill
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import harvest
 from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
 from tests.notebooks.conftest import Papermill
 

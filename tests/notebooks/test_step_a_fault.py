@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import harvest
 from tests.notebooks.conftest import Papermill
 
 NAME = "step_a_fault"

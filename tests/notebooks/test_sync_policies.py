@@ -10,8 +10,8 @@ from mmulab.events import kvm_mmu_pte_write, kvm_mmu_sync_page
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.find import find_sync
 from mmulab.lab.cases.works import find_works
-from mmulab.lab.page import export, remote_references
-from mmulab.lab.results import Table, harvest
+from mmulab.report.page import export, remote_references
+from mmulab.report.results import Table, harvest
 from mmulab.lab.sync.view import record_work
 from tests.notebooks.conftest import Papermill
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from mmulab import paths
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
-from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested
 from mmulab.machine import op as ops
 from mmulab.scenario.record import record, record_steps

@@ -132,7 +132,7 @@ def test_the_file_itself_is_fine(path: Path) -> None:
         {"f": "trace.file:save"},
         {"o": ["kvm.state:Kvm", {}]},
         {"o": ["trace.file:_Reader", {"path": "x"}]},
-        {"r": ["lab.parameters:Parameter", {}]},
+        {"r": ["report.parameters:Parameter", {}]},
         {"r": ["os:system", {}]},
         {"e": ["builtins:eval", "1"]},
         {"c": -1},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets.bitfield import Cell
 from mmulab.widgets.blocks import MARK, Line, Panel, Strip, Table, panels_html, panels_text
 

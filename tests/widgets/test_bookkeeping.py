@@ -8,8 +8,8 @@ import pytest
 
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.oos_state import OosState
-from mmulab.lab.page import remote_references
 from mmulab.lab.sync.picture import stopped
+from mmulab.report.page import remote_references
 from mmulab.widgets.bookkeeping import bookkeeping_picture
 
 NS = "{http://www.w3.org/2000/svg}"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets.bitfield import Lane, lanes
 from mmulab.widgets.collision import collision_picture, fields_that_differ
 from mmulab.widgets.words import role_cells

@@ -10,8 +10,8 @@ import pytest
 
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.lab.page import remote_references
 from mmulab.machine.machine import Machine
+from mmulab.report.page import remote_references
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
 from mmulab.widgets.figures import occupancy, page_tree, sharing, timeline, tree_rows

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets
 import pytest
 
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets.matrix import Column, Matrix, Row, Verdict
 
 COLUMNS = [Column("D0", "pre_fix", "before"), Column("D4", "passthrough"), Column("D8", "cr4_pae")]

@@ -7,12 +7,12 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from mmulab import events as ev
+from mmulab import paths
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
-from mmulab.lab import paths
 from mmulab.lab.cases.build import la57_switch_nested
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.scenario.record import record
 from mmulab.scenario.scenario import Scenario
 from mmulab.widgets.page_graph import PageGraph, page_graph, sharing_graph, splits

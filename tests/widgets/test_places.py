@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import ipywidgets
 import pytest
 
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets.places import Places
 
 ROWS = [("op 3", "0x10"), ("op <7>", "0x11")]

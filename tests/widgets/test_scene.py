@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets import scene
 from mmulab.widgets.scene_svg import COLORS, Axis, Canvas, Svg, coordinate
 

@@ -6,7 +6,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.errors import InputError
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import Grain
 from mmulab.widgets.blocks import panels_html

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.widgets.steps import Step, Steps
 
 

@@ -8,7 +8,7 @@ from mmulab import events as ev
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.build import NPT_ROOT, la57_switch_nested
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Recording
 from mmulab.widgets.session import Session

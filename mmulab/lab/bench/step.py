@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from mmulab import paths
 from mmulab.conform.recording import read_recording
-from mmulab.lab import paths
 from mmulab.lab.bench.measure import Measure
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine

@@ -16,12 +16,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+from mmulab import paths
 from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.sync.counts import sync_counts
-from mmulab.lab import paths
 from mmulab.lab.cases.build import (
     below_level_5,
     la57_switch_nested,

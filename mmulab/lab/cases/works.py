@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import partial
 
+from mmulab import paths
 from mmulab.errors import InputError
-from mmulab.lab import paths
 from mmulab.lab.cases.table import MODE_WORDS, Case, cases
 from mmulab.lab.sync.witnesses import witnesses
 from mmulab.workload.patterns import HOSTS, named_workloads

@@ -19,6 +19,7 @@ from html import escape
 from operator import add
 from typing import Any, NamedTuple
 
+from mmulab import pool
 from mmulab.check.access import WrongAccess
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page
@@ -27,7 +28,6 @@ from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.root_strategy import special
-from mmulab.lab import pool
 from mmulab.lab.cases.run import CaseRun, design_of
 from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of
 from mmulab.lab.designs.collision import Collision, collision

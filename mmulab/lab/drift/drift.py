@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
+from mmulab import pool
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
-from mmulab.lab import pool
 from mmulab.lab.cases.table import Case
 from mmulab.lab.drift.track import Effects, Track, Tracks, first_difference
 

@@ -16,8 +16,8 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES
 from mmulab.lab.costs import MANY_VCPUS, TWO_VCPUS, CostModel, Estimate, estimate
 from mmulab.lab.eager_split.passes import CAUSES, SETUPS, Phase, dirty_log_perf, phase
-from mmulab.lab.results import Table
 from mmulab.machine.machine import Machine
+from mmulab.report.results import Table
 
 __all__ = [
     "Runs",

@@ -8,17 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmulab import paths
 from mmulab.check.finding import Finding, FindingKind
 from mmulab.check.hunt import IN_GUESTS
 from mmulab.check.trial import run_trial
 from mmulab.conform.diff import scenario_run
 from mmulab.kvm.bug import Bug
 from mmulab.kvm.kernel import Kernel
-from mmulab.lab import paths
 from mmulab.lab.first_wrong import record_until
 from mmulab.lab.known_bugs.follow import Followed, switched
-from mmulab.lab.results import Table
 from mmulab.lab.side_by_side import SideBySide
+from mmulab.report.results import Table
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import Result

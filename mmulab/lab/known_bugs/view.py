@@ -17,7 +17,7 @@ from mmulab.kvm.bug import SWITCHES, Bug
 from mmulab.kvm.bugs import BUGS
 from mmulab.lab.known_bugs.follow import Followed, Search, follow
 from mmulab.lab.known_bugs.sequence import SAVED, Replayed, saved_path, saved_table, sequence_of
-from mmulab.lab.results import Table
+from mmulab.report.results import Table
 from mmulab.widgets.figure import Twin, line_chart
 from mmulab.widgets.multiples import multiples
 from mmulab.widgets.places import Places

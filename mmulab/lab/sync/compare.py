@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from mmulab import pool
 from mmulab.check.access import WrongAccess
 from mmulab.check.failure import FAILURES
 from mmulab.errors import DesignError, InputError
@@ -15,7 +16,6 @@ from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.sync.counts import SyncCounts, sync_counts
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.policy import SyncPolicy
-from mmulab.lab import pool
 from mmulab.lab.cases.run import failure_str, run_case
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.sync.judge import judge_recorded

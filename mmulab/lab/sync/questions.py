@@ -14,9 +14,9 @@ from mmulab.kvm.sync.oos_2008 import Oos2008
 from mmulab.kvm.sync.variations import VARIATIONS, Variation
 from mmulab.lab.cases.table import Case
 from mmulab.lab.costs import TWO_VCPUS, CostModel, estimate
-from mmulab.lab.results import Table
 from mmulab.lab.sync.compare import SyncCell, syncs_each
 from mmulab.lab.sync.tables import priced, short
+from mmulab.report.results import Table
 
 __all__ = ["MEASURES", "Answer", "Effect", "answers", "find_variations", "policies_of"]
 

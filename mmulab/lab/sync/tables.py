@@ -11,8 +11,8 @@ from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.lab.cases.table import Case
 from mmulab.lab.costs import CostModel, Estimate, estimate, winners
-from mmulab.lab.results import Table
 from mmulab.lab.sync.compare import SyncCell
+from mmulab.report.results import Table
 from mmulab.widgets.regions import Region, regions_picture
 from mmulab.widgets.scene_svg import Svg
 

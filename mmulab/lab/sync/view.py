@@ -19,11 +19,11 @@ from mmulab.kvm.spte import SPTE_ENT_PER_PAGE
 from mmulab.kvm.sync.policy import SyncPolicy
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.cases.wrong import Ran, Wrong, kernel_of, record_again
-from mmulab.lab.results import Table
 from mmulab.lab.sync.compare import SyncCell, run_policy
 from mmulab.lab.sync.questions import Answer
 from mmulab.lab.sync.tables import short
 from mmulab.lab.sync.witnesses import witnesses
+from mmulab.report.results import Table
 from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Moment, Recording
 from mmulab.trace.sentence import op_sentence

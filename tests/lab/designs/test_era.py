@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab import paths
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.roles.design import DESIGNS
-from mmulab.lab import paths
 from mmulab.lab.cases.table import find_cases, read_case
 from mmulab.lab.designs.era import LATER, in_its_time, modes_needed, modes_of_stream
 from mmulab.scenario.scenario import Scenario

@@ -16,8 +16,8 @@ from mmulab.lab.cases.table import cases
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import Comparison, compare
 from mmulab.lab.designs.matrix import design_matrix, group_of, record_wrong, wrong_steps
-from mmulab.lab.page import remote_references
 from mmulab.machine import op as ops
+from mmulab.report.page import remote_references
 from mmulab.widgets.stepper import Stepper
 
 SWITCH = "la57-switch-npt-4to5-l0-5"

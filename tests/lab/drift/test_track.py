@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmulab import paths
 from mmulab.conform.recording import read_recording
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.roles.derivation import copied
-from mmulab.lab import paths
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.track import Effects, Track, Tracks, first_difference
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from mmulab import paths
 from mmulab.check.finding import FindingKind
 from mmulab.check.hunt import Hunted, Job, Trouble
 from mmulab.errors import InputError
 from mmulab.kvm.bugs import find_bug
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
-from mmulab.lab import first_wrong, paths
+from mmulab.lab import first_wrong
 from mmulab.lab.known_bugs.follow import Followed
 from mmulab.lab.known_bugs.sequence import (
     FOUND,
@@ -24,7 +25,7 @@ from mmulab.lab.known_bugs.sequence import (
     saved_table,
     sequence_of,
 )
-from mmulab.lab.page import remote_references
+from mmulab.report.page import remote_references
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import parse_scenario
 from mmulab.trace.recording import Recording

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mmulab import paths
 from mmulab.kvm.bugs import BUGS
-from mmulab.lab import paths
 from mmulab.lab.known_bugs.follow import Followed, Search
 from mmulab.lab.known_bugs.sequence import FOUND, SAVED, replay
 from mmulab.lab.known_bugs.view import BugPage, catalogue, progress_words, saved_part
-from mmulab.lab.results import TABLE_MIME
+from mmulab.report.results import TABLE_MIME
 from mmulab.scenario.text import parse_scenario
 
 SEARCH = Search("6.1.192", ("paths-32",), 0, 60.0)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from mmulab import paths
 from mmulab.conform.recording import Recording, read_recording
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.sync.unsync_children import UnsyncChildren
 from mmulab.kvm.sync.write_protect import write_protect
-from mmulab.lab import paths
 from mmulab.lab.sync.judge import judge_recorded
 
 PROTECTED = LINUX_6_1.with_(sync=write_protect)

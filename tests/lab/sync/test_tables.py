@@ -10,9 +10,9 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.costs import TWO_VCPUS
-from mmulab.lab.results import Table
 from mmulab.lab.sync import tables
 from mmulab.lab.sync.compare import SyncCell, compare_syncs
+from mmulab.report.results import Table
 
 POLICIES = ("write_protect", "oos_2008", "unsync_children")
 WORK = "workload/fork-exec/64/shadow"

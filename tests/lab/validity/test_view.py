@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.lab.page import remote_references
 from mmulab.lab.validity.matrix import ValidityMatrix, validity_matrix
 from mmulab.lab.validity.view import ValidityView, cell_steps
+from mmulab.report.page import remote_references
 
 
 @pytest.fixture(scope="module")

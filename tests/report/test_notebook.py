@@ -12,7 +12,7 @@ import pytest
 from papermill import PapermillExecutionError
 
 from mmulab.errors import InputError
-from mmulab.lab.notebook import execute
+from mmulab.report.notebook import execute
 
 MakeNotebook = Callable[..., Path]
 
@@ -31,7 +31,7 @@ def test_unknown_parameter_starts_no_kernel(make_notebook: MakeNotebook, tmp_pat
 
 
 def test_input_error_inside_stays_one(make_notebook: MakeNotebook, tmp_path: Path) -> None:
-    cell = "from mmulab.lab.parameters import check, integer\ncheck(globals(), count=integer(high=3))"
+    cell = "from mmulab.report.parameters import check, integer\ncheck(globals(), count=integer(high=3))"
     with pytest.raises(InputError, match=r"^made.ipynb: parameter 'count' is 4; it must be an integer"):
         execute(make_notebook("count: int = 1", cell), tmp_path / "out.ipynb", {"count": 4})
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmulab.lab.results import TABLE_MIME, Table, harvest
+from mmulab.report.results import TABLE_MIME, Table, harvest
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]))
 

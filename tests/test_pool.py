@@ -11,8 +11,8 @@ from contextlib import closing
 
 import pytest
 
+from mmulab import pool
 from mmulab.errors import InputError
-from mmulab.lab import pool
 
 
 def power(number: int) -> tuple[int, int]:
@@ -92,7 +92,7 @@ def test_interrupted_it_gives_what_is_finished_ahead_of_its_turn() -> None:
 ENDLESS = """
 import os
 from pathlib import Path
-from mmulab.lab import pool
+from mmulab import pool
 
 def work(number):
     os.write(1, b"%d\\n" % os.getpid())  # one write: three workers share the pipe

@@ -23,7 +23,7 @@ def checkout() -> Path:
     InputError
         If the package lies elsewhere, without ``notebooks/`` and ``data/``.
     """
-    top = Path(__file__).resolve().parents[2]
+    top = Path(__file__).resolve().parents[1]
     for folder in ("notebooks", "data"):
         if not (top / folder).is_dir():
             mend = "clone the repository and run 'make setup' in it"

@@ -11,7 +11,7 @@ import pytest
 from papermill import inspect_notebook
 
 from mmulab.errors import InputError
-from mmulab.lab.parameters import (
+from mmulab.report.parameters import (
     check,
     choice,
     declared,

@@ -12,10 +12,10 @@ import pytest
 
 import mmulab
 from mmulab.errors import InputError
-from mmulab.lab import provenance
+from mmulab.report import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "tests" / "lab" / "notebooks" / "small.ipynb"
+NOTEBOOK = ROOT / "tests" / "report" / "notebooks" / "small.ipynb"
 OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """SHA-256 of "abc", from FIPS 180-4's examples."""
 
@@ -50,7 +50,7 @@ def test_record_says_how_to_repeat() -> None:
     found = provenance.record(run)
     assert found["repeat"] == "mmulab report --notebook small -p shape 'a b' -p seed 7"
     assert found["notebook"] == {
-        "name": "tests/lab/notebooks/small.ipynb",
+        "name": "tests/report/notebooks/small.ipynb",
         "sha256": provenance.digest(NOTEBOOK),
     }
     assert found["seed"] == 7

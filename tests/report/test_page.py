@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from mmulab.lab.page import WIDGET_MIME, export, remote_references
+from mmulab.report.page import WIDGET_MIME, export, remote_references
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"><rect width="10" height="10"/></svg>'
 VIEW = {"model_id": "abc", "version_major": 2, "version_minor": 0}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.lab import folder
-from mmulab.lab.page import remote_references
-from mmulab.lab.provenance import digest
-from mmulab.lab.report import report
+from mmulab.report import folder
+from mmulab.report.page import remote_references
+from mmulab.report.provenance import digest
+from mmulab.report.write import report
 
 if TYPE_CHECKING:
     from tests.conftest import CommandLine
@@ -90,7 +90,7 @@ def test_command_refuses_folder(command: CommandLine, tmp_path: Path) -> None:
 
 def interrupted_report(monkeypatch: pytest.MonkeyPatch, out: Path, finished: int) -> list[str]:
     """Run a report of three notebooks that is interrupted in the one after `finished`; return its lines."""
-    module = importlib.import_module("mmulab.lab.report")
+    module = importlib.import_module("mmulab.report.write")
     notebooks = [SMALL.with_name(f"{name}.ipynb") for name in ("one", "two", "three")]
     lines: list[str] = []
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from mmulab import files
-from mmulab.lab import folder, page, provenance, results
-from mmulab.lab.notebook import CELL_TIMEOUT, execute
-from mmulab.lab.parameters import resolve
+from mmulab.report import folder, page, provenance, results
+from mmulab.report.notebook import CELL_TIMEOUT, execute
+from mmulab.report.parameters import resolve
 
 __all__ = ["report"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.lab.folder import whole
+from mmulab.report.folder import whole
 
 
 def contents(folder: Path) -> list[str]:
@@ -88,7 +88,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from mmulab.lab import folder
+from mmulab.report import folder
 
 exchange, rename = folder._exchange, Path.rename
 left = int(sys.argv[2])
@@ -168,7 +168,7 @@ def test_full_disk_is_one_line_and_leaves_the_earlier_output(tmp_path: Path) -> 
 import sys
 from pathlib import Path
 from mmulab import files
-from mmulab.lab.folder import whole
+from mmulab.report.folder import whole
 with whole(Path(sys.argv[1])) as building, files.disk_errors_of(Path(sys.argv[1])):
     (building / "a").write_text("x" * 100_000)
 """

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mmulab import paths
 from mmulab.errors import InputError
-from mmulab.lab import paths
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_checkout() -> None:

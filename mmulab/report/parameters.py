@@ -9,7 +9,7 @@ have, and never looks at values. Two checks stand in for that:
   unknown names and wrong values however the notebook was started, plain
   ``papermill`` included::
 
-      from mmulab.lab.parameters import check, choice, integer
+      from mmulab.report.parameters import check, choice, integer
       check(globals(), derivation=choice(DERIVATIONS), seed=integer(low=0))
 """
 

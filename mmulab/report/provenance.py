@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import mmulab
+from mmulab import paths
 from mmulab.errors import InputError
-from mmulab.lab import paths
 
 __all__ = ["INPUTS_MIME", "Inputs", "Run", "commit", "digest", "harvest", "packages", "record", "repeat"]
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from mmulab.errors import InputError
-from mmulab.lab.parameters import resolve
+from mmulab.report.parameters import resolve
 
 __all__ = ["CELL_TIMEOUT", "execute"]
 
@@ -24,7 +24,7 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
     ----------
     path, output : pathlib.Path
     given : mapping of str to object
-        Parameters, as :func:`mmulab.lab.parameters.resolve` takes them.
+        Parameters, as :func:`mmulab.report.parameters.resolve` takes them.
     timeout : int
         Seconds that one cell may take.
 
