@@ -14,7 +14,7 @@ from tests.browser.lab import PATIENCE, jupyterlab, run_all
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-NOTEBOOK = Path(__file__).parents[1] / "lab" / "notebooks" / "small.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "report" / "notebooks" / "small.ipynb"
 
 
 @pytest.fixture
