@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["TABLE_MIME", "Table", "harvest"]
 TABLE_MIME = "application/vnd.mmulab.table+json"
 
 Value = int | float | str | bool | None
+_FEW = 4
+"""Values of a column that the heading of a group counts."""
 _LONGEST = 30
 """Characters of a word that a cell of a page holds."""
 
@@ -38,7 +41,8 @@ class Table:
     caption : str
         One sentence for the reader.
     fold : str
-        A column by whose values the rows are shown folded, a group each; empty for none.
+        A column by whose values the rows are shown folded, a group each; empty for none. A group's
+        heading counts the values of the columns after it, where a column has few.
     """
 
     name: str
@@ -73,10 +77,27 @@ class Table:
         return text.getvalue()
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows)
+        if self.fold:
+            return self._folded()
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return _table(self.columns, self.rows, caption)
+
+    def _folded(self) -> str:
+        """Return the table in groups that open without a script, in the order in which they come up."""
+        at = self.columns.index(self.fold)
+        counted = [
+            number
+            for number in range(at + 1, len(self.columns))
+            if len({row[number] for row in self.rows}) <= _FEW
+        ]
+        parts = [f"<p>{escape(self.caption)}</p>"] if self.caption else []
+        for group in dict.fromkeys(row[at] for row in self.rows):
+            rows = [row for row in self.rows if row[at] == group]
+            words = [f"{_shown(group)}: {len(rows)}"]
+            words += [f"{self.columns[number]}: {_counts(row[number] for row in rows)}" for number in counted]
+            own = _table(*_without(at, self.columns, rows))
+            parts.append(f"<details><summary>{escape('; '.join(words))}</summary>{own}</details>")
+        return f'<div class="folded">{"".join(parts)}</div>'
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in ("name", "columns", "rows", "caption", "fold")}
@@ -90,10 +111,36 @@ def _plain(value: Any) -> Value:
     raise TypeError(f"{value!r} cannot be kept in a results table; give a number, a string or None")
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Value]], caption: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _without(
+    at: int, columns: Sequence[str], rows: Sequence[Sequence[Value]]
+) -> tuple[list[str], list[list[Value]]]:
+    """Return columns and rows without the column `at`."""
+    return [*columns[:at], *columns[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
+
+
+def _counts(values: Iterable[Value]) -> str:
+    """Return how often each value comes, the rarest first: there one looks first."""
+    found = sorted(Counter(map(_shown, values)).items(), key=lambda entry: entry[1])
+    return ", ".join(f"{count} {value}".strip() for value, count in found)
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Value) -> str:
+    return "" if value is None else f"{value:,}" if type(value) is int else str(value)
+
+
 def _cell(value: Value) -> str:
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    shown = "" if value is None else f"{value:,}" if isinstance(value, int) and numeric else str(value)
-    return f'<td style="text-align: {"right" if numeric else "left"}">{_breakable(shown)}</td>'
+    side = "right" if _is_number(value) else "left"
+    return f'<td style="text-align: {side}">{_breakable(_shown(value))}</td>'
 
 
 def _breakable(text: str) -> str:

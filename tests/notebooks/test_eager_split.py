@@ -10,6 +10,7 @@ from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.lab.cases.build import VMCB_GPA
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, huge_guest
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
 from mmulab.machine import op as ops
@@ -97,6 +98,10 @@ def test_two_cells_counted_another_way(papermill: Papermill) -> None:
         assert (row["faults"], row["dirty"]) == l2_by_hand(5, eager=eager)
     assert rows_by(tables["limits"], "lacking")["nothing",]["splits"] == 6
     assert done.last_line == "first-pass faults at 5 % written, on / off: nested 0.051"
+    off, on = (causes[eager,]["faults"] for eager in ("off", "on"))
+    assert result.harvest(done.notebook).sentence == (
+        f"Eager splitting leaves {on} of {off} first-pass faults (nested, 5 % written)"
+    )
 
 
 def test_another_kernel_splits_on_the_fault(papermill: Papermill) -> None:

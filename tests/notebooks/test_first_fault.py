@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.report.page import remote_references
+from mmulab.report import result
 from tests.notebooks.conftest import Papermill, Refusal
 from tests.reported import Reports
 
@@ -17,6 +18,10 @@ NAME = "first_fault"
 def test_default_is_right(reported: Reports) -> None:
     done = reported(NAME)
     assert done.last_line == "wrong accesses: 0"
+    wrong = [row[-1] for row in done.tables["reads"].rows]
+    assert result.harvest(done.notebook).sentence == (
+        f"{sum(wrong[:4])} of 4 reads wrong with quadrants by parity, {sum(wrong[4:])} by copied"
+    )
     html = done.html
     assert remote_references(html) == []
     assert "WRONG" in html, "the page shows the copied quadrant's wrong translation too"

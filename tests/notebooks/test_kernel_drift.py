@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.behaviours import CHANGES
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
 from tests.notebooks.conftest import Papermill, Refusal
@@ -56,6 +57,10 @@ def test_a_small_part_of_the_work(papermill: Papermill) -> None:
     assert rows["sync_keeps_clean_sptes"][:2] == (1, 3)
     assert done.last_line.startswith(f"works: 2, changes: {len(CHANGES)}, shown: ")
     assert done.last_line.endswith("all at once: faults +4")
+    assert result.harvest(done.notebook).sentence == (
+        f"{sum(rows[name][0] > 0 for name in CHANGES)} of {len(CHANGES)} changes from 6.1.192 to 6.12.117 show "
+        f"in 2 works; page faults all at once: {rows['all at once'][1]:+,}"
+    )
     page = export(done.notebook, "kernel_drift")
     assert "6.12.117-pdpte_violation_is_no_guest_page" in page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.bugs import BUGS
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from tests.notebooks.conftest import Papermill, Refusal
 from tests.reported import Reports
@@ -16,6 +17,9 @@ def test_found_stepped_and_not_found(reported: Reports) -> None:
     assert [row[0] for row in tables["catalogue"].rows] == list(BUGS)
     assert all(row[-1] for row in tables["sequences"].rows), "a saved sequence shows its bug"
     assert done.last_line == "switches: found 1 of 2"
+    assert result.harvest(done.notebook).sentence.startswith(
+        f"1 of 2 switches found by a new search, {len(tables['sequences'].rows)} of "
+    )
     said = done.notebook.cells[-1].outputs[0]["text"].splitlines()[0]
     assert said.startswith("B17: found in paths-32 after")
     page = done.html

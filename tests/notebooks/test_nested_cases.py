@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import harvest
 from tests.notebooks.conftest import Papermill, Refusal
@@ -14,10 +15,11 @@ def test_a_few_rows_and_another_case(papermill: Papermill) -> None:
     assert done.returncode == 0, done.stderr
     notebook = done.notebook
     tables = {table.name: table for table in harvest(notebook)}
+    # What was otherwise before the fix stands first.
     assert [row[0] for row in tables["cases"].rows] == [
-        f"npt-{l1}-l2-pae-l0-5" for l1 in ("32", "pae", "64", "57")
+        f"npt-{l1}-l2-pae-l0-5" for l1 in ("64", "32", "pae", "57")
     ]
-    assert [row[-1] for row in tables["cases"].rows] == ["same", "same", "other events", "same"]
+    assert [row[-1] for row in tables["cases"].rows] == ["other events", "same", "same", "same"]
     ways = {row[0]: row[1] for row in tables["pages"].rows}
     assert ways["npt-32-l2-pae-l0-5"] == "pml5 pml4 pae 2q1 1q0"
     assert ways["npt-64-l2-pae-l0-5"] == "5p 4 3 2 1"
@@ -28,6 +30,8 @@ def test_a_few_rows_and_another_case(papermill: Papermill) -> None:
     assert remote_references(page) == []
     assert "FOUND" in page
     assert notebook.cells[-1].outputs[0]["text"].splitlines()[0] == "cases: 4, correct: 4"
+    assert result.harvest(notebook).sentence == "4 of 4 cases correct; before the fix 0 of them wrong"
+    assert "<summary>shadow of L1's NPT: 4; verdict: 4 correct; before the fix: 1 other events, 3 same</summary>" in page
 
 
 @pytest.mark.parametrize(

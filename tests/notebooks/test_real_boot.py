@@ -38,6 +38,7 @@ def test_counts_are_those_of_the_replay(boot_report: Path, root: Path) -> None:
     assert {name: counts.get(name, 0) for name in result.stats} == result.stats
     last = f"replay: accesses {result.agree}/{result.accesses} agree, faults {sum(result.faults.values())}"
     assert last in page(boot_report)
+    assert f'<p class="result">0 of {result.accesses:,} accesses wrong</p>' in page(boot_report)
 
 
 def test_every_quadrant_is_there(boot_report: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.lab.kernel_run import find_work, obstacle
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
 from tests.notebooks.conftest import Executed, Papermill, Refusal
@@ -29,6 +30,8 @@ def test_defaults_from_recordings(reported: Reports) -> None:
     assert list(found) == ["ops", "other_ops", "kinds", "changes"]
     assert all(row[-1] for row in found["ops"].rows)
     assert [row[0] for row in found["other_ops"].rows if not row[-1]] == DIFFER
+    sentence = result.harvest(done.notebook).sentence
+    assert sentence.startswith(f"Linux 6.1.192 and the model: All {len(found['ops'].rows)} ops agree")
     assert {row[1] for row in found["changes"].rows} >= {"e6722d9211b2", "9fd4a4e3a3d9"}
     page = done.html
     assert remote_references(page) == []

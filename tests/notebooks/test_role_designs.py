@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.parameters import declared
 from mmulab.report.results import Table, harvest
@@ -48,6 +49,9 @@ def test_defaults(papermill: Papermill, root: Path) -> None:
 def test_few_cases_and_a_design_of_ones_own(reported: Reports) -> None:
     found = reported(NAME).tables
     assert found["matrix"].columns == ("kind", "cases", "M", "D5", "D8", "D4")
+    sentence = result.harvest(reported(NAME).notebook).sentence
+    assert "D8 wrong in " in sentence
+    assert sentence.endswith(f" of {sum(row[1] for row in found['matrix'].rows)} cases")
     blamed = [tuple(row[:3]) for row in found["wrong"].rows if not row[-1]]
     assert blamed == [(name, "M, D8†", 8) for name in SWITCHES]
     costs = {row[0]: dict(zip(found["costs"].columns, row, strict=True)) for row in found["costs"].rows}

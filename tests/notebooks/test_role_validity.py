@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import harvest
 from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
@@ -29,6 +30,10 @@ def test_its_tables_are_those_of_the_matrix(reported: Reports) -> None:
     assert "never wrong: cpuid_stale" in page
     guests = sum(verdict == "guest" for row in matrix.rows() for verdict in row)
     assert done.last_line == f"cells: {len(markers()) * len(witnesses())}, wrong for the guest: {guests}"
+    right = sum(value == "right" for row in tables["validity"].rows for value in row)
+    assert result.harvest(done.notebook).sentence == (
+        f"{guests} of {len(markers()) * len(witnesses())} cells wrong for the guest, {right} right"
+    )
 
 
 def test_a_few_cells_and_another_one_closely(papermill: Papermill) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.report import result
 from mmulab.report.page import remote_references
 from mmulab.report.results import harvest
 from tests.notebooks.conftest import Papermill, Refusal
@@ -19,6 +20,13 @@ def test_tour_runs(reported: Reports) -> None:
     done = reported(NAME)
     assert done.last_line.startswith("4-level paging, seed 2: 11 ops, ")
     assert done.last_line.endswith("1 pages out of sync")
+    faults = sum(row[3] for row in done.tables["ops"].rows)
+    shown = result.harvest(done.notebook)
+    assert shown
+    assert shown.sentence == (
+        f"{len(done.tables['ops'].rows)} ops, {faults} page faults, 1 pages out of sync (4-level paging)"
+    )
+    assert shown.picture
     html = done.html
     assert remote_references(html) == []
     assert "class='live-only'" not in html, "everything interactive has a still picture"

@@ -10,6 +10,7 @@ from mmulab.events import kvm_mmu_pte_write, kvm_mmu_sync_page
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.find import find_sync
 from mmulab.lab.cases.works import find_works
+from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
 from mmulab.lab.sync.view import record_work
@@ -94,6 +95,11 @@ def test_two_cells_counted_another_way(reported: Reports) -> None:
     assert counts["text-patching/64", "oos_2008"]["entries compared"] > 0
     assert {row[-1] for row in found["question_on_change"].rows} == {"mends"}
     assert done.last_line.endswith("wrong on 0 of 2")
+    emulated = {name: sum(row["emulated writes"] for (_, p), row in counts.items() if p == name) for name in POLICIES}
+    most, least = max(emulated.values()), min(emulated.values())
+    assert result.harvest(done.notebook).sentence == (
+        f"0 of {len(counts)} runs wrong; emulated writes: {most:,} (write_protect) to {least:,} (unsync_children)"
+    )
     said = "".join(str(cell.outputs) for cell in done.notebook.cells if cell.cell_type == "code")
     assert "it mends sync/global-lost-pae, sync/global-lost-64" in said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import nbformat
 import numpy as np
@@ -50,6 +51,36 @@ def test_html_escapes_and_groups() -> None:
     assert "<a>" not in html
     assert "&lt;b&gt;" in html
     assert "1,234,567" in html
+
+
+def test_folds_by_a_column_and_counts_those_after_it() -> None:
+    rows = [
+        ["a", "odd", "wrong", 1],
+        ["b", "<even>", "right", 2],
+        ["c", "odd", "right", 1234],
+        ["d", "odd", "right", 9],
+        ["e", "odd", "right", 3],
+    ]
+    table = Table("t", ["name", "kind", "verdict", "n"], rows, "Words.", fold="kind")
+    html = table._repr_html_()
+    assert re.findall("<summary>(.*?)</summary>", html) == [
+        "odd: 4; verdict: 1 wrong, 3 right",
+        "&lt;even&gt;: 1; verdict: 1 right",
+    ]
+    assert html.count("<tr>") == 2 + 5
+    assert html.count("<details>") == html.count("<table>") == 2
+    assert "<p>Words.</p>" in html
+    assert "<th scope=\"col\">kind</th>" not in html
+    assert "1,234" in html
+    assert table.csv().splitlines()[0] == "name,kind,verdict,n"
+    assert harvest(notebook_with(table)) == [table]
+
+
+def test_columns_differ_and_fold_names_one() -> None:
+    with pytest.raises(ValueError, match="two columns are called 'a'"):
+        Table("t", ["a", "a"], [])
+    with pytest.raises(ValueError, match="folds by 'b', which is none of its columns"):
+        Table("t", ["a"], [], fold="b")
 
 
 def notebook_with(*tables: Table) -> nbformat.NotebookNode:
