@@ -19,6 +19,7 @@ from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
+from mmulab.check.host_state import l1_cannot_run
 from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
 from mmulab.check.reached import Operand, arrived, marked
 from mmulab.check.remembered import Forgotten, TableHistory
@@ -280,7 +281,7 @@ class Oracle:
         """Whether nobody says what an access does: mostly one that reached no memory.
 
         Its tables, its stub or L1's control block may be what the VMM took from itself, or lie
-        where no memory is, or an SMI came before it.
+        where no memory is, or an SMI came before it; or L1, which it was told to, cannot run.
         """
         if walks is not None and self._is_beyond(walks):
             return True
@@ -289,6 +290,7 @@ class Oracle:
         vcpu = self._machine.kvm.vcpus[result.op.vcpu]
         lost = self._is_protected() or (walks is not None and walks.hole)
         lost |= isinstance(vcpu.nested, SvmNested) and by.world.hpa_of(vcpu.nested.vmcb12_gpa) is None
+        lost |= by.world.nested_guest and not vcpu.guest_mode and l1_cannot_run(self._machine, vcpu)
         return lost or vcpu.smm != by.world.address_space
 
     def _is_beyond(self, walks: TwoWalks) -> bool:
