@@ -60,7 +60,7 @@ def command(tmp_path: Path) -> CommandLine:
 @pytest.fixture(scope="session")
 def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the small notebook that the tests keep for themselves."""
-    from mmulab.report.write import report
+    from tests.reports import report
 
     return report(
         [ROOT / "tests/report/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
@@ -70,7 +70,7 @@ def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def boot_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report on the first 20,000 records of the real boot."""
-    from mmulab.report.write import report
+    from tests.reports import report
 
     out = tmp_path_factory.mktemp("boot") / "out"
     return report([ROOT / "notebooks/real_boot.ipynb"], out, {"limit": 20_000}).parent

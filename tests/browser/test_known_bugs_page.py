@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
 from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
+from tests.reports import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

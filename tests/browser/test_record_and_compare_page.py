@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
+from tests.reports import report
 
 if TYPE_CHECKING:
     from tests.browser.conftest import OfflinePage

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab.lab.validity.matrix import markers, witnesses
-from mmulab.report.write import report
 from tests.browser.conftest import look
 from tests.browser.lab import PATIENCE, jupyterlab, run_all, wait_until_idle
+from tests.reports import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab import events as ev
-from mmulab.report.write import report
 from mmulab.scenario.record import record
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look
@@ -20,6 +19,7 @@ from mmulab.widgets.session import Session
 from mmulab.widgets.story import telling_moment
 from mmulab.workload.tour import tour
 from tests.browser.lab import PATIENCE, jupyterlab, run_all
+from tests.reports import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
