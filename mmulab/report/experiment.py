@@ -280,7 +280,8 @@ class _Part:
     def _value(self, name: str, value: object, *place: str | int) -> Any:
         if name not in self._known:
             has = ", ".join(self._known) or "none"
-            raise self.error(place, f"unknown parameter '{quoted(name)}'; {self._target.name} has {has}")
+            where = place[: place.index(name) + 1]
+            raise self.error(where, f"unknown parameter '{quoted(name)}'; {self._target.name} has {has}")
         with self._said_at(*place):
             return self._known[name].accept(value)
 
