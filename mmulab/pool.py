@@ -20,21 +20,37 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from mmulab.errors import InputError
 
-__all__ = ["each"]
+__all__ = ["Jobs", "Workers", "each", "width"]
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+class Workers(Protocol):
+    """Others than this machine's processes who do works; :class:`mmulab.cluster.Cluster` is one."""
+
+    def each(
+        self, function: Callable[[Work], Result], works: Sequence[Work]
+    ) -> Generator[Result, None, None]:
+        """Yield the results as :func:`each` does."""
+
+    def width(self) -> int:
+        """Return how many works they do at a time."""
+
+
+Jobs: TypeAlias = int | Workers
+"""Who does the works: so many processes of this machine, or others."""
 
 _End: TypeAlias = "Connection[Any, Any]"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def each(
-    function: Callable[[Work], Result], works: Sequence[Work], jobs: int
+    function: Callable[[Work], Result], works: Sequence[Work], jobs: Jobs
 ) -> Generator[Result, None, None]:
     """Yield the results of `function` on each piece of work, in order and as soon as they are there.
 
@@ -49,14 +65,17 @@ def each(
     works : sequence
         A worker that is forked, as on Linux, has function and works as they are; one that is
         started anew gets them pickled. Results come back pickled.
-    jobs : int
-        Processes; with one, all is done in this process.
+    jobs : int or Workers
+        Processes; with one, all is done in this process. Or who else does the works.
 
     Raises
     ------
     InputError
         A worker was killed; most often by the kernel, for want of memory.
     """
+    if not isinstance(jobs, int):
+        yield from jobs.each(function, works)
+        return
     jobs = min(jobs, len(works))
     if jobs <= 1:
         yield from map(function, works)
@@ -72,6 +91,11 @@ def each(
         for connection, process in workers.items():
             connection.close()
             process.join()
+
+
+def width(jobs: Jobs) -> int:
+    """Return how many works are done at a time."""
+    return jobs if isinstance(jobs, int) else jobs.width()
 
 
 def _start(function: Callable[[Any], Any], works: Sequence[Any], workers: dict[_End, BaseProcess]) -> None:

@@ -69,7 +69,7 @@ def test_odd_and_long_values_end_in_a_digest(write: Write) -> None:
     text = f"grid: {{base: [1], label: ['a/b', 'a b', '../..', '{'x' * 200}']}}\n"
     ids = [run.id for run in read_experiment(write(POWERS + text)).runs]
     assert len(set(ids)) == 4
-    assert [name[:-8] for name in ids[:3]] == ["base=1,label=a-b-", "base=1,label=a-b-", "base=1,label=..-..-"]
+    assert [name[:-8] for name in ids[:3]] == [f"base=1,label={word}-" for word in ("a-b", "a-b", "..-..")]
     assert all(len(name) <= 80 and set(name) <= set("=,.-_+") | set(map(chr, range(48, 123))) for name in ids)
 
 
@@ -86,7 +86,7 @@ def test_inputs_by_digest(write: Write, tmp_path: Path) -> None:
     (run,) = read_experiment(write(text)).runs
     assert run.inputs == {str((tmp_path / "in.txt").resolve()): digest}
     (tmp_path / "in.txt").write_bytes(b"abd")
-    with pytest.raises(InputError, match=r"t.yaml: line 4: inputs.0.sha256: its SHA-256 is [0-9a-f]{64}; it is"):
+    with pytest.raises(InputError, match=r"t.yaml: line 4: inputs.0.sha256: its SHA-256 is [0-9a-f]{64}"):
         read_experiment(tmp_path / "t.yaml")
 
 
@@ -106,7 +106,7 @@ def test_a_report_is_a_run_a_notebook() -> None:
 REFUSED = {
     "name: t\n": "line 1: exactly one key of 'notebook' or 'function' must be there",
     POWERS + "gird: {base: [1]}\n": "line 3: gird: unknown key; the keys are name, title, notebook",
-    POWERS + "grid: {bass: [1]}\n": "line 3: grid.bass: unknown parameter 'bass'; tests.report.functions:powers",
+    POWERS + "grid: {bass: [1]}\n": "line 3: grid.bass: unknown parameter 'bass'; .*:powers has base",
     POWERS + "grid: {base: 1}\n": "line 3: grid.base: 1 is not a list of at least one value",
     POWERS + "grid: {base: []}\n": r"line 3: grid.base: \[\] is not a list of at least one value",
     POWERS + "grid:\n  base: [1,\n    two]\n": "line 5: grid.base.1: parameter 'base': 'two' is no int",
@@ -116,22 +116,22 @@ REFUSED = {
     POWERS + "parameters: {base: 1}\nseeds: 0\n": "line 4: seeds: 0 is not a count of at least 1, or a list",
     POWERS + "seeds: 2\ngrid: {seed: [1]}\n": "line 3: seeds: the grid sets 'seed' too",
     POWERS + "name: u\n": "line 3: the key 'name' stands here twice",
-    POWERS + "parameters: {base: 1, label: 2026-01-01}\n": "line 3: parameters.label: '2026-01-01' is no string",
+    POWERS + "parameters: {base: 1, label: 2026-01-01}\n": "line 3: parameters.label: '2026-01-01' is no",
     POWERS + "parameters: {base: 1, on: 2}\n": "line 3: parameters: the key 'on' is no string; quote it",
     POWERS + "parameters: {base: .nan}\n": "line 3: parameters.base: '.nan' is no string, number or bool",
     POWERS + "grid: {base: [1, 2\n": "line 4: no YAML",
     POWERS + "title: &a [*a]\n": "line 3: an alias to what it is part of",
-    POWERS + "inputs: [{path: none, sha256: " + "a" * 64 + "}]\n": "line 3: inputs.0.path: 'none': no such file",
+    POWERS + "inputs: [{path: none, sha256: " + "a" * 64 + "}]\n": "line 3: inputs.0.path: 'none': no such",
     POWERS + "inputs: [{path: t.yaml, sha256: 12}]\n": "line 3: inputs.0.sha256: 12 is not 64 hex digits",
     "name: t\nfunction: tests.report.functions:none\n": "line 2: function: function .* cannot be imported",
     "name: t\nfunction: tests.none:none\n": "line 2: function: function .* cannot be imported",
-    "name: t\nfunction: tests.report.functions:odd\n": "line 2: .*parameter 'values' is none of an experiment",
+    "name: t\nfunction: tests.report.functions:odd\n": "line 2: .*parameter 'values' is none of an",
     "name: t\nfunction: tests.report.functions:untyped\n": "line 2: .*parameter 'value' is none of an exper",
     "name: t\nnotebook: none\n": "line 2: notebook: notebook 'none': unknown; the project has",
     "name: t\nnotebook: ./none.ipynb\n": "line 2: notebook: './none.ipynb': no such file",
     "name: ../t\nnotebook: first_fault\n": r"line 1: name: '../t' is not a name of at most 60",
     "name: t\nparts: [{name: a, notebook: first_fault}, {name: a, notebook: first_fault}]\n": "two parts 'a'",
-    "name: t\nnotebook: first_fault\nparts: [{name: a, notebook: first_fault}]\n": "line 2: notebook: unknown key",
+    "name: t\nnotebook: first_fault\nparts: [{name: a, notebook: first_fault}]\n": "notebook: unknown",
     "": "empty; write an experiment",
     "- a\n": "is not a mapping",
 }

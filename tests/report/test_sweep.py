@@ -151,7 +151,8 @@ def test_a_changed_notebook_is_run_again(make_notebook: Callable[..., Path], tmp
 
 def test_failed_runs_stop_no_other_and_are_run_again(tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
-    path.write_text("name: t\nfunction: tests.report.functions:troubled\ngrid: {how: [raises, exits, well]}\n")
+    function = "tests.report.functions:troubled"
+    path.write_text(f"name: t\nfunction: {function}\ngrid: {{how: [raises, exits, well]}}\n")
     for _ in range(2):
         ended: list[Ended] = []
         sweep(read_experiment(path), tmp_path / "out", each=TWO, ended=ended.append)

@@ -21,8 +21,8 @@ CHANGED = {
     "results.parquet": (lambda data: data[:-1] + b"x", "base=1: results.parquet differs in its types"),
     "manifest.json": (
         lambda data: data.replace(b'"exponent": 2', b'"exponent": 3'),
-        "base=1: manifest.json: parameters: {'base': 1, 'exponent': 3, 'label': 'x', 'seed': 0, 'log': ''} then, "
-        "{'base': 1, 'exponent': 2, 'label': 'x', 'seed': 0, 'log': ''} now",
+        "base=1: manifest.json: parameters: {'base': 1, 'exponent': 3, 'label': 'x', 'seed': 0, 'log': ''} "
+        "then, {'base': 1, 'exponent': 2, 'label': 'x', 'seed': 0, 'log': ''} now",
     ),
     "status.json": (
         lambda data: data.replace(

@@ -1,0 +1,90 @@
+"""A scheduler and workers of dask.distributed as processes on loopback, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed import Client, Scheduler
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTED = 60
+"""Seconds in which all must have come up; a test that waits longer fails."""
+
+
+class Loopback:
+    """A scheduler, its address, and its workers' processes.
+
+    Parameters
+    ----------
+    folder : Path
+        What the workers keep lies there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.workers: list[subprocess.Popen[str]] = []
+        self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        self.address = self._said(self.scheduler, "Scheduler at:")
+
+    def _start(self, program: str, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *options]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+    def _said(self, process: subprocess.Popen[str], words: str) -> str:
+        """Return what a process says behind some words; what it says later is read and dropped."""
+        assert process.stderr is not None
+        for line in process.stderr:
+            if words in line:
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                return line.rpartition(words)[2].strip()
+        raise AssertionError(f"{process.args} ended before it said {words!r}")
+
+    def add(self, count: int) -> None:
+        """Start workers of one thread without a nanny, and wait until the scheduler has them."""
+        options = ("--host", "127.0.0.1", "--nthreads", "1", "--no-nanny")
+        place = ("--local-directory", str(self.folder))
+        new = [self._start("dask_worker", self.address, *options, *place) for _ in range(count)]
+        self.workers += new
+        for process in new:
+            self._said(process, "Registered to:")
+
+    def client(self) -> Client:
+        """Return a client of the test's own."""
+        return Client(self.address, timeout=STARTED, set_as_default=False)
+
+    def forgets(self) -> bool:
+        """Whether the scheduler comes to know no task any more; some are on their way out when asked."""
+
+        async def empty(dask_scheduler: Scheduler) -> bool:
+            for _ in range(STARTED * 100):
+                if not dask_scheduler.tasks:
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+
+        with self.client() as client:
+            return bool(client.run_on_scheduler(empty))
+
+    def end(self) -> None:
+        """End all that is left."""
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def loopback(folder: Path, workers: int) -> Iterator[Loopback]:
+    """Run a scheduler with workers."""
+    cluster = Loopback(folder)
+    try:
+        cluster.add(workers)
+        yield cluster
+    finally:
+        cluster.end()
