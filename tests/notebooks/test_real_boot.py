@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.report.page import remote_references
-from tests.reports import report
+from tests.reported import report
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import load_stream
 from tests.conftest import CommandLine
