@@ -10,8 +10,11 @@ finds what would have needed one.
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -55,11 +58,30 @@ def export(notebook: Any, title: str) -> str:
     return str(html)
 
 
-def shell(title: str, body: str) -> str:
-    """Return a page of the same look around `body`, which is HTML."""
+def shell(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """Return a page of the same look around `body`, which is HTML.
+
+    Parameters
+    ----------
+    title : str
+        Plain text.
+    body : str
+    style : str
+        More of a style sheet.
+    script : str
+        The only one that the page lets run, at its end.
+    """
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if script:
+        sha256 = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{sha256}'"
+        body += f"\n<script>{script}</script>"
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>\n{_style()}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_style()}{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
