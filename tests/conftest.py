@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.reported import Reports
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run; no deadline, because a busy machine is no bug.
@@ -58,19 +60,19 @@ def command(tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture(scope="session")
-def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on the small notebook that the tests keep for themselves."""
-    from mmulab.report.write import report
-
-    return report(
-        [ROOT / "tests/report/notebooks/small.ipynb"], tmp_path_factory.mktemp("run") / "out", {}
-    ).parent
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """The reports on small parameters that all tests share, in whichever process they run."""
+    own = tmp_path_factory.getbasetemp()
+    return Reports((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "reported")
 
 
 @pytest.fixture(scope="session")
-def boot_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on the first 20,000 records of the real boot."""
-    from mmulab.report.write import report
+def small_report(reported: Reports) -> Path:
+    """The folder of a report on the small notebook that the tests keep for themselves."""
+    return reported("small").index.parent
 
-    out = tmp_path_factory.mktemp("boot") / "out"
-    return report([ROOT / "notebooks/real_boot.ipynb"], out, {"limit": 20_000}).parent
+
+@pytest.fixture(scope="session")
+def boot_report(reported: Reports) -> Path:
+    """The folder of a report on the first 20,000 records of the real boot."""
+    return reported("real_boot").index.parent

@@ -37,17 +37,25 @@ class Table:
         One value a column; ints, floats, strings, bools, None, or numpy scalars of those.
     caption : str
         One sentence for the reader.
+    fold : str
+        A column by whose values the rows are shown folded, a group each; empty for none.
     """
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    fold: str = ""
 
     def __post_init__(self) -> None:
         """Turn values into plain Python ones and check the shape."""
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"'{self.name}' is no name for a table's file")
+        for number, column in enumerate(self.columns):
+            if column in self.columns[:number]:
+                raise ValueError(f"table {self.name}: two columns are called '{column}'")
+        if self.fold and self.fold not in self.columns:
+            raise ValueError(f"table {self.name}: it folds by '{self.fold}', which is none of its columns")
         rows = tuple(tuple(_plain(value) for value in row) for row in self.rows)
         width = len(self.columns)
         for number, row in enumerate(rows):
@@ -71,7 +79,7 @@ class Table:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        record = {"name": self.name, "columns": self.columns, "rows": self.rows, "caption": self.caption}
+        record = {name: getattr(self, name) for name in ("name", "columns", "rows", "caption", "fold")}
         return {TABLE_MIME: record, "text/html": self._repr_html_(), "text/plain": self.csv()}
 
 

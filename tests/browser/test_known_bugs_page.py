@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
 from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 OpenPage = Callable[..., "OfflinePage"]
 NAME = "known_bugs"
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / f"{NAME}.ipynb"
-GIVEN = {
-    "bug": "B17",
-    "places": "paths-32",
-    "sequence": "found",
-    "switches": "B17,B28",
-    "switch_places": "paths-32",
-    "switch_budget": 10.0,
-}
 CELLS = (
     """
 from mmulab.lab.known_bugs.follow import Search
@@ -42,10 +33,9 @@ page.chooser
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(reported: Reports) -> Path:
     """The exported page of a short search."""
-    folder = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", GIVEN).parent
-    return folder / NAME / f"{NAME}.html"
+    return reported(NAME).page
 
 
 @pytest.mark.parametrize("scripts", [True, False])

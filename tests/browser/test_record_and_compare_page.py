@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from tests.browser.conftest import OfflinePage
 
 OpenPage = Callable[..., "OfflinePage"]
 NAME = "record_and_compare"
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / f"{NAME}.ipynb"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(reported: Reports) -> Path:
     """The exported page."""
-    folder = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", {"record": "never"}).parent
-    return folder / NAME / f"{NAME}.html"
+    return reported(NAME).page
 
 
 def test_it_is_on_the_index(offline_page: OpenPage, exported: Path) -> None:

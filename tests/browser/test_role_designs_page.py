@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
 from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tests.browser.conftest import OfflinePage
 
 OpenPage = Callable[..., "OfflinePage"]
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "role_designs.ipynb"
 CASE = "la57-switch-npt-4to5-l0-5"
 CELLS = (
     """
@@ -32,11 +31,9 @@ design_matrix(compare(["D0", "D4"], find_works(["la57-switch-npt-*"])))
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(reported: Reports) -> Path:
     """The page of a report with few cases."""
-    given = {"designs": "D0,D4,D8", "cases": "la57-switch-*,nonpt-shadow-32-l2-np-l0-4"}
-    out = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", given).parent
-    return out / "role_designs" / "role_designs.html"
+    return reported("role_designs").page
 
 
 @pytest.mark.parametrize("scripts", [True, False])
@@ -57,12 +54,12 @@ def test_wrong_cell_leads_to_its_steps(offline_page: OpenPage, exported: Path) -
     assert views.filter(visible=True).count() == 0
     row = matrix.locator("tr", has=page.get_by_role("rowheader", name=CASE, exact=True))
     cells = row.locator("td")
-    assert [text.strip("†") for text in cells.all_inner_texts()] == ["✗ op 8", "✓", "✗ op 8"]
+    assert [text.strip("†") for text in cells.all_inner_texts()] == ["✗ op 8", "✓", "✗ op 8", "✓"]
     cells.nth(0).get_by_role("link").click()
     view = views.filter(visible=True)
     assert view.count() == 1
     text = view.inner_text()
-    assert f"{CASE} under D0" in text
+    assert f"{CASE} under M" in text
     assert "expected gpa 0x300000; reached gpa 0x100000" in text
     assert "op 7: the page is found, though it is not the one wanted" in text
     view.locator("label", has_text="Next").filter(visible=True).click()

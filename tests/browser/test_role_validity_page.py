@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab.lab.validity.matrix import markers, witnesses
-from mmulab.report.write import report
 from tests.browser.conftest import look
 from tests.browser.lab import PATIENCE, jupyterlab, run_all, wait_until_idle
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -23,10 +23,9 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "role_validity.ipynb"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(reported: Reports) -> Path:
     """The exported page."""
-    folder = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", {}).parent
-    return folder / "role_validity" / "role_validity.html"
+    return reported("role_validity").page
 
 
 @pytest.mark.parametrize("scripts", [True, False])

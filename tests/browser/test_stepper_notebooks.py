@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab import events as ev
-from mmulab.report.write import report
 from mmulab.scenario.record import record
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look
@@ -20,6 +19,7 @@ from mmulab.widgets.session import Session
 from mmulab.widgets.story import telling_moment
 from mmulab.workload.tour import tour
 from tests.browser.lab import PATIENCE, jupyterlab, run_all
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -30,17 +30,12 @@ OpenPage = Callable[..., "OfflinePage"]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a report on both notebooks."""
-    paths = [NOTEBOOKS / "first_fault.ipynb", NOTEBOOKS / "step_a_fault.ipynb"]
-    return report(paths, tmp_path_factory.mktemp("run") / "out", {}).parent
-
-
 @pytest.mark.parametrize("name", ["first_fault", "step_a_fault"])
 @pytest.mark.parametrize("scripts", [True, False])
-def test_every_picture_is_visible(offline_page: OpenPage, exported: Path, name: str, scripts: bool) -> None:
-    opened = offline_page(exported / name / f"{name}.html", scripts=scripts)
+def test_every_picture_is_visible(
+    offline_page: OpenPage, reported: Reports, name: str, scripts: bool
+) -> None:
+    opened = offline_page(reported(name).page, scripts=scripts)
     seen = opened.pictures("main .figure svg")
     assert len(seen) >= 4
     assert [picture.title for picture in seen if not picture.visible] == []
@@ -48,8 +43,8 @@ def test_every_picture_is_visible(offline_page: OpenPage, exported: Path, name: 
 
 
 @pytest.mark.parametrize("name", ["first_fault", "step_a_fault"])
-def test_steps_need_no_script(offline_page: OpenPage, exported: Path, name: str) -> None:
-    page = offline_page(exported / name / f"{name}.html", scripts=False).page
+def test_steps_need_no_script(offline_page: OpenPage, reported: Reports, name: str) -> None:
+    page = offline_page(reported(name).page, scripts=False).page
     steps = page.locator(".steps > section").filter(visible=True)
     count = page.locator(".steps > section").count()
     seen = [steps.first.inner_text()]
@@ -62,8 +57,8 @@ def test_steps_need_no_script(offline_page: OpenPage, exported: Path, name: str)
     assert steps.first.inner_text() == seen[-2]
 
 
-def test_first_fault_shows_quadrants(offline_page: OpenPage, exported: Path) -> None:
-    page = offline_page(exported / "first_fault" / "first_fault.html", scripts=False).page
+def test_first_fault_shows_quadrants(offline_page: OpenPage, reported: Reports) -> None:
+    page = offline_page(reported("first_fault").page, scripts=False).page
     text = page.locator(".steps").evaluate("node => node.textContent")
     assert [f"l2 4-byte q{quadrant}" in text for quadrant in range(4)] == [True] * 4
     assert "l1 4-byte q0" in text

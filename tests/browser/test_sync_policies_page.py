@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmulab.report.write import report
 from tests.browser.lab import PATIENCE, jupyterlab, notebook_of, run_all
+from tests.reported import Reports
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from tests.browser.conftest import OfflinePage
 
 OpenPage = Callable[..., "OfflinePage"]
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "sync_policies.ipynb"
-GIVEN = {
-    "workloads": "fork-exec",
-    "boots": "-",
-    "variations": "inuse",
-    "asked_of": "fuzz-32-mix-00",
-    "resyncs": 2,
-}
 CELLS = (
     """
 from mmulab.kvm.sync.oos_2008 import oos_2008
@@ -39,10 +31,9 @@ resynced(oos_2008, work, most=2)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(reported: Reports) -> Path:
     """The exported page of little work."""
-    folder = report([NOTEBOOK], tmp_path_factory.mktemp("run") / "out", GIVEN).parent
-    return folder / "sync_policies" / "sync_policies.html"
+    return reported("sync_policies").page
 
 
 @pytest.mark.parametrize("scripts", [True, False])

@@ -7,7 +7,7 @@ import pytest
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
-from tests.notebooks.conftest import Papermill
+from tests.notebooks.conftest import Papermill, Refusal
 
 SMALL = {"works": "sh/dirtylog-32,ept0-host-noad/roots3-pae", "boots": "-"}
 
@@ -70,7 +70,5 @@ def test_a_small_part_of_the_work(papermill: Papermill) -> None:
         ({"seed": 1}, "unknown parameter 'seed'; the notebook has kernel, other_kernel, works, boots, "),
     ],
 )
-def test_bad_parameters_are_refused(papermill: Papermill, given: dict[str, object], says: str) -> None:
-    done = papermill("kernel_drift", **given)
-    assert done.returncode == 1
-    assert f"InputError: {says}" in done.stderr
+def test_bad_parameters_are_refused(refusal: Refusal, given: dict[str, object], says: str) -> None:
+    assert refusal("kernel_drift", **given).startswith(says)

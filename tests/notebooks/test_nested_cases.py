@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import harvest
+from tests.notebooks.conftest import Papermill, Refusal
 
 
-def run(root: Path, out: Path, *pairs: str) -> subprocess.CompletedProcess[str]:
-    given = [
-        word for name, value in zip(pairs[::2], pairs[1::2], strict=True) for word in ("-p", name, value)
-    ]
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--execution-timeout", "300"]
-    notebook = root / "notebooks" / "nested_cases.ipynb"
-    return subprocess.run([*command, notebook, out, *given], capture_output=True, text=True, check=False)
-
-
-def read(path: Path) -> Any:
-    import nbformat
-
-    return nbformat.read(path, as_version=4)
-
-
-def test_a_few_rows_and_another_case(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.ipynb"
-    done = run(root, out, "rows", "npt-*-l2-pae-l0-5", "case", "npt-32-l2-pae-l0-5", "faults", "1")
+def test_a_few_rows_and_another_case(papermill: Papermill) -> None:
+    done = papermill("nested_cases", rows="npt-*-l2-pae-l0-5", case="npt-32-l2-pae-l0-5", faults=1)
     assert done.returncode == 0, done.stderr
-    notebook = read(out)
+    notebook = done.notebook
     tables = {table.name: table for table in harvest(notebook)}
     assert [row[0] for row in tables["cases"].rows] == [
         f"npt-{l1}-l2-pae-l0-5" for l1 in ("32", "pae", "64", "57")
@@ -51,16 +31,14 @@ def test_a_few_rows_and_another_case(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "says"),
+    ("given", "says"),
     [
-        (("case", "npt-64"), "parameter 'case' is 'npt-64'; it must be one of la57-switch-npt-4to5-l0-5"),
-        (("rows", "nothing-*"), "case 'nothing-*': no case is called so"),
-        (("faults", "0"), "parameter 'faults' is 0; it must be an integer of at least 1 and at most 12"),
-        (("fault", "1"), "unknown parameter 'fault'; the notebook has case, rows, faults"),
+        ({"case": "npt-64"}, "parameter 'case' is 'npt-64'; it must be one of la57-switch-npt-4to5-l0-5"),
+        ({"rows": "nothing-*"}, "case 'nothing-*': no case is called so"),
+        ({"faults": 0}, "parameter 'faults' is 0; it must be an integer of at least 1 and at most 12"),
+        ({"fault": 1}, "unknown parameter 'fault'; the notebook has case, rows, faults"),
     ],
     ids=["case", "rows", "faults", "unknown"],
 )
-def test_bad_parameters_are_refused(root: Path, tmp_path: Path, pairs: tuple[str, ...], says: str) -> None:
-    done = run(root, tmp_path / "out.ipynb", *pairs)
-    assert done.returncode == 1
-    assert f"InputError: {says}" in done.stderr
+def test_bad_parameters_are_refused(refusal: Refusal, given: dict[str, object], says: str) -> None:
+    assert refusal("nested_cases", **given).startswith(says)

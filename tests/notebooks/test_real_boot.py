@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,10 @@ from mmulab.report.write import report
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import load_stream
 from tests.conftest import CommandLine
+from tests.notebooks.conftest import Papermill, Refusal
+from tests.reported import GIVEN
 
-LIMIT = 20_000
+LIMIT = GIVEN["real_boot"]["limit"]
 TABLES = {"counts.csv", "guest_tables.csv", "roles.csv", "snapshots.csv"}
 
 
@@ -113,9 +113,21 @@ def test_snapshot_as_source(root: Path, tmp_path: Path) -> None:
         ("derivation", "none", "parameter 'derivation' is 'none'; it must be one of parity, copied"),
         ("source", "boot-vax", "parameter 'source' is 'boot-vax'; it must be one of boot-686-nonpae, "),
         ("limit", "0", "parameter 'limit' is 0; it must be an integer of at least 1"),
+        ("limit", "3000001", "limit 3000001: boot-686-nonpae has 3000000 records"),
+        ("speed", "9", "unknown parameter 'speed'; the notebook has source, limit, "),
+    ],
+)
+def test_bad_parameters_are_refused(refusal: Refusal, name: str, value: str, says: str) -> None:
+    assert refusal("real_boot", **{name: value}).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
         ("limit", "3000001", "limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"),
         ("speed", "9", "unknown parameter 'speed'; it has source, limit, kernel, design, derivation, seed"),
     ],
+    ids=["by-the-notebook", "before-it-runs"],
 )
 def test_report_refuses(command: CommandLine, name: str, value: str, says: str) -> None:
     line = command.error("report", "--notebook", "real_boot", "-p", name, value, "--out", "out")
@@ -123,17 +135,7 @@ def test_report_refuses(command: CommandLine, name: str, value: str, says: str) 
     assert not list(command.cwd.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("source", "boot-vax", "InputError: parameter 'source' is 'boot-vax'; it must be one of "),
-        ("limit", "3000001", "InputError: limit 3000001: boot-686-nonpae has 3000000 records"),
-        ("speed", "9", "InputError: unknown parameter 'speed'; the notebook has source, limit, "),
-    ],
-)
-def test_plain_papermill_refuses(root: Path, tmp_path: Path, name: str, value: str, says: str) -> None:
-    run = [sys.executable, "-m", "papermill", "--no-progress-bar", "--execution-timeout", "300"]
-    paths = [root / "notebooks/real_boot.ipynb", tmp_path / "out.ipynb"]
-    done = subprocess.run([*run, *paths, "-p", name, value], capture_output=True, text=True, check=False)
+def test_plain_papermill_refuses(papermill: Papermill) -> None:
+    done = papermill("real_boot", speed="9")
     assert done.returncode == 1
-    assert says in done.stderr
+    assert "InputError: unknown parameter 'speed'; the notebook has source, limit, " in done.stderr

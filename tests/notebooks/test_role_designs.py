@@ -11,32 +11,13 @@ from mmulab.report.page import export, remote_references
 from mmulab.report.parameters import declared
 from mmulab.report.results import Table, harvest
 from mmulab.lab.cases.works import find_works
-from tests.notebooks.conftest import Papermill
+from tests.notebooks.conftest import Opened, Papermill, Refusal
+from tests.reported import Reports
 
 NAME = "role_designs"
 SWITCHES = [f"la57-switch-npt-{way}-l0-5" for way in ("4to5", "5to4")]
-OWN = """
-from mmulab.kvm.roles.design import PreFix
-
-
-class Mine(PreFix):
-    id, name = "M", "mine"
-"""
-
-
 def tables(notebook: Any) -> dict[str, Table]:
     return {table.name: table for table in harvest(notebook)}
-
-
-def recordings(notebook: Any) -> list[str]:
-    """The recordings that the notebook lists as inputs."""
-    (found,) = (
-        output["data"]["application/vnd.mmulab.inputs+json"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "application/vnd.mmulab.inputs+json" in output.get("data", {})
-    )
-    return [name for name in found if "conformance" in name]
 
 
 @pytest.mark.slow
@@ -64,14 +45,11 @@ def test_defaults(papermill: Papermill, root: Path) -> None:
     assert len(page) < 4_000_000
 
 
-def test_few_cases_and_a_design_of_ones_own(papermill: Papermill, tmp_path: Path) -> None:
-    own = tmp_path / "mine.py"
-    own.write_text(OWN)
-    done = papermill(NAME, designs=f"{own}:Mine,D5", cases="la57-switch-npt-*", seed=3)
-    assert done.returncode == 0, done.stderr
-    found = tables(done.notebook)
-    assert found["matrix"].columns == ("kind", "cases", "M", "D5", "D4")
-    assert [tuple(row[:3]) for row in found["wrong"].rows] == [(name, "M", 8) for name in SWITCHES]
+def test_few_cases_and_a_design_of_ones_own(reported: Reports) -> None:
+    found = reported(NAME).tables
+    assert found["matrix"].columns == ("kind", "cases", "M", "D5", "D8", "D4")
+    blamed = [tuple(row[:3]) for row in found["wrong"].rows if not row[-1]]
+    assert blamed == [(name, "M, D8†", 8) for name in SWITCHES]
     costs = {row[0]: dict(zip(found["costs"].columns, row, strict=True)) for row in found["costs"].rows}
     assert costs["D4 passthrough"]["more than D4"] == 0
     assert costs["D5 cpu_mode"]["more than D4"] >= 4, "mode-switch is always run"
@@ -89,15 +67,15 @@ def test_few_cases_and_a_design_of_ones_own(papermill: Papermill, tmp_path: Path
     assert {row[4] for row in found["roots"].rows} == {"correct"}
 
 
-def test_seed_draws_recordings_and_nothing_else_changes(papermill: Papermill) -> None:
+def test_seed_draws_recordings_and_nothing_else_changes(opened: Opened) -> None:
     given = {"designs": "D4", "cases": "la57-switch-npt-4to5-l0-5", "root_strategy": "one_off"}
-    runs = [papermill(NAME, seed=seed, **given).notebook for seed in (1, 1, 2)]
-    first, again, other = (
-        ({name: t.csv() for name, t in tables(run).items()}, recordings(run)) for run in runs
-    )
-    assert first == again
-    assert first[1] != other[1]
-    assert first[0]["derivations"] == other[0]["derivations"]
+    first, again, other = (opened(NAME, until="found", seed=seed, **given) for seed in (1, 1, 2))
+    assert first["drawn"] == again["drawn"] != other["drawn"]
+    assert len(set(other["drawn"])) == 6
+    assert str(first["found"].cells) == str(again["found"].cells)
+    fixed = [str(run["found"].cells[:2]) for run in (first, other)]
+    assert fixed[0] == fixed[1]
+    assert [cell.case for cell in other["found"].cells[2:]] == other["drawn"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +90,5 @@ def test_seed_draws_recordings_and_nothing_else_changes(papermill: Papermill) ->
     ],
     ids=["designs", "cases", "derivation", "roots", "seed", "unknown"],
 )
-def test_bad_parameters_are_refused(papermill: Papermill, parameters: dict[str, object], says: str) -> None:
-    done = papermill(NAME, **parameters)
-    assert done.returncode == 1
-    assert f"InputError: {says}" in done.stderr
+def test_bad_parameters_are_refused(refusal: Refusal, parameters: dict[str, object], says: str) -> None:
+    assert refusal(NAME, **parameters).startswith(says)

@@ -7,14 +7,13 @@ import pytest
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import harvest
 from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
-from tests.notebooks.conftest import Papermill
+from tests.notebooks.conftest import Papermill, Refusal
+from tests.reported import Reports
 
 
-def test_its_tables_are_those_of_the_matrix(papermill: Papermill) -> None:
-    done = papermill("role_validity")
-    assert done.returncode == 0, done.stderr
-    notebook = done.notebook
-    tables = {table.name: table for table in harvest(notebook)}
+def test_its_tables_are_those_of_the_matrix(reported: Reports) -> None:
+    done = reported("role_validity")
+    tables = done.tables
     matrix = validity_matrix()
     assert [list(row) for row in tables["validity"].rows] == [[str(v) for v in row] for row in matrix.rows()]
     assert [row[0] for row in tables["markers"].rows] == list(markers())
@@ -23,7 +22,7 @@ def test_its_tables_are_those_of_the_matrix(papermill: Papermill) -> None:
     assert listed["nested-nonpaging", "level_zero"] == matrix.cell("level_zero", "nested-nonpaging").detail
     assert [row[2] for row in tables["after_run"].rows] == ["host ret=-16", "host ret=0", "host ret=0"]
     assert [row[4].split(",")[0] for row in tables["after_run"].rows] == ["yes", "no", "the VM runs no more"]
-    page = export(notebook, "role_validity")
+    page = done.html
     assert remote_references(page) == []
     assert "In JupyterLab an interactive control stands here" not in page
     assert "nested_mmu: unchanged: left as it is" in page
@@ -55,7 +54,5 @@ def test_a_few_cells_and_another_one_closely(papermill: Papermill) -> None:
         ("seed", 1, "unknown parameter 'seed'; the notebook has markers, witnesses, marker, witness"),
     ],
 )
-def test_bad_parameters_are_refused(papermill: Papermill, name: str, value: object, says: str) -> None:
-    done = papermill("role_validity", **{name: value})
-    assert done.returncode == 1
-    assert f"InputError: {says}" in done.stderr
+def test_bad_parameters_are_refused(refusal: Refusal, name: str, value: object, says: str) -> None:
+    assert refusal("role_validity", **{name: value}).startswith(says)

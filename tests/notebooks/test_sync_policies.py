@@ -13,15 +13,9 @@ from mmulab.lab.cases.works import find_works
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
 from mmulab.lab.sync.view import record_work
-from tests.notebooks.conftest import Papermill
+from tests.notebooks.conftest import Papermill, Refusal
+from tests.reported import Reports
 
-SMALL = {
-    "workloads": "fork-exec,text-patching",
-    "boots": "-",
-    "variations": "on_change",
-    "asked_of": "write-flooding-64",
-    "resyncs": 2,
-}
 POLICIES = ["write_protect", "oos_2008", "unsync_children"]
 
 
@@ -87,10 +81,9 @@ def test_defaults(papermill: Papermill) -> None:
     assert len(page) < 4_000_000
 
 
-def test_two_cells_counted_another_way(papermill: Papermill) -> None:
-    done = papermill("sync_policies", **SMALL)
-    assert done.returncode == 0, done.stderr
-    found = tables(done.notebook)
+def test_two_cells_counted_another_way(reported: Reports) -> None:
+    done = reported("sync_policies")
+    found = done.tables
     counts = rows_by(found["counts"], "work", "policy")
     assert [policy for _, policy in counts] == POLICIES * 2
     for policy in POLICIES:
@@ -109,7 +102,7 @@ def test_other_prices_another_seed_and_a_boot(papermill: Papermill) -> None:
     given = {"workloads": "fork-exec", "mode": "32", "boots": "boot-686-nonpae", "records": 9000, "seed": 3}
     more = {"policies": "oos_2008+index=lru,unsync_children", "across": "fault", "up": "emulation"}
     other = {"variations": "-", "prices": "fault=2,exit=1"}
-    done = papermill("sync_policies", **{**SMALL, **given, **more, **other})
+    done = papermill("sync_policies", **given, **more, **other)
     assert done.returncode == 0, done.stderr
     found = tables(done.notebook)
     assert [row[0] for row in found["counts"].rows] == ["fork-exec/32"] * 2 + ["boot-686-nonpae"] * 2
@@ -133,7 +126,5 @@ def test_other_prices_another_seed_and_a_boot(papermill: Papermill) -> None:
         ({"limit": 1}, "unknown parameter 'limit'; the notebook has policies, workloads, mode, "),
     ],
 )
-def test_bad_parameters_are_refused(papermill: Papermill, given: dict[str, object], says: str) -> None:
-    done = papermill("sync_policies", **given)
-    assert done.returncode == 1
-    assert f"InputError: {says}" in done.stderr
+def test_bad_parameters_are_refused(refusal: Refusal, given: dict[str, object], says: str) -> None:
+    assert refusal("sync_policies", **given).startswith(says)
