@@ -55,15 +55,18 @@ class Cluster(NamedTuple):
     ----------
     scheduler : str
         ``tcp://HOST:PORT``.
+    in_order : bool
+        Give results in the order of the works; else as they come.
     """
 
     scheduler: str
+    in_order: bool = True
 
     def each(
         self, function: Callable[[Work], Result], works: Sequence[Work]
     ) -> Generator[Result, None, None]:
-        """Yield the results in the order of the works; see :func:`each`."""
-        return each(function, works, self.scheduler)
+        """Yield the results; see :func:`each`."""
+        return each(function, works, self.scheduler, in_order=self.in_order)
 
     def width(self) -> int:
         """Return how many workers the scheduler has now, at least 1."""
@@ -250,7 +253,8 @@ class _Flow:
         try:
             kind, worker, data = future.result(timeout=GATHER_SECONDS)
         except KilledWorker as error:
-            why = f"workers that died of it: {error.allowed_failures + 1}, the last {error.last_worker.address}"
+            died = error.allowed_failures + 1
+            why = f"workers that died of it: {died}, the last {error.last_worker.address}"
             return _Answer("error", "", InputError(f"{self._called(number)}: {why}; it is given up"))
         except TimeoutError:
             return None
