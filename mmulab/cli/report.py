@@ -8,7 +8,7 @@ import click
 
 from mmulab import paths
 from mmulab.cli.path import PATH
-from mmulab.cli.sweep import JOBS, TIMEOUT, finish, local
+from mmulab.cli.sweep import JOBS, TIMEOUT, finish, spread
 from mmulab.report.experiment import of_notebooks
 
 
@@ -50,4 +50,4 @@ def report(
     """
     notebooks = [paths.notebook(name) for name in dict.fromkeys(names)] or paths.notebooks()
     experiment = of_notebooks(notebooks, dict(given))
-    finish(ctx, experiment, out, local(jobs), timeout=timeout, show=True)
+    finish(ctx, experiment, out, spread(jobs), timeout=timeout, show=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from mmulab import pool
+from mmulab.cli.options import SCHEDULER, workers
 from mmulab.cli.path import PATH
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError, quoted
@@ -18,7 +19,7 @@ from mmulab.report.notebook import CELL_TIMEOUT
 from mmulab.report.sweep import Each, Ended, Work, pending
 from mmulab.report.sweep import sweep as run_sweep
 
-__all__ = ["JOBS", "TIMEOUT", "finish", "local", "sweep"]
+__all__ = ["JOBS", "TIMEOUT", "finish", "spread", "sweep"]
 
 JOBS = click.option(
     "--jobs", type=click.IntRange(1), show_default="one a processor", help="Runs at the same time."
@@ -37,6 +38,7 @@ TIMEOUT = click.option(
 @click.option("--out", type=PATH, show_default="out/sweeps/NAME", help="Folder to write, or to go on with.")
 @JOBS
 @TIMEOUT
+@SCHEDULER
 @click.option("--only", metavar="ID", multiple=True, help="Only runs of this id, or pattern (repeatable).")
 @click.option("--dry-run", is_flag=True, help="Say what would be run and why, and run nothing.")
 @click.option("--verify", is_flag=True, help="FILE is a sweep's folder: repeat its runs and compare.")
@@ -47,6 +49,7 @@ def sweep(
     out: Path | None,
     jobs: int | None,
     timeout: int,
+    scheduler: str | None,
     only: tuple[str, ...],
     dry_run: bool,
     verify: bool,
@@ -59,8 +62,8 @@ def sweep(
     """
     if verify:
         if out or only or dry_run:
-            raise InputError("--verify takes a folder and goes with --jobs and --timeout alone")
-        _verify(ctx, file, jobs, timeout)
+            raise InputError("--verify takes a folder and goes with --jobs, --timeout and --scheduler alone")
+        _verify(ctx, file, spread(jobs, scheduler), timeout, elsewhere=scheduler is not None)
         return
     experiment = read_experiment(file)
     out = out or Path("out/sweeps") / experiment.name
@@ -70,14 +73,16 @@ def sweep(
             if chosen is None or run.id in chosen:
                 click.echo(f"{run.id}: {why or 'done'}")
         return
-    finish(ctx, experiment, out, local(jobs), only=chosen, timeout=timeout)
+    each = spread(jobs, scheduler)
+    finish(ctx, experiment, out, each, only=chosen, timeout=timeout, elsewhere=scheduler is not None)
 
 
-def local(jobs: int | None) -> Each:
-    """Return how works are spread over this machine's processors, with a bar."""
+def spread(jobs: int | None, scheduler: str | None = None) -> Each:
+    """Return how works are spread over this machine's processors or a scheduler's workers, with a bar."""
+    by = workers(jobs or os.cpu_count() or 1, scheduler, in_order=False)
 
     def each(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
-        found = pool.each(function, works, jobs or os.cpu_count() or 1)
+        found = pool.each(function, works, by)
         yield from progress(found, len(works), "run")
 
     return each
@@ -92,6 +97,7 @@ def finish(
     only: frozenset[str] | None = None,
     timeout: int,
     show: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Sweep, name the runs that fail (with `show` all that end), and leave with the exit code."""
     ended: list[Ended] = []
@@ -101,7 +107,16 @@ def finish(
         if show or one.status.state != "done":
             click.echo(_line(one))
 
-    page = run_sweep(experiment, out, each=each, say=click.echo, ended=note, only=only, timeout=timeout)
+    page = run_sweep(
+        experiment,
+        out,
+        each=each,
+        say=click.echo,
+        ended=note,
+        only=only,
+        timeout=timeout,
+        elsewhere=elsewhere,
+    )
     total = len(experiment.runs if only is None else only)
     failed = sum(one.status.state != "done" for one in ended)
     before = f", {total - len(ended)} as before" if total > len(ended) else ""
@@ -136,10 +151,10 @@ def _chosen(experiment: Experiment, only: Sequence[str]) -> frozenset[str] | Non
     return frozenset(found)
 
 
-def _verify(ctx: click.Context, folder: Path, jobs: int | None, timeout: int) -> None:
+def _verify(ctx: click.Context, folder: Path, each: Each, timeout: int, *, elsewhere: bool) -> None:
     from mmulab.report.verify import verify
 
-    found = verify(folder, each=local(jobs), timeout=timeout)
+    found = verify(folder, each=each, timeout=timeout, elsewhere=elsewhere)
     for line in (*found.notes, *found.differences):
         click.echo(line)
     click.echo(f"verify: {found.equal} of {found.total} runs equal")

@@ -7,7 +7,8 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -142,8 +143,22 @@ def name_of(path: Path) -> str:
 
 
 def path_of(name: str) -> Path:
-    """Return where the file is that :func:`name_of` has named."""
-    return paths.checkout() / name
+    """Return where the file is that :func:`name_of` has named, or what stands in for it."""
+    return _STANDS_IN.get(name) or paths.checkout() / name
+
+
+_STANDS_IN: dict[str, Path] = {}
+"""By name: files that came from another machine for the run that is under way."""
+
+
+@contextmanager
+def standing_in(files: Mapping[str, Path]) -> Iterator[None]:
+    """Let files stand in for those of these names while the block runs."""
+    _STANDS_IN.update(files)
+    try:
+        yield
+    finally:
+        _STANDS_IN.clear()
 
 
 def harvest(notebook: Any) -> dict[str, str]:

@@ -45,11 +45,21 @@ class Ended(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A run, its seconds, and the folder of the sweep: None if that is not to be seen from there."""
+    """A run, its seconds, and the folder of the sweep: None if that is not to be seen from there.
+
+    Then `files` says where what the run reads is, by its name: that goes along (:mod:`mmulab.parcel`).
+    """
 
     run: Run
     timeout: int
     out: str | None
+    files: Mapping[str, Path] = {}
+
+    @classmethod
+    def elsewhere(cls, run: Run, timeout: int) -> Work:
+        """Return the work of a machine that has none of this one's files."""
+        names = [*run.inputs, *([run.target.name] if run.target.kind == "notebook" else [])]
+        return cls(run, timeout, None, {name: provenance.path_of(name) for name in names})
 
 
 class Each(Protocol):
@@ -115,7 +125,10 @@ def sweep(
         if chosen:
             _prepare(chosen)
         count = 0
-        works = [Work(run, timeout, None if elsewhere else str(out.resolve())) for run in chosen]
+        here = str(out.resolve())
+        works = [
+            Work.elsewhere(run, timeout) if elsewhere else Work(run, timeout, here) for run in chosen
+        ]
         try:
             for one in each(perform, works):
                 kept = one if one.files is None else _keep(one, out)
@@ -181,7 +194,10 @@ def perform(work: Work) -> Ended:
         if work.out is not None:
             with folder.whole(Path(work.out) / run.id) as building:
                 return Ended(run.id, execute_run(run, building, timeout=work.timeout))
-        with tempfile.TemporaryDirectory(prefix="mmulab-run-") as name:
+        with (
+            provenance.standing_in(work.files),
+            tempfile.TemporaryDirectory(prefix="mmulab-run-") as name,
+        ):
             status = execute_run(run, Path(name), timeout=work.timeout)
             found = sorted(path for path in Path(name).rglob("*") if path.is_file())
             carried = {path.relative_to(name).as_posix(): path.read_bytes() for path in found}
