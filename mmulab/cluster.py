@@ -41,7 +41,7 @@ LOOK_SECONDS = 1.0
 """Between two looks whether scheduler and workers are there, while no result comes."""
 WORKERLESS_SECONDS = 15.0
 """How long a scheduler may be without a worker: one that died may come back under its nanny."""
-GATHER_SECONDS = 30.0
+GATHER_SECONDS = 10.0
 """How long a result may take on its way; then it is asked for again."""
 _STORE = "mmulab-files"
 _NAMED = 3
@@ -55,15 +55,18 @@ class Cluster(NamedTuple):
     ----------
     scheduler : str
         ``tcp://HOST:PORT``.
+    in_order : bool
+        Give results in the order of the works; else as they come.
     """
 
     scheduler: str
+    in_order: bool = True
 
     def each(
         self, function: Callable[[Work], Result], works: Sequence[Work]
     ) -> Generator[Result, None, None]:
-        """Yield the results in the order of the works; see :func:`each`."""
-        return each(function, works, self.scheduler)
+        """Yield the results; see :func:`each`."""
+        return each(function, works, self.scheduler, in_order=self.in_order)
 
     def width(self) -> int:
         """Return how many workers the scheduler has now, at least 1."""
@@ -158,6 +161,7 @@ class _Flow:
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._sent: set[tuple[str, str]] = set()
         self._asked: set[tuple[int, str]] = set()
+        self._late: list[int] = []
         self._times = 0
         self._workerless: float | None = None
 
@@ -213,10 +217,7 @@ class _Flow:
             allow_other_workers=worker is not None,
         )
         self._futures[number] = future
-        self._await(number)
-
-    def _await(self, number: int) -> None:
-        self._futures[number].add_done_callback(lambda _: self._done.put(number))
+        future.add_done_callback(lambda _: self._done.put(number))
 
     def _next(self) -> tuple[int, Any, Exception | None]:
         """Wait for a work that is finished; return its number, and its result or error."""
@@ -228,6 +229,7 @@ class _Flow:
                 continue
             answer = self._answer(number)
             if answer is None:
+                self._late.append(number)
                 continue
             if answer.kind == "lacks":
                 self._supply(number, answer)
@@ -240,22 +242,21 @@ class _Flow:
             return number, answer.data, None
 
     def _answer(self, number: int) -> _Answer | None:
-        """Return what came of a work; None if that is lost, or slow: it will be told once more."""
+        """Return what came of a work; None if that is lost, or slow on its way."""
         from distributed import KilledWorker
 
         future = self._futures[number]
         if future.status == "cancelled":
             raise InputError(f"{self._scheduler}: the scheduler has dropped {self._called(number)}")
         if future.status == "lost":  # with the worker that had the result: it is done once more
-            self._await(number)
             return None
         try:
             kind, worker, data = future.result(timeout=GATHER_SECONDS)
         except KilledWorker as error:
-            why = f"{error.allowed_failures + 1} workers died of it, the last {error.last_worker.address}"
+            died = error.allowed_failures + 1
+            why = f"workers that died of it: {died}, the last {error.last_worker.address}"
             return _Answer("error", "", InputError(f"{self._called(number)}: {why}; it is given up"))
         except TimeoutError:
-            self._await(number)
             return None
         except Exception as error:  # the function's own come as answers: this is dask's, before it ran
             why = f"{type(error).__name__}: {quoted(error, 200)}"
@@ -285,7 +286,7 @@ class _Flow:
         self._submit(number, answer.worker)
 
     def _look(self) -> None:
-        """See whether there is anybody who could answer.
+        """See whether there is anybody who could answer, and ask again for what was lost or late.
 
         Raises
         ------
@@ -297,6 +298,9 @@ class _Flow:
             workers = None
         if workers is None:
             raise InputError(f"{self._scheduler}: the scheduler is gone; {self._left()}")
+        late, self._late = self._late, []
+        for number in late:
+            self._done.put(number)
         if workers:
             self._workerless = None
             return

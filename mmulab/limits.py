@@ -9,6 +9,10 @@ MIB = 1 << 20
 
 TEXT_BYTES = 64 * MIB
 """A file of text: scenario, JSON, design. The largest scenario of the recordings has 60 kB."""
+EXPERIMENT_BYTES = 4 * MIB
+"""An experiment file; one with a thousand runs written out has 100 kB."""
+EXPERIMENT_RUNS = 100_000
+"""Runs of an experiment."""
 RECORDING_BYTES = 256 * MIB
 """A recording of a kernel or a stepper's recording, as the file lies on the disk."""
 UNPACKED_BYTES = 1024 * MIB

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from mmulab.cli.main import run
 from tests.reported import Reports
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +26,17 @@ settings.load_profile("mmulab")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
+LONG = tuple(str(ROOT / "tests" / name) for name in ("browser", "notebooks"))
+"""Folders whose tests take seconds each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests: what is left for the end is short, and no processor waits for another."""
+    items.sort(
+        key=lambda item: (item.get_closest_marker("slow") is None, not str(item.path).startswith(LONG))
+    )
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
@@ -30,14 +44,24 @@ def root() -> Path:
 
 
 class CommandLine:
-    """Runs ``mmulab`` in a process of its own, the way a user does."""
+    """Runs ``mmulab`` in a folder, its two streams kept apart."""
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
         self.prepare: Callable[[], object] | None = None  # called in the new process, before the command
 
     def __call__(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run ``mmulab args...`` and return its exit code and texts."""
+        """Run ``mmulab args...`` and return its exit code and texts: here, unless a process is prepared."""
+        if self.prepare is not None:
+            return self.process(*args)
+        streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2)]
+        with chdir(self.cwd), redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+            code = run(list(map(str, args)))
+        texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
+        return subprocess.CompletedProcess(args, code, *texts)
+
+    def process(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run it in a process of its own, the way a user does."""
         command = [sys.executable, "-m", "mmulab.cli.main", *map(str, args)]
         return subprocess.run(
             command, cwd=self.cwd, capture_output=True, text=True, check=False, preexec_fn=self.prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -24,10 +25,13 @@ class Loopback:
     ----------
     folder : Path
         What the workers keep lies there.
+    failures : int
+        Workers that may die of a work before it is given up.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, failures: int = 3) -> None:
         self.folder = folder
+        self.environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(failures)}
         self.workers: list[subprocess.Popen[str]] = []
         self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         self.address = self._said(self.scheduler, "Scheduler at:")
@@ -35,7 +39,7 @@ class Loopback:
     def _start(self, program: str, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *options]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, **pipes)
 
     def _said(self, process: subprocess.Popen[str], words: str) -> str:
         """Return what a process says behind some words; what it says later is read and dropped."""
@@ -80,9 +84,9 @@ class Loopback:
 
 
 @contextmanager
-def loopback(folder: Path, workers: int) -> Iterator[Loopback]:
+def loopback(folder: Path, workers: int, failures: int = 3) -> Iterator[Loopback]:
     """Run a scheduler with workers."""
-    cluster = Loopback(folder)
+    cluster = Loopback(folder, failures)
     try:
         cluster.add(workers)
         yield cluster

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from mmulab import pool
+from mmulab.report.experiment import of_notebooks
 from mmulab.report.results import Table, harvest
-from mmulab.report.write import report
+from mmulab.report.sweep import Ended, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,9 +104,14 @@ class Reports:
 
     def _made(self, name: str) -> Path:
         where = "tests/report/notebooks" if name == "small" else "notebooks"
-        index = self.folder / name / "index.html"
         with (self.folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not index.exists():
-                report([ROOT / where / f"{name}.ipynb"], index.parent, GIVEN[name])
-        return index
+            return report([ROOT / where / f"{name}.ipynb"], self.folder / name, GIVEN[name])
+
+
+def report(notebooks: Sequence[Path], out: Path, given: Mapping[str, object]) -> Path:
+    """Run the notebooks that a report does not have yet, none of which may fail; return its first page."""
+    ended: list[Ended] = []
+    page = sweep(of_notebooks(notebooks, given), out, each=partial(pool.each, jobs=1), ended=ended.append)
+    assert [one.status.error for one in ended if one.status.error] == []
+    return page

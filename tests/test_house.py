@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"IPython", "bqplot", "ipywidgets", "jupyterlab", "nbconvert", "numba", "pandas", "papermill"}
 COMPILED = {"mmulab.x86.batch"}
 """Modules that import numba, and are themselves imported only where a batch runs."""
-ABOVE_THE_ENGINE = {"mmulab.cli", "mmulab.lab", "mmulab.widgets", "mmulab.check"}
+ABOVE_THE_ENGINE = {"mmulab.cli", "mmulab.lab", "mmulab.report", "mmulab.widgets", "mmulab.check"}
 TOP_LEVEL = {
     ".ci",
     ".gitattributes",

@@ -20,6 +20,7 @@ from mmulab.check.told import fault_seen
 from mmulab.check.world import world_of
 from mmulab.kvm.hw_cr4 import WHILE_PAGING
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL
+from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK, get_mmio_spte_generation, get_mmio_spte_gfn, is_mmio_spte
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
@@ -125,6 +126,24 @@ def _device_write_not_dirty(machine: Machine, result: Result, finding: Finding) 
     return mmio[0].gpa == walks.gpa and not walks.outer.ad_done
 
 
+def _mmio_refreshed(machine: Machine, result: Result, finding: Finding) -> bool:
+    """Whether an access to memory went to a device by an MMIO entry of today's generation."""
+    walks, mmio, vcpu, kvm = _walk(machine, result), result.outcome.mmio, _vcpu(machine, result), machine.kvm
+    if walks is None or walks.gpa is None or not mmio or mmio[0].gpa != walks.gpa:
+        return False
+    slots, gfn = kvm.slots[vcpu.smm], walks.gpa >> 12
+    slot = slots.lookup(gfn)
+    if slot is None or slot.readonly:
+        return False
+    sptes = (kvm.memory.words[(sp.frame << 9) + at] for sp in kvm.pages.values() for at in range(512))
+    return any(
+        is_mmio_spte(kvm.fmt, spte)
+        and get_mmio_spte_gfn(kvm.fmt, spte) == gfn
+        and get_mmio_spte_generation(spte) == slots.generation & MMIO_SPTE_GEN_MASK
+        for spte in sptes
+    )
+
+
 def _pdpte_outside_memory(machine: Machine, result: Result, finding: Finding) -> bool:
     vcpu = _vcpu(machine, result)
     if machine.kvm.config.tdp or vcpu.guest_mode or result.outcome.kind is not OutcomeKind.SHUTDOWN:
@@ -214,6 +233,16 @@ DEVIATIONS: tuple[Deviation, ...] = (
         said="With CR0.WP=0 the first write of the kernel's to a page of a device leaves D clear",
         source="x86.c:vcpu_mmio_gva_to_gpa finds the page cached and the write allowed, and walks no tables",
         shows=_device_write_not_dirty,
+    ),
+    Deviation(
+        name="mmio-refreshed",
+        kind=FindingKind.OUTCOME,
+        findings=("page-not-reached",),
+        said="Memory that the VMM has added where a device was is still the device, to a guest that has "
+        "read it before and whose table was synced since",
+        source="mmu.c:sync_mmio_spte gives an MMIO entry whose gfn stays today's generation, and does not "
+        "look whether the gfn is still in no slot",
+        shows=_mmio_refreshed,
     ),
     Deviation(
         name="pdpte-outside-memory",

@@ -15,7 +15,7 @@ from mmulab.kvm.gpte import SPTE_LEVEL_BITS
 from mmulab.kvm.mmu import INVALID_PAGE, PT32E_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.svm.nested import SVM_NESTED_CTL_NP_ENABLE, SvmNested, read_vmcb
+from mmulab.kvm.svm.nested import SVM_EXITS, SVM_NESTED_CTL_NP_ENABLE, SvmNested, read_vmcb
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_EPT
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
@@ -80,6 +80,24 @@ def _emulated_at_table(machine: Machine, result: Result, finding: Finding) -> bo
             if at_table and not (fault.fault_address ^ op.gva) & 0xFFF:
                 return True
     return False
+
+
+def _npf_mixed(machine: Machine, result: Result, finding: Finding) -> bool:
+    """Whether L1 was told of an emulated access's fault with the processor's own of another one."""
+    told, world = result.outcome.vmexit or {}, _world(machine, result)
+    if world is None or told.get("code") != SVM_EXITS["npf"]:
+        return False
+    fault, emulated = None, None
+    for event in result.events:
+        if isinstance(event, ev.kvm_page_fault):
+            fault = event
+        elif isinstance(event, ev.kvm_emulate_insn):
+            emulated = fault
+    if emulated is None or told["info2"] != emulated.fault_address:
+        return False
+    high = emulated.error_code & ~0xFFFFFFFF
+    errors = [_error(walks) for walks in _walks(machine, result, world) if walks.inner]
+    return any(error is not None and told["info1"] == high | error for error in errors)
 
 
 def _address_above_4g(machine: Machine, result: Result, finding: Finding) -> bool:
@@ -209,6 +227,16 @@ NESTED_DEVIATIONS: tuple[Deviation, ...] = (
         source="x86.c:x86_emulate_instruction takes the faulting address for the operand's though the "
         "fault came at a table (PFERR_GUEST_PAGE_MASK)",
         shows=_emulated_at_table,
+    ),
+    Deviation(
+        name="nested-npf-mixed",
+        kind=FindingKind.OUTCOME,
+        findings=("fault-not-reached",),
+        said="KVM emulates an access of L2's for a fault at one of its tables, and the access faults in L1's "
+        "nested tables; L1 is told the address of the table, with the error of the access",
+        source="svm/nested.c:nested_svm_inject_npf_exit leaves EXITINFO2 and the high half of EXITINFO1 as "
+        "they are if the exit is a #NPF, whatever that one was for",
+        shows=_npf_mixed,
     ),
     Deviation(
         name="nested-address-above-4g",

@@ -19,8 +19,9 @@ from mmulab.check.access import DATA, ENDLESS, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import Reading, allowed_walks, walk_memory
 from mmulab.check.dirty_log import LOG_OPS, DirtyLog
 from mmulab.check.finding import Finding, FindingKind
+from mmulab.check.host_state import l1_cannot_run
 from mmulab.check.obligations import OBLIGING, WORLD_OPS, forget
-from mmulab.check.reached import Operand, arrived, marked
+from mmulab.check.reached import Operand, Piece, Seen, arrived, marked
 from mmulab.check.remembered import Forgotten, TableHistory
 from mmulab.check.rsm import rsm_may_shut_down
 from mmulab.check.told import delivery_exit, fault_seen, judge_fault, other_exit
@@ -280,7 +281,7 @@ class Oracle:
         """Whether nobody says what an access does: mostly one that reached no memory.
 
         Its tables, its stub or L1's control block may be what the VMM took from itself, or lie
-        where no memory is, or an SMI came before it.
+        where no memory is, or an SMI came before it; or L1, which it was told to, cannot run.
         """
         if walks is not None and self._is_beyond(walks):
             return True
@@ -289,6 +290,7 @@ class Oracle:
         vcpu = self._machine.kvm.vcpus[result.op.vcpu]
         lost = self._is_protected() or (walks is not None and walks.hole)
         lost |= isinstance(vcpu.nested, SvmNested) and by.world.hpa_of(vcpu.nested.vmcb12_gpa) is None
+        lost |= by.world.nested_guest and not vcpu.guest_mode and l1_cannot_run(self._machine, vcpu)
         return lost or vcpu.smm != by.world.address_space
 
     def _is_beyond(self, walks: TwoWalks) -> bool:
@@ -361,25 +363,38 @@ class Oracle:
         self, by: _Processor, op: Op, operand: Operand, outcome: Outcome
     ) -> tuple[Verdict, TwoWalks | None]:
         assert isinstance(op, (*DATA, ops.Touch))
-        first, over, history = None, operand.beyond, self._history
-        done = outcome.kind is OutcomeKind.OK
+        first = None
         for kind in _kinds(op):
-            for walks in self._walks(by, operand.gva, kind, op.mode):
+            reached = True
+            for piece in operand.pieces:
+                walks, seen = self._piece(by, op, kind, piece, outcome)
                 first = first or walks
-                if walks.gpa is None:
-                    if fault_seen(walks, outcome):
-                        return Verdict.ALLOWED, first
-                elif done and arrived(self._machine, history, by.world, op, operand, walks.gpa, outcome):
-                    if not marked(self._machine, by.world, walks.outer):
-                        continue
-                    self._used(by, op, kind, walks)
+                if seen is Seen.FAULT:
                     return Verdict.ALLOWED, first
-            second = self._walks(by, operand.gva + operand.size - over, kind, op.mode) if over else iter(())
-            if any(walks.gpa is None and fault_seen(walks, outcome) for walks in second):
+                reached &= seen is Seen.THERE
+            if reached:
                 return Verdict.ALLOWED, first
         if outcome.vector == GP_VECTOR and not self._canonical(by, op.gva):
             return Verdict.ALLOWED, first
         return Verdict.WRONG, first
+
+    def _piece(
+        self, by: _Processor, op: Op, kind: int, piece: Piece, outcome: Outcome
+    ) -> tuple[TwoWalks | None, Seen]:
+        """Look where what of an operand lies in one page was accessed; return what memory alone says too."""
+        assert isinstance(op, (*DATA, ops.Touch))
+        first, machine, done = None, self._machine, outcome.kind is OutcomeKind.OK
+        for walks in self._walks(by, piece.gva, kind, op.mode):
+            first = first or walks
+            if walks.gpa is None:
+                if fault_seen(walks, outcome):
+                    return first, Seen.FAULT
+                continue
+            there = done and arrived(machine, self._history, by.world, op, piece, walks.gpa, outcome)
+            if there and marked(machine, by.world, walks.outer):
+                self._used(by, op, kind, walks)
+                return first, Seen.THERE
+        return first, Seen.NEITHER
 
     def _used(self, by: _Processor, op: Op, pfec: int, walks: TwoWalks) -> None:
         """Note what an access that is right wrote besides its operand: A and D on its way.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 from mmulab.check.remembered import TableHistory
@@ -26,13 +27,38 @@ class Operand(NamedTuple):
         """How many of its bytes lie in the second page."""
         return max(0, (self.gva & 0xFFF) + self.size - 0x1000)
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What of it lies in each page."""
+        over = self.beyond
+        first = self.size - over
+        second = (Piece(self.gva + first, over, 8 * first, is_all=False),) if over else ()
+        return (Piece(self.gva, first, 0, is_all=not over), *second)
+
+
+class Piece(NamedTuple):
+    """What of an operand lies in one page: its first byte, and how far it is shifted in the value."""
+
+    gva: int
+    size: int
+    shift: int
+    is_all: bool
+
+
+class Seen(Enum):
+    """How an access to one page ended."""
+
+    FAULT = "fault"
+    THERE = "there"
+    NEITHER = "neither"
+
 
 def arrived(
     machine: Machine,
     history: TableHistory,
     world: World,
     op: Op,
-    operand: Operand,
+    piece: Piece,
     gpa: int,
     outcome: Outcome,
 ) -> bool:
@@ -46,30 +72,30 @@ def arrived(
         Memory before it.
     world : World
     op : Op
-    operand : Operand
+    piece : Piece
+        What of its operand lies there.
     gpa : int
-        Where its first byte lies.
+        Where the piece's first byte lies.
     outcome : Outcome
+        Its `hpa` is that of the operand's first byte.
     """
-    if operand.beyond:
-        return True
     write = bool(access_kind(op) & PFERR_WRITE_MASK)
     slot = machine.kvm.slots[world.address_space].lookup(gpa >> 12)
     if slot is None or (write and slot.readonly):
-        return bool(outcome.mmio) and outcome.mmio is not None and outcome.mmio[0].gpa == gpa
-    hpa = world.hpa_of(gpa)
-    if outcome.mmio or hpa is None or outcome.hpa not in (-1, hpa):
+        return any(part.gpa == gpa for part in outcome.mmio or ())
+    hpa, seen = world.hpa_of(gpa), outcome.hpa if not piece.shift else -1
+    if (outcome.mmio and piece.is_all) or hpa is None or seen not in (-1, hpa):
         return False
     memory = machine.memory
-    if outcome.hpa != -1 and not _host_allows(memory, hpa >> 12, write=write):
+    if seen != -1 and not _host_allows(memory, hpa >> 12, write=write):
         return False
-    mask = (1 << 8 * operand.size) - 1
+    mask = (1 << 8 * piece.size) - 1
     match op:
         case ops.Read():
-            seen = outcome.rax & mask
-            return seen in (history.read(hpa, operand.size), memory.read(hpa, operand.size))
+            value = outcome.rax >> piece.shift & mask
+            return value in (history.read(hpa, piece.size), memory.read(hpa, piece.size))
         case ops.Write(value=value) | ops.Exchange(value=value):
-            return memory.read(hpa, operand.size) == value & mask
+            return memory.read(hpa, piece.size) == value >> piece.shift & mask
     return True
 
 

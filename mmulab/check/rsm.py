@@ -54,7 +54,7 @@ def rsm_may_shut_down(vcpu: Vcpu, smm: World, read: Read) -> bool:
     if state["cr3"] >> vcpu.cpu.maxphyaddr:
         return True
     pae = cr0 & X86_CR0_PG and cr4 & X86_CR4_PAE and not long_mode
-    return bool(pae) and _bad_pdptes(vcpu, smm, state["cr3"], read)
+    return bool(pae) and bad_pdptes(vcpu, smm, state["cr3"], read)
 
 
 def _state(vcpu: Vcpu, smm: World, read: Read) -> dict[str, int] | None:
@@ -68,7 +68,7 @@ def _state(vcpu: Vcpu, smm: World, read: Read) -> dict[str, int] | None:
     return found
 
 
-def _bad_pdptes(vcpu: Vcpu, smm: World, cr3: int, read: Read) -> bool:
+def bad_pdptes(vcpu: Vcpu, smm: World, cr3: int, read: Read) -> bool:
     """Whether one of the four is present with a reserved bit; where SMM sees no memory, nobody says."""
     places = [smm.hpa_of((cr3 & ~0x1F) + 8 * number) for number in range(4)]
     reserved = pdpte_reserved(vcpu.cpu)

@@ -49,6 +49,7 @@ class StateChecks:
     def restore(self, saved: Any) -> None:
         """Follow nothing: a machine that was put back may go on without an op, where that is known."""
         self._changes = None
+        self._checker.refreshed.clear()
 
     def key(self) -> None:
         """Return the one name: it knows nothing but the state."""

@@ -15,7 +15,7 @@ from mmulab.check.guests import GUESTS
 from mmulab.check.hunt import Hunted, Job, Trouble, places
 from mmulab.check.scopes import MAKERS, find_scope
 from mmulab.cli import signals
-from mmulab.cli.options import KernelChoice, kernel_options
+from mmulab.cli.options import SCHEDULER, KernelChoice, kernel_options, workers
 from mmulab.errors import InputError
 from mmulab.kvm.bugs import BUGS, find_bug
 from mmulab.kvm.kernels import LINUX_6_1
@@ -29,6 +29,7 @@ from mmulab.lab.hunts import (
     shared_out,
     with_bugs,
 )
+from mmulab.pool import Jobs, width
 from mmulab.scenario.text import format_scenario
 
 TICK = 0.2
@@ -50,6 +51,7 @@ INDENT = " " * 6
 @click.option("--scope", "scopes", metavar="NAME,..", default="*", show_default=True, help="Where.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random searches.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@SCHEDULER
 @click.option("--out", metavar="FOLDER", help="Write each finding's scenario there as soon as it is minimal.")
 @click.option("--list", "listed", is_flag=True, help="Show the scopes and guests, and search nothing.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a kernel.")
@@ -62,6 +64,7 @@ def check(
     scopes: str,
     seed: int,
     jobs: int,
+    scheduler: str | None,
     out: str | None,
     listed: bool,
     as_json: bool,
@@ -71,7 +74,8 @@ def check(
     A scope is tried whole up to its depth, a guest at random; '*' in a name stands for anything. What
     the recorded kernel does as well is known, and no finding of a bug's or a design's. Each finding is
     made minimal: run and step take its file. The exit code is 1 if anything was found; with --bug, if a
-    bug was not found. Ctrl-C ends the search and shows what there is.
+    bug was not found. Ctrl-C ends the search and shows what there is; with --scheduler, of the kernels
+    whose search is over.
     """
     names = places(scopes.split(","))
     if listed:
@@ -82,7 +86,8 @@ def check(
     job = Job(kernel, right_of(kernel), names, seed, budget, ALL)
     folder = None if out is None else Path(out)
     wanted = [] if bugs is None else _switches(bugs)
-    work = with_bugs(kernel, wanted, job) if wanted else shared_out(job, jobs)
+    by = workers(jobs, scheduler)
+    work = with_bugs(kernel, wanted, job) if wanted else shared_out(job, width(by))
     hunted: list[Hunted] = []
 
     def show() -> None:
@@ -93,7 +98,7 @@ def check(
             click.echo(_summary(whole, len(wanted) or 1))
 
     with signals.shown(show):
-        for one in _interruptible(work, jobs, folder):
+        for one in _interruptible(work, by, folder):
             hunted.append(one)
             if wanted:
                 _show([one], folder, as_json)
@@ -126,7 +131,7 @@ def _places(names: Sequence[str]) -> Iterator[str]:
         yield f"guest {name:28} {GUESTS[name]}"
 
 
-def _interruptible(work: Sequence[Job], jobs: int, out: Path | None) -> Iterator[Hunted]:
+def _interruptible(work: Sequence[Job], jobs: Jobs, out: Path | None) -> Iterator[Hunted]:
     """Yield what came of each job; an interrupt lets all of them end, and is raised when that is shown."""
     shared = Shared()
     hunts = hunt_each(work, jobs, shared, out)

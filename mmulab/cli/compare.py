@@ -9,7 +9,7 @@ import click
 
 from mmulab.cli import signals
 from mmulab.cli.drift import compare_kernels
-from mmulab.cli.options import KernelChoice, rule_options
+from mmulab.cli.options import SCHEDULER, KernelChoice, rule_options, workers
 from mmulab.cli.progress import progress
 from mmulab.cli.syncs import compare_policies
 from mmulab.errors import InputError
@@ -35,6 +35,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workloads.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@SCHEDULER
 @click.option("--details", is_flag=True, help="Also which fields tell pages apart, and each cell's measures.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a cell.")
 def compare(
@@ -46,6 +47,7 @@ def compare(
     limit: int | None,
     seed: int,
     jobs: int,
+    scheduler: str | None,
     details: bool,
     as_json: bool,
 ) -> None:
@@ -66,18 +68,19 @@ def compare(
     why, memory. An access of a recording is right as recorded, or if the architecture allows it by
     what the guest's tables have held since it last flushed.
     """
+    by = workers(jobs, scheduler)
     if kernels is not None:
         if designs is not None or syncs is not None or choice.given:
             raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
         works = _works(cases, limit, seed)
-        compare_kernels(kernels, works, jobs=jobs, details=details, as_json=as_json)
+        compare_kernels(kernels, works, jobs=by, details=details, as_json=as_json)
         return
     if syncs is not None:
         if designs is not None or choice.sync is not None:
             raise InputError("--syncs: compares policies under one design; leave --designs and --sync out")
         works = _works(cases, limit, seed)
         kernel = choice.over(LINUX_6_1) if choice.given else None
-        compare_policies(syncs, works, kernel=kernel, jobs=jobs, details=details, as_json=as_json)
+        compare_policies(syncs, works, kernel=kernel, jobs=by, details=details, as_json=as_json)
         return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
     chosen = [find_design(name) for name in names]
@@ -89,7 +92,7 @@ def compare(
         _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
 
     with signals.shown(show):
-        for row in progress(compare_each(chosen, works, kernel=kernel, jobs=jobs), len(works), "case"):
+        for row in progress(compare_each(chosen, works, kernel=kernel, jobs=by), len(works), "case"):
             cells += row
 
 

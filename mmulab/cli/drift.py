@@ -15,11 +15,12 @@ from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.table import Case
 from mmulab.lab.drift.drift import ALL, Drift, Effect, drift_each, parts
 from mmulab.lab.drift.track import Effects
+from mmulab.pool import Jobs
 
 _COLUMNS = [*Effects._fields]
 
 
-def compare_kernels(names: str, works: Sequence[Case], *, jobs: int, details: bool, as_json: bool) -> None:
+def compare_kernels(names: str, works: Sequence[Case], *, jobs: Jobs, details: bool, as_json: bool) -> None:
     """Show the effects of each change from the first kernel to each other one.
 
     Raises

@@ -46,6 +46,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to an offline page."),
+    "sweep": Entry("mmulab.cli.sweep:sweep", "Run an experiment file, go on with it, or repeat and compare."),
     "results": Entry("mmulab.cli.results:results", "Ask the results of a report or a sweep in SQL."),
     "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
     "step": Entry("mmulab.cli.step:step", "Step through a run, event by event, in a terminal or on a page."),

@@ -1,4 +1,4 @@
-"""Options that several commands share: which kernel a machine has."""
+"""Options that several commands share: which kernel a machine has, and who does the work."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
+from mmulab.cluster import Cluster
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import find_root_strategy
 from mmulab.kvm.sync.find import find_sync
+from mmulab.pool import Jobs
+
+SCHEDULER = click.option(
+    "--scheduler",
+    metavar="tcp://HOST:PORT",
+    help="Work on this dask.distributed scheduler's workers instead, with the same mmulab on all.",
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,6 +99,11 @@ class KernelChoice(NamedTuple):
         if self.sync is not None:
             kernel = kernel.with_(sync=find_sync(self.sync))
         return kernel
+
+
+def workers(jobs: int, scheduler: str | None, *, in_order: bool = True) -> Jobs:
+    """Return who does the works that ``--jobs`` and ``--scheduler`` ask for."""
+    return jobs if scheduler is None else Cluster(scheduler, in_order)
 
 
 def kernel_options(command: Command) -> Command:

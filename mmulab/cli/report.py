@@ -8,8 +8,8 @@ import click
 
 from mmulab import paths
 from mmulab.cli.path import PATH
-from mmulab.report.notebook import CELL_TIMEOUT
-from mmulab.report.write import report as write_report
+from mmulab.cli.sweep import JOBS, TIMEOUT, finish, spread
+from mmulab.report.experiment import of_notebooks
 
 
 @click.command()
@@ -18,7 +18,7 @@ from mmulab.report.write import report as write_report
     type=PATH,
     default=Path("out/report"),
     show_default=True,
-    help="Folder to write; an earlier report there is replaced.",
+    help="Folder to write, or to go on with.",
 )
 @click.option("--notebook", "names", metavar="NAME", multiple=True, help="Run only this one (repeatable).")
 @click.option(
@@ -29,20 +29,25 @@ from mmulab.report.write import report as write_report
     multiple=True,
     help="Set a parameter of every notebook that runs (repeatable).",
 )
-@click.option(
-    "--timeout",
-    type=click.IntRange(1),
-    default=CELL_TIMEOUT,
-    show_default=True,
-    help="Seconds a cell may take.",
-)
-def report(out: Path, names: tuple[str, ...], given: tuple[tuple[str, str], ...], timeout: int) -> None:
+@JOBS
+@TIMEOUT
+@click.pass_context
+def report(
+    ctx: click.Context,
+    out: Path,
+    names: tuple[str, ...],
+    given: tuple[tuple[str, str], ...],
+    jobs: int | None,
+    timeout: int,
+) -> None:
     """Run the project's notebooks and export each to a page that shows everything with no network.
 
-    Each notebook gets a folder with its page, the executed notebook, its results tables, and what
-    is needed to run it again. A line names each notebook as it starts; the last line is the path of
-    the report's first page. Interrupted (Ctrl-C, SIGTERM), the report has the notebooks that are
-    finished, and of the others what an earlier report there had.
+    It is the sweep of one run a notebook: each gets a folder with its page, the executed notebook, its
+    results tables, and what is needed to run it again. A second call runs what is missing, has failed
+    or has changed since; the folder then has these notebooks and no others. A line names each notebook
+    as it ends; the last line is the path of the report's first page. Interrupted (Ctrl-C, SIGTERM),
+    finished notebooks stay. One that fails stops no other, and the exit code is 1.
     """
     notebooks = [paths.notebook(name) for name in dict.fromkeys(names)] or paths.notebooks()
-    click.echo(write_report(notebooks, out, dict(given), timeout=timeout, say=click.echo))
+    experiment = of_notebooks(notebooks, dict(given))
+    finish(ctx, experiment, out, spread(jobs), timeout=timeout, show=True)

@@ -15,13 +15,14 @@ from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.stat import SYNC_STATS
 from mmulab.lab.cases.table import Case
 from mmulab.lab.sync.compare import SyncCell, syncs_each
+from mmulab.pool import Jobs
 
 _SUMS = tuple(name for name in SYNC_STATS if name != "most_pages")
 _HEADS = ("correct", "page faults", *(name.replace("_", " ") for name in _SUMS), "most bytes")
 
 
 def compare_policies(
-    names: str, works: Sequence[Case], *, kernel: Kernel | None, jobs: int, details: bool, as_json: bool
+    names: str, works: Sequence[Case], *, kernel: Kernel | None, jobs: Jobs, details: bool, as_json: bool
 ) -> None:
     """Show who is wrong where, and what each policy costs.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmulab.check.hunt import Hunted, Job, Trouble, hunt
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import known_kernel, nearest_recorded
+from mmulab.pool import Jobs
 from mmulab.scenario.text import write_scenario
 
 ALL = 1 << 30
@@ -81,14 +83,15 @@ def shared_out(job: Job, processes: int) -> list[Job]:
 
 
 def hunt_each(
-    jobs: Sequence[Job], processes: int, shared: Shared, out: Path | None
+    jobs: Sequence[Job], processes: Jobs, shared: Shared, out: Path | None
 ) -> Generator[Hunted, None, None]:
     """Yield what came of each job, in order.
 
     Parameters
     ----------
     jobs : sequence of Job
-    processes : int
+    processes : int or Workers
+        Others than processes tell nothing of how far they are, and do not end before their time.
     shared : Shared
     out : Path or None
         Folder for the scenarios of what is found.
@@ -100,7 +103,25 @@ def hunt_each(
     """
     if out is not None:
         _make(out)
-    yield from pool.each(partial(_hunt, shared, out), jobs, processes)
+    if isinstance(processes, int):
+        yield from pool.each(partial(_hunt, shared, out), jobs, processes)
+        return
+    with closing(pool.each(_hunt_elsewhere, jobs, processes)) as hunts:
+        for hunted in hunts:
+            _write(hunted, out)
+            shared.add(hunted.states, hunted.ops)
+            yield hunted
+
+
+def _hunt_elsewhere(job: Job) -> Hunted:
+    return hunt(job, lambda: False, lambda hunted: None)
+
+
+def _write(hunted: Hunted, out: Path | None, told: int = 0) -> None:
+    """Write what was found, from the finding `told` on."""
+    if out is not None:
+        for trouble in hunted.found[told:]:
+            write_scenario(trouble.scenario, out / file_name(hunted.job, trouble))
 
 
 def _make(folder: Path) -> None:
@@ -115,9 +136,7 @@ def _hunt(shared: Shared, out: Path | None, job: Job) -> Hunted:
 
     def tell(hunted: Hunted) -> None:
         shared.add(hunted.states - told[0], hunted.ops - told[1])
-        if out is not None:
-            for trouble in hunted.found[told[2] :]:
-                write_scenario(trouble.scenario, out / file_name(job, trouble))
+        _write(hunted, out, told[2])
         told[:] = hunted.states, hunted.ops, len(hunted.found)
 
     return hunt(job, shared.is_over, tell)

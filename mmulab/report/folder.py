@@ -23,7 +23,7 @@ from pathlib import Path
 from mmulab import files
 from mmulab.errors import InputError, named
 
-__all__ = ["MARKER", "whole"]
+__all__ = ["MARKER", "clear", "sweep_killed", "whole"]
 
 MARKER = ".mmulab"
 """Empty file in every folder made here: only a folder that has it is ever replaced."""
@@ -71,7 +71,7 @@ def whole(target: Path) -> Iterator[Path]:
         with files.disk_errors_of(target):
             _replace(target, building)
     finally:
-        _clear(building)
+        clear(building)
         os.close(descriptor)
         with suppress(OSError):  # they hold the output now
             for parent in made:
@@ -102,19 +102,24 @@ def _recover(target: Path) -> None:
     earlier = _aside(target)
     if (earlier / MARKER).exists():
         if target.exists():
-            _clear(earlier)
+            clear(earlier)
         else:
             earlier.rename(target)
     files.sweep(target.parent, re.escape(f".{target.name}.") + _RANDOM, _remove)
 
 
+def sweep_killed(parent: Path) -> None:
+    """Sweep away what killed runs left of any folder in `parent`."""
+    files.sweep(parent, r"\..+\." + _RANDOM, _remove)
+
+
 def _remove(path: Path) -> None:
     """Remove a temporary folder: one made here has the marker, unless it is still empty."""
     if (path / MARKER).exists() or _is_empty_folder(path):
-        _clear(path)
+        clear(path)
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Remove a folder made here, its marker last: killed on the way, it is still known for ours."""
     with suppress(FileNotFoundError):
         for entry in list(os.scandir(path)):
@@ -138,7 +143,7 @@ def _replace(target: Path, building: Path) -> None:
             if not target.exists():
                 earlier.rename(target)
             raise
-        _clear(earlier)
+        clear(earlier)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -18,7 +18,7 @@ CELL_TIMEOUT = 1200
 
 
 def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: int = CELL_TIMEOUT) -> Any:
-    """Run the notebook at `path` and write the executed one to `output`.
+    """Run the notebook at `path` and write the executed one to `output`, as far as it came.
 
     Parameters
     ----------
@@ -46,6 +46,8 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 
+    from mmulab.report import engine
+
     managers: list[Any] = []
     too_long = f"{path.name}: a cell took longer than {timeout} s; give smaller parameters or more time"
     with TemporaryFile() as complaints:
@@ -54,6 +56,7 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
                 path,
                 output,
                 parameters={name: values[name] for name in given},
+                engine_name=engine.NAME,
                 execution_timeout=timeout,
                 cwd=path.resolve().parent,
                 progress_bar=sys.stderr.isatty(),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import platform
 import shlex
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,20 @@ import mmulab
 from mmulab import paths
 from mmulab.errors import InputError
 
-__all__ = ["INPUTS_MIME", "Inputs", "Run", "commit", "digest", "harvest", "packages", "record", "repeat"]
+__all__ = [
+    "INPUTS_MIME",
+    "Inputs",
+    "commit",
+    "digest",
+    "digest_of_package",
+    "harvest",
+    "imported",
+    "name_of",
+    "owners",
+    "packages",
+    "path_of",
+    "repeat",
+]
 
 INPUTS_MIME = "application/vnd.mmulab.inputs+json"
 
@@ -37,14 +51,45 @@ def digest(path: Path) -> str:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
+@cache
+def digest_of_package() -> str:
+    """Return the SHA-256 over all files of the package, in the order of their paths, without caches."""
+    top = Path(mmulab.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(top.rglob("*"), key=lambda path: path.relative_to(top).parts):
+        if path.is_file() and "__pycache__" not in path.parts:
+            content = path.read_bytes()
+            total.update(f"{path.relative_to(top).as_posix()}\0{len(content)}\0".encode())
+            total.update(content)
+    return total.hexdigest()
+
+
 def packages() -> dict[str, str]:
     """Return the version of every installed package, by name, in the order of names."""
     found = {item.name.lower(): item.version for item in importlib.metadata.distributions()}
     return dict(sorted(found.items()))
 
 
-def commit() -> dict[str, Any] | None:
-    """Return the checkout's commit and whether tracked files differ from it; None outside git."""
+@cache
+def owners() -> dict[str, list[tuple[str, str]]]:
+    """Return name and version of the packages that each top-level module comes from."""
+    versions = packages()
+    return {
+        module: [(name.lower(), versions[name.lower()]) for name in names]
+        for module, names in importlib.metadata.packages_distributions().items()
+    }
+
+
+def imported() -> dict[str, str]:
+    """Return the version of every package that this process has imported from, in the order of names."""
+    known = owners()
+    tops = {name.partition(".")[0] for name in sys.modules}
+    return dict(sorted({found for top in tops for found in known.get(top, [])}))
+
+
+@cache
+def commit() -> str | None:
+    """Return the checkout's commit, with ``-modified`` if tracked files differ; None outside git."""
 
     def git(*command: str) -> str | None:
         try:
@@ -58,7 +103,7 @@ def commit() -> dict[str, Any] | None:
     head = git("rev-parse", "HEAD")
     if head is None:
         return None
-    return {"hash": head, "modified": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return f"{head}-modified" if git("status", "--porcelain", "--untracked-files=no") else head
 
 
 class Inputs:
@@ -71,7 +116,7 @@ class Inputs:
     """
 
     def __init__(self, *files: Path) -> None:
-        self.digests = {_name(path): digest(path) for path in files}
+        self.digests = {_short(path): digest(path) for path in files}
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -86,9 +131,34 @@ class Inputs:
         return {INPUTS_MIME: self.digests, "text/html": self._repr_html_(), "text/plain": text}
 
 
-def _name(path: Path) -> str:
+def _short(path: Path) -> str:
+    name = name_of(path)
+    return path.name if name.startswith("/") else name
+
+
+def name_of(path: Path) -> str:
+    """Return the path of a file relative to the checkout, as any machine knows it; absolute if outside."""
     path, top = path.resolve(), paths.checkout()
-    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()
+
+
+def path_of(name: str) -> Path:
+    """Return where the file is that :func:`name_of` has named, or what stands in for it."""
+    return _STANDS_IN.get(name) or paths.checkout() / name
+
+
+_STANDS_IN: dict[str, Path] = {}
+"""By name: files that came from another machine for the run that is under way."""
+
+
+@contextmanager
+def standing_in(files: Mapping[str, Path]) -> Iterator[None]:
+    """Let files stand in for those of these names while the block runs."""
+    _STANDS_IN.update(files)
+    try:
+        yield
+    finally:
+        _STANDS_IN.clear()
 
 
 def harvest(notebook: Any) -> dict[str, str]:
@@ -98,28 +168,6 @@ def harvest(notebook: Any) -> dict[str, str]:
         for output in cell.get("outputs", []):
             found |= output.get("data", {}).get(INPUTS_MIME, {})
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run of a notebook: the file, the values of all its parameters, and the inputs it read."""
-
-    notebook: Path
-    parameters: Mapping[str, Any]
-    inputs: Mapping[str, str]
-
-
-def record(run: Run) -> dict[str, Any]:
-    """Return what is needed to repeat `run`, ready for JSON; no hour, no host, no path of this machine."""
-    return {
-        "repeat": repeat(run.notebook.stem, run.parameters),
-        "notebook": {"name": _name(run.notebook), "sha256": digest(run.notebook)},
-        "seed": run.parameters.get("seed"),
-        "inputs": dict(run.inputs),
-        "mmulab": {"version": mmulab.__version__, "commit": commit()},
-        "python": platform.python_version(),
-        "packages": packages(),
-    }
 
 
 def repeat(name: str, parameters: Mapping[str, Any]) -> str:

@@ -64,8 +64,8 @@ def look(item: Locator) -> Picture:
     title, box = item.get_attribute("aria-label") or "", item.bounding_box()
     if box is None or not (box["width"] and box["height"]):
         return Picture(title, 0, 0, 0.0, 0)
-    seen = pixels(item.screenshot()).reshape(-1, 3)
-    _, counts = np.unique(seen, axis=0, return_counts=True)
+    seen = pixels(item.screenshot()).reshape(-1, 3).astype(np.uint32)
+    _, counts = np.unique(seen @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_counts=True)
     return Picture(title, box["width"], box["height"], 1 - int(counts.max()) / len(seen), len(counts))
 
 

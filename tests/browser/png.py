@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 _CHANNELS = {2: 3, 6: 4}
 
@@ -30,32 +31,34 @@ def pixels(png: bytes) -> npt.NDArray[np.uint8]:
     assert (depth, interlace) == (8, 0)
     channels = _CHANNELS[color]
     lines = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + width * channels)
-    out = np.zeros((height, width * channels), np.uint8)
-    above = np.zeros(width * channels, np.uint8)
-    for row, line in enumerate(lines):
-        out[row] = above = _unfiltered(int(line[0]), line[1:], above, channels)
-    return out.reshape(height, width, channels)[:, :, :3]
+    return _unfiltered(lines, channels).reshape(height, width, channels)[:, :, :3]
 
 
-def _unfiltered(
-    kind: int, line: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8], step: int
-) -> npt.NDArray[np.uint8]:
-    """Undo a line's filter (PNG specification, section 9)."""
-    if kind == 0:
-        return line
-    if kind == 2:
-        return line + above
-    if kind == 1:
-        return np.cumsum(line.reshape(-1, step), axis=0, dtype=np.uint8).ravel()
-    done = bytearray(len(line))
-    for index, value in enumerate(line.tolist()):
-        left = done[index - step] if index >= step else 0
-        up = int(above[index])
-        corner = int(above[index - step]) if index >= step else 0
-        done[index] = (value + ((left + up) // 2 if kind == 3 else _paeth(left, up, corner))) & 0xFF
-    return np.frombuffer(bytes(done), np.uint8)
-
-
-def _paeth(left: int, up: int, corner: int) -> int:
-    guess = left + up - corner
-    return min((abs(guess - left), 0, left), (abs(guess - up), 1, up), (abs(guess - corner), 2, corner))[2]
+@njit
+def _unfiltered(lines: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
+    """Undo each line's filter (PNG specification, section 9)."""
+    height, width = lines.shape[0], lines.shape[1] - 1
+    out = np.zeros((height, width), np.uint8)
+    for row in range(height):
+        kind = lines[row, 0]
+        for index in range(width):
+            left = int(out[row, index - step]) if index >= step else 0
+            up = int(out[row - 1, index]) if row else 0
+            corner = int(out[row - 1, index - step]) if row and index >= step else 0
+            guess = 0
+            if kind == 1:
+                guess = left
+            elif kind == 2:
+                guess = up
+            elif kind == 3:
+                guess = (left + up) // 2
+            elif kind == 4:
+                far_left, far_up = abs(up - corner), abs(left - corner)
+                far_corner = abs(left + up - 2 * corner)
+                guess = corner
+                if far_left <= far_up and far_left <= far_corner:
+                    guess = left
+                elif far_up <= far_corner:
+                    guess = up
+            out[row, index] = (int(lines[row, index + 1]) + guess) & 0xFF
+    return out

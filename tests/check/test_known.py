@@ -12,6 +12,7 @@ from mmulab.check.finding import FindingKind
 from mmulab.check.hunt import IN_GUESTS
 from mmulab.check.known import DEVIATIONS, beyond
 from mmulab.check.trial import make_bench
+from mmulab.kvm import page_fault
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.scenario.text import parse_scenario, read_scenario
 
@@ -89,6 +90,19 @@ def test_rights_that_a_removed_fix_loses_are_found_where_a_large_page_stays() ->
     assert finding is not None
     assert (finding.name, finding.op, met) == ("fault-reached", 3, {})
     assert (make_bench(scenario, LINUX_6_1, watchers).run(()).finding, met) == (None, {})
+
+
+def test_an_old_mmio_entry_that_is_taken_for_todays_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sync that ``mmio-refreshed`` needs."""
+    scenario = read_scenario(KEPT / "mmio-refreshed.mmu")
+    scenario = replace(scenario, steps=(*scenario.steps[:3], scenario.steps[-1]))
+    met: dict[str, int] = {}
+    watchers = beyond(IN_GUESTS, met)
+    assert make_bench(scenario, LINUX_6_1, watchers).run(()).finding is None
+    monkeypatch.setattr(page_fault, "check_mmio_spte", lambda vcpu, spte: True)
+    finding = make_bench(scenario, LINUX_6_1, watchers).run(()).finding
+    assert finding is not None
+    assert (finding.name, met) == ("page-not-reached", {})
 
 
 def test_each_sequence_is_told_of() -> None:

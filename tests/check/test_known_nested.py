@@ -32,6 +32,7 @@ def test_the_same_assertion_of_a_removed_fix_is_not_passed_over() -> None:
 MENDED = (
     ("nested-emulated-at-table", "wr s 4 8000001008 0", "wr s 4 8000001010 0"),
     ("nested-pse-kept", "cr4 0", "cr4 10"),
+    ("nested-npf-mixed", "wr s 8 1c008 2a065", "wr s 8 1c008 2a067"),
     ("nested-nx-reserved-spte", "nx_huge_pages=1", "nx_huge_pages=0"),
     ("nested-tables-outside", "m8 a550 900067", "m8 a550 10067"),
 )

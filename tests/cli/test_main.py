@@ -41,12 +41,12 @@ def raising(error: BaseException) -> object:
 
 
 def test_version(command: CommandLine) -> None:
-    done = command("--version")
+    done = command.process("--version")
     assert (done.returncode, done.stdout) == (0, f"mmulab {__version__}\n")
 
 
 def test_help_is_the_map_of_the_command_line(command: CommandLine) -> None:
-    done = command("--help")
+    done = command.process("--help")
     assert done.returncode == 0
     listed = [
         line.split()[0] for line in done.stdout.partition("Commands:\n")[2].splitlines() if line.strip()
@@ -56,9 +56,10 @@ def test_help_is_the_map_of_the_command_line(command: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run([name, "--help"]) == 0
-    assert f"Usage: mmulab {name}" in capsys.readouterr().out
+def test_each_command_starts_and_has_help(name: str, command: CommandLine) -> None:
+    done = command.process(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: mmulab {name}" in done.stdout
 
 
 def test_unknown_command_is_one_line(command: CommandLine) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmulab.report.page import remote_references
-from mmulab.report.write import report
+from tests.reported import report
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import load_stream
 from tests.conftest import CommandLine
@@ -68,7 +68,7 @@ def test_guest_tables_are_those_its_snapshot_counted(boot_report: Path, root: Pa
 def test_page_needs_nothing_from_elsewhere(boot_report: Path) -> None:
     assert remote_references(page(boot_report)) == []
     assert {path.name for path in (boot_report / "real_boot/tables").iterdir()} == TABLES
-    inputs = json.loads((boot_report / "real_boot/provenance.json").read_text("utf-8"))["inputs"]
+    inputs = json.loads((boot_report / "real_boot/manifest.json").read_text("utf-8"))["inputs"]
     assert "data/stream/boot-686-nonpae.npz" in inputs
     assert sum(name.startswith("data/snapshots/") for name in inputs) == 44
 

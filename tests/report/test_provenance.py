@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import platform
+import ast
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 import pytest
 
-import mmulab
 from mmulab.errors import InputError
 from mmulab.report import provenance
 
@@ -45,23 +45,35 @@ def test_inputs_travel_in_the_notebook(abc: Path) -> None:
     assert OF_ABC in shown._repr_html_()
 
 
-def test_record_says_how_to_repeat() -> None:
-    run = provenance.Run(NOTEBOOK, {"shape": "a b", "seed": 7}, {"x": OF_ABC})
-    found = provenance.record(run)
-    assert found["repeat"] == "mmulab report --notebook small -p shape 'a b' -p seed 7"
-    assert found["notebook"] == {
-        "name": "tests/report/notebooks/small.ipynb",
-        "sha256": provenance.digest(NOTEBOOK),
-    }
-    assert found["seed"] == 7
-    assert found["inputs"] == {"x": OF_ABC}
-    assert found["mmulab"]["version"] == mmulab.__version__
-    assert found["python"] == platform.python_version()
-    assert found["packages"]["numpy"] == version("numpy")
+def test_a_name_leads_back_to_its_file(abc: Path) -> None:
+    assert provenance.name_of(NOTEBOOK) == "tests/report/notebooks/small.ipynb"
+    assert provenance.path_of("tests/report/notebooks/small.ipynb") == NOTEBOOK
+    assert provenance.path_of(provenance.name_of(abc)) == abc.resolve()
 
 
-def test_record_knows_nothing_of_the_machine() -> None:
-    text = json.dumps(provenance.record(provenance.Run(NOTEBOOK, {}, {})))
-    assert str(ROOT) not in text
-    assert str(Path.home()) not in text
-    assert f'"{platform.node()}"' not in text
+def test_repeat_quotes() -> None:
+    found = provenance.repeat("small", {"shape": "a b", "seed": 7})
+    assert found == "mmulab report --notebook small -p shape 'a b' -p seed 7"
+
+
+def test_imported_has_versions_of_what_is_loaded_and_no_others() -> None:
+    script = "import numpy; from mmulab.report.provenance import imported; print(imported())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = ast.literal_eval(done.stdout)
+    assert found["numpy"] == version("numpy")
+    assert "papermill" not in found
+
+
+def test_digest_of_package_is_of_names_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for name, content in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("__pycache__/x.pyc", "3")):
+        top = tmp_path / str(len(digests))
+        for path, text in (("__init__.py", ""), ("c.py", "4"), (name, content)):
+            (top / path).parent.mkdir(parents=True, exist_ok=True)
+            (top / path).write_text(text)
+        monkeypatch.setattr(provenance.mmulab, "__file__", str(top / "__init__.py"))
+        digests.append(provenance.digest_of_package.__wrapped__())
+        (top / "__pycache__").mkdir(exist_ok=True)
+        (top / "__pycache__" / "y.pyc").touch()
+        assert provenance.digest_of_package.__wrapped__() == digests[-1]
+    assert len(set(digests)) == 4

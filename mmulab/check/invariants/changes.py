@@ -10,9 +10,15 @@ from mmulab.check.invariants import counts, tables
 from mmulab.check.invariants.checks import Checker
 from mmulab.check.invariants.flags import Invariant, Violation, Wrong
 from mmulab.check.invariants.snapshot import Changed, Snapshot
-from mmulab.check.invariants.survey import Link, entry_of, flat
+from mmulab.check.invariants.survey import Link, Other, entry_of, flat
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte, spte_to_pfn
+from mmulab.kvm.spte import (
+    get_mmio_spte_gfn,
+    is_last_spte,
+    is_mmio_spte,
+    is_shadow_present_pte,
+    spte_to_pfn,
+)
 from mmulab.kvm.state import Kvm
 
 Header = tuple[bool, bool, int, int, int]
@@ -74,6 +80,9 @@ class Changes:
             for index, old, new in change.words(empty):
                 if new != empty:
                     entry = entry_of(kvm, change.sp, index)
+                    if isinstance(entry, Other):
+                        known = _is_refreshed(kvm, entry, old, events)
+                        (checker.refreshed.add if known else checker.refreshed.discard)(entry.sptep)
                     yield from checker.entry(kvm, entry)
                     if isinstance(entry, Link) and not _links_to(change.sp, old, entry.child):
                         yield from self._linked_unsynced(kvm, entry, before, changed, events)
@@ -115,6 +124,26 @@ class Changes:
 def _links_to(sp: ShadowPage, spte: int, child: int) -> bool:
     present = is_shadow_present_pte(spte) and not is_last_spte(spte, sp.level)
     return present and spte_to_pfn(spte) == child
+
+
+def _is_refreshed(kvm: Kvm, entry: Other, old: int, events: Iterable[ev.Event]) -> bool:
+    """Whether an MMIO entry is the one that was there, which a sync gave today's generation.
+
+    Source: Linux 6.1 ``mmu.c`` (``sync_mmio_spte``); a fault asks for the slot first.
+    """
+    if not entry.mmio or not is_mmio_spte(kvm.fmt, old):
+        return False
+    if get_mmio_spte_gfn(kvm.fmt, old) != get_mmio_spte_gfn(kvm.fmt, entry.spte):
+        return False
+    syncs, last = False, False
+    for event in events:
+        if isinstance(event, ev.kvm_mmu_sync_page):
+            syncs = True
+        elif isinstance(event, (ev.kvm_mmu_spte_requested, ev.kvm_page_fault)):
+            syncs = False
+        elif isinstance(event, ev.mark_mmio_spte) and event.sptep == entry.sptep:
+            last = syncs
+    return last
 
 
 def _known_above(kvm: Kvm, sp: ShadowPage) -> Iterator[Violation]:

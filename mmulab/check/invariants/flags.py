@@ -43,7 +43,7 @@ class Invariant(IntFlag):
     DIRTY_LOG = auto()
     """Where writes are logged, a page that can be written counts as dirty."""
     MMIO = auto()
-    """An MMIO entry of the current generation is for a gfn in no slot."""
+    """An MMIO entry of the current generation is for a gfn in no slot, unless a sync made it current."""
     LINK_SYNC = auto()
     """No link is made to a table with something unsync below that was not synced for it."""
     LARGE_PAGE = auto()

@@ -35,6 +35,7 @@ from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
 from mmulab.lab.designs.page_bound import PageBound, page_bound
 from mmulab.lab.designs.stream_run import run_stream
+from mmulab.pool import Jobs
 
 __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 
@@ -233,7 +234,7 @@ def compare(
     works: Sequence[Case],
     *,
     kernel: Kernel | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
     progress: Callable[[Sequence[Cell]], object] | None = None,
 ) -> Comparison:
     """Run each design on each piece of work.
@@ -247,9 +248,9 @@ def compare(
     kernel : Kernel, optional
         Instead of each work's own; the default design that runs beside has the
         derivation and the roots of every kernel so far, ``parity`` and ``special``.
-    jobs : int
-        Processes. A design that no other process could import, from a notebook's
-        cell, keeps all in this one.
+    jobs : int or Workers
+        Processes, or others (:mod:`mmulab.pool`). A design that no other process could
+        import, from a notebook's cell, keeps all in this one.
     progress : callable, optional
         Gets the cells of each piece of work when it is done.
 
@@ -273,7 +274,7 @@ def compare_each(
     works: Sequence[Case],
     *,
     kernel: Kernel | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> Generator[list[Cell], None, None]:
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)

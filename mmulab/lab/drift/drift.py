@@ -18,6 +18,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.cases.table import Case
 from mmulab.lab.drift.track import Effects, Track, Tracks, first_difference
+from mmulab.pool import Jobs
 
 __all__ = ["ALL", "Drift", "Effect", "Part", "drift_each", "parts"]
 
@@ -127,7 +128,7 @@ def _work(work: _Work) -> list[Effect]:
 
 
 def drift_each(
-    base: Kernel, other: Kernel, works: Sequence[Case], *, jobs: int = 1
+    base: Kernel, other: Kernel, works: Sequence[Case], *, jobs: Jobs = 1
 ) -> Generator[list[Effect], None, None]:
     """Yield the effects on each piece of work as soon as it is done, in order.
 
@@ -138,8 +139,8 @@ def drift_each(
     base, other : Kernel
     works : sequence of Case
         See :func:`mmulab.lab.cases.works.find_works`.
-    jobs : int
-        Processes.
+    jobs : int or Workers
+        Processes, or others (:mod:`mmulab.pool`).
 
     Raises
     ------

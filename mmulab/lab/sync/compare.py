@@ -21,6 +21,7 @@ from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.sync.judge import judge_recorded
 from mmulab.lab.sync.witnesses import foretold
 from mmulab.machine.machine import Machine
+from mmulab.pool import Jobs
 from mmulab.scenario.scenario import Scenario
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import Kind
@@ -93,7 +94,7 @@ def compare_syncs(
     works: Sequence[Case],
     *,
     kernel: Kernel | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> list[SyncCell]:
     """Run each policy on each piece of work; cells by work, then by policy.
 
@@ -105,8 +106,8 @@ def compare_syncs(
         See :func:`mmulab.lab.cases.works.find_works`.
     kernel : Kernel, optional
         Instead of each work's own; a policy takes the place of its own.
-    jobs : int
-        Processes.
+    jobs : int or Workers
+        Processes, or others (:mod:`mmulab.pool`).
 
     Raises
     ------
@@ -122,7 +123,7 @@ def syncs_each(
     works: Sequence[Case],
     *,
     kernel: Kernel | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> Generator[list[SyncCell], None, None]:
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare_syncs`."""
     texts = [str(policy) for policy in policies]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,7 +41,15 @@ MIXED_PORTALS = {"mixed-npt-modes-l0-5", "mixed-npt-nx-l0-5"}
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, Row]:
-    return {case.name: row(case) for case in cases() if case.scenario is not None}
+    return {case.name: without_memory(row(case)) for case in cases() if case.scenario is not None}
+
+
+def without_memory(found: Row) -> Row:
+    """Keep of a row's machine its configuration alone: hundreds of guests' memories are gigabytes."""
+    config = found.run.machine.kvm.config
+    return replace(
+        found, run=replace(found.run, machine=SimpleNamespace(kvm=SimpleNamespace(config=config)))
+    )
 
 
 def test_no_case_is_missing() -> None:

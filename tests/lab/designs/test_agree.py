@@ -1,4 +1,4 @@
-"""Correct designs on every recorded scenario: the same events, the same outcomes, other role words.
+"""Correct designs on recorded scenarios: the same events, the same outcomes, other role words.
 
 What differs is foretold from the default design's run: the pages that it used
 under two paging modes, which a design with the mode in its key makes twice.
@@ -125,8 +125,9 @@ def test_correct_designs_agree_on_a_sample(path: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_correct_designs_agree_on_every_recorded_scenario(folder: str) -> None:
-    for path in sorted((CONFORMANCE / folder).glob("*.jsonl.xz")):
+def test_correct_designs_agree_on_every_fourth_recorded_scenario(folder: str) -> None:
+    """Of each folder the first, and from there every fourth."""
+    for path in sorted((CONFORMANCE / folder).glob("*.jsonl.xz"))[::4]:
         check(f"{folder}/{path.name.removesuffix('.jsonl.xz')}")
 
 
