@@ -149,6 +149,26 @@ def test_notebook_is_committed_clean(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_keeps_its_cells_apart(path: Path) -> None:
+    text = path.read_text("utf-8")
+    notebook = json.loads(text)
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"cell-[a-z0-9-]+", name) for name in ids), "a random id changes with every save"
+    assert text == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "not as Jupyter saves it"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_declares_one_result_and_no_output_widget(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse("".join(cell["source"])))]
+    called = [ast.unparse(node.func).split(".")[-1] for node in nodes if isinstance(node, ast.Call)]
+    assert called.count("Result") == 1
+    # papermill may lose the reply of a cell that shows one, and waits for it for good.
+    assert "Output" not in called
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_checks_its_parameters(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
     tagged = next(at for at, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
