@@ -70,16 +70,20 @@ class Target:
         for name in given:
             if name not in known:
                 has = ", ".join(known) or "none"
-                raise InputError(f"unknown parameter '{quoted(name)}'; {self.name} has {has}")
+                raise InputError(f"{self._short}: unknown parameter '{quoted(name)}'; it has {has}")
         found = {}
         for name, parameter in known.items():
-            if name in given:
-                found[name] = parameter.accept(given[name])
-            elif parameter.default is inspect.Parameter.empty:
-                raise InputError(f"parameter '{name}' of {self.name} must be given")
-            else:
-                found[name] = parameter.default
+            if name not in given and parameter.default is inspect.Parameter.empty:
+                raise InputError(f"{self._short}: parameter '{name}' must be given")
+            try:
+                found[name] = parameter.accept(given[name]) if name in given else parameter.default
+            except InputError as error:
+                raise InputError(f"{self._short}: {error}") from error
         return found
+
+    @property
+    def _short(self) -> str:
+        return Path(self.name).name if self.kind == "notebook" else self.name
 
     def function(self) -> Callable[..., Any]:
         """Import the function.

@@ -111,7 +111,7 @@ REFUSED = {
     POWERS + "grid: {base: []}\n": r"line 3: grid.base: \[\] is not a list of at least one value",
     POWERS + "grid:\n  base: [1,\n    two]\n": "line 5: grid.base.1: parameter 'base': 'two' is no int",
     POWERS + "grid: {base: [1, 1]}\n": "line 1: the run 'base=1' is there twice",
-    POWERS + "parameters: {label: a}\n": "line 1: parameter 'base' of .*:powers must be given",
+    POWERS + "parameters: {label: a}\n": "line 1: .*:powers: parameter 'base' must be given",
     POWERS + "parameters: {base: 1}\ngrid: {base: [1]}\n": "the parameter 'base' is set in two places",
     POWERS + "parameters: {base: 1}\nseeds: 0\n": "line 4: seeds: 0 is not a count of at least 1, or a list",
     POWERS + "seeds: 2\ngrid: {seed: [1]}\n": "line 3: seeds: the grid sets 'seed' too",
