@@ -1,6 +1,6 @@
 """The first page of a report or a sweep: what came of each run, with no network.
 
-A report's page says the results in the order in which they are best read. A
+A report's page says the results in the order in which the notebooks ran. A
 sweep's has a table of its runs, which a script of its own sorts and filters; without
 scripts it is read as it is. Whatever comes from a run is escaped, and pictures are
 images, in which no script runs.
@@ -75,7 +75,7 @@ def _seconds(seconds: float) -> str:
 
 def _report(folder: Path, sweep: Sweep) -> str:
     parts = [f"<h1>{escape(sweep.title or sweep.name)}</h1>", _summary(sweep, "notebook")]
-    parts.append("<p>Each with its result, in the order in which they are best read.</p>")
+    parts.append("<p>Each with its result, in the order in which they ran.</p>")
     parts.append('<ol class="order">')
     parts += [_article(folder, run, number) for number, run in enumerate(sweep.runs, 1)]
     return "\n".join([*parts, "</ol>"])
