@@ -157,7 +157,8 @@ def read_stored(path: Path) -> list[Stored]:
 
     data = files.read_bytes(path)
     try:
-        whole = parquet.read_table(pyarrow.BufferReader(data))
+        # Arrow's pools of threads may abort a process that ends while they start; a small file needs none.
+        whole = parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False).read(use_threads=False)
         described = json.loads(whole.schema.metadata[_KEY])
         columns = [column.combine_chunks() for column in whole.columns[2:]]
         if sum(item["rows"] for item in described) != whole.num_rows:
