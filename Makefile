@@ -1,9 +1,10 @@
-# make setup    a .venv with everything in it
+# make setup    a .venv with everything in it (LOCKED=1: exactly the versions of requirements.lock)
 # make report   run the notebooks, write out/report/index.html
 # make test     the tests (SELECT= runs the slow ones too)
 # make lint     ruff, mypy --strict, import directions
 # make fuzz     the fuzzers, for FUZZ_SECONDS (600) altogether; findings go to out/fuzz
 # make lab      JupyterLab on the notebooks
+# make lock     requirements.lock anew from pyproject.toml; needs uv
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -12,12 +13,14 @@ STAMP := $(VENV)/.installed
 JOBS   ?= 2
 SELECT ?= -m "not slow"
 FUZZ_SECONDS ?= 600
+LOCKED ?=
+LOCK   := requirements.lock
 
 # The first of these interpreters that runs and has a supported version.
 PYTHONS  ?= python3 python3.13 python3.12 python3.11 python
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: setup report test lint fuzz lab clean
+.PHONY: setup report test lint fuzz lab lock clean
 
 setup: $(STAMP)
 
@@ -26,7 +29,12 @@ $(STAMP): pyproject.toml
 	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then exec "$$python" -m venv $(VENV); fi; \
 	done; \
 	echo "make setup: none of '$(PYTHONS)' is a Python 3.11 to 3.13; install one or set PYTHONS" >&2; exit 1
+ifeq ($(LOCKED),)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+else
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+endif
 	@touch $@
 
 report: $(STAMP)
@@ -42,6 +50,10 @@ lint: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.run --total $(FUZZ_SECONDS) --jobs $(JOBS)
+
+lock:
+	echo 'setuptools>=65' | uv pip compile --quiet --universal --generate-hashes --no-annotate --python-version 3.11 --extra dev \
+	    --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml -
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmulab.cli.main import COMMANDS
 from mmulab.report.parameters import declared
@@ -36,6 +37,7 @@ TOP_LEVEL = {
     "mmulab",
     "notebooks",
     "pyproject.toml",
+    "requirements.lock",
     "tests",
 }
 
@@ -198,9 +200,41 @@ def test_environment_matches_pyproject() -> None:
     assert "dev" in project["optional-dependencies"]
 
 
+def locked() -> list[Requirement]:
+    """Return the lines of the lock file, without their hashes."""
+    text = (ROOT / "requirements.lock").read_text("utf-8")
+    return [Requirement(line.rstrip(" \\")) for line in text.splitlines() if line[:1] not in ("", "#", " ")]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_lock_has_every_dependency_in_its_range(python: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    machine = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    machine |= {"platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix", "extra": ""}
+    pins: dict[str, str] = {}
+    for line in locked():
+        if line.marker is None or line.marker.evaluate(machine):
+            assert canonicalize_name(line.name) not in pins, f"{line.name} is pinned twice"
+            (pin,) = line.specifier
+            assert pin.operator == "=="
+            pins[canonicalize_name(line.name)] = pin.version
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"], "setuptools>=65"]
+    for need in map(Requirement, wanted):
+        if need.marker is not None and not need.marker.evaluate(machine):
+            continue
+        assert need.specifier.contains(pins[canonicalize_name(need.name)]), need
+
+
+def test_lock_has_a_hash_for_every_pin() -> None:
+    parts = re.split(r"^(?=[a-z0-9])", (ROOT / "requirements.lock").read_text("utf-8"), flags=re.M)[1:]
+    assert len(parts) == len(locked()) > 100
+    assert all("--hash=sha256:" in part for part in parts)
+
+
 def test_mandated_packages_are_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     declared = requirements(project["dependencies"])
-    for name in ("jupyterlab", "ipywidgets", "numpy", "bqplot", "papermill"):
+    mandated = ("jupyterlab", "ipywidgets", "numpy", "bqplot", "papermill")
+    for name in (*mandated, "distributed", "jsonschema", "pyyaml"):
         assert ">=" in declared[name]
         assert "<" in declared[name]
