@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 from mmulab import files, parcel
 from mmulab.errors import InputError, quoted
 from mmulab.parcel import Parcel, Side
+from mmulab.pool import Arrived, in_turn
 
 __all__ = ["Cluster", "each"]
 
@@ -188,19 +189,7 @@ class _Flow:
 
     def in_order(self) -> Iterator[Any]:
         """Yield the results in the order of the works, and an error in its turn."""
-        done: dict[int, tuple[Any, Exception | None]] = {}
-        for number in range(len(self._works)):
-            try:
-                while number not in done:
-                    arrived, *answer = self._next()
-                    done[arrived] = answer[0], answer[1]
-            except KeyboardInterrupt:
-                yield from (result for _, (result, error) in sorted(done.items()) if error is None)
-                raise
-            result, error = done.pop(number)
-            if error is not None:
-                raise error
-            yield result
+        return in_turn(len(self._works), lambda: [self._next()])
 
     def _submit(self, number: int, worker: str | None = None) -> None:
         """Give a work to the scheduler; best to `worker`, which has its files."""
@@ -219,7 +208,7 @@ class _Flow:
         self._futures[number] = future
         future.add_done_callback(lambda _: self._done.put(number))
 
-    def _next(self) -> tuple[int, Any, Exception | None]:
+    def _next(self) -> Arrived:
         """Wait for a work that is finished; return its number, and its result or error."""
         while True:
             try:

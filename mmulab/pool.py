@@ -16,7 +16,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from mmulab.errors import InputError
 
-__all__ = ["Jobs", "Workers", "each", "width"]
+__all__ = ["Arrived", "Jobs", "Workers", "each", "in_turn", "width"]
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -44,6 +44,8 @@ class Workers(Protocol):
 
 Jobs: TypeAlias = int | Workers
 """Who does the works: so many processes of this machine, or others."""
+Arrived: TypeAlias = tuple[int, Any, Exception | None]
+"""A work that is done: its number, and its result or its error."""
 
 _End: TypeAlias = "Connection[Any, Any]"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -120,16 +122,36 @@ def _blocked() -> Iterator[None]:
 def _results(count: int, workers: dict[_End, BaseProcess]) -> Iterator[Any]:
     todo = iter(range(count))
     at: dict[_End, int] = {}
-    done: dict[int, tuple[Any, Exception | None]] = {}
+
+    def arrive() -> Iterator[Arrived]:
+        for readable in wait(list(at)):
+            connection = cast(_End, readable)
+            number = at.pop(connection)
+            yield number, *_take(connection, workers[connection])
+            _give(connection, todo, at)
+
     for connection in workers:
         _give(connection, todo, at)
+    yield from in_turn(count, arrive)
+
+
+def in_turn(count: int, arrive: Callable[[], Iterable[Arrived]]) -> Iterator[Any]:
+    """Yield the results of works 0 to `count` - 1 in their order, and raise an error in its turn.
+
+    Interrupted, it first yields the later results that are there.
+
+    Parameters
+    ----------
+    count : int
+    arrive : callable
+        Waits until some works are done, and returns or yields them.
+    """
+    done: dict[int, tuple[Any, Exception | None]] = {}
     for number in range(count):
         try:
             while number not in done:
-                for readable in wait(list(at)):
-                    connection = cast(_End, readable)
-                    done[at.pop(connection)] = _take(connection, workers[connection])
-                    _give(connection, todo, at)
+                for arrived, result, error in arrive():
+                    done[arrived] = result, error
         except KeyboardInterrupt:
             yield from (result for _, (result, error) in sorted(done.items()) if error is None)
             raise
