@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import sys
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mmulab
 from mmulab import files, paths
-from mmulab.errors import InputError, named
+from mmulab.digests import digest, digest_of_package, tree
+from mmulab.errors import InputError
 
-__all__ = ["Parcel", "Side", "digest", "find", "keep", "opened", "packed", "side"]
-
-_SKIPPED = "__pycache__"
+__all__ = ["Parcel", "Side", "find", "keep", "opened", "packed", "side"]
 
 
 class Parcel(NamedTuple):
@@ -76,41 +74,8 @@ class Side(NamedTuple):
 @cache
 def side() -> Side:
     """Return what this process has; looked at once."""
-    package = Path(mmulab.__file__).parent
     python = ".".join(map(str, sys.version_info[:2]))
-    return Side(mmulab.__version__, _tree(package), python, _tree(paths.checkout() / "data"))
-
-
-def _tree(top: Path) -> str:
-    """Return the SHA-256 of all files below a folder but compiled and hidden ones."""
-    whole = hashlib.sha256()
-    for folder, folders, names in os.walk(top):
-        folders[:] = sorted(name for name in folders if name != _SKIPPED and not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(folder, name)
-            whole.update(f"{path.relative_to(top).as_posix()}\0{digest(path)}\n".encode())
-    return whole.hexdigest()
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex; one that has not changed since is not read again.
-
-    Raises
-    ------
-    InputError
-        It cannot be read.
-    """
-    try:
-        found = path.stat()
-        return _digest(path, found.st_ino, found.st_size, found.st_mtime_ns)
-    except OSError as error:
-        raise InputError(f"{named(path)}: {files.reason(error)}") from error
-
-
-@lru_cache(maxsize=1 << 14)
-def _digest(path: Path, _inode: int, _size: int, _changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Side(mmulab.__version__, digest_of_package(), python, tree(paths.checkout() / "data"))
 
 
 def packed(thing: object) -> tuple[Parcel, dict[str, Path]]:
@@ -139,12 +104,7 @@ def packed(thing: object) -> tuple[Parcel, dict[str, Path]]:
         Packer(text).dump(thing)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"what is to be worked on cannot be sent to another machine: {error}") from error
-    return Parcel(text.getvalue(), {value: _name(path) for value, path in found.items()}), found
-
-
-def _name(path: Path) -> str:
-    path, top = path.resolve(), paths.checkout()
-    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
+    return Parcel(text.getvalue(), {value: paths.short_name(path) for value, path in found.items()}), found
 
 
 def opened(parcel: Parcel, places: Mapping[str, Path]) -> Any:

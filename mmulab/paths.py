@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmulab.errors import InputError
 
-__all__ = ["checkout", "data", "notebook", "notebooks"]
+__all__ = ["checkout", "data", "name_of", "notebook", "notebooks", "short_name"]
 
 _NEWCOMERS = "real_boot"
 
@@ -43,6 +43,18 @@ def data(name: str) -> Path:
     if not path.exists():
         raise InputError(f"{path}: no such file in the project's data")
     return path
+
+
+def name_of(path: Path) -> str:
+    """Return the path of a file relative to the checkout, as any machine knows it; absolute if outside."""
+    path, top = path.resolve(), checkout()
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()
+
+
+def short_name(path: Path) -> str:
+    """Return the path of a file relative to the checkout; its bare name if it lies outside."""
+    name = name_of(path)
+    return path.name if name.startswith("/") else name
 
 
 def notebooks() -> list[Path]:

@@ -35,6 +35,7 @@ from mmulab import limits, paths
 from mmulab.errors import InputError, named, quoted
 from mmulab.report import provenance
 from mmulab.report.document import Document, read
+from mmulab.report.finished import SWEEP
 from mmulab.report.target import Target
 
 __all__ = ["Experiment", "Run", "of_notebooks", "read_experiment"]
@@ -124,7 +125,7 @@ class Experiment:
         InputError
             The folder is no sweep's, or its ``sweep.json`` is damaged.
         """
-        path = folder / "sweep.json"
+        path = folder / SWEEP
         try:
             found = json.loads(path.read_text("utf-8"))
             runs = tuple(map(Run.from_record, found["runs"]))

@@ -11,10 +11,28 @@ from mmulab import files
 from mmulab.errors import InputError, named
 from mmulab.report.tables import PARQUET, Stored, array, read_stored
 
-__all__ = ["SWEEP", "Error", "Finished", "Joined", "Sweep", "joined", "read_sweep", "unlike"]
+__all__ = [
+    "MANIFEST",
+    "PICTURE",
+    "STATUS",
+    "SWEEP",
+    "Error",
+    "Finished",
+    "Joined",
+    "Sweep",
+    "joined",
+    "read_sweep",
+    "unlike",
+]
 
 SWEEP = "sweep.json"
 """Names the runs of the folder in their order."""
+MANIFEST = "manifest.json"
+"""In a run's folder: what it was made from."""
+STATUS = "status.json"
+"""In a run's folder: what came of it."""
+PICTURE = "picture.svg"
+"""In a run's folder, if it declares one."""
 MISSING = "missing"
 """State of a run that has not been run."""
 
@@ -115,11 +133,11 @@ def _read_json(path: Path) -> Any:
 
 def _run(folder: Path, run: Mapping[str, Any]) -> Finished:
     own = folder / run["id"]
-    if not (own / "status.json").exists():
+    if not (own / STATUS).exists():
         status: Mapping[str, Any] = {"state": MISSING}
         manifest: Mapping[str, Any] = {}
     else:
-        status, manifest = _read_json(own / "status.json"), _read_json(own / "manifest.json")
+        status, manifest = _read_json(own / STATUS), _read_json(own / MANIFEST)
     error = status.get("error")
     return Finished(
         id=run["id"],

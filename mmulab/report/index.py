@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from mmulab import files
 from mmulab.report import page
-from mmulab.report.finished import Finished, Joined, Sweep, joined, read_sweep
+from mmulab.report.finished import MANIFEST, Finished, Joined, Sweep, joined, read_sweep
+from mmulab.report.results import is_number
 from mmulab.report.tables import PARQUET
 
 __all__ = ["write_index"]
@@ -135,7 +136,7 @@ def _links(run: Finished) -> Iterator[str]:
     known = [
         ("page", _page_of(run)),
         ("executed notebook", f"{Path(run.target).stem}.ipynb"),
-        ("manifest", "manifest.json"),
+        ("manifest", MANIFEST),
         (PARQUET, PARQUET if run.tables else None),
     ]
     for words, name in known:
@@ -220,12 +221,8 @@ def _run_cell(column: str, cell: tuple[Any, str]) -> str:
     """Return one cell, with the value that it sorts by and its column's name for narrow windows."""
     value, html = cell
     text = "" if value is None else escape(str(value))
-    number = ' class="number"' if _is_number(value) else ""
+    number = ' class="number"' if is_number(value) else ""
     return f'<td{number} data-name="{escape(column)}" data-value="{text}">{html}</td>'
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: object) -> str:
@@ -278,6 +275,6 @@ def _joined_cells(name: str, row: Sequence[Any]) -> str:
     link = escape(quote(f"{row[0]}/tables/{name}.csv"))
     cells = [f'<td><a href="{link}">{escape(row[0])}</a></td>']
     for value in row[1:]:
-        number = ' class="number"' if _is_number(value) else ""
+        number = ' class="number"' if is_number(value) else ""
         cells.append(f"<td{number}>{_shown(value)}</td>")
     return "".join(cells)

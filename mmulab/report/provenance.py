@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import shlex
 import subprocess
@@ -14,9 +13,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import mmulab
 from mmulab import paths
+from mmulab.digests import digest_of_package, sha256
 from mmulab.errors import InputError
+from mmulab.paths import name_of
+from mmulab.report.outputs import shown
 
 __all__ = [
     "INPUTS_MIME",
@@ -45,23 +46,9 @@ def digest(path: Path) -> str:
         If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-
-
-@cache
-def digest_of_package() -> str:
-    """Return the SHA-256 over all files of the package, in the order of their paths, without caches."""
-    top = Path(mmulab.__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(top.rglob("*"), key=lambda path: path.relative_to(top).parts):
-        if path.is_file() and "__pycache__" not in path.parts:
-            content = path.read_bytes()
-            total.update(f"{path.relative_to(top).as_posix()}\0{len(content)}\0".encode())
-            total.update(content)
-    return total.hexdigest()
 
 
 def packages() -> dict[str, str]:
@@ -116,7 +103,7 @@ class Inputs:
     """
 
     def __init__(self, *files: Path) -> None:
-        self.digests = {_short(path): digest(path) for path in files}
+        self.digests = {paths.short_name(path): digest(path) for path in files}
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -129,17 +116,6 @@ class Inputs:
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         text = "\n".join(f"{value}  {name}" for name, value in self.digests.items())
         return {INPUTS_MIME: self.digests, "text/html": self._repr_html_(), "text/plain": text}
-
-
-def _short(path: Path) -> str:
-    name = name_of(path)
-    return path.name if name.startswith("/") else name
-
-
-def name_of(path: Path) -> str:
-    """Return the path of a file relative to the checkout, as any machine knows it; absolute if outside."""
-    path, top = path.resolve(), paths.checkout()
-    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.as_posix()
 
 
 def path_of(name: str) -> Path:
@@ -164,9 +140,8 @@ def standing_in(files: Mapping[str, Path]) -> Iterator[None]:
 def harvest(notebook: Any) -> dict[str, str]:
     """Return name -> SHA-256 of all :class:`Inputs` shown by an executed notebook."""
     found: dict[str, str] = {}
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            found |= output.get("data", {}).get(INPUTS_MIME, {})
+    for digests in shown(notebook, INPUTS_MIME):
+        found |= digests
     return found
 
 

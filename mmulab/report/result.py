@@ -10,13 +10,13 @@ A report's first page shows them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
 from mmulab.errors import quoted
+from mmulab.report.outputs import shown
 
 __all__ = ["LONGEST", "RESULT_MIME", "Result", "harvest"]
 
@@ -67,8 +67,8 @@ def _svg(picture: Any) -> str:
         It is none, or too large.
     """
     bundle = getattr(picture, "_repr_mimebundle_", None)
-    shown = getattr(picture, "_repr_svg_", None)
-    text = bundle().get("image/svg+xml") if bundle else shown() if shown else picture
+    svg = getattr(picture, "_repr_svg_", None)
+    text = bundle().get("image/svg+xml") if bundle else svg() if svg else picture
     try:
         if not isinstance(text, str) or ElementTree.fromstring(text).tag != _SVG:
             raise ValueError("a result's picture is an SVG with its namespace")
@@ -91,12 +91,7 @@ def harvest(notebook: Any) -> Result | None:
     ValueError
         If there are two.
     """
-    found: list[Mapping[str, Any]] = [
-        output["data"][RESULT_MIME]
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", [])
-        if RESULT_MIME in output.get("data", {})
-    ]
+    found = list(shown(notebook, RESULT_MIME))
     if len(found) > 1:
         raise ValueError("the notebook shows two results; a notebook has one")
     return Result(**found[0]) if found else None

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-__all__ = ["TABLE_MIME", "Table", "harvest"]
+from mmulab.report.outputs import shown
+
+__all__ = ["TABLE_MIME", "Table", "harvest", "is_number"]
 
 TABLE_MIME = "application/vnd.mmulab.table+json"
 
@@ -130,7 +132,8 @@ def _counts(values: Iterable[Value]) -> str:
     return ", ".join(f"{count} {value}".strip() for value, count in found)
 
 
-def _is_number(value: Value) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -139,7 +142,7 @@ def _shown(value: Value) -> str:
 
 
 def _cell(value: Value) -> str:
-    side = "right" if _is_number(value) else "left"
+    side = "right" if is_number(value) else "left"
     return f'<td style="text-align: {side}">{_breakable(_shown(value))}</td>'
 
 
@@ -161,12 +164,7 @@ def harvest(notebook: Any) -> list[Table]:
     ValueError
         If two tables have one name.
     """
-    tables = [
-        Table(**output["data"][TABLE_MIME])
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", [])
-        if TABLE_MIME in output.get("data", {})
-    ]
+    tables = [Table(**found) for found in shown(notebook, TABLE_MIME)]
     names = [table.name for table in tables]
     for name in names:
         if names.count(name) > 1:

@@ -24,25 +24,23 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import mmulab
 from mmulab import files
+from mmulab.digests import digest
 from mmulab.errors import InputError, quoted
 from mmulab.report import provenance, result, results
 from mmulab.report.experiment import Run
+from mmulab.report.finished import MANIFEST, PICTURE, STATUS
 from mmulab.report.notebook import CELL_TIMEOUT, execute
 from mmulab.report.results import Table
 from mmulab.report.tables import PARQUET, write_parquet
 
-__all__ = ["MANIFEST", "STATUS", "Status", "basis", "execute_run"]
+__all__ = ["Status", "basis", "execute_run"]
 
-MANIFEST = "manifest.json"
-STATUS = "status.json"
-PICTURE = "picture.svg"
 _MESSAGE = 500
 """Characters of what an error says."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -158,18 +156,8 @@ def check_inputs(inputs: Mapping[str, str]) -> None:
 
 
 def input_digest(name: str) -> str:
-    """Return a file's SHA-256; it is computed again only if the file has changed."""
-    path = provenance.path_of(name)
-    try:
-        now = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: {files.reason(error)}") from error
-    return _digest_of(path, now.st_mtime_ns, now.st_size, now.st_ino)
-
-
-@cache
-def _digest_of(path: Path, *_version: int) -> str:
-    return provenance.digest(path)
+    """Return the SHA-256 of the file that an input's name stands for."""
+    return digest(provenance.path_of(name))
 
 
 def basis(run: Run) -> dict[str, Any]:

@@ -27,13 +27,12 @@ from mmulab import files
 from mmulab.errors import InputError, named
 from mmulab.report import folder, provenance
 from mmulab.report.experiment import Experiment, Run
+from mmulab.report.finished import MANIFEST, STATUS, SWEEP
 from mmulab.report.index import write_index
 from mmulab.report.notebook import CELL_TIMEOUT
-from mmulab.report.run import MANIFEST, STATUS, Status, basis, execute_run, input_digest
+from mmulab.report.run import Status, basis, execute_run, input_digest
 
-__all__ = ["SWEEP", "Each", "Ended", "pending", "sweep"]
-
-SWEEP = "sweep.json"
+__all__ = ["Each", "Ended", "pending", "sweep"]
 
 
 class Ended(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Any
 
 from mmulab.errors import InputError, named
 from mmulab.report.experiment import Experiment, Run
+from mmulab.report.finished import MANIFEST, PICTURE, STATUS
 from mmulab.report.normal import normal
 from mmulab.report.notebook import CELL_TIMEOUT
-from mmulab.report.run import MANIFEST, PICTURE, STATUS
 from mmulab.report.sweep import Each, sweep
 from mmulab.report.tables import PARQUET
 

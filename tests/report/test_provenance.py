@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import mmulab
 from mmulab.errors import InputError
 from mmulab.report import provenance
 
@@ -71,7 +72,7 @@ def test_digest_of_package_is_of_names_and_contents(tmp_path: Path, monkeypatch:
         for path, text in (("__init__.py", ""), ("c.py", "4"), (name, content)):
             (top / path).parent.mkdir(parents=True, exist_ok=True)
             (top / path).write_text(text)
-        monkeypatch.setattr(provenance.mmulab, "__file__", str(top / "__init__.py"))
+        monkeypatch.setattr(mmulab, "__file__", str(top / "__init__.py"))
         digests.append(provenance.digest_of_package.__wrapped__())
         (top / "__pycache__").mkdir(exist_ok=True)
         (top / "__pycache__" / "y.pyc").touch()
