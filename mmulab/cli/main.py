@@ -117,9 +117,14 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def run(args: Sequence[str]) -> int:
-    """Run the command line `args` (without the program's name) and return the exit code."""
+def run(args: Sequence[str], *, signalled: bool = False) -> int:
+    """Run the command line `args` (without the program's name) and return the exit code.
+
+    With `signalled`, Ctrl-C and SIGTERM raise in this process from now on, and either is said from the first.
+    """
     try:
+        if signalled:
+            signals.install()
         return _invoke(args)
     except InputError as error:
         return _complain(str(error), 2)
@@ -193,8 +198,7 @@ def main() -> None:
     except InputError as error:
         sys.exit(_complain(str(error), 2))
     try:
-        signals.install()
-        code = run(sys.argv[1:])
+        code = run(sys.argv[1:], signalled=True)
         signals.ignore()
     except KeyboardInterrupt as late:  # it came while the last line was said
         signals.ignore()

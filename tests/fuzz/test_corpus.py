@@ -104,7 +104,9 @@ def test_hang_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worker, "INPUT_SECONDS", 0.2)
     table = pytest.importorskip(STUBS)
-    fuzzer = worker.Fuzzer(table.TARGETS["hangs"], InputError, wrong_message, tmp_path / "found")
+    # This process is the tests' own, and may hold more than a fuzzer's.
+    limit = worker.peak() + (worker.MEMORY_MIB << 20)
+    fuzzer = worker.Fuzzer(table.TARGETS["hangs"], InputError, wrong_message, tmp_path / "found", limit)
     fuzzer(b"input")
     data, text = sorted((tmp_path / "found").iterdir())
     assert data.read_bytes() == b"input"

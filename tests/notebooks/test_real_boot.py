@@ -132,7 +132,7 @@ def test_report_shows_what_the_notebook_refuses(command: CommandLine) -> None:
     done = command("report", "--notebook", "real_boot", "-p", "limit", "3000001", "--out", "out")
     assert (done.returncode, done.stderr) == (1, "")
     said = "InputError: real_boot.ipynb: limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"
-    assert done.stdout.splitlines()[0] == f"real_boot: failed in cell 3: {said}"
+    assert done.stdout.splitlines()[0] == f"real_boot: failed in cell 5: {said}"
     assert done.stdout.splitlines()[1] == "report: 0 of 1 runs done, 1 failed"
 
 
