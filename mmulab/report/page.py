@@ -5,7 +5,7 @@ every figure carries a picture of the same content (:mod:`mmulab.widgets.figure`
 and the page shows that one. An output that exists only as a live control is
 replaced by a line that says so: no gap without a word. The page forbids itself
 every request by its content security policy, and :func:`remote_references`
-finds what would have needed one.
+finds what would have needed one. Links are not among it: nothing of them is loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+from mmulab.report.links import commits_in, linked
 
 __all__ = ["export", "remote_references", "shell"]
 
@@ -52,6 +54,8 @@ def export(notebook: Any, title: str) -> str:
     style = _style() + HtmlFormatter(nobackground=True).get_style_defs(".highlight")
     resources = {"metadata": {"name": title}, "mmulab_style": style}
     html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    html = linked(html, commits_in(" ".join(prose)))
     found = remote_references(html)
     if found:
         raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
