@@ -127,7 +127,7 @@ def execute_run(run: Run, target: Path, *, timeout: int = CELL_TIMEOUT) -> Statu
         else:
             _run_function(run, found, timeout)
         _write_tables(target, found.tables)
-        if run.target.kind == "function":  # writing imports more, which a worker's next run has from the first
+        if run.target.kind == "function":  # writing imports more, which a worker keeps for its next run
             found.packages = provenance.imported()
     except (Exception, SystemExit, _TooLong) as caught:
         error = _described(caught)
