@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -137,7 +137,8 @@ def sweep(
                 ended(kept)
         except BaseException as error:  # an interrupt above all; the workers are gone
             folder.sweep_killed(out)
-            write_index(out)
+            with suppress(InputError), files.disk_errors_of(out):  # the disk is full: the next call writes it
+                write_index(out)
             if isinstance(error, KeyboardInterrupt):
                 say(f"interrupted: {count} of {len(chosen)} runs ended; the same command goes on")
             raise
