@@ -88,7 +88,7 @@ def _reads(command: Callable[..., None]) -> Callable[..., None]:
     kernel: Decorator = click.option(
         "--kernel",
         metavar="VERSION",
-        help=f"6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}.  [default: {BASELINE}]",
+        help=f"6.1, v6.1.192, 5.17-rc1, 6.1.0-31-amd64, 2.6.35 or {MAINLINE}.  [default: {BASELINE}]",
     )
     design: Decorator = click.option(
         "--design", metavar="NAME", help="A role design instead, by name, id or module:Class; see 'designs'."

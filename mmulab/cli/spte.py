@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from mmulab.cli.number import read_hex, short
+from mmulab.cli.options import kernel_name
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
@@ -66,7 +67,7 @@ def decode(sptes: tuple[str, ...], kernels: tuple[str, ...], host: str, level: i
     """
     config = parse_host(host)
     words = [_read(text) for text in sptes]
-    known = [find_kernel(name) for name in kernels]
+    known = [find_kernel(kernel_name(name)) for name in kernels]
     formats = [(kernel, config.spte_format(kernel)) for kernel in known]
     found = [Reading(kernel, decode_spte(fmt, word, level)) for word in words for kernel, fmt in formats]
     tables = _tables_name(config)
