@@ -20,17 +20,19 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from mmulab import files
 from mmulab.errors import InputError, named
+from mmulab.pool import Lost, WorkerError
 from mmulab.report import folder, provenance
 from mmulab.report.experiment import Experiment, Run
 from mmulab.report.finished import MANIFEST, STATUS, SWEEP
 from mmulab.report.index import write_index
 from mmulab.report.notebook import CELL_TIMEOUT
-from mmulab.report.run import Status, basis, execute_run, input_digest
+from mmulab.report.run import Status, basis, execute_run, give_up, input_digest
 
 __all__ = ["Each", "Ended", "pending", "sweep"]
 
@@ -62,12 +64,12 @@ class Work(NamedTuple):
 
 
 class Each(Protocol):
-    """How works are spread: :func:`mmulab.pool.each`, or a cluster's, with all but these two set."""
+    """How works are spread: :func:`mmulab.pool.each`, or a cluster's, with all but these set."""
 
     def __call__(
-        self, function: Callable[[Work], Ended], works: Sequence[Work]
+        self, function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
     ) -> Generator[Ended, None, None]:
-        """Yield what `function` returns for each of the works."""
+        """Yield what `function` returns for each of the works, and `lost` for one whose worker died."""
 
 
 def sweep(
@@ -129,7 +131,7 @@ def sweep(
             Work.elsewhere(run, timeout) if elsewhere else Work(run, timeout, here) for run in chosen
         ]
         try:
-            for one in each(perform, works):
+            for one in each(perform, works, lost=partial(_died, out)):
                 kept = one if one.files is None else _keep(one, out)
                 count += 1
                 ended(kept)
@@ -202,12 +204,22 @@ def perform(work: Work) -> Ended:
             carried = {path.relative_to(name).as_posix(): path.read_bytes() for path in found}
             return Ended(run.id, status, carried)
     except InputError as error:  # a full disk: the run is as good as not run
-        return _lost(run.id, run.target.stem, error)
+        return _unwritten(run.id, run.target.stem, error)
 
 
-def _lost(identity: str, title: str, error: InputError) -> Ended:
+def _died(out: Path, work: Work, error: WorkerError) -> Ended:
+    """Note in a run's folder, which its worker has left half-made, that this died of it."""
+    run = work.run
+    try:
+        with folder.whole(out / run.id) as building:
+            return Ended(run.id, give_up(run, building, error))
+    except InputError as full:
+        return _unwritten(run.id, run.target.stem, full)
+
+
+def _unwritten(identity: str, title: str, error: InputError) -> Ended:
     about = {"type": "InputError", "message": str(error), "cell": None, "traceback": None}
-    return Ended(identity, Status("failed", 0.0, about, title))
+    return Ended(identity, Status("failed", None, about, title))
 
 
 def _keep(one: Ended, out: Path) -> Ended:
@@ -220,7 +232,7 @@ def _keep(one: Ended, out: Path) -> Ended:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except InputError as error:
-        return _lost(one.id, one.status.title, error)
+        return _unwritten(one.id, one.status.title, error)
     return Ended(one.id, one.status)
 
 

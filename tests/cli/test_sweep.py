@@ -42,6 +42,17 @@ def test_runs_goes_on_and_says_what_it_would_do(command: CommandLine) -> None:
     assert "no such run; there are base=1, base=2" in command.error("sweep", "t.yaml", "--only", "base=3")
 
 
+def test_manifests_do_not_depend_on_what_a_worker_did_before(command: CommandLine) -> None:
+    """Arrow imports pandas when it first makes an array."""
+    write(command, POWERS + "grid: {base: [1, 2]}\n")
+    program = "from mmulab.cli.main import main; main()"
+    args = [sys.executable, "-c", program, "sweep", "t.yaml", "--jobs", "1"]
+    subprocess.run(args, cwd=command.cwd, capture_output=True, check=True)
+    paths = [command.cwd / f"out/sweeps/t/base={base}/manifest.json" for base in (1, 2)]
+    first, second = (json.loads(path.read_text())["packages"] for path in paths)
+    assert first == second
+
+
 def test_only_takes_ids_with_commas_and_several_with_commas(command: CommandLine) -> None:
     write(command, POWERS + "grid: {base: [1, 2], exponent: [1, 2]}\n")
     lines = command("sweep", "t.yaml", "--dry-run", "--only", "base=1,exponent=2").stdout

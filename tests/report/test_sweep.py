@@ -13,13 +13,14 @@ import pytest
 
 from mmulab import pool
 from mmulab.errors import InputError
+from mmulab.pool import Lost
 from mmulab.report import folder, provenance
 from mmulab.report.experiment import Experiment, of_notebooks, read_experiment
 from mmulab.report.sweep import Ended, Work, pending, sweep
 
 HERE = partial(pool.each, jobs=1)
 TWO = partial(pool.each, jobs=2)
-"""Ways to spread works: in this process, and over two."""
+"""Ways to spread works: one at a time, and over two."""
 POWERS = "name: t\nfunction: tests.report.functions:powers\n"
 Make = Callable[..., Experiment]
 
@@ -57,7 +58,9 @@ def results(out: Path) -> dict[str, bytes]:
 def stopped_after(count: int) -> Callable[..., Generator[Ended, None, None]]:
     """Spread works in this process, and be interrupted before the one after `count`."""
 
-    def each(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
+    def each(
+        function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+    ) -> Generator[Ended, None, None]:
         for work in works[:count]:
             yield function(work)
         with folder.whole(Path(str(works[count].out)) / works[count].run.id):
@@ -66,7 +69,9 @@ def stopped_after(count: int) -> Callable[..., Generator[Ended, None, None]]:
     return each
 
 
-def backwards(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
+def backwards(
+    function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+) -> Generator[Ended, None, None]:
     for work in reversed(works):
         yield function(work)
 
@@ -161,6 +166,36 @@ def test_failed_runs_stop_no_other_and_are_run_again(tmp_path: Path) -> None:
         assert states == {"how=raises": "failed", "how=exits": "failed"}
     assert len(ended) == 2
     assert list(results(tmp_path / "out")) == ["how=well"]
+
+
+def test_a_run_that_ends_its_process_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    path, out = tmp_path / "t.yaml", tmp_path / "out"
+    function = "tests.report.functions:troubled"
+    hows = ["process", "killed", "raises", "well", "fine"]
+    path.write_text(f"name: t\nfunction: {function}\ngrid: {{how: {hows}}}\n")
+    said = {
+        "process": ("WorkerError", "a worker died: it left with exit code 9"),
+        "killed": (
+            "WorkerError",
+            "a worker died: killed by signal 9 (SIGKILL); if memory ran out, run it again with fewer --jobs",
+        ),
+        "raises": ("ZeroDivisionError", "one by nothing"),
+    }
+    for each in (HERE, TWO):
+        ended: list[Ended] = []
+        sweep(read_experiment(path), out, each=each, ended=ended.append)
+        assert {one.id: one.status.state == "done" for one in ended} == {
+            f"how={how}": how not in said for how in (hows if each is HERE else said)
+        }
+        for how, (kind, message) in said.items():
+            status = json.loads((out / f"how={how}" / "status.json").read_text())
+            assert (status["state"], status["error"]["type"]) == ("failed", kind)
+            assert status["error"]["message"] == message
+            manifest = json.loads((out / f"how={how}" / "manifest.json").read_text())
+            assert (manifest["parameters"], manifest["tables"]) == ({"how": how}, [])
+        runs = [f"how={how}" for how in sorted(hows)]
+        assert sorted(os.listdir(out)) == [".mmulab", *runs, "index.html", "sweep.json"]
+        assert list(results(out)) == ["how=fine", "how=well"]
 
 
 def test_only_some(make: Make, calls: Callable[[], list[int]], tmp_path: Path) -> None:
