@@ -129,6 +129,8 @@ def execute_run(run: Run, target: Path, *, timeout: int = CELL_TIMEOUT) -> Statu
         else:
             _run_function(run, found, timeout)
         _write_tables(target, found.tables)
+        if run.target.kind == "function":  # writing imports more, which a worker keeps for its next run
+            found.packages = provenance.imported()
     except (Exception, SystemExit, _TooLong) as caught:
         error = _described(caught)
         (target / PARQUET).unlink(missing_ok=True)
@@ -248,7 +250,6 @@ def _run_function(run: Run, found: _Found, timeout: int) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"{run.target.name} returns two tables of one name")
     found.tables = tables
-    found.packages = provenance.imported()
 
 
 @contextmanager
