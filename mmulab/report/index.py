@@ -109,9 +109,9 @@ def _facts(folder: Path, runs: Sequence[Finished]) -> Iterator[str]:
         version, *commit = package
         words = f"Run by mmulab {escape(version)}"
         for name in commit:
-            changed = ", with changes" if name.endswith("-modified") else ""
-            words += f", commit <code>{escape(name[:12])}</code>{changed}"
+            words += f", commit <code>{escape(name[:12])}</code>"
             words += f" of {day}" if (day := date_of(name)) else ""
+            words += ", with changes" if name.endswith("-modified") else ""
         yield f"{words}."
 
 
