@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +19,7 @@ from mmulab.cluster import Cluster, each
 from mmulab.errors import InputError
 from mmulab.lab.cases.table import find_cases
 from mmulab.lab.designs.compare import compare
-from tests.dask_cluster import Loopback, loopback
+from tests.dask_cluster import STARTED, Loopback, loopback
 from tests.far_works import Piece, deadly, locked, squared, text_and_place
 
 
@@ -155,3 +159,28 @@ def test_a_scheduler_that_goes_away_is_said(tmp_path: Path, monkeypatch: pytest.
         found.scheduler.wait()
         with pytest.raises(InputError, match="no scheduler answers"):
             next(coming)
+
+
+LOOPBACK = """
+import sys
+from pathlib import Path
+from tests.dask_cluster import loopback
+
+with loopback(Path(sys.argv[1]), 1, nanny=True) as found:
+    print(found.scheduler.pid, found.workers[0].pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_scheduler_and_workers_of_a_killed_test_go_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOPBACK, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as test:
+        assert test.stdout is not None
+        left = [os.pidfd_open(int(pid)) for pid in test.stdout.readline().split()]
+        test.kill()
+    assert len(left) == 2
+    for descriptor in left:
+        gone, _, _ = select.select([descriptor], [], [], STARTED)
+        os.close(descriptor)
+        assert gone

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from mmulab import files
 from mmulab.report import page
-from mmulab.report.finished import MANIFEST, Finished, Joined, Sweep, joined, read_sweep
+from mmulab.report.finished import MANIFEST, STATUS, SWEEP, Finished, Joined, Sweep, joined, read_sweep
 from mmulab.report.links import linked
 from mmulab.report.provenance import date_of
 from mmulab.report.reading import Entry, reading
@@ -47,11 +47,15 @@ _MESSAGE_LINES = 4
 def write_index(folder: Path) -> Path:
     """Write the first page of `folder` from what its runs left, and return its path.
 
+    A page that is as new as all that it is made from stays.
+
     Raises
     ------
     InputError
         `folder` is of no report or sweep, a file in it is damaged, or the page cannot be written.
     """
+    if _is_new(folder):
+        return folder / INDEX
     sweep = read_sweep(folder)
     title = sweep.title or sweep.name
     if sweep.is_report:
@@ -61,6 +65,19 @@ def write_index(folder: Path) -> Path:
         html = page.shell(title, _sweep(folder, sweep), style=_asset("index.css"), script=script)
     files.write_text(folder / INDEX, html)
     return folder / INDEX
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether the page was written after the sweep and each of its runs.
+
+    Whoever changes what a page looks like changes the package, and then the runs are made again.
+    """
+    try:
+        made = (folder / INDEX).stat().st_mtime_ns
+        from_these = [folder / SWEEP, *folder.glob(f"*/{STATUS}")]
+        return all(path.stat().st_mtime_ns < made for path in from_these)
+    except OSError:  # something is missing: who reads it says what
+        return False
 
 
 def _asset(name: str) -> str:

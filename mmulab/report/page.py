@@ -14,6 +14,7 @@ import base64
 import copy
 import hashlib
 import re
+from functools import cache
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,14 +45,8 @@ def export(notebook: Any, title: str) -> str:
     ValueError
         If an output needs a script or something from the network: a bug of the notebook.
     """
-    from nbconvert.exporters import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-    from traitlets.config import Config
-
-    config = Config()
-    config.NbConvertBase.display_data_priority = list(STATIC)
-    exporter = HTMLExporter(config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)])
-    style = _style() + HtmlFormatter(nobackground=True).get_style_defs(".highlight")
+    exporter, colours = _exporter()
+    style = _style() + colours
     resources = {"metadata": {"name": title}, "mmulab_style": style}
     html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
@@ -60,6 +55,19 @@ def export(notebook: Any, title: str) -> str:
     if found:
         raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
     return str(html)
+
+
+@cache
+def _exporter() -> tuple[Any, str]:
+    """Return what writes pages, and the style of highlighted code; reading its templates takes a while."""
+    from nbconvert.exporters import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+    from traitlets.config import Config
+
+    config = Config()
+    config.NbConvertBase.display_data_priority = list(STATIC)
+    exporter = HTMLExporter(config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)])
+    return exporter, HtmlFormatter(nobackground=True).get_style_defs(".highlight")
 
 
 def shell(title: str, body: str, *, style: str = "", script: str = "") -> str:

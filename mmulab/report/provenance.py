@@ -6,7 +6,7 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from html import escape
@@ -68,10 +68,16 @@ def owners() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def imported() -> dict[str, str]:
-    """Return the version of every package that this process has imported from, in the order of names."""
+def imported(modules: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the version of every package that `modules` come from, in the order of names.
+
+    Parameters
+    ----------
+    modules : iterable of str, optional
+        By default all that this process has imported.
+    """
     known = owners()
-    tops = {name.partition(".")[0] for name in sys.modules}
+    tops = {name.partition(".")[0] for name in (sys.modules if modules is None else modules)}
     return dict(sorted({found for top in tops for found in known.get(top, [])}))
 
 
