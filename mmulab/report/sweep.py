@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -122,7 +122,7 @@ def sweep(
         todo = [run for run, why in pending(experiment, out, resume=resume) if why]
         chosen = [run for run in todo if only is None or run.id in only]
         with files.disk_errors_of(out):
-            files.write_text(out / SWEEP, json.dumps(experiment.record(), indent=1) + "\n")
+            _write_record(out / SWEEP, experiment)
         if chosen:
             _prepare(chosen)
         count = 0
@@ -137,7 +137,8 @@ def sweep(
                 ended(kept)
         except BaseException as error:  # an interrupt above all; the workers are gone
             folder.sweep_killed(out)
-            write_index(out)
+            with suppress(InputError), files.disk_errors_of(out):  # the disk is full: the next call writes it
+                write_index(out)
             if isinstance(error, KeyboardInterrupt):
                 say(f"interrupted: {count} of {len(chosen)} runs ended; the same command goes on")
             raise
@@ -145,6 +146,13 @@ def sweep(
             _drop_others(experiment, out)
         with files.disk_errors_of(out):
             return write_index(out)
+
+
+def _write_record(path: Path, experiment: Experiment) -> None:
+    """Write what the sweep is, if the file says anything else: the first page is as new as the file."""
+    text = json.dumps(experiment.record(), indent=1) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_text(path, text)
 
 
 def pending(experiment: Experiment, out: Path, *, resume: bool = True) -> Iterator[tuple[Run, str]]:

@@ -183,12 +183,29 @@ def test_a_finished_sweep_imports_nothing_of_notebooks(command: CommandLine) -> 
 import sys
 from mmulab.cli.main import run
 assert run(["sweep", "t.yaml"]) == 0
-print(sorted({"papermill", "nbclient", "nbconvert", "pyarrow", "lark"} & set(sys.modules)))
+print(sorted({"papermill", "nbclient", "nbconvert", "pyarrow", "pandas", "lark"} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=command.cwd, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_first_page_follows_its_runs(command: CommandLine) -> None:
+    """It is written again if a run, or the sweep's title, is newer than it, and else stays."""
+    write(command, POWERS + "grid: {base: [1, 2]}\n")
+    page = command.cwd / PAGE
+    command("sweep", "t.yaml")
+    page.write_text("as it was")
+    command("sweep", "t.yaml")
+    assert page.read_text() == "as it was"
+    write(command, "title: Another\n" + POWERS + "grid: {base: [1, 2]}\n")
+    command("sweep", "t.yaml")
+    assert "<h1>Another</h1>" in page.read_text()
+    page.write_text("as it was")
+    (page.parent / "base=2" / "status.json").unlink()
+    command("sweep", "t.yaml")
+    assert "<h1>Another</h1>" in page.read_text()
 
 
 def test_a_report_is_a_sweep(command: CommandLine) -> None:
