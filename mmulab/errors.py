@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TypeVar
 
 from mmulab.limits import PATH, QUOTED
@@ -52,6 +53,17 @@ def named(path: object) -> str:
     return quoted(path, PATH)
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a question after the known name that is most like a misspelt one; empty if none is like it.
+
+    >>> near("passthru", ["glevel", "passthrough"]), near("x", ["passthrough"])
+    ("did you mean 'passthrough'? ", '')
+    """
+    lower = {one.lower(): one for one in reversed(list(known)) if one}
+    found = get_close_matches(name[:QUOTED].lower(), lower, 1)
+    return f"did you mean '{lower[found[0]]}'? " if found else ""
+
+
 def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> Thing:
     """Return what is called `name`.
 
@@ -70,5 +82,6 @@ def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> T
         Nothing is called so.
     """
     if name not in known:
-        raise InputError(f"{what} '{quoted(name)}': unknown; the {kind} are {', '.join(known)}")
+        hint = near(name, known)
+        raise InputError(f"{what} '{quoted(name)}': unknown; {hint}the {kind} are {', '.join(known)}")
     return known[name]
