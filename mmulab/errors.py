@@ -11,6 +11,10 @@ from mmulab.limits import PATH, QUOTED
 Thing = TypeVar("Thing")
 
 
+_ALIKE = 0.6
+"""How alike names must be, of 1, for one to be a misspelling of the other."""
+
+
 class InputError(ValueError):
     """Bad input, said in one line: which file, where in it, and what would be right.
 
@@ -56,11 +60,13 @@ def named(path: object) -> str:
 def near(name: str, known: Iterable[str]) -> str:
     """Return a question after the known name that is most like a misspelt one; empty if none is like it.
 
-    >>> near("passthru", ["glevel", "passthrough"]), near("x", ["passthrough"])
-    ("did you mean 'passthrough'? ", '')
+    >>> near("passthru", ["glevel", "passthrough"]), near("b", ["B1", "B2"]), near("b2", ["B1", "B2"])
+    ("did you mean 'passthrough'? ", '', "did you mean 'B2'? ")
     """
     lower = {one.lower(): one for one in reversed(list(known)) if one}
-    found = get_close_matches(name[:QUOTED].lower(), lower, 1)
+    is_id = len(name) < 2 or (len(name) < 5 and any(map(str.isdigit, name)))  # as B9: one letter is much
+    alike = 1 if is_id else _ALIKE
+    found = get_close_matches(name[:QUOTED].lower(), lower, 1, alike)
     return f"did you mean '{lower[found[0]]}'? " if found else ""
 
 

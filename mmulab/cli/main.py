@@ -138,6 +138,8 @@ def run(args: Sequence[str], *, signalled: bool = False) -> int:
         return _invoke(args)
     except InputError as error:
         return _complain(str(error), 2)
+    except click.UsageError as error:
+        return _complain(_usage(error), 2)
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except signals.Terminated:
@@ -163,6 +165,14 @@ def _invoke(args: Sequence[str]) -> int:
         code = leave.exit_code
     sys.stdout.flush()
     return code
+
+
+def _usage(error: click.UsageError) -> str:
+    """Return what is wrong with the words of a command, and where to read how they go."""
+    message = error.format_message()
+    if error.ctx is None or "--help'" in message:
+        return message
+    return f"{message.rstrip('.')}; see '{error.ctx.command_path} --help'"
 
 
 def _complain(message: str, code: int) -> int:
