@@ -11,7 +11,7 @@ from mmulab.limits import PATH, QUOTED
 Thing = TypeVar("Thing")
 
 
-_ALIKE = 0.6
+_ALIKE = 0.7
 """How alike names must be, of 1, for one to be a misspelling of the other."""
 
 

@@ -202,8 +202,8 @@ def test_sigterm_has_its_own_code(
     [
         (["rn"], "no such command 'rn'; did you mean 'run'? 'mmulab --help' lists them"),
         (["zzz"], "no such command 'zzz'; 'mmulab --help' lists them"),
-        (["role", "decod"], "no such command 'decod'; did you mean 'decode'? 'mmulab role --help' lists them"),
-        (["kernels", "dif"], "no such command 'dif'; did you mean 'diff'? 'mmulab kernels --help' lists them"),
+        (["role", "enc"], "no such command 'enc'; 'mmulab role --help' lists them"),
+        (["spte", "deco"], "no such command 'deco'; did you mean 'decode'? 'mmulab spte --help' lists them"),
         (["run"], "Missing argument 'FILE'; see 'mmulab run --help'"),
         (["role", "decode"], "Missing argument 'WORD...'; see 'mmulab role decode --help'"),
     ],
