@@ -10,6 +10,8 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 
 from __future__ import annotations
 
+from errno import EEXIST, EINVAL, ENOENT, ENXIO
+
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty_ring import DirtyRing, coalesce
@@ -47,10 +49,6 @@ from mmulab.memory.memslots import (
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
-EINVAL = 22
-EEXIST = 17
-ENOENT = 2
-ENXIO = 6
 BITS_PER_LONG = 64
 KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
 KVM_USER_MEM_SLOTS = (1 << 15) - 1 - 3

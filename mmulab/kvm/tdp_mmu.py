@@ -47,11 +47,6 @@ KVM_MAX_HUGEPAGE_LEVEL = PG_LEVEL_1G
 ENOMEM = 12
 
 
-def is_tdp_mmu_page(sp: ShadowPage) -> bool:
-    """Whether the TDP MMU made the page."""
-    return sp.tdp_mmu_page
-
-
 def roots(kvm: Kvm, as_id: int | None = None, *, only_valid: bool = False) -> Iterator[ShadowPage]:
     """Yield the roots, newest first."""
     for frame in reversed(list(kvm.tdp_mmu_roots)):

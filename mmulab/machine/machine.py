@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from errno import EINVAL
 
 from mmulab import events as ev
 from mmulab.errors import InputError
@@ -65,7 +66,6 @@ from mmulab.memory.host import ALL_ACCESS, FRAME_BYTES, READ_ACCESS, HostMemory
 from mmulab.x86.insn import Instruction
 
 HUGE = 1 << 21
-EINVAL = 22
 
 
 OpSink = Callable[[Op, Outcome], None]

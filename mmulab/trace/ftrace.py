@@ -28,7 +28,7 @@ from mmulab.x86.pferr import pferr_str
 
 Wording = Callable[[Any, RoleDesign], str]
 
-_EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
+EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
 
 
 def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
@@ -138,7 +138,7 @@ def _page_fault(e: ev.kvm_page_fault, design: RoleDesign) -> str:
 
 def _inj_exception(e: ev.kvm_inj_exception, design: RoleDesign) -> str:
     code = "" if e.error_code is None else f" ({e.error_code:#x})"
-    name = _EXCEPTIONS.get(e.exception, f"{e.exception:#x}")
+    name = EXCEPTIONS.get(e.exception, f"{e.exception:#x}")
     return f"{name}{code}{' [reinjected]' if e.reinjected else ''}"
 
 
