@@ -14,7 +14,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmutrace.h``, ``arch/x86/kvm/trace.h``,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
@@ -267,10 +267,13 @@ def format_event(event: ev.Event, kernel: Kernel, *, vendor: str = "amd", vcpu: 
         return f"{name}: vcpu {vcpu} {_VENDOR_EXITS[vendor](event)}"
     if hasattr(event, "role"):
         # The trace does not show what the design's readers get in brackets.
-        state = f"root {event.root_count} {'unsync' if event.unsync else 'sync'}"
-        created = (" new" if event.created else " existing") if kind is ev.kvm_mmu_get_page else ""
-        role = design.facts(event.role).trace_str()
-        return f"{name}: sp gen {event.mmu_valid_gen} gfn {event.gfn:x} {role} {state}{created}"
+        page = cast("ev.PageEvent", event)
+        state = f"root {page.root_count} {'unsync' if page.unsync else 'sync'}"
+        created = ""
+        if isinstance(event, ev.kvm_mmu_get_page):
+            created = " new" if event.created else " existing"
+        role = design.facts(page.role).trace_str()
+        return f"{name}: sp gen {page.mmu_valid_gen} gfn {page.gfn:x} {role} {state}{created}"
     return event_text(event, kernel)
 
 
