@@ -19,9 +19,9 @@ from typing import Any, cast
 from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.trace_text import OWN_NAMES
-from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.trace.recording import Recording
 from mmulab.x86.pferr import pferr_str

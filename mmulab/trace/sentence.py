@@ -11,8 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from mmulab import events as ev
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless

@@ -724,7 +724,7 @@ kvm.mmu_notifier:kvm_age_gfn
 + pass
 
 M4: nested48/nested-fuzz-32-04
-kvm.set_spte:kvm_mmu_max_mapping_level
+kvm.hugepage:kvm_mmu_max_mapping_level
 - while max_level > 1 and slot.disallow_lpage[max_level].get(gfn >> 9 * (max_level - 1), 0):
 + while False:
 
@@ -764,7 +764,7 @@ kvm.set_spte:make_spte
 + if False:
 
 H1: nxrecover-sh/nx-recover-64 nxrecover-tdp0/nx-recover-64
-kvm.set_spte:kvm_mmu_hugepage_adjust
+kvm.hugepage:kvm_mmu_hugepage_adjust
 - fault.huge_page_disallowed = fault.exec and fault.nx_huge_page_workaround_enabled
 + pass
 
@@ -844,7 +844,7 @@ kvm.dirty_ring:DirtyRing.soft_full
 + return False
 
 F1: nested48/nested-fuzz-32-04
-kvm.set_spte:kvm_mmu_hugepage_adjust
+kvm.hugepage:kvm_mmu_hugepage_adjust
 - fault.pfn &= ~mask
 + pass
 

@@ -6,7 +6,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
-from mmulab.kvm.set_spte import RetPf
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.spte import REMOVED_SPTE, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
 from mmulab.machine import op as ops
