@@ -16,11 +16,50 @@ keeps it in a local and tests it::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, Self
 
-Event = Any
-"""One of the types below; each is a NamedTuple."""
+
+class Event(Protocol):
+    """One of the types below, whichever it is; its fields are known once its type is.
+
+    ``isinstance`` and ``type(event) is`` tell it. Each type is a NamedTuple.
+    """
+
+    @property
+    def _fields(self) -> tuple[str, ...]: ...
+
+    @property
+    def _replace(self) -> Callable[..., Self]: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
+
+class PageEvent(Event, Protocol):
+    """One of those that say the state of a shadow page."""
+
+    @property
+    def gfn(self) -> int: ...
+
+    @property
+    def role(self) -> int: ...
+
+    @property
+    def mmu_valid_gen(self) -> int: ...
+
+    @property
+    def root_count(self) -> int: ...
+
+    @property
+    def unsync(self) -> bool: ...
+
+
 EventSink = Callable[[Event], None]
 
 
@@ -418,7 +457,7 @@ class kvm_assertion(NamedTuple):
     condition: str
 
 
-KVMMMU: tuple[type, ...] = (
+KVMMMU: tuple[type[Event], ...] = (
     kvm_mmu_pagetable_walk,
     kvm_mmu_paging_element,
     kvm_mmu_set_accessed_bit,
@@ -438,7 +477,7 @@ KVMMMU: tuple[type, ...] = (
     kvm_tdp_mmu_spte_changed,
     kvm_mmu_split_huge_page,
 )
-KVM: tuple[type, ...] = (
+KVM: tuple[type[Event], ...] = (
     kvm_exit,
     kvm_page_fault,
     kvm_inj_exception,
@@ -457,7 +496,7 @@ KVM: tuple[type, ...] = (
     kvm_nested_vmexit,
     kvm_nested_vmexit_inject,
 )
-FUNCTIONS: tuple[type, ...] = (
+FUNCTIONS: tuple[type[Event], ...] = (
     kvm_mmu_load,
     kvm_mmu_new_pgd,
     kvm_mmu_free_roots,
@@ -471,6 +510,6 @@ FUNCTIONS: tuple[type, ...] = (
     kvm_flush_remote_tlbs_with_address,
     drop_spte,
 )
-CONSOLE: tuple[type, ...] = (kvm_assertion,)
+CONSOLE: tuple[type[Event], ...] = (kvm_assertion,)
 """What goes to the kernel's log and into no trace: no recording has it."""
-EVENT_TYPES: dict[str, type] = {t.__name__: t for t in KVMMMU + KVM + FUNCTIONS + CONSOLE}
+EVENT_TYPES: dict[str, type[Event]] = {t.__name__: t for t in KVMMMU + KVM + FUNCTIONS + CONSOLE}

@@ -95,7 +95,7 @@ class Coverage:
             kind = type(event)
             shape_of, numbers = kinds[kind]
             met.append(numbers[shape_of(event)])
-            if kind is ev.kvm_mmu_get_page:
+            if type(event) is ev.kvm_mmu_get_page:
                 self._note_role(event.gfn, event.role)
         outcome = result.outcome
         how = type(result.op), outcome.kind, outcome.error_code

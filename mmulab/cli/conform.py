@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -70,7 +70,7 @@ def _part(difference: Difference) -> str:
     return f"event {difference.event}:" if difference.part is Part.EVENT else f"{difference.part}:"
 
 
-def _side(difference: Difference, side: object, vendor: str) -> str:
+def _side(difference: Difference, side: Any, vendor: str) -> str:
     if side is None:
         return "nothing"
     if difference.part is Part.EVENT:

@@ -130,6 +130,7 @@ def _event_kinds(
     ours: ev.Event | None, theirs: ev.Event | None, vendors: tuple[str, str], moved: bool
 ) -> tuple[Kind, ...]:
     if ours is None:
+        assert theirs is not None
         return (Kind(encode_event(theirs, vendors[1])["e"], How.ADDED),)
     record = encode_event(ours, vendors[0])
     if theirs is None or moved:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from mmulab import events as ev
 from mmulab.conform.values import (
@@ -77,7 +77,8 @@ class EventCodec:
                 values[field] = self.defaults[field]
             else:
                 values[field] = kind.decode(record[key])
-        return self.type(**values)
+        event: ev.Event = self.type(**values)
+        return event
 
     def encode(self, event: ev.Event) -> Record:
         """Return the record of a canonical event."""
@@ -97,7 +98,7 @@ class _RoleCodec(EventCodec):
         for key, value in super().encode(event).items():
             record[key] = value
             if key == "role":
-                record["r"] = DESIGNS["passthrough"].facts(event.role).full_str()
+                record["r"] = DESIGNS["passthrough"].facts(cast("ev.PageEvent", event).role).full_str()
         return record
 
 
@@ -367,20 +368,19 @@ def encode_event(event: ev.Event, vendor: str) -> Record:
 
 def canonical(event: ev.Event, frames: FrameMap) -> ev.Event:
     """Bring a model's event to the form of a decoded recorded one."""
-    kind = type(event)
-    if kind is ev.kvm_mmu_set_spte:
+    if isinstance(event, ev.kvm_mmu_set_spte):
         return event._replace(spte=frames.spte(event.spte), sptep=event.sptep & 0xFFF, u=int(event.u > 0))
-    if kind is ev.kvm_tdp_mmu_spte_changed:
+    if isinstance(event, ev.kvm_tdp_mmu_spte_changed):
         return event._replace(old_spte=frames.spte(event.old_spte), new_spte=frames.spte(event.new_spte))
-    if kind is ev.drop_spte:
+    if isinstance(event, ev.drop_spte):
         return event._replace(sptep=event.sptep & 0xFFF, old_spte=frames.spte(event.old_spte))
-    if kind is ev.kvm_mmu_spte_requested:
+    if isinstance(event, ev.kvm_mmu_spte_requested):
         return event._replace(pfn=frames.pfn(event.pfn))
-    if kind is ev.mark_mmio_spte:
+    if isinstance(event, ev.mark_mmio_spte):
         return event._replace(sptep=event.sptep & 0xFFF)
-    if kind is ev.kvm_mmu_split_huge_page:
+    if isinstance(event, ev.kvm_mmu_split_huge_page):
         return event._replace(spte=frames.spte(event.spte))
-    if kind is ev.fast_page_fault:
+    if isinstance(event, ev.fast_page_fault):
         return event._replace(
             # A recording cannot tell a null pointer from the first entry of a table.
             sptep=max(event.sptep, 0) & 0xFFF,

@@ -6,13 +6,13 @@ Source: Linux 6.1 ``arch/x86/kvm/cpuid.c`` (``kvm_set_cpuid``),
 
 from __future__ import annotations
 
+from errno import EINVAL
+
 from mmulab.kvm.assertions import kvm_bug_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.roots import kvm_mmu_unload
 from mmulab.kvm.state import Vcpu
 from mmulab.x86.regs import CpuModel
-
-EINVAL = 22
 
 
 def kvm_set_cpuid(vcpu: Vcpu, cpu: CpuModel) -> int:

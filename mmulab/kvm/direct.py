@@ -20,17 +20,16 @@ from mmulab.kvm.fault import (
     kvm_faultin_pfn,
     page_fault_handle_page_track,
 )
-from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.nx_huge_page import account_nx_huge_page
-from mmulab.kvm.prefetch import direct_pte_prefetch
-from mmulab.kvm.set_spte import (
-    PageFault,
-    RetPf,
+from mmulab.kvm.hugepage import (
     disallowed_hugepage_adjust,
     kvm_mmu_hugepage_adjust,
-    mmu_set_spte,
     trace_spte_requested,
 )
+from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu_internal import PageFault, RetPf
+from mmulab.kvm.nx_huge_page import account_nx_huge_page
+from mmulab.kvm.prefetch import direct_pte_prefetch
+from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.shadow_page import ShadowWalk, kvm_mmu_get_child_sp, link_shadow_page, shadow_path
 from mmulab.kvm.spte import (
     is_access_track_spte,

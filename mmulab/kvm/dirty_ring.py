@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from errno import E2BIG, EINVAL
 
 KVM_DIRTY_RING_RSVD_ENTRIES = 64
 KVM_DIRTY_RING_MAX_ENTRIES = 65536
@@ -21,8 +22,6 @@ DIRTY_GFN_BYTES = 16
 PAGE_SIZE = 4096
 BITS_PER_LONG = 64
 _LONG = (1 << BITS_PER_LONG) - 1
-EINVAL = 22
-E2BIG = 7
 
 
 class DirtyRingFullError(Exception):

@@ -23,11 +23,10 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
-from mmulab.kvm.memslot import KvmMemslot, PteList
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
-    KVM_MAX_HUGEPAGE_LEVEL,
     PTE_LIST_EXT,
     for_each_rmap_spte,
     gfn_to_rmap,
@@ -48,8 +47,8 @@ from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import ENOMEM, kvm_tdp_mmu_try_split_huge_pages, take_split_tables
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.x86.pferr import ACC_EXEC_MASK
+from mmulab.x86.regs import PG_LEVEL_4K
 
-PG_LEVEL_4K = 1
 EAGAIN = 11
 ENOSPC = 28
 KVM_ARCH_NR_OBJS_PER_MEMORY_CACHE = 40

@@ -10,14 +10,14 @@ import errno
 
 from mmulab.kvm.host_page import access_host_page
 from mmulab.kvm.mmio import vcpu_cache_mmio_info
-from mmulab.kvm.page_track import kvm_slot_page_track_is_active
-from mmulab.kvm.set_spte import (
+from mmulab.kvm.mmu_internal import (
     KVM_PFN_ERR_FAULT,
     KVM_PFN_ERR_RO_FAULT,
     KVM_PFN_NOSLOT,
     PageFault,
     RetPf,
 )
+from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.state import KvmRunError, Request, Vcpu, is_obsolete_sp, sptep_to_sp, to_shadow_page
 from mmulab.kvm.sync.stat import count_refused

@@ -16,7 +16,7 @@ from mmulab.kvm.assertions import bug_on
 from mmulab.kvm.context import kvm_mmu_refresh_passthrough_bits
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.host_page import access_host_page, readable_frame
-from mmulab.kvm.mmu import Mmu, X86Exception
+from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
 from mmulab.x86.ept import (
     EPT_VIOLATION_ACC_INSTR,
@@ -38,8 +38,6 @@ from mmulab.x86.pferr import (
     PFERR_WRITE_MASK,
 )
 from mmulab.x86.walk import Load, Walk, walk
-
-PT32E_ROOT_LEVEL = 3
 
 
 def kvm_read_guest(vcpu: Vcpu, gpa: int, size: int) -> int | None:

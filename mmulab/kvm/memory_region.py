@@ -10,15 +10,17 @@ Source: Linux 6.1 ``virt/kvm/kvm_main.c`` (``__kvm_set_memory_region``,
 
 from __future__ import annotations
 
+from errno import EEXIST, EINVAL, ENOENT, ENXIO
+
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
-from mmulab.kvm.dirty_ring import DirtyRing, coalesce
+from mmulab.kvm.dirty_ring import BITS_PER_LONG, DirtyRing, coalesce
 from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_try_split_huge_pages
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
-from mmulab.kvm.memslot import KvmMemslot, PteList
+from mmulab.kvm.hugepage import kvm_mmu_max_mapping_level
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot, PteList
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import (
-    KVM_MAX_HUGEPAGE_LEVEL,
     for_each_rmap_spte,
     gfn_to_rmap,
     kvm_mmu_slot_gfn_write_protect,
@@ -28,7 +30,6 @@ from mmulab.kvm.rmap import (
     rmap_write_protect,
     slot_handle_level_range,
 )
-from mmulab.kvm.set_spte import kvm_mmu_max_mapping_level
 from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK, SPTE_TDP_AD_MASK
 from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_mmu import (
@@ -47,11 +48,6 @@ from mmulab.memory.memslots import (
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
-EINVAL = 22
-EEXIST = 17
-ENOENT = 2
-ENXIO = 6
-BITS_PER_LONG = 64
 KVM_DIRTY_LOG_INITIALLY_SET = 1 << 1
 KVM_USER_MEM_SLOTS = (1 << 15) - 1 - 3
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1

@@ -6,6 +6,9 @@ Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_arch_memory_
 from __future__ import annotations
 
 from mmulab.memory.memslots import Memslot
+from mmulab.x86.regs import PG_LEVEL_1G
+
+KVM_MAX_HUGEPAGE_LEVEL = PG_LEVEL_1G
 
 PteList = list[list[int]]
 """A ``struct kvm_rmap_head``: sptes in blocks of at most 14, in the kernel's order."""

@@ -13,7 +13,11 @@ from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.x86.paging import Paging
 
 INVALID_PAGE = -1
+PT32_ROOT_LEVEL = 2
 PT32E_ROOT_LEVEL = 3
+"""Of PAE paging, whose root is four registers."""
+PT64_ROOT_4LEVEL = 4
+PT64_ROOT_5LEVEL = 5
 INVALID_PAE_ROOT = 0
 KVM_MMU_NUM_PREV_ROOTS = 3
 KVM_MMU_ROOT_CURRENT = 1

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 from mmulab import events as ev
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
-from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 from mmulab.kvm.rmap import (
-    KVM_MAX_HUGEPAGE_LEVEL,
     for_each_rmap_spte,
     gfn_to_rmap,
     kvm_zap_all_rmap_sptes,

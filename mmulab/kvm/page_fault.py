@@ -20,9 +20,9 @@ from mmulab.kvm.emulate import (
 )
 from mmulab.kvm.mmio import check_mmio_spte, mmio_info_in_cache, vcpu_cache_mmio_info
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.paging_tmpl import page_fault
-from mmulab.kvm.set_spte import PageFault, RetPf
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.spte import get_mmio_spte_access, get_mmio_spte_gfn, is_mmio_spte
 from mmulab.kvm.state import KvmRunError, Vcpu

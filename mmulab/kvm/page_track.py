@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_gfn
-from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.rmap import (
-    KVM_MAX_HUGEPAGE_LEVEL,
-    kvm_mmu_slot_gfn_write_protect,
-)
+from mmulab.kvm.rmap import kvm_mmu_slot_gfn_write_protect
 from mmulab.kvm.state import Kvm
 
 USHRT_MAX = 0xFFFF

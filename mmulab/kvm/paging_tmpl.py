@@ -18,19 +18,18 @@ from mmulab.kvm.fault import (
 )
 from mmulab.kvm.gpte import PTE_PREFETCH_NUM, prefetch_gpte
 from mmulab.kvm.guest_walk import kvm_read_guest, walk_addr_generic
+from mmulab.kvm.hugepage import (
+    disallowed_hugepage_adjust,
+    kvm_mmu_hugepage_adjust,
+    trace_spte_requested,
+)
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.roles.root_strategy import top_table_level
-from mmulab.kvm.set_spte import (
-    PageFault,
-    RetPf,
-    disallowed_hugepage_adjust,
-    kvm_mmu_hugepage_adjust,
-    mmu_set_spte,
-    trace_spte_requested,
-)
+from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.shadow_page import (
     ShadowWalk,
     kvm_mmu_get_child_sp,

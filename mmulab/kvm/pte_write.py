@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mmulab import events as ev
 from mmulab.kvm.guest_walk import kvm_read_guest_atomic, kvm_write_guest
+from mmulab.kvm.mmu import PT32_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
 from mmulab.kvm.state import Kvm, Vcpu
@@ -19,7 +20,6 @@ from mmulab.kvm.zap import (
 )
 from mmulab.x86.regs import X86_CR4_PAE
 
-PT32_ROOT_LEVEL = 2
 WRITE_FLOODING_LIMIT = 3
 
 

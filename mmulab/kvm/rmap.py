@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from mmulab import events as ev
 from mmulab.kvm.assertions import bug_on, warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
-from mmulab.kvm.memslot import KvmMemslot, PteList
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot, PteList
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.spte import (
     SPTE_MMU_PRESENT_MASK,
@@ -33,7 +33,6 @@ from mmulab.x86.mode import PT_WRITABLE_MASK
 
 PTE_LIST_EXT = 14
 RMAP_RECYCLE_THRESHOLD = 1000
-KVM_MAX_HUGEPAGE_LEVEL = 3
 
 
 def pte_list_add(head: PteList, sptep: int, *, keeps_tail_full: bool = False) -> int:

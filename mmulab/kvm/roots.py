@@ -7,6 +7,8 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu.c`` (``kvm_mmu_load``,
 
 from __future__ import annotations
 
+from errno import EFAULT, EIO
+
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
@@ -21,7 +23,10 @@ from mmulab.kvm.mmu import (
     KVM_MMU_ROOT_CURRENT,
     KVM_MMU_ROOTS_ALL,
     KVM_MMU_ROOTS_ALL_4_BITS,
+    PT32_ROOT_LEVEL,
     PT32E_ROOT_LEVEL,
+    PT64_ROOT_4LEVEL,
+    PT64_ROOT_5LEVEL,
     Mmu,
     root_previous,
 )
@@ -48,12 +53,13 @@ from mmulab.kvm.zap import (
     kvm_mmu_prepare_zap_page,
     make_mmu_pages_available,
 )
-from mmulab.x86.mode import PT_ACCESSED_MASK, PT_PRESENT_MASK, PT_USER_MASK, PT_WRITABLE_MASK
-
-EIO, EFAULT = 5, 14
-PT32_ROOT_LEVEL = 2
-PT64_ROOT_4LEVEL = 4
-PT64_ROOT_5LEVEL = 5
+from mmulab.x86.mode import (
+    PT_ACCESSED_MASK,
+    PT_BASE_ADDR_MASK,
+    PT_PRESENT_MASK,
+    PT_USER_MASK,
+    PT_WRITABLE_MASK,
+)
 
 
 def mmu_check_root(vcpu: Vcpu, root_gfn: int) -> bool:
@@ -163,7 +169,7 @@ def mmu_alloc_shadow_roots(vcpu: Vcpu) -> bool:
 
 
 def _gfn(entry: int) -> int:
-    return (entry & 0xFFFFFFFFFF000) >> 12
+    return (entry & PT_BASE_ADDR_MASK) >> 12
 
 
 def _alloc_quadrant_roots(vcpu: Vcpu, root_gfn: int, pdptrs: list[int]) -> None:

@@ -1,13 +1,10 @@
 """Making leaf sptes and putting them in place.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/spte.c`` (``make_spte``), ``mmu.c``
-(``mmu_set_spte``, ``kvm_mmu_max_mapping_level``).
+(``mmu_set_spte``).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from enum import IntEnum
 
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
@@ -15,10 +12,10 @@ from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled, mark_page_dirty_in_sl
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmio import mark_mmio_spte
+from mmulab.kvm.mmu_internal import KVM_PFN_NOSLOT, PageFault, RetPf
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.rmap import (
-    KVM_MAX_HUGEPAGE_LEVEL,
     drop_spte,
     kvm_mmu_page_set_access,
     mmu_spte_update,
@@ -42,63 +39,6 @@ from mmulab.kvm.zap import drop_parent_pte
 from mmulab.kvm.zero_check import is_rsvd_spte, zero_check
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
-
-KVM_PFN_NOSLOT = -1
-KVM_PFN_ERR_RO_FAULT = -2
-KVM_PFN_ERR_FAULT = -3
-
-
-class RetPf(IntEnum):
-    """What became of a fault (``RET_PF_*``); the numbers are 6.1's, which has no WRITE_PROTECTED."""
-
-    CONTINUE = 0
-    RETRY = 1
-    EMULATE = 2
-    INVALID = 3
-    FIXED = 4
-    SPURIOUS = 5
-    WRITE_PROTECTED = 6
-
-
-@dataclass(slots=True)
-class PageFault:
-    """One fault on its way through the MMU (``struct kvm_page_fault``).
-
-    Attributes
-    ----------
-    addr, error_code : int
-        A guest-virtual address, or a guest-physical one under TDP.
-    exec, write, present, rsvd, user : bool
-        Bits of the error code.
-    is_tdp, prefetch : bool
-    max_level, req_level, goal_level : int
-        Largest page allowed by the guest, by the host too, and wanted.
-    gfn, pfn : int
-    slot : KvmMemslot or None
-    map_writable : bool
-    write_fault_to_shadow_pgtable : bool
-        The guest writes a table that translates this very write.
-    """
-
-    addr: int
-    error_code: int
-    exec: bool
-    write: bool
-    present: bool
-    rsvd: bool
-    user: bool
-    is_tdp: bool = False
-    prefetch: bool = False
-    max_level: int = KVM_MAX_HUGEPAGE_LEVEL
-    req_level: int = 1
-    goal_level: int = 1
-    gfn: int = 0
-    pfn: int = KVM_PFN_NOSLOT
-    slot: KvmMemslot | None = None
-    map_writable: bool = False
-    nx_huge_page_workaround_enabled: bool = False
-    huge_page_disallowed: bool = False
-    write_fault_to_shadow_pgtable: bool = False
 
 
 def make_spte(
@@ -246,46 +186,3 @@ def trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> Non
     readable = bool(fmt.present or spte & PT_PRESENT_MASK)
     user = int(spte & fmt.user != 0) if fmt.user else -1
     emit(ev.kvm_mmu_set_spte(gfn, spte, level, sptep, readable, is_executable_pte(fmt, spte), user))
-
-
-def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemslot, gfn: int, max_level: int) -> int:
-    """Return the largest page size with which `gfn` may be mapped, up to `max_level`."""
-    max_level = min(max_level, KVM_MAX_HUGEPAGE_LEVEL if kvm.config.gbpages else 2)
-    while max_level > 1 and slot.disallow_lpage[max_level].get(gfn >> 9 * (max_level - 1), 0):
-        max_level -= 1
-    if max_level == 1:
-        return 1
-    return min(kvm.memory.mapping_level(slot.frame(gfn), slot.host_level), max_level)
-
-
-def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault) -> None:
-    """Decide the size of the page that the fault gets."""
-    fault.huge_page_disallowed = fault.exec and fault.nx_huge_page_workaround_enabled
-    slot = fault.slot
-    if fault.max_level == 1 or slot is None or fault.pfn < 0 or kvm_slot_dirty_track_enabled(slot):
-        return
-    fault.req_level = kvm_mmu_max_mapping_level(kvm, slot, fault.gfn, fault.max_level)
-    if fault.req_level == 1 or fault.huge_page_disallowed:
-        return
-    fault.goal_level = fault.req_level
-    mask = (1 << 9 * (fault.goal_level - 1)) - 1
-    warn_on(kvm, "mmu.c:kvm_mmu_hugepage_adjust:pfn", (fault.gfn ^ fault.pfn) & mask != 0)
-    fault.pfn &= ~mask
-
-
-def disallowed_hugepage_adjust(kvm: Kvm, fault: PageFault, spte: int, level: int) -> None:
-    """Go one level down where a table stands in the way of an NX huge page, from 6.2 on one by a fetch."""
-    if level > 1 and level == fault.goal_level and is_shadow_present_pte(spte) and not is_large_pte(spte):
-        if kvm.behaviours.nx_huge_page_is_tagged and not kvm.pages[spte_to_pfn(spte)].lpage_disallowed:
-            return
-        mask = (1 << 9 * (level - 1)) - (1 << 9 * (level - 2))
-        fault.pfn |= fault.gfn & mask
-        fault.goal_level -= 1
-
-
-def trace_spte_requested(kvm: Kvm, fault: PageFault) -> None:
-    """Report what the fault wants mapped."""
-    emit = kvm.emit
-    if emit is not None:
-        offset = fault.gfn & ((1 << 9 * (fault.goal_level - 1)) - 1)
-        emit(ev.kvm_mmu_spte_requested(fault.gfn, fault.pfn | offset, fault.goal_level))

@@ -28,6 +28,7 @@ from mmulab.kvm.validity import RoleDecision
 from mmulab.kvm.vmx.vmcs12 import VmxState
 from mmulab.memory.host import HostMemory
 from mmulab.memory.memslots import Memslots
+from mmulab.x86.mode import PT_BASE_ADDR_MASK
 from mmulab.x86.regs import CpuModel
 
 if TYPE_CHECKING:  # the kernel that a configuration names holds a sync policy, which knows this state
@@ -478,7 +479,7 @@ def spte_index(sptep: int) -> int:
 
 def to_shadow_page(kvm: Kvm, hpa: int) -> ShadowPage | None:
     """Return the page whose table lies at `hpa`; None for a special root."""
-    return kvm.pages.get((hpa & 0xFFFFFFFFFF000) >> 12)
+    return kvm.pages.get((hpa & PT_BASE_ADDR_MASK) >> 12)
 
 
 def vcpu_memslots(vcpu: Vcpu) -> Memslots[KvmMemslot]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
-from mmulab.kvm.mmio import vcpu_make_mmio_spte
-from mmulab.kvm.mmu_page import ShadowPage
-from mmulab.kvm.nx_huge_page import account_nx_huge_page
-from mmulab.kvm.set_spte import (
-    PageFault,
-    RetPf,
+from mmulab.kvm.hugepage import (
     disallowed_hugepage_adjust,
     kvm_mmu_hugepage_adjust,
-    make_spte,
-    trace_set_spte,
     trace_spte_requested,
 )
+from mmulab.kvm.mmio import vcpu_make_mmio_spte
+from mmulab.kvm.mmu_internal import PageFault, RetPf
+from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.nx_huge_page import account_nx_huge_page
+from mmulab.kvm.set_spte import make_spte, trace_set_spte
 from mmulab.kvm.spte import (
     get_mmio_spte_generation,
     is_large_pte,

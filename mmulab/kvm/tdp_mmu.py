@@ -15,7 +15,7 @@ from mmulab import events as ev
 from mmulab.kvm.assertions import bug_on, kvm_bug_on, warn_on
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
-from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.roles.design import role_facts, role_of_child
@@ -41,15 +41,9 @@ from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_iter import PT64_ROOT_MAX_LEVEL, TdpEntry, for_each_tdp_pte
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
+from mmulab.x86.regs import PG_LEVEL_1G
 
-PG_LEVEL_1G = 3
-KVM_MAX_HUGEPAGE_LEVEL = PG_LEVEL_1G
 ENOMEM = 12
-
-
-def is_tdp_mmu_page(sp: ShadowPage) -> bool:
-    """Whether the TDP MMU made the page."""
-    return sp.tdp_mmu_page
 
 
 def roots(kvm: Kvm, as_id: int | None = None, *, only_valid: bool = False) -> Iterator[ShadowPage]:

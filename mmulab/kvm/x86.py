@@ -8,6 +8,7 @@ Source: Linux 6.1 ``arch/x86/kvm/x86.c`` (``kvm_set_cr0``, ``kvm_set_cr3``,
 from __future__ import annotations
 
 import errno
+from errno import EINVAL
 from typing import NoReturn
 
 from mmulab import events as ev
@@ -68,7 +69,6 @@ KVM_MMU_CR4_ROLE_BITS = (
 )
 KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
 CR0_BITS = 0xE005003F
-EINVAL = 22
 MAX_ENTRIES = 64
 """Tries to enter the guest; beyond, a signal to the VMM alone ends ``KVM_RUN``."""
 

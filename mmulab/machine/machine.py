@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from errno import EINVAL
 
 from mmulab import events as ev
 from mmulab.errors import InputError
@@ -67,7 +68,6 @@ from mmulab.x86.insn import Instruction
 from mmulab.x86.markup import facts_html
 
 HUGE = 1 << 21
-EINVAL = 22
 
 
 OpSink = Callable[[Op, Outcome], None]

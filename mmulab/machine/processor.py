@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from mmulab.kvm.config import KvmConfig
+from mmulab.kvm.mmu import PT32E_ROOT_LEVEL
 from mmulab.kvm.state import Vcpu
 from mmulab.kvm.vmx.vmcs12 import SECONDARY_EXEC_ENABLE_VMFUNC, VMFUNC_FUNCTIONS
 from mmulab.machine.config import HostConfig
@@ -45,8 +46,6 @@ from mmulab.x86.regs import (
 )
 from mmulab.x86.walk import Walk, walk
 
-PT32E_ROOT_LEVEL = 3
-"""Of PAE paging, whose root is four registers."""
 KNOWN_WALKS = 4096
 """Addresses of which walks are known at most, before all are forgotten."""
 KNOWN_WAYS = 4

@@ -14,6 +14,7 @@ from mmulab.machine import op as ops
 from mmulab.machine.config import Stubs
 from mmulab.machine.op import Mode, Op
 from mmulab.x86.insn import Instruction, Mnemonic
+from mmulab.x86.regs import MSR_EFER
 
 _READ = {4: (0, "8b03"), 8: (2, "488b03"), 1: (17, "8a03")}
 _WRITE = {4: (1, "8903"), 8: (3, "488903"), 1: (18, "8803")}
@@ -35,7 +36,6 @@ HANDLER_OFFSET = 0x600
 IDT32_OFFSET, IDT64_OFFSET = 0x100, 0x200
 TSS32_OFFSET, TSS64_OFFSET = 0x480, 0x500
 STACK_TOP = 0xFF0
-MSR_EFER = 0xC0000080
 
 
 def _at(stubs: Stubs | None, mode: Mode, stub: tuple[int, str]) -> tuple[int | None, bytes]:

@@ -59,18 +59,16 @@ def _is_walk(qualification: int) -> bool:
 
 def _with_read(event: ev.Event) -> ev.Event:
     match event:
-        case ev.kvm_exit(qualification=int(bits)):
-            return event._replace(qualification=bits | _READ)
-        case ev.kvm_page_fault(error_code=bits):
-            return event._replace(error_code=bits | _READ)
+        case ev.kvm_exit(qualification=int(qualification)):
+            return event._replace(qualification=qualification | _READ)
+        case ev.kvm_page_fault():
+            return event._replace(error_code=event.error_code | _READ)
         case ev.kvm_nested_vmexit(reason="ept_violation") | ev.kvm_nested_vmexit_inject(
             reason="ept_violation"
         ):
             return event._replace(exit_info1=event.exit_info1 | _READ)
-        case ev.fast_page_fault(error_code=bits) if bits & PFERR_WRITE_MASK:
-            return event._replace(error_code=bits | PFERR_USER_MASK)
-        case ev.kvm_mmu_pagetable_walk(pferr=bits) | ev.kvm_mmu_walker_error(pferr=bits) if (
-            bits & PFERR_WRITE_MASK
-        ):
-            return event._replace(pferr=bits | PFERR_USER_MASK)
+        case ev.fast_page_fault() if event.error_code & PFERR_WRITE_MASK:
+            return event._replace(error_code=event.error_code | PFERR_USER_MASK)
+        case ev.kvm_mmu_pagetable_walk() | ev.kvm_mmu_walker_error() if event.pferr & PFERR_WRITE_MASK:
+            return event._replace(pferr=event.pferr | PFERR_USER_MASK)
     return event

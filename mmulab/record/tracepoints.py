@@ -133,7 +133,8 @@ class RawReader:
         if name in _MAKERS:
             return _MAKERS[name](self, raw)
         kind: Any = ev.EVENT_TYPES[name]
-        return kind(**{field: raw[field] for field in kind._fields})
+        event: ev.Event = kind(**{field: raw[field] for field in kind._fields})
+        return event
 
     def _spte(self, spte: int, level: int = 1, leaf: bool = True) -> int:
         """Return an spte with its frame, if it is present, replaced."""

@@ -14,21 +14,21 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmutrace.h``, ``arch/x86/kvm/trace.h``,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.trace_text import OWN_NAMES
-from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.trace.recording import Recording
 from mmulab.x86.pferr import pferr_str
 
 Wording = Callable[[Any, RoleDesign], str]
 
-_EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
+EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
 
 
 def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
@@ -138,7 +138,7 @@ def _page_fault(e: ev.kvm_page_fault, design: RoleDesign) -> str:
 
 def _inj_exception(e: ev.kvm_inj_exception, design: RoleDesign) -> str:
     code = "" if e.error_code is None else f" ({e.error_code:#x})"
-    name = _EXCEPTIONS.get(e.exception, f"{e.exception:#x}")
+    name = EXCEPTIONS.get(e.exception, f"{e.exception:#x}")
     return f"{name}{code}{' [reinjected]' if e.reinjected else ''}"
 
 
@@ -267,10 +267,13 @@ def format_event(event: ev.Event, kernel: Kernel, *, vendor: str = "amd", vcpu: 
         return f"{name}: vcpu {vcpu} {_VENDOR_EXITS[vendor](event)}"
     if hasattr(event, "role"):
         # The trace does not show what the design's readers get in brackets.
-        state = f"root {event.root_count} {'unsync' if event.unsync else 'sync'}"
-        created = (" new" if event.created else " existing") if kind is ev.kvm_mmu_get_page else ""
-        role = design.facts(event.role).trace_str()
-        return f"{name}: sp gen {event.mmu_valid_gen} gfn {event.gfn:x} {role} {state}{created}"
+        page = cast("ev.PageEvent", event)
+        state = f"root {page.root_count} {'unsync' if page.unsync else 'sync'}"
+        created = ""
+        if isinstance(event, ev.kvm_mmu_get_page):
+            created = " new" if event.created else " existing"
+        role = design.facts(page.role).trace_str()
+        return f"{name}: sp gen {page.mmu_valid_gen} gfn {page.gfn:x} {role} {state}{created}"
     return event_text(event, kernel)
 
 

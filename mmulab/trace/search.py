@@ -159,8 +159,6 @@ _ABOUT_GFN = (
     ev.kvm_tdp_mmu_spte_changed,
 )
 
-_FLUSHES = (ev.kvm_flush_remote_tlbs, ev.kvm_flush_remote_tlbs_with_address)
-
 SEARCHES: dict[str, Search] = {
     "unsync": Search("a page goes out of sync", "", _of(ev.kvm_mmu_unsync_page)),
     "sync": Search("a page is brought into sync", "", _of(ev.kvm_mmu_sync_page)),

@@ -11,12 +11,13 @@ from dataclasses import fields
 from typing import Any
 
 from mmulab import events as ev
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
-from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind, error_str
+from mmulab.trace.ftrace import EXCEPTIONS
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_PK_MASK,
@@ -33,7 +34,6 @@ _MODES = {
     Mode.SUPERVISOR_AC: "as supervisor with EFLAGS.AC",
     Mode.IMPLICIT: "implicitly, as supervisor",
 }
-_EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
 
 
 def error_code_sentence(code: int) -> str:
@@ -150,7 +150,7 @@ def outcome_sentence(outcome: Outcome) -> str:
             code = "" if outcome.error_code is None else f", error code {outcome.error_code:#x}"
             if outcome.vector == 14 and outcome.error_code is not None:
                 code += f" {pferr_str(outcome.error_code)}, CR2 {outcome.cr2 or 0:#x}"
-            return f"the guest gets {_EXCEPTIONS.get(outcome.vector or 0, f'vector {outcome.vector}')}{code}"
+            return f"the guest gets {EXCEPTIONS.get(outcome.vector or 0, f'vector {outcome.vector}')}{code}"
         case OutcomeKind.HOST:
             dirty = "" if outcome.dirty is None else f"; dirty pages: {_pages(outcome.dirty)}"
             ring = "" if outcome.ring is None else f"; dirty pages: {_ring(outcome.ring)}"
@@ -252,7 +252,7 @@ def _exit(e: ev.kvm_exit, design: RoleDesign) -> str:
 
 
 def _exception(e: ev.kvm_inj_exception, design: RoleDesign) -> str:
-    name = _EXCEPTIONS.get(e.exception, f"vector {e.exception}")
+    name = EXCEPTIONS.get(e.exception, f"vector {e.exception}")
     code = "" if e.error_code is None else f" with error code {e.error_code:#x}"
     return f"KVM puts {name}{code} into the guest."
 

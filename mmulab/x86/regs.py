@@ -44,6 +44,7 @@ X86_CR0_PDPTR_BITS = X86_CR0_CD | X86_CR0_NW | X86_CR0_PG
 X86_CR4_PDPTR_BITS = X86_CR4_PSE | X86_CR4_PAE | X86_CR4_PGE | X86_CR4_SMEP
 """A change of one of these loads the PDPTEs in PAE paging (SDM 3, 4.4.1)."""
 
+MSR_EFER = 0xC0000080
 EFER_SCE = 1 << 0
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10

@@ -336,7 +336,7 @@ fault:kvm_faultin_pfn
 + fault.map_writable = True
 oracle in shadow-64: slotdel 1; slot 1 200000 8000 2 50000; rd s 4 40201000; wr s 4 40201000 0
 
-set_spte:kvm_mmu_hugepage_adjust
+hugepage:kvm_mmu_hugepage_adjust
 - if fault.max_level == 1 or slot is None or fault.pfn < 0 or kvm_slot_dirty_track_enabled(slot):
 + if fault.max_level == 1 or slot is None or fault.pfn < 0:
 oracle in shadow-64-thp: slot 1 200000 200000 1 200000; rd s 4 80200000; wr s 4 80201000 0; getdirty 1

@@ -27,9 +27,11 @@ from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages
 from mmulab.kvm.exits import kvm_handle_page_fault
 from mmulab.kvm.gpte import kvm_get_level1_sp_gpa
 from mmulab.kvm.guest_walk import walk_addr_generic
+from mmulab.kvm.hugepage import kvm_mmu_hugepage_adjust
 from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmio import vcpu_make_mmio_spte
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_fault import HANDLERS, handle_mmio_page_fault, kvm_mmu_page_fault
 from mmulab.kvm.page_track import update_gfn_disallow_lpage_count, update_gfn_track
@@ -52,7 +54,7 @@ from mmulab.kvm.roots import (
     mmu_alloc_shadow_roots,
     mmu_alloc_special_roots,
 )
-from mmulab.kvm.set_spte import PageFault, RetPf, kvm_mmu_hugepage_adjust, make_spte
+from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.shadow_page import kvm_mmu_child_role, kvm_mmu_find_shadow_page, link_shadow_page
 from mmulab.kvm.spte import (
     REMOVED_SPTE,

@@ -7,7 +7,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.event_words import EVENTS_6_1, EVENTS_6_12, EventWords
-from mmulab.kvm.set_spte import RetPf
+from mmulab.kvm.mmu_internal import RetPf
 
 
 def test_the_models_numbers_are_those_of_6_1() -> None:

@@ -11,7 +11,12 @@ from mmulab.kvm.fault import (
     page_fault_handle_page_track,
     shadow_page_table_clear_flood,
 )
-from mmulab.kvm.set_spte import KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, PageFault, RetPf
+from mmulab.kvm.mmu_internal import (
+    KVM_PFN_ERR_RO_FAULT,
+    KVM_PFN_NOSLOT,
+    PageFault,
+    RetPf,
+)
 from mmulab.kvm.state import Request
 from mmulab.kvm.zap import kvm_mmu_zap_all_fast
 from mmulab.machine.config import HostConfig

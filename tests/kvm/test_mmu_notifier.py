@@ -8,8 +8,8 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
-from mmulab.kvm.set_spte import RetPf
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import Outcome, OutcomeKind

@@ -6,8 +6,8 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.kvm.emulate import EmulationType, Verdict
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.page_fault import handle_mmio_page_fault, kvm_mmu_do_page_fault, kvm_mmu_page_fault
-from mmulab.kvm.set_spte import RetPf
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import OutcomeKind
 from mmulab.x86.insn import Instruction, Mnemonic

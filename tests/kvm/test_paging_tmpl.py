@@ -7,8 +7,8 @@ import pytest
 from mmulab import events as ev
 from mmulab.check.invariants import violations
 from mmulab.kvm.guest_walk import walk_addr_generic
+from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.paging_tmpl import fetch, page_fault
-from mmulab.kvm.set_spte import PageFault, RetPf
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import OutcomeKind

@@ -6,17 +6,18 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
-from mmulab.kvm.set_spte import (
-    KVM_PFN_NOSLOT,
-    PageFault,
-    RetPf,
+from mmulab.kvm.hugepage import (
     disallowed_hugepage_adjust,
     kvm_mmu_hugepage_adjust,
     kvm_mmu_max_mapping_level,
-    make_spte,
-    mmu_set_spte,
     trace_spte_requested,
 )
+from mmulab.kvm.mmu_internal import (
+    KVM_PFN_NOSLOT,
+    PageFault,
+    RetPf,
+)
+from mmulab.kvm.set_spte import make_spte, mmu_set_spte
 from mmulab.kvm.spte import is_mmio_spte
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig

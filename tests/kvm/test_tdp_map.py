@@ -6,10 +6,9 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.check.invariants import violations
-from mmulab.kvm.set_spte import RetPf
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.spte import REMOVED_SPTE, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
-from mmulab.kvm.tdp_mmu import is_tdp_mmu_page
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
@@ -44,7 +43,7 @@ def test_tables_are_made_from_the_top_down_and_then_the_leaf(host: HostConfig) -
 
 def test_pages_are_outside_the_hash_and_have_no_rmap() -> None:
     guest = tdp_guest(DATA >> 12)
-    assert is_tdp_mmu_page(guest.page(DATA))
+    assert guest.page(DATA).tdp_mmu_page
     assert guest.pages(0) == []
     assert guest.rmap(DATA >> 12) == []
     assert guest.kvm.n_used_mmu_pages == 0

@@ -7,8 +7,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu.h`` (``kvm_mmu_load_pgd``, ``kvm_get_active
 from __future__ import annotations
 
 from mmulab.kvm.assertions import warn_on
-from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.roots import PT64_ROOT_4LEVEL
+from mmulab.kvm.mmu import INVALID_PAGE, PT64_ROOT_4LEVEL
 from mmulab.kvm.state import Vcpu
 from mmulab.x86.regs import X86_CR3_PCID_MASK, X86_CR4_PCIDE
 

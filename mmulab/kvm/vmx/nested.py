@@ -48,7 +48,7 @@ from mmulab.kvm.x86 import (
     nested_load_cr3,
 )
 from mmulab.x86.ept import VMX_EPTP_AD_ENABLE_BIT, VMX_EPTP_PWL_5, VMX_EPTP_PWL_MASK
-from mmulab.x86.mode import VMX_EPT_READABLE_MASK
+from mmulab.x86.mode import PT_BASE_ADDR_MASK, VMX_EPT_READABLE_MASK
 from mmulab.x86.pferr import PF_VECTOR, PFERR_RSVD_MASK
 from mmulab.x86.regs import EFER_LMA, EFER_LME
 
@@ -87,7 +87,6 @@ INTR_INFO_UNBLOCK_NMI = 1 << 12
 EXIT_REASON_INVALID_STATE = 33
 VMX_EXIT_REASONS_FAILED_VMENTRY = 1 << 31
 
-_EPTP_PA_MASK = 0xFFFFFFFFFF000
 _PML_ENTRIES = 512
 _PDPTRS = ("guest_pdptr0", "guest_pdptr1", "guest_pdptr2", "guest_pdptr3")
 
@@ -348,7 +347,7 @@ def vmx_leave_nested(vcpu: Vcpu) -> None:
 
 def nested_ept_root_matches(root_hpa: int, root_eptp: int, eptp: int) -> bool:
     """Whether a kept root shadows the tables that an EPT pointer points to."""
-    return root_hpa != INVALID_PAGE and not (root_eptp ^ eptp) & _EPTP_PA_MASK
+    return root_hpa != INVALID_PAGE and not (root_eptp ^ eptp) & PT_BASE_ADDR_MASK
 
 
 def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:

@@ -43,7 +43,6 @@ PAGE_BITS = 16
 DATA_FRAMES = 64
 """Frames behind the pages; each begins with a word of its own, so sums of words tell frames apart."""
 CODE_GVA = 1 << 39
-PAGES_GVA = 0
 ROOT, UPPER_PAGES, MIDDLE_PAGES, UPPER_CODE, MIDDLE_CODE, LOWER_CODE, CODE, FIRST_DATA = range(1, 9)
 FIRST_LOWER = FIRST_DATA + DATA_FRAMES
 TABLE = PT_PRESENT_MASK | PT_WRITABLE_MASK

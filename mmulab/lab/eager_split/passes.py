@@ -27,8 +27,8 @@ from mmulab.errors import InputError, find_named
 from mmulab.kvm.eager_split import EAGAIN
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
+from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
-from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES
