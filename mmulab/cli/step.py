@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 import click
 
 from mmulab.check.failure import FAILURES
+from mmulab.check.judged import record_judged
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import failure_str
-from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.ftrace import format_recording
 from mmulab.trace.recording import Recording
@@ -106,12 +106,17 @@ def _recording(file: str, choice: KernelChoice) -> Recording:
     scenario = on_kernel(read_work(file), choice)
     kernel = choice.over(find_kernel(scenario.header.kernel))
     try:
-        return record(scenario, kernel=kernel)
+        recording = record_judged(scenario, kernel=kernel)[0]
     except FAILURES as error:
         if isinstance(error, InputError | NotImplementedError):
             raise
         under = f"under {kernel.design.name}"
         raise InputError(f"{file}: {under}, {failure_str(error)}; see 'mmulab run'") from error
+    if recording.verdicts:
+        from mmulab.lab.designs.found_wrongly import mark_found_wrongly  # a second run, of few recordings
+
+        mark_found_wrongly(recording, scenario, kernel)
+    return recording
 
 
 def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:

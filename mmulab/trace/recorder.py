@@ -57,6 +57,8 @@ class Recorder:
         self._flushed = 0
         self._ends = array("q")
         self._verdicts: dict[int, str] = {}
+        self._steps = array("q")
+        self._helpers = array("b")
         self._checkpoints = Checkpoints()
         self._checkpoint_ops = array("q")
         self._sinks_before = machine.emit, machine.op_sink
@@ -87,6 +89,24 @@ class Recorder:
             self._flush()
             self._take()
 
+    def belongs(self, step: int, *, helper: bool) -> None:
+        """Say to which step of a scenario the ops since the last call belong.
+
+        Parameters
+        ----------
+        step : int
+            Index of the step, as ``mmulab run`` prints it.
+        helper : bool
+            The last of them only goes with the step; those before it do anyway.
+        """
+        new = self.op_count - len(self._steps)
+        self._steps.extend([step] * new)
+        self._helpers.extend([1] * (new - 1) + [int(helper)] if new else [])
+
+    def found_wrong(self, said: str) -> None:
+        """Keep what is wrong with the last op."""
+        self._verdicts[self.op_count - 1] = said
+
     def _flush(self) -> None:
         self._log_ops.extend(self._ops)
         self._log_outcomes.extend(self._outcomes)
@@ -114,4 +134,6 @@ class Recorder:
             np.array(self._checkpoint_ops, np.int64),
             self.info,
             self._verdicts,
+            steps=np.array(self._steps, np.int64),
+            helpers=np.array(self._helpers, np.uint8),
         )

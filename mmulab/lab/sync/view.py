@@ -7,6 +7,7 @@ from html import escape
 from itertools import islice
 from typing import NamedTuple
 
+from mmulab.check.judged import record_judged
 from mmulab.errors import InputError
 from mmulab.events import (
     kvm_mmu_get_page,
@@ -24,7 +25,6 @@ from mmulab.lab.sync.questions import Answer
 from mmulab.lab.sync.tables import short
 from mmulab.lab.sync.witnesses import witnesses
 from mmulab.report.results import Table
-from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Moment, Recording
 from mmulab.trace.sentence import op_sentence
 from mmulab.trace.view import shadow_steps
@@ -279,7 +279,7 @@ def record_work(case: Case, kernel: Kernel) -> Recording:
     """Run a piece of work, recorded; of a boot the case must name a number of records."""
     if case.stream:
         return record_boot(read_boot(case), case.records or len(read_boot(case)), kernel)[0]
-    return record_steps(scenario_of(read_case(case)), kernel=kernel)[0]
+    return record_judged(scenario_of(read_case(case)), kernel=kernel)[0]
 
 
 def resynced(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None, most: int = 8) -> Places:
