@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmulab.check.oracle import Oracle
+from mmulab.check.restored import Restored
 from mmulab.kvm.kernel import Kernel
 from mmulab.machine.machine import Machine
 from mmulab.scenario.record import Says, record_steps
@@ -13,10 +14,11 @@ from mmulab.trace.recording import Recording
 
 def oracle_says(machine: Machine) -> Says:
     """Return what judges the ops of a machine that has run none yet."""
-    oracle = Oracle(machine)
+    oracle, restored = Oracle(machine), Restored(machine)
 
     def says(result: Result) -> str | None:
-        wrong = oracle.judge(result)[2]
+        lost = restored.after(result)
+        wrong = oracle.judge(result)[2] or lost
         return None if wrong is None else wrong.said
 
     return says

@@ -12,7 +12,7 @@ from mmulab.cli import signals
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.counts import sync_counts
-from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
+from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row, totals
 
 
 @click.command()
@@ -38,9 +38,12 @@ def cases(
     if as_json:
         _show_json(rows)
         return
+    verdicts = []
     for found in rows:
+        verdicts.append(found.verdict)
         for line in [_line(found), *(_details(found) if details else ())]:
             click.echo(line)
+    click.echo(totals(verdicts))
 
 
 def _show_json(rows: Iterator[Row]) -> None:

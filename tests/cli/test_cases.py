@@ -16,7 +16,8 @@ cases = importlib.import_module("mmulab.cli.cases")
 
 def test_a_line_says_root_pages_events_and_the_old_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cases", "la57-switch-npt-4to5-l0-5", "npt-32-l2-np-l0-5"]) == 0
-    switch, npt32 = capsys.readouterr().out.splitlines()
+    switch, npt32, totals = capsys.readouterr().out.splitlines()
+    assert totals == "2 right, 0 wrong by design, 0 as Linux"
     assert switch.startswith("la57-switch-npt-4to5-l0-5      correct ")
     assert "pre_fix: WRONG at op 8 'rd s 4 3000': expected gpa 0x300000; reached gpa 0x100000" in switch
     assert "| l5" not in npt32

@@ -29,7 +29,7 @@ from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.root_strategy import special
 from mmulab.lab.cases.run import CaseRun, design_of
-from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of
+from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of, verdict_of
 from mmulab.lab.designs.collision import Collision, collision
 from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
@@ -79,8 +79,8 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """``correct`` or ``wrong``."""
-        return "correct" if self.first_wrong is None else "wrong"
+        """``correct``, ``wrong``, or ``kernel``: what is wrong is not the design, Linux itself does so."""
+        return verdict_of(self.first_wrong is not None, as_linux=self.as_default)
 
     def record(self) -> dict[str, Any]:
         """Return the cell as JSON holds it; see :meth:`Comparison.records`."""
