@@ -21,6 +21,8 @@ import ipywidgets
 __all__ = ["Column", "Matrix", "Row", "Verdict"]
 
 _LABEL, _CELL = "21rem", "4.3rem"
+_OPEN = "3px solid #0072b2"
+"""Border of the cell whose view is open."""
 _STYLE = """
 .ID { font: 13px/1.35 "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff; overflow-x: auto; }
 .ID > table { border-collapse: collapse; margin: 0.5rem 0; font-size: 13px; }
@@ -48,6 +50,7 @@ _STYLE = """
 .ID details p { margin: 2px 0 4px; font: 11px/1.5 "DejaVu Sans Mono", monospace; }
 .ID .view { display: none; border: 2px solid #d55e00; padding: 0.5rem 0.75rem; margin: 0.75rem 0; }
 .ID .view:target { display: block; }
+.ID td:has(a.open) { outline: 3px solid #0072b2; outline-offset: -3px; }
 .ID .view h4 { margin: 0 0 0.4rem; font-size: 14px; }
 """
 
@@ -134,7 +137,8 @@ class Matrix:
         ``still(row, column) -> str``: HTML of the view of a wrong cell, which needs no script.
         Cells whose views are equal share one.
     live : callable
-        ``live(row, column)``: an object whose ``widget`` is that view with controls.
+        ``live(row, column)``: an object whose ``widget`` is that view with controls, and whose
+        ``focus()`` brings it into view.
     name : str
         Says what the matrix is of.
 
@@ -323,7 +327,11 @@ class Matrix:
         found = self.rows[row]
         title = f"<b>{escape(found.name)} under {escape(self.columns[column].id)}</b>: "
         line = ipywidgets.HTML(title + escape(found.verdicts[column].tip))
-        self.view.children = [line, self._live(row, column).widget]
+        live = self._live(row, column)
+        self.view.children = [line, live.widget]
+        for place, button in self.buttons.items():
+            button.layout.border = _OPEN if place == (row, column) else None
+        live.focus()
 
     def __repr__(self) -> str:
         return f"<Matrix {self.name!r}: {len(self.columns)} designs, {self._count()}>"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from mmulab.check.access import WrongAccess
 from mmulab.check.failure import FAILURES
 from mmulab.events import kvm_mmu_get_page
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.derivation import parity
-from mmulab.kvm.roles.design import DESIGNS
+from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import special
-from mmulab.lab.designs.collision import collision
+from mmulab.lab.cases.run import run_case
+from mmulab.lab.designs.collision import collisions
 from mmulab.lab.designs.measures import Lookup
+from mmulab.lab.designs.missing import blamed
 from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.recording import Recording
@@ -39,7 +42,12 @@ def mark_found_wrongly(recording: Recording, scenario: Scenario, kernel: Kernel)
     except FAILURES:
         return
     until = int(recording.steps[op])
-    found = collision(lookups_of(recording), plain.design, lookups_of(beside), until)
+    shared = list(collisions(lookups_of(recording), plain.design, lookups_of(beside), until))
+
+    def again(design: RoleDesign) -> WrongAccess | None:
+        return run_case(scenario, design, kernel=kernel).wrong
+
+    found = blamed(kernel.design, until, shared, again)
     if found is not None:
         recording.found_wrongly[op] = found.gfn, found.shared
         recording.verdicts[op] += f"; {found}"

@@ -109,7 +109,7 @@ def design_matrix(
 
     def live(row: int, column: int) -> Stepper:
         wrong = record_wrong(cells[row][column], kernel)
-        return Stepper(wrong.recording, at=wrong.moments[0][0])
+        return Stepper(wrong.recording, at=wrong.moments[-1][0])
 
     columns = [Column(design.id, design.name, design.summary) for design in found.designs]
     rows = [
