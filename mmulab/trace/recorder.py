@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Recorder:
         Says of each outcome what is wrong with it.
     interval : int
         Ops and events between two checkpoints.
+    record : callable, optional
+        Returns the number of the stream's record that the op at hand belongs to.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class Recorder:
         info: Info | None = None,
         judge: Judge | None = None,
         interval: int = INTERVAL,
+        record: Callable[[], int] | None = None,
     ) -> None:
         self.machine = machine
         self.info = info or Info()
         self._judge = judge
         self._interval = interval
+        self._record = record
         self._log_ops, self._log_outcomes = Log(), Log()
         self._log_events = Log(ev.EVENT_TYPES.values())
         self._ops: list[Op] = []
@@ -81,6 +86,8 @@ class Recorder:
         self._outcomes.append(outcome)
         events = len(self._events)
         self._ends.append(self._flushed + events)
+        if self._record is not None:
+            self.belongs(self._record(), helper=False)
         if self._judge is not None:
             verdict = self._judge(self.machine, op, outcome)
             if verdict is not None:

@@ -210,7 +210,8 @@ class Recording:
         """Return an op by the number that its scenario gives it; without one, by that of the recording."""
         if number >= len(self.steps):
             return f"op {number} of the recording"
-        return f"op {self.steps[number]}" + (", helper" if self.helpers[number] else "")
+        what = "record" if "records" in self.info.options else "op"  # those of a boot's stream
+        return f"{what} {self.steps[number]}" + (", helper" if self.helpers[number] else "")
 
     def outcome(self, number: int) -> Outcome:
         """Return how an op ended."""

@@ -201,10 +201,6 @@ class Stepper:
         self.previous.disabled = session.at == 0
         self.next.disabled = session.at == session.last
 
-    def focus(self) -> None:
-        """Give the keyboard to the stepper, which scrolls it into view."""
-        self.next.focus() if not self.next.disabled else self.previous.focus()
-
     def html(self) -> str:
         """Return the step at hand as HTML that needs no script."""
         picture = self._density.picture(self.session.at, self.session.found)

@@ -75,8 +75,10 @@ def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
         number = recording.number(Moment(ran.ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before {named}, in which the MMU fails")])
     at = Where(ran.ops[wrong.op], named)
+    recording.verdicts.setdefault(at.op, wrong.said)
     if shared is None or cell.case.stream:
         return Wrong(recording, moments(recording, at))
+    recording.found_wrongly[at.op] = shared.gfn, shared.shared
     found = Where(ran.ops[shared.op], f"op {shared.op}")
     return Wrong(recording, moments(recording, at, found=found, page=(shared.gfn, shared.shared)))
 
