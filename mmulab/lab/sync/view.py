@@ -307,7 +307,7 @@ def resynced(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None, mo
 
     return Places(
         ["came back in", "during", "table", "level", "entries"],
-        [[f"op {o.op} of the recording", o.text, f"{o.gfn:#x}", str(o.level), str(o.entries)] for o in found],
+        [[recording.name_of_op(o.op), o.text, f"{o.gfn:#x}", str(o.level), str(o.entries)] for o in found],
         still=still,
         live=lambda number: Stepper(recording, at=found[number].moment),
         name=f"first pages of {name} that came back",
