@@ -3,8 +3,10 @@
 A worker does one work at a time, whatever its number of threads; start one a
 processor (``dask worker tcp://HOST:8786 --nworkers auto --nthreads 1``). When a
 worker is lost, the scheduler gives its works to others, until so many have died
-of one that it is given up (``distributed.scheduler.allowed-failures``). Files go
-by digest, as :mod:`mmulab.parcel` says, and stay with a worker until it ends.
+of one (``distributed.scheduler.allowed-failures``). As it blames all that a worker
+had, also what only waited there, such works are tried once more at the end, each
+by itself; one of which workers die then too is given up. Files go by digest, as
+:mod:`mmulab.parcel` says, and stay with a worker until it ends.
 
 Whoever reaches a scheduler has its workers run what he likes: keep it to
 machines that trust each other.
@@ -29,9 +31,9 @@ from typing import Any, NamedTuple, TypeVar
 from mmulab import files, parcel
 from mmulab.errors import InputError, quoted
 from mmulab.parcel import Parcel, Side
-from mmulab.pool import Arrived, in_turn
+from mmulab.pool import Arrived, Lost, WorkerError, in_turn
 
-__all__ = ["Cluster", "each"]
+__all__ = ["Cluster", "each", "unwanted"]
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -64,10 +66,14 @@ class Cluster(NamedTuple):
     in_order: bool = True
 
     def each(
-        self, function: Callable[[Work], Result], works: Sequence[Work]
+        self,
+        function: Callable[[Work], Result],
+        works: Sequence[Work],
+        *,
+        lost: Lost[Work, Result] | None = None,
     ) -> Generator[Result, None, None]:
         """Yield the results; see :func:`each`."""
-        return each(function, works, self.scheduler, in_order=self.in_order)
+        return each(function, works, self.scheduler, in_order=self.in_order, lost=lost)
 
     def width(self) -> int:
         """Return how many workers the scheduler has now, at least 1."""
@@ -76,12 +82,18 @@ class Cluster(NamedTuple):
 
 
 def each(
-    function: Callable[[Work], Result], works: Sequence[Work], scheduler: str, *, in_order: bool = True
+    function: Callable[[Work], Result],
+    works: Sequence[Work],
+    scheduler: str,
+    *,
+    in_order: bool = True,
+    lost: Lost[Work, Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield the results of `function` on each piece of work, done by the workers of a scheduler.
 
     However the iteration ends, the scheduler keeps nothing of it. A work that is
-    under way then goes on to its end, and what it gives is thrown away.
+    under way then goes on to its end, unless it asks :func:`unwanted`, and what it
+    gives is thrown away.
     Interrupted, it first yields what is finished, as :func:`mmulab.pool.each` does.
 
     Parameters
@@ -94,22 +106,35 @@ def each(
         ``tcp://HOST:PORT``.
     in_order : bool
         As the works are; else as they come.
+    lost : callable, optional
+        What it returns is the result of a work that is given up.
 
     Raises
     ------
     InputError
-        No scheduler answers, it has no worker, a worker has another mmulab, another
-        Python or other data, or so many workers died of a work that it is given up.
+        No scheduler answers, it has no worker, or a worker has another mmulab, another
+        Python or other data.
+    WorkerError
+        So many workers died of a work that it is given up, unless `lost` takes that.
     """
     if not works:
         return
     with _connected(scheduler) as client:
-        flow = _Flow(client, scheduler, function, works)
+        flow = _Flow(client, scheduler, function, works, lost)
         try:
             flow.start()
             yield from flow.in_order() if in_order else flow.as_they_come()
         finally:
             flow.end()
+
+
+def unwanted() -> bool:
+    """Whether nobody waits any more for the work that asks, on a worker: interrupted, or gone."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks.get(worker.get_current_task())
+    return task is None or task.state == "cancelled"
 
 
 @contextmanager
@@ -134,7 +159,7 @@ def _connected(scheduler: str) -> Iterator[Any]:
 
 
 class _Answer(NamedTuple):
-    """What a worker sends back: one of ``result``, ``error``, ``refused`` and ``lacks``."""
+    """What came of a work: ``result``, ``error``, ``refused``, ``lacks`` (files) or ``killed`` (workers)."""
 
     kind: str
     worker: str
@@ -150,24 +175,34 @@ class _Flow:
     scheduler : str
     function : callable
     works : sequence
+    lost : callable or None
     """
 
     def __init__(
-        self, client: Any, scheduler: str, function: Callable[[Any], Any], works: Sequence[Any]
+        self,
+        client: Any,
+        scheduler: str,
+        function: Callable[[Any], Any],
+        works: Sequence[Any],
+        lost: Lost[Any, Any] | None,
     ) -> None:
         self._client, self._scheduler = client, scheduler
-        self._function, self._works = function, works
+        self._function, self._works, self._lost = function, works, lost
         self._token = uuid.uuid4().hex
         self._futures: dict[int, Any] = {}
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._sent: set[tuple[str, str]] = set()
         self._asked: set[tuple[int, str]] = set()
         self._late: list[int] = []
+        self._suspects: list[int] = []
+        self._alone: int | None = None
         self._times = 0
         self._workerless: float | None = None
 
     def start(self) -> None:
         """Give all works to the scheduler, the first of them first."""
+        if len(self._works) == 1:
+            self._alone = 0
         for number in range(len(self._works)):
             self._submit(number)
 
@@ -181,7 +216,7 @@ class _Flow:
 
     def as_they_come(self) -> Iterator[Any]:
         """Yield the results as they come."""
-        while self._futures:
+        while self._futures or self._suspects:
             _, result, error = self._next()
             if error is not None:
                 raise error
@@ -211,6 +246,9 @@ class _Flow:
     def _next(self) -> Arrived:
         """Wait for a work that is finished; return its number, and its result or error."""
         while True:
+            if not self._futures:
+                self._alone = self._suspects.pop(0)
+                self._submit(self._alone)
             try:
                 number = self._done.get(timeout=LOOK_SECONDS)
             except queue.Empty:
@@ -224,9 +262,14 @@ class _Flow:
                 self._supply(number, answer)
                 continue
             del self._futures[number]
+            if answer.kind == "killed" and number != self._alone:
+                self._suspects.append(number)
+                continue
+            if answer.kind == "killed" and self._lost is not None:
+                return number, self._lost(self._works[number], answer.data), None
             if answer.kind == "refused":
                 raise InputError(f"worker {answer.worker} of {self._scheduler}: {answer.data}")
-            if answer.kind == "error":
+            if answer.kind in ("error", "killed"):
                 return number, None, answer.data
             return number, answer.data, None
 
@@ -242,9 +285,9 @@ class _Flow:
         try:
             kind, worker, data = future.result(timeout=GATHER_SECONDS)
         except KilledWorker as error:
-            died = error.allowed_failures + 1
-            why = f"workers that died of it: {died}, the last {error.last_worker.address}"
-            return _Answer("error", "", InputError(f"{self._called(number)}: {why}; it is given up"))
+            died, last = error.allowed_failures + 1, error.last_worker.address
+            why = f"workers that died of it: {died}, the last {last}"
+            return _Answer("killed", last, WorkerError(f"{self._called(number)}: {why}; it is given up"))
         except TimeoutError:
             return None
         except Exception as error:  # the function's own come as answers: this is dask's, before it ran
@@ -300,7 +343,7 @@ class _Flow:
 
     def _left(self) -> str:
         """Say what is not finished."""
-        numbers = sorted(self._futures)
+        numbers = sorted([*self._futures, *self._suspects])
         names = ", ".join(self._called(number) for number in numbers[:_NAMED])
         return f"unfinished: {names}" + (f" and {len(numbers) - _NAMED} more" if numbers[_NAMED:] else "")
 

@@ -3,7 +3,8 @@
 Each worker has a pipe of its own and gets one piece of work at a time; nothing
 is shared, so that a worker can be killed at any moment. Interrupts are the
 parent's business: workers ignore them. A worker watches its parent and leaves
-with it, also if the parent was killed.
+with it, also if the parent was killed. One that dies of its work is replaced, and
+the work counts as lost.
 
 Source: the library reference of Python 3.11, multiprocessing
 """
@@ -17,24 +18,32 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from mmulab.errors import InputError
 
-__all__ = ["Arrived", "Jobs", "Workers", "each", "in_turn", "width"]
+__all__ = ["Arrived", "Jobs", "Lost", "WorkerError", "Workers", "each", "in_turn", "width"]
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+class WorkerError(InputError):
+    """A worker died while it did a work: what came of that is lost, and why is all that is known."""
 
 
 class Workers(Protocol):
     """Others than this machine's processes who do works; :class:`mmulab.cluster.Cluster` is one."""
 
     def each(
-        self, function: Callable[[Work], Result], works: Sequence[Work]
+        self,
+        function: Callable[[Work], Result],
+        works: Sequence[Work],
+        *,
+        lost: Lost[Work, Result] | None = None,
     ) -> Generator[Result, None, None]:
         """Yield the results as :func:`each` does."""
 
@@ -44,15 +53,24 @@ class Workers(Protocol):
 
 Jobs: TypeAlias = int | Workers
 """Who does the works: so many processes of this machine, or others."""
+Lost: TypeAlias = Callable[[Work, WorkerError], Result]
+"""Returns the result of a work whose worker died."""
 Arrived: TypeAlias = tuple[int, Any, Exception | None]
 """A work that is done: its number, and its result or its error."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether a signal has come."""
 
 _End: TypeAlias = "Connection[Any, Any]"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def each(
-    function: Callable[[Work], Result], works: Sequence[Work], jobs: Jobs
+    function: Callable[[Work], Result],
+    works: Sequence[Work],
+    jobs: Jobs,
+    *,
+    lost: Lost[Work, Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield the results of `function` on each piece of work, in order and as soon as they are there.
 
@@ -69,30 +87,29 @@ def each(
         started anew gets them pickled. Results come back pickled.
     jobs : int or Workers
         Processes; with one, all is done in this process. Or who else does the works.
+    lost : callable, optional
+        What it returns is the result of a work that its worker died of. No work is then
+        done in this process, which such a one would end as well.
 
     Raises
     ------
-    InputError
-        A worker was killed; most often by the kernel, for want of memory.
+    WorkerError
+        A worker died, in the turn of its work, unless `lost` takes that.
     """
     if not isinstance(jobs, int):
-        yield from jobs.each(function, works)
+        yield from jobs.each(function, works, lost=lost)
         return
     jobs = min(jobs, len(works))
-    if jobs <= 1:
+    if lost is None and jobs <= 1:
         yield from map(function, works)
         return
-    workers: dict[_End, BaseProcess] = {}
+    crew = _Crew(function, works, lost)
     try:
         for _ in range(jobs):
-            _start(function, works, workers)
-        yield from _results(len(works), workers)
+            crew.start()
+        yield from in_turn(len(works), crew.arrive)
     finally:
-        for process in workers.values():
-            process.kill()
-        for connection, process in workers.items():
-            connection.close()
-            process.join()
+        crew.end()
 
 
 def width(jobs: Jobs) -> int:
@@ -100,14 +117,91 @@ def width(jobs: Jobs) -> int:
     return jobs if isinstance(jobs, int) else jobs.width()
 
 
-def _start(function: Callable[[Any], Any], works: Sequence[Any], workers: dict[_End, BaseProcess]) -> None:
-    """Start a worker; until it has its own handlers, it and this process hold signals back."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=_serve, args=(function, works, there), daemon=True)
-    with _blocked():
-        process.start()
-        workers[here] = process
-        there.close()
+class _Crew:
+    """The workers of one call, and what each is at.
+
+    Parameters
+    ----------
+    function : callable
+    works : sequence
+    lost : callable or None
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], works: Sequence[Any], lost: Lost[Any, Any] | None
+    ) -> None:
+        self._function, self._works, self._lost = function, works, lost
+        self._next = 0
+        self._processes: dict[_End, BaseProcess] = {}
+        self._at: dict[_End, int] = {}
+
+    def start(self) -> None:
+        """Start a worker with a work; until it has its handlers, it and this process hold signals back."""
+        here, there = multiprocessing.Pipe()
+        work = self._function, self._works, there
+        process = multiprocessing.Process(target=_serve, args=work, daemon=True)
+        with _blocked():
+            process.start()
+            self._processes[here] = process
+            there.close()
+        self._give(here)
+
+    def arrive(self) -> Iterator[Arrived]:
+        """Wait until some works are done, and yield them."""
+        ready: list[Any] = []
+        while not ready:  # a signal that comes just before it waits does not wake it
+            ready = wait(list(self._at), LOOK_SECONDS)
+        for readable in ready:
+            connection = cast(_End, readable)
+            number = self._at.pop(connection)
+            try:
+                result, error = connection.recv()
+            except (EOFError, ConnectionResetError):
+                yield self._bury(connection, number)
+                if self._next < len(self._works):
+                    self.start()
+            else:
+                yield number, result, error
+                self._give(connection)
+
+    def end(self) -> None:
+        """Kill all who are left."""
+        for process in self._processes.values():
+            process.kill()
+        for connection, process in self._processes.items():
+            connection.close()
+            process.join()
+
+    def _give(self, connection: _End) -> None:
+        """Send the number of the next work, if there is one."""
+        if self._next == len(self._works):
+            return
+        with suppress(BrokenPipeError):  # it died between two works: seen where its answer is read
+            connection.send(self._next)
+        self._at[connection] = self._next
+        self._next += 1
+
+    def _bury(self, connection: _End, number: int) -> Arrived:
+        """Take a worker that died off the list, and return what that means for its work."""
+        process = self._processes.pop(connection)
+        process.join()
+        connection.close()
+        error = WorkerError(f"a worker died: {_cause(process.exitcode or 0)}")
+        if self._lost is None:
+            return number, None, error
+        return number, self._lost(self._works[number], error), None
+
+
+def _cause(code: int) -> str:
+    """Return in words what ended a process."""
+    if code >= 0:
+        return f"it left with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = "a real-time signal"
+    mend = "; if memory ran out, run it again with fewer --jobs" if -code == signal.SIGKILL else ""
+    return f"killed by signal {-code} ({name}){mend}"
 
 
 @contextmanager
@@ -117,22 +211,6 @@ def _blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _results(count: int, workers: dict[_End, BaseProcess]) -> Iterator[Any]:
-    todo = iter(range(count))
-    at: dict[_End, int] = {}
-
-    def arrive() -> Iterator[Arrived]:
-        for readable in wait(list(at)):
-            connection = cast(_End, readable)
-            number = at.pop(connection)
-            yield number, *_take(connection, workers[connection])
-            _give(connection, todo, at)
-
-    for connection in workers:
-        _give(connection, todo, at)
-    yield from in_turn(count, arrive)
 
 
 def in_turn(count: int, arrive: Callable[[], Iterable[Arrived]]) -> Iterator[Any]:
@@ -159,25 +237,6 @@ def in_turn(count: int, arrive: Callable[[], Iterable[Arrived]]) -> Iterator[Any
         if error is not None:
             raise error
         yield result
-
-
-def _give(connection: _End, todo: Iterator[int], at: dict[_End, int]) -> None:
-    """Send the number of the next piece of work, if there is one."""
-    for number in todo:
-        connection.send(number)
-        at[connection] = number
-        return
-
-
-def _take(connection: _End, process: BaseProcess) -> tuple[Any, Exception | None]:
-    try:
-        answer: tuple[Any, Exception | None] = connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        process.join()
-        code = process.exitcode or 0
-        how = f"killed by signal {-code}" if code < 0 else f"gone with exit code {code}"
-        raise InputError(f"a worker process is {how}; run it again with fewer --jobs") from error
-    return answer
 
 
 def _serve(function: Callable[[Any], Any], works: Sequence[Any], connection: _End) -> None:

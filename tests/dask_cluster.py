@@ -14,6 +14,16 @@ from pathlib import Path
 from distributed import Client, Scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
+MORTAL = """
+import ctypes, os, runpy, signal, sys
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+parent, program = int(sys.argv.pop(1)), sys.argv.pop(1)
+if os.getppid() == parent:  # else it has gone already
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+"""Runs a module in a process that is killed when its parent goes, even if that is killed itself."""
 STARTED = 60
 """Seconds in which all must have come up; a test that waits longer fails."""
 
@@ -37,7 +47,8 @@ class Loopback:
         self.address = self._said(self.scheduler, "Scheduler at:")
 
     def _start(self, program: str, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"distributed.cli.{program}", "--no-dashboard", *options]
+        run = (sys.executable, "-c", MORTAL, str(os.getpid()), f"distributed.cli.{program}")
+        command = [*run, "--no-dashboard", *options]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, **pipes)
 
@@ -50,9 +61,9 @@ class Loopback:
                 return line.rpartition(words)[2].strip()
         raise AssertionError(f"{process.args} ended before it said {words!r}")
 
-    def add(self, count: int) -> None:
-        """Start workers of one thread without a nanny, and wait until the scheduler has them."""
-        options = ("--host", "127.0.0.1", "--nthreads", "1", "--no-nanny")
+    def add(self, count: int, *, nanny: bool = False) -> None:
+        """Start workers of one thread, and wait until the scheduler has them; a nanny replaces a dead one."""
+        options = ("--host", "127.0.0.1", "--nthreads", "1", "--nanny" if nanny else "--no-nanny")
         place = ("--local-directory", str(self.folder))
         new = [self._start("dask_worker", self.address, *options, *place) for _ in range(count)]
         self.workers += new
@@ -62,6 +73,19 @@ class Loopback:
     def client(self) -> Client:
         """Return a client of the test's own."""
         return Client(self.address, timeout=STARTED, set_as_default=False)
+
+    def works(self) -> bool:
+        """Whether each worker comes to have a task under way."""
+
+        async def busy(dask_scheduler: Scheduler) -> bool:
+            for _ in range(STARTED * 100):
+                if all(worker.processing for worker in dask_scheduler.workers.values()):
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+
+        with self.client() as client:
+            return bool(client.run_on_scheduler(busy))
 
     def forgets(self) -> bool:
         """Whether the scheduler comes to know no task any more; some are on their way out when asked."""
@@ -84,11 +108,11 @@ class Loopback:
 
 
 @contextmanager
-def loopback(folder: Path, workers: int, failures: int = 3) -> Iterator[Loopback]:
+def loopback(folder: Path, workers: int, failures: int = 3, *, nanny: bool = False) -> Iterator[Loopback]:
     """Run a scheduler with workers."""
     cluster = Loopback(folder, failures)
     try:
-        cluster.add(workers)
+        cluster.add(workers, nanny=nanny)
         yield cluster
     finally:
         cluster.end()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import select
+import signal
 import socket
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +22,7 @@ from mmulab.cluster import Cluster, each
 from mmulab.errors import InputError
 from mmulab.lab.cases.table import find_cases
 from mmulab.lab.designs.compare import compare
-from tests.dask_cluster import Loopback, loopback
+from tests.dask_cluster import STARTED, Loopback, loopback
 from tests.far_works import Piece, deadly, locked, squared, text_and_place
 
 
@@ -155,3 +162,67 @@ def test_a_scheduler_that_goes_away_is_said(tmp_path: Path, monkeypatch: pytest.
         found.scheduler.wait()
         with pytest.raises(InputError, match="no scheduler answers"):
             next(coming)
+
+
+PROGRAM = """
+import signal
+from mmulab.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.main()
+"""
+INTERRUPTED = {
+    "check": (b"ended=0/2", ["check", "--scope", "ept-64,ept-clear", "--budget", "600", "--json"]),
+    "compare": (b"case/s", ["compare", "--designs", "D0,D5", "--json"]),
+}
+"""What the bar shows, and the command."""
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_command_leaves_the_scheduler_to_others(name: str, two: Loopback) -> None:
+    """What is under way ends, what waits is dropped, and a bar tells how far it was."""
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    bar, args = INTERRUPTED[name]
+    command = [sys.executable, "-c", PROGRAM, *args, "--scheduler", two.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True) as process:
+        os.close(end)
+        assert two.works()
+        seen = b""
+        while bar not in seen:
+            seen += os.read(terminal, 1000)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate()
+    while b"interrupted" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.returncode == 130
+    assert len(json.loads(shown or "[]")) < 2 * 165
+    assert two.forgets()
+    assert list(each(squared, range(4), two.address)) == [0, 1, 4, 9]
+
+
+LOOPBACK = """
+import sys
+import termios
+from pathlib import Path
+from tests.dask_cluster import loopback
+
+with loopback(Path(sys.argv[1]), 1, nanny=True) as found:
+    print(found.scheduler.pid, found.workers[0].pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_scheduler_and_workers_of_a_killed_test_go_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOPBACK, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as test:
+        assert test.stdout is not None
+        left = [os.pidfd_open(int(pid)) for pid in test.stdout.readline().split()]
+        test.kill()
+    assert len(left) == 2
+    for descriptor in left:
+        gone, _, _ = select.select([descriptor], [], [], STARTED)
+        os.close(descriptor)
+        assert gone

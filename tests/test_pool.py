@@ -36,13 +36,39 @@ def test_no_work_needs_no_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "said"), [(-3, "^-3: negative$"), (13, "a worker process is killed by signal 9; .* --jobs$")]
+    ("work", "said"),
+    [(-3, "^-3: negative$"), (13, r"a worker died: killed by signal 9 \(SIGKILL\); if memory .* --jobs$")],
 )
 def test_an_error_comes_in_its_turn_and_ends_all(work: int, said: str) -> None:
     results = []
     with pytest.raises(InputError, match=said):
         results.extend(square for square, _ in pool.each(power, [1, work, 2, 3], 2))
+    assert results == [1]
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 100])
+def test_a_work_that_its_worker_dies_of_is_lost_alone(jobs: int) -> None:
+    def lost(work: int, error: pool.WorkerError) -> tuple[int, int]:
+        said.append((work, str(error)))
+        return -work, 0
+
+    said: list[tuple[int, str]] = []
+    works = [13, 1, 2, -4, 13, 3, 13]
+    results = [one for one, _ in pool.each(mortal, works, jobs, lost=lost)]
+    assert results == [-13, 1, 4, 4, -13, 9, -13]
+    cause = "killed by signal 9 (SIGKILL); if memory ran out, run it again with fewer --jobs"
+    assert sorted(said) == [(-4, "a worker died: it left with exit code 5")] + [
+        (13, f"a worker died: {cause}")
+    ] * 3
+    assert multiprocessing.active_children() == []
+
+
+def mortal(number: int) -> tuple[int, int]:
+    """Return a square; end the process with an exit code at a negative number."""
+    if number < 0:
+        os._exit(5)
+    return power(number)
 
 
 def test_whoever_stops_early_leaves_no_worker() -> None:

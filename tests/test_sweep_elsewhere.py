@@ -12,6 +12,7 @@ import pytest
 
 from mmulab import pool
 from mmulab.cluster import Cluster
+from mmulab.pool import Lost
 from mmulab.report.experiment import Experiment, read_experiment
 from mmulab.report.sweep import Ended, Work, sweep
 from tests.dask_cluster import loopback
@@ -52,8 +53,10 @@ def test_a_killed_worker_changes_no_byte(tmp_path: Path, experiment: Experiment)
     with loopback(tmp_path / "workers", 2) as found:
         by = Cluster(found.address, in_order=False)
 
-        def each(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
-            for count, one in enumerate(by.each(function, works), 1):
+        def each(
+            function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+        ) -> Generator[Ended, None, None]:
+            for count, one in enumerate(by.each(function, works, lost=lost), 1):
                 if count == 2:
                     found.workers[0].kill()
                     found.workers[0].wait()
@@ -64,3 +67,19 @@ def test_a_killed_worker_changes_no_byte(tmp_path: Path, experiment: Experiment)
     assert len(tables(near)) == 2 * RUNS
     assert tables(far) == tables(near)
     assert all(manifest(far / run.id) == manifest(near / run.id) for run in experiment.runs)
+
+
+def test_a_run_that_kills_its_workers_is_named_and_those_beside_it_finish(tmp_path: Path) -> None:
+    """The scheduler blames all that the dead worker had, also runs that waited there."""
+    file = tmp_path / "t.yaml"
+    file.write_text("name: t\nfunction: tests.far_works:mortal\ngrid: {number: [1, 2, 3, 4]}\n")
+    ended: list[Ended] = []
+    with loopback(tmp_path / "workers", 1, failures=0, nanny=True) as found:
+        each = Cluster(found.address, in_order=False).each
+        sweep(read_experiment(file), tmp_path / "out", each=each, ended=ended.append, elsewhere=True)
+        assert found.forgets()
+    states = {one.id: one.status.state for one in ended}
+    assert states == {"number=2": "failed"} | {f"number={number}": "done" for number in (1, 3, 4)}
+    error = json.loads((tmp_path / "out/number=2/status.json").read_text())["error"]
+    assert error["type"] == "WorkerError"
+    assert "workers that died of it: 1, the last tcp://" in error["message"]

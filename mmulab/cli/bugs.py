@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from mmulab.kvm.bug import Affects, Bug, read_release
+from mmulab.kvm.bug import Affects, Bug
 from mmulab.kvm.bugs import BUGS, find_bug
+from mmulab.kvm.release import find_release
 from mmulab.paths import checkout
 
 WIDTH = 110
@@ -40,14 +41,22 @@ def bugs(ids: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--kernel", "release", required=True, metavar="RELEASE", help="A release of Linux: 5.15.200.")
+@click.option(
+    "--kernel",
+    "release",
+    required=True,
+    metavar="RELEASE",
+    help="A release of Linux: 5.15.200, 6.12-rc3, 6.1.0-31-amd64.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of lines.")
 def affected(release: str, as_json: bool) -> None:
     """Show which bugs of the catalogue a release of Linux has, as far as they are known.
 
     Each with what its fix needs before it, and the shortest sequence of operations that shows it.
     """
-    read_release(release)
+    asked = find_release(release)
+    if not asked.is_plain:
+        click.echo(f"mmulab: release {release}: {asked.said()}", err=True)
     found = [(bug, bug.affects(release)) for bug in BUGS.values()]
     if as_json:
         click.echo(json.dumps([_record(bug, said) for bug, said in found]))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from mmulab.cli import signals
+from mmulab.cli.options import kernel_name
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
@@ -28,7 +29,7 @@ def compare_kernels(names: str, works: Sequence[Case], *, jobs: Jobs, details: b
     InputError
         A kernel is unknown or the only one, or two are the same.
     """
-    base, *others = [find_kernel(name.strip()) for name in names.split(",")]
+    base, *others = [find_kernel(kernel_name(name.strip())) for name in names.split(",")]
     if not others:
         raise InputError(f"--kernels '{names}': one kernel; name two or more with a comma between")
     for other in others:

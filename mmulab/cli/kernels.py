@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import click
 
+from mmulab.cli.options import kernel_name
 from mmulab.events import FUNCTIONS
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.bug import SWITCHES
@@ -53,7 +54,7 @@ def diff(one: str, other: str, as_json: bool) -> None:
     With '+' OTHER has a behaviour or a bug that ONE has not, with '-' the other way round; '~' says what
     is called or numbered in another way.
     """
-    before, after = find_kernel(one), find_kernel(other)
+    before, after = find_kernel(kernel_name(one)), find_kernel(kernel_name(other))
     found = after.changes_from(before)
     bugs = {name: name in after.bugs.names() for name in SWITCHES if _differs(name, before, after)}
     if as_json:

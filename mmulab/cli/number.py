@@ -18,6 +18,18 @@ def read_number(text: str) -> int | None:
         return None
 
 
+def read_hex(text: str) -> int | None:
+    """Return the word that `text` says in hexadecimal, as traces and scenarios do; None if it says none.
+
+    >>> read_hex("20712") == read_hex("0x20712"), read_hex("20712g")
+    (True, None)
+    """
+    try:
+        return int(text, 16) if len(text) <= LONGEST else None
+    except ValueError:
+        return None
+
+
 def short(text: str) -> str:
     """Return what the user wrote, quoted; of a very long text the beginning."""
     return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}..."

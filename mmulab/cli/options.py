@@ -10,7 +10,7 @@ import click
 
 from mmulab.cluster import Cluster
 from mmulab.kvm.kernel import Kernel
-from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+from mmulab.kvm.kernels import LINUX_6_1, find_kernel, spelled
 from mmulab.kvm.roles.derivation import find_derivation
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.roles.root_strategy import find_root_strategy
@@ -25,11 +25,24 @@ SCHEDULER = click.option(
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+def kernel_name(name: str) -> str:
+    """Return the name of the kernel that a release's name stands for; say so on stderr if it is another."""
+    found, said = spelled(name)
+    if said:
+        click.echo(f"mmulab: {said}", err=True)
+    return found
+
+
+def _kernel_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else kernel_name(value)
+
+
 _KERNEL = click.option(
     "--kernel",
     metavar="NAME",
+    callback=_kernel_name,
     show_default=f"{LINUX_6_1}, or the recording's",
-    help="Kernel ('mmulab kernels'): 6.12, 6.12-dummy_root, or file.py:KERNEL.",
+    help="Kernel ('mmulab kernels'): 6.12, 6.1.0-31-amd64, 6.12-dummy_root, or file.py:KERNEL.",
 )
 _DESIGN = click.option(
     "--design",

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from mmulab.cli.number import LONGEST, read_number, short
+from mmulab.cli.number import LONGEST, read_hex, read_number, short
+from mmulab.cli.role_input import Reading, read_roles
 from mmulab.errors import InputError
 from mmulab.kvm.roles.decoders import DECODERS, PLUGIN_KVM, Misreading, misreadings, reads_rightly
 from mmulab.kvm.roles.find import find_design
@@ -22,6 +23,7 @@ from mmulab.kvm.roles.history import (
     find_role_version,
     version_of,
 )
+from mmulab.kvm.roles.trace_text import KERNEL, TracedRole
 from mmulab.kvm.roles.word import RoleLayout
 
 BASELINE = "6.1"
@@ -40,14 +42,25 @@ class Reader(NamedTuple):
 
     def read(self, text: str) -> int:
         """Return the word that `text` says, if it fits the layout."""
-        word = read_number(text)
+        word = read_hex(text)
         if word is None:
-            raise InputError(f"role word {short(text)}: give a number as 0x20712 or 132882")
+            raise InputError(f"role word {short(text)}: give a hexadecimal number as 20712")
         if not 0 <= word < 1 << self.layout.width:
             raise InputError(
                 f"role word {short(text)}: {self.title} has {self.layout.width} bits in its word"
             )
         return word
+
+    def told(self, words: tuple[str, ...]) -> list[TracedRole]:
+        """Return the roles that numbers, a line of a trace, or the lines of standard input tell."""
+        wording = None if self.version is None else self.version.wording
+        return read_roles(words, Reading(self.title, self.layout, wording, self.read))
+
+    def hides(self, word: int, other: int, field: str) -> bool:
+        """Whether the trace prints the same for a word and for that with another's value in one field."""
+        changed = self.layout.set(word, field, self.layout.get(other, field))
+        said = self.trace(word)
+        return said is not None and said == self.trace(changed)
 
 
 def _kernel(name: str) -> Reader:
@@ -75,7 +88,7 @@ def _reads(command: Callable[..., None]) -> Callable[..., None]:
     kernel: Decorator = click.option(
         "--kernel",
         metavar="VERSION",
-        help=f"6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}.  [default: {BASELINE}]",
+        help=f"6.1, v6.1.192, 5.17-rc1, 6.1.0-31-amd64, 2.6.35 or {MAINLINE}.  [default: {BASELINE}]",
     )
     design: Decorator = click.option(
         "--design", metavar="NAME", help="A role design instead, by name, id or module:Class; see 'designs'."
@@ -98,10 +111,15 @@ def role() -> None:
 def decode(words: tuple[str, ...], kernel: str | None, design: str | None, as_json: bool) -> None:
     """Show every field of WORDs, and what the trace prints.
 
+    A WORD is hexadecimal, with 0x or without. Instead, give a line of a trace that has a role, as
+    'sp gen 0 gfn 100 l1 4-byte q0 direct wux nxe ad root 0 sync', from the kernel, from trace-cmd or
+    perf, or from 'mmulab run --events'; fields that such a line does not tell are shown as '?', and are 0
+    in the word. With '-' alone, standard input is read: one line of a trace, or words, on each line.
+
     A note says what trace-cmd and perf print instead, if their plugin takes the bits for something else.
     """
     reader = _reader(kernel, design)
-    found = [_record(reader, reader.read(word)) for word in words]
+    found = [_told_record(reader, told) for told in reader.told(words)]
     for line in [json.dumps(found, indent=1)] if as_json else _decoded(reader, found):
         click.echo(line)
 
@@ -139,7 +157,8 @@ def diff(
 ) -> None:
     """Show where two words differ, or two kernels.
 
-    That is the fields of A and B with other values; or, with --to, how two kernels read the same word.
+    That is the fields of A and B with other values, and which of them the trace hides; or, with --to, how
+    two kernels read the same word. A and B are hexadecimal, with 0x or without.
     """
     reader = _reader(kernel, design)
     if to is not None:
@@ -205,6 +224,20 @@ def _record(reader: Reader, word: int) -> dict[str, Any]:
     return record
 
 
+def _told_record(reader: Reader, told: TracedRole) -> dict[str, Any]:
+    """Return a word's record; of one that a trace's line tells, also who printed it and what is not in it."""
+    record = _record(reader, told.word)
+    if not told.by:
+        return record
+    for field in record["fields"]:
+        if field["name"] in told.hidden:
+            field["value"] = None
+    if told.hidden and told.by == KERNEL:  # what a tool prints of the word depends on what is not told
+        record.pop("plugin", None)
+    may_be_set = sum(reader.layout.mask[name] for name in told.hidden)
+    return record | {"printed_by": told.by, "not_told": list(told.hidden), "may_be_set": hex(may_be_set)}
+
+
 def _fields(layout: RoleLayout) -> list[dict[str, Any]]:
     return [
         {"name": name, "bits": bits, "lowest_bit": layout.shift[name], "width": layout.width_of(name)}
@@ -218,7 +251,13 @@ def _decoded(reader: Reader, records: list[dict[str, Any]]) -> Iterator[str]:
     for record in records:
         yield f"{record['word']}: {record['trace'] or 'this kernel has no tracepoint that prints it'}"
         for field in record["fields"]:
-            yield f"  {field['bits']:>6}  {field['name']:16} {field['value']}"
+            value = "?" if field["value"] is None else field["value"]
+            yield f"  {field['bits']:>6}  {field['name']:16} {value}"
+        if record.get("not_told"):
+            yield (
+                f"  note: {record['printed_by']} does not print {', '.join(record['not_told'])}: the word is "
+                f"{record['word']}, or that with some of the bits {record['may_be_set']} set"
+            )
         if record["unused_bits_set"] != "0x0":
             yield f"  note: bits {record['unused_bits_set']} are set and belong to no field"
         yield from _plugin_note(record)
@@ -251,7 +290,13 @@ def _misread(misread: Misreading) -> str:
 def _differences(reader: Reader, a: int, b: int) -> dict[str, Any]:
     one, two = reader.layout.unpack(a), reader.layout.unpack(b)
     differ = [
-        {"name": field["name"], "bits": field["bits"], "a": one[field["name"]], "b": two[field["name"]]}
+        {
+            "name": field["name"],
+            "bits": field["bits"],
+            "a": one[field["name"]],
+            "b": two[field["name"]],
+            "hidden": reader.hides(a, b, field["name"]),
+        }
         for field in _fields(reader.layout)
         if one[field["name"]] != two[field["name"]]
     ]
@@ -265,7 +310,10 @@ def _two_words(reader: Reader, answer: dict[str, Any]) -> Iterator[str]:
     if not answer["differ"]:
         yield "  no field differs"
     for field in answer["differ"]:
-        yield f"  {field['bits']:>6}  {field['name']:16} {field['a']} {field['b']}"
+        hidden = "  (the trace hides it)" if field["hidden"] else ""
+        yield f"  {field['bits']:>6}  {field['name']:16} {field['a']} {field['b']}{hidden}"
+    if answer["differ"] and all(field["hidden"] for field in answer["differ"]):
+        yield "  note: a trace prints the same for both"
 
 
 def _two_kernels(one: Reader, a: dict[str, Any], two: Reader, b: dict[str, Any]) -> Iterator[str]:

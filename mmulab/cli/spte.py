@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from mmulab.cli.number import read_number, short
+from mmulab.cli.number import read_hex, short
+from mmulab.cli.options import kernel_name
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
@@ -62,11 +63,11 @@ def spte() -> None:
 def decode(sptes: tuple[str, ...], kernels: tuple[str, ...], host: str, level: int, as_json: bool) -> None:
     """Show what each SPTE is: its kind, and every field by the kernel's name.
 
-    A trace prints sptes in hexadecimal without 0x; here they need it.
+    SPTEs are hexadecimal, with 0x or without, as a trace prints them.
     """
     config = parse_host(host)
     words = [_read(text) for text in sptes]
-    known = [find_kernel(name) for name in kernels]
+    known = [find_kernel(kernel_name(name)) for name in kernels]
     formats = [(kernel, config.spte_format(kernel)) for kernel in known]
     found = [Reading(kernel, decode_spte(fmt, word, level)) for word in words for kernel, fmt in formats]
     tables = _tables_name(config)
@@ -76,9 +77,9 @@ def decode(sptes: tuple[str, ...], kernels: tuple[str, ...], host: str, level: i
 
 
 def _read(text: str) -> int:
-    word = read_number(text)
+    word = read_hex(text)
     if word is None:
-        raise InputError(f"spte {short(text)}: give a number as 0x8300e67")
+        raise InputError(f"spte {short(text)}: give a hexadecimal number as 8300e67")
     if not 0 <= word < 1 << _BITS:
         raise InputError(f"spte {short(text)}: an entry has {_BITS} bits; give 0 to {(1 << _BITS) - 1:#x}")
     return word

@@ -14,6 +14,7 @@ from mmulab.cli.options import SCHEDULER, workers
 from mmulab.cli.path import PATH
 from mmulab.cli.progress import progress
 from mmulab.errors import InputError, quoted
+from mmulab.pool import Lost
 from mmulab.report.experiment import Experiment, read_experiment
 from mmulab.report.notebook import CELL_TIMEOUT
 from mmulab.report.sweep import Each, Ended, Work, pending
@@ -81,8 +82,10 @@ def spread(jobs: int | None, scheduler: str | None = None) -> Each:
     """Return how works are spread over this machine's processors or a scheduler's workers, with a bar."""
     by = workers(jobs or os.cpu_count() or 1, scheduler, in_order=False)
 
-    def each(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
-        found = pool.each(function, works, by)
+    def each(
+        function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+    ) -> Generator[Ended, None, None]:
+        found = pool.each(function, works, by, lost=lost)
         yield from progress(found, len(works), "run")
 
     return each

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import quoted
-from mmulab.machine.op import Mmio, Outcome, OutcomeKind
+from mmulab.machine.op import Mmio, Outcome, OutcomeKind, error_str
 
 HOST_DIED = str(OutcomeKind.HOST_DIED)
 """Outcome of an op that the kernel did not survive; ``words`` are the lines that it said."""
@@ -142,16 +142,24 @@ def _recorded(key: str, value: Any) -> Any:
 
 
 def outcome_str(decoded: Decoded) -> str:
-    """Print an outcome in one line, numbers in hex.
+    """Print an outcome in one line, numbers in hex; what a call returned in decimal, an error with its name.
 
     >>> outcome_str({"out": "exc", "vec": 14, "err": 5})
     'exc vec=e err=5'
+    >>> outcome_str({"out": "host", "ret": -22}), outcome_str({"out": "hang", "errno": 5})
+    ('host ret=-22 EINVAL', 'hang errno=5 EIO')
     >>> outcome_str({"out": "host_died", "words": ["BUG: unable to handle page fault", "CPU: 0"]})
     'host_died: BUG: unable to handle page fault'
     """
     if decoded["out"] == HOST_DIED:
         return ": ".join([HOST_DIED, *decoded.get("words", ())[:1]])
-    return " ".join([decoded["out"], *(f"{k}={_value(v)}" for k, v in decoded.items() if k != "out")])
+    return " ".join([decoded["out"], *(f"{k}={_shown(k, v)}" for k, v in decoded.items() if k != "out")])
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "errno" or (key == "ret" and value < 0):
+        return error_str(value)
+    return str(value) if key == "ret" else _value(value)
 
 
 def _value(value: Any) -> str:

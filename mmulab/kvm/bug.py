@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from mmulab.errors import InputError, quoted
+from mmulab.kvm.release import Release, find_release
 
 INVARIANTS = tuple(f"I{number}" for number in range(1, 17))
 """What must hold of the MMU, by number (:mod:`mmulab.check`)."""
@@ -89,11 +90,34 @@ class Bug:
     def affects(self, release: str) -> Affects:
         """Return whether a release of Linux has the bug, as far as the catalogue knows.
 
+        A distribution's name is taken as :mod:`mmulab.kvm.release` says; what the name leaves open
+        makes an answer "not known".
+
         Raises
         ------
         InputError
             `release` is no version.
         """
+        asked = find_release(release)
+        said = self._affects(asked.taken_as if asked.candidate is None else ".".join(map(str, asked.series)))
+        if asked.candidate is not None and asked.series in self._turns():
+            return Affects(None, f"{said.why}; whether {asked.taken_as} had that, no source says")
+        if asked.open and not self._is_settled(asked, said):
+            return Affects(None, f"{said.why}; {asked.said()}")
+        return said
+
+    def _turns(self) -> list[tuple[int, ...]]:
+        """Return the mainline series that brought the bug and the fix."""
+        return [read_release(release) for release in (self.introduced, self.fixed) if release]
+
+    def _is_settled(self, asked: Release, said: Affects) -> bool:
+        """Whether an answer for the release that a name is taken as holds for all that the name may be."""
+        if said.has is not False:
+            return said.has is None
+        has_fix = not self.introduced or asked.numbers >= read_release(self.introduced)
+        return has_fix or not asked.backports
+
+    def _affects(self, release: str) -> Affects:
         version = read_release(release)
         series = version[: 3 if version[0] == 2 else 2]
         if self.introduced and version < read_release(self.introduced):
@@ -179,14 +203,14 @@ def with_bugs(base: Bugs, wanted: dict[str, bool]) -> Bugs:
 
 
 def read_release(text: str) -> tuple[int, ...]:
-    """Read a release of Linux as numbers: ``5.15.200`` is (5, 15, 200).
+    """Read a release of kernel.org as numbers: ``5.15.200`` is (5, 15, 200).
 
     Raises
     ------
     InputError
         It is none.
     """
-    parts = text.split(".")
-    if not 2 <= len(parts) <= 4 or not all(part.isascii() and part.isdigit() for part in parts):
+    release = find_release(text)
+    if not release.is_plain or release.candidate is not None:
         raise InputError(f"release '{quoted(text)}': expected numbers, as 5.15.200")
-    return tuple(int(part) for part in parts)
+    return release.numbers

@@ -18,11 +18,16 @@ from mmulab.kvm.behaviours import CHANGES, with_behaviours
 from mmulab.kvm.bug import SWITCHES
 from mmulab.kvm.event_words import EVENTS_6_12
 from mmulab.kvm.kernel import Kernel
+from mmulab.kvm.release import read_release_name
 from mmulab.kvm.roles.design_check import is_built_in
 from mmulab.kvm.roles.foreign import load_design, load_value
 from mmulab.kvm.sync.unsync_children import unsync_children
 
 _TOGGLE = re.compile(r"([+-])([A-Za-z]\w*)")
+_IS_RELEASE = re.compile(r"$|[-~+_]*[a-z]*[0-9]|\+$")
+"""What may follow a release's numbers in a distribution's name; a word is a behaviour or bug misspelt."""
+_FLAVOUR = re.compile(r"deb[0-9]+|debug|rt|64k")
+"""What follows a ``+`` in the name of a distribution's kernel."""
 _VERSION = re.compile(r"\b\d+\.\d+\.[1-9]\d*\b")
 
 LINUX_6_1 = Kernel("6.1.192", "Linux 6.1.192 (Debian 6.1.192-2)", unsync_children)
@@ -77,12 +82,52 @@ def find_kernel(name: str) -> Kernel:
 def known_kernel(name: str) -> Kernel:
     """Return one of :data:`KERNELS` by its release or series; raises InputError."""
     for kernel in KERNELS.values():
-        if name in (kernel.name, kernel.name.rpartition(".")[0]):
+        if name in (kernel.name, _series(kernel)):
             return kernel
-    raise InputError(
-        f"kernel '{quoted(name)}': unknown; the kernels are {', '.join(KERNELS)}, "
-        f"or file.py:KERNEL; behaviours ('mmulab kernels') and bugs ('mmulab bugs') follow as +NAME or -NAME"
+    raise InputError(f"kernel '{quoted(name)}': {_unknown()}")
+
+
+def _unknown() -> str:
+    return (
+        f"unknown; the kernels are {', '.join(KERNELS)}, or file.py:KERNEL; "
+        f"behaviours ('mmulab kernels') and bugs ('mmulab bugs') follow as +NAME or -NAME"
     )
+
+
+def _series(kernel: Kernel) -> str:
+    return kernel.name.rpartition(".")[0]
+
+
+def spelled(name: str) -> tuple[str, str]:
+    """Return the name of the kernel that stands for a release's, and what is to be said of that.
+
+    A distribution's name, and a release that was not recorded, stand for the kernel of their series.
+
+    Raises
+    ------
+    InputError
+        It is a release of a series of which there is no kernel.
+
+    Examples
+    --------
+    >>> spelled("6.1.192-2+B13")
+    ('6.1.192+B13', 'kernel 6.1.192-2: taken as 6.1.192')
+    >>> spelled("6.12")
+    ('6.12', '')
+    """
+    base, toggles = (name, []) if ":" in name else _split(name)
+    release = None if any(base in (k.name, _series(k)) for k in KERNELS.values()) else read_release_name(base)
+    if release is None or not _IS_RELEASE.match(release.suffix):
+        return name, ""
+    kernel = next((k for k in KERNELS.values() if _release(_series(k)) == release.series), None)
+    if kernel is None:
+        taken = "" if release.is_plain else f" ({release.said()})"
+        raise InputError(f"kernel '{quoted(base)}'{taken}: {_unknown()}")
+    why = f"{release.open}; " if release.open else ""
+    if not release.open and release.taken_as != kernel.name:
+        why = "not recorded; " if release.is_plain else f"{release.taken_as} was not recorded; "
+    said = f"kernel {quoted(base)}: {why}taken as {kernel.name}"
+    return kernel.name + "".join(sign + toggle for sign, toggle in toggles), said
 
 
 def nearest_recorded(kernel: Kernel) -> str:
@@ -107,12 +152,18 @@ def recorded_kernel(text: str) -> Kernel:
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
     """Take a name apart: the base, and each behaviour and bug with its sign."""
     found = _TOGGLE.finditer(name, name.rfind(":") + 1)
-    at = next((m.start() for m in found if m[2] in CHANGES or m[2] in SWITCHES or m[1] == "+"), len(name))
+    at = next((match.start() for match in found if _is_toggle(match)), len(name))
     base, rest = name[:at], name[at:]
     toggles = _TOGGLE.findall(rest)
     if "".join(sign + behaviour for sign, behaviour in toggles) != rest:
         raise InputError(f"kernel '{quoted(name)}': expected +NAME or -NAME behind {quoted(base)}")
     return base, toggles
+
+
+def _is_toggle(match: re.Match[str]) -> bool:
+    """Whether a sign and a name turn something on or off, rather than belong to the kernel's name."""
+    sign, name = match.groups()
+    return name in CHANGES or name in SWITCHES or (sign == "+" and not _FLAVOUR.fullmatch(name))
 
 
 def _own(reference: str) -> Kernel:

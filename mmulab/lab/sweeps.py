@@ -6,19 +6,24 @@ designs, the policies, the boots and the seeds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from mmulab.errors import InputError
+from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.sync.find import find_sync
+from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import compare
 from mmulab.lab.sync.compare import compare_syncs
+from mmulab.report import provenance
 from mmulab.report.results import Table
+from mmulab.scenario.text import read_scenario
 
-__all__ = ["design_on_cases", "interval", "policy_on_boot", "seed_study"]
+__all__ = ["design_on_cases", "interval", "policy_on_boot", "scenario_counts", "seed_study"]
 
 COUNTS = ("shadow_pages", "found", "page_faults", "syncs", "zaps")
 """What the seed study has intervals of; see :class:`mmulab.lab.designs.measures.Measures`."""
@@ -26,7 +31,7 @@ RESAMPLES = 10_000
 """Samples drawn again for an interval: with so many its ends move by less than the numbers shown."""
 
 
-def design_on_cases(design: str, cases: str = "all") -> Table:
+def design_on_cases(design: str, cases: str = "all", seed: int = 0) -> Table:
     """Run a role design on cases.
 
     Parameters
@@ -35,13 +40,15 @@ def design_on_cases(design: str, cases: str = "all") -> Table:
         Name or id.
     cases : str
         As ``mmulab compare --cases`` takes them.
+    seed : int
+        Of the workloads among them.
 
     Returns
     -------
     Table
         ``verdicts``: a row a case, what was expected and reached where it is wrong.
     """
-    works = find_works(name.strip() for name in cases.split(","))
+    works = find_works((name.strip() for name in cases.split(",")), seed=seed)
     rows = []
     for cell in compare([find_design(design)], works).cells:
         wrong, measures = cell.first_wrong, cell.measures
@@ -77,6 +84,37 @@ def policy_on_boot(sync: str, boot: str, limit: int) -> Table:
     counted = ["page_faults", "invlpgs", "flushes", "pages_made", "pages_zapped"]
     columns = ["sync", "boot", "verdict", "wrong_text", "agree", "translations", *counted]
     return Table("policies", columns, rows, "A boot under the policy, against the recorded addresses.")
+
+
+def scenario_counts(scenario: str, design: str = "", kernel: str = "", seed: int = 0) -> Table:
+    """Run a scenario's file on the engine alone, judged by nobody, and count what it did.
+
+    Parameters
+    ----------
+    scenario : str
+        As the experiment's ``inputs`` name it: inside the checkout relative to it, else from the root.
+    design, kernel : str
+        As ``mmulab run`` takes them; by default the scenario's own.
+    seed : int
+        Of nothing: a run has no chance in it. It tells repetitions apart.
+
+    Returns
+    -------
+    Table
+        ``counts``: how often each outcome, event and statistic came.
+    """
+    told = read_scenario(provenance.path_of(scenario))
+    chosen = find_kernel(kernel) if kernel else None
+    results, failure = results_of(runner_of(told, design or None, kernel=chosen))
+    counts: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        counts["outcome", str(result.outcome.kind)] += 1
+        counts.update(("event", type(event).__name__) for event in result.events)
+        counts.update({("statistic", name): change for name, change in result.stats.items()})
+    if failure is not None:
+        counts["outcome", failure] += 1
+    rows = [[scenario, seed, what, name, count] for (what, name), count in sorted(counts.items())]
+    return Table("counts", ["scenario", "seed", "what", "name", "count"], rows, "What the run did.")
 
 
 def seed_study(design: str, work: str, draws: int, seed: int = 0) -> tuple[Table, Table]:

@@ -62,7 +62,7 @@ class Document:
         InputError
             The first value that differs, with line, place and what would be right.
         """
-        validator = _jsonschema().Draft202012Validator(json.loads(schema.read_text("utf-8")))
+        validator = load_jsonschema().Draft202012Validator(json.loads(schema.read_text("utf-8")))
         errors = sorted(validator.iter_errors(self.value), key=lambda error: self._order(error.absolute_path))
         if errors:
             place, message = _said(errors[0])
@@ -97,8 +97,11 @@ def read(path: Path) -> Document:
         raise InputError(f"{named(path)}: nested too deep") from error
 
 
-def _jsonschema() -> Any:
-    """Import jsonschema without its check of IRIs: no schema here has one, and its grammar takes seconds."""
+def load_jsonschema() -> Any:
+    """Import jsonschema without its check of IRIs, whose grammar takes seconds; no schema here has one.
+
+    Nor has that of notebooks: call this before nbformat is imported, which imports jsonschema.
+    """
     absent = _IRIS not in sys.modules
     if absent:
         sys.modules[_IRIS] = None  # type: ignore[assignment]  # how the import system notes "not there"

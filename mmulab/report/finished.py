@@ -70,6 +70,8 @@ class Finished:
         Names of its results tables.
     repeat : str
         The command that runs it again; empty if it has not been run.
+    package : tuple of str
+        The package that ran it: its version, and its commit if that is known.
     files : frozenset of str
         Names in its folder.
     """
@@ -86,6 +88,7 @@ class Finished:
     error: Error | None
     tables: tuple[str, ...]
     repeat: str
+    package: tuple[str, ...]
     files: frozenset[str]
 
 
@@ -152,8 +155,13 @@ def _run(folder: Path, run: Mapping[str, Any]) -> Finished:
         error=error and Error(error["type"], error["message"], error.get("cell"), error.get("traceback")),
         tables=tuple(manifest.get("tables", ())),
         repeat=manifest.get("repeat", ""),
+        package=_package(manifest.get("package", {})),
         files=frozenset(path.name for path in own.iterdir()) if own.is_dir() else frozenset(),
     )
+
+
+def _package(package: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(package[key] for key in ("version", "commit") if package.get(key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The first page of a report or a sweep: what came of each run, with no network.
 
-A report's page says the results in the order in which the notebooks ran. A
-sweep's has a table of its runs, which a script of its own sorts and filters; without
+A report's page is one to start from: it says the results in the order in which the notebooks
+are to be read. A sweep's has a table of its runs, which a script of its own sorts and filters; without
 scripts it is read as it is. Whatever comes from a run is escaped, and pictures are
 images, in which no script runs.
 """
@@ -19,9 +19,12 @@ from urllib.parse import quote
 
 from mmulab import files
 from mmulab.report import page
-from mmulab.report.finished import MANIFEST, Finished, Joined, Sweep, joined, read_sweep
+from mmulab.report.finished import MANIFEST, STATUS, SWEEP, Finished, Joined, Sweep, joined, read_sweep
+from mmulab.report.links import linked
+from mmulab.report.provenance import date_of
+from mmulab.report.reading import Entry, reading
 from mmulab.report.results import is_number
-from mmulab.report.tables import PARQUET
+from mmulab.report.tables import PARQUET, read_parquet
 
 __all__ = ["write_index"]
 
@@ -30,6 +33,13 @@ _ROWS = 200
 """Rows of a joined table that the page has."""
 _PICTURES = 60
 """Pictures that a sweep's page has."""
+CONFORMANCE = "conformance"
+"""The table that says how many recordings agree; :func:`mmulab.lab.conformance.conformance` makes it."""
+_MEASURE = "mmulab conform data/conformance data/conformance-more --level full"
+_WHAT = (
+    "mmulab runs Linux KVM's shadow and nested MMU as a model. Each page below is a notebook that was run "
+    "from its first cell to its last; below its name stand what it is, why to read it there, and its result."
+)
 _TRACE_LINES = 40
 _MESSAGE_LINES = 4
 
@@ -37,20 +47,37 @@ _MESSAGE_LINES = 4
 def write_index(folder: Path) -> Path:
     """Write the first page of `folder` from what its runs left, and return its path.
 
+    A page that is as new as all that it is made from stays.
+
     Raises
     ------
     InputError
         `folder` is of no report or sweep, a file in it is damaged, or the page cannot be written.
     """
+    if _is_new(folder):
+        return folder / INDEX
     sweep = read_sweep(folder)
     title = sweep.title or sweep.name
     if sweep.is_report:
-        html = page.shell(title, _report(folder, sweep), style=_asset("index.css"))
+        html = page.shell(title, linked(_report(folder, sweep)), style=_asset("index.css"))
     else:
         script = _asset("index.js") if sweep.runs else ""
         html = page.shell(title, _sweep(folder, sweep), style=_asset("index.css"), script=script)
     files.write_text(folder / INDEX, html)
     return folder / INDEX
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether the page was written after the sweep and each of its runs.
+
+    Whoever changes what a page looks like changes the package, and then the runs are made again.
+    """
+    try:
+        made = (folder / INDEX).stat().st_mtime_ns
+        from_these = [folder / SWEEP, *folder.glob(f"*/{STATUS}")]
+        return all(path.stat().st_mtime_ns < made for path in from_these)
+    except OSError:  # something is missing: who reads it says what
+        return False
 
 
 def _asset(name: str) -> str:
@@ -60,7 +87,7 @@ def _asset(name: str) -> str:
 def _summary(sweep: Sweep, what: str) -> str:
     """Return how many runs there are, by what came of them, and the time they took."""
     states = Counter(run.state for run in sweep.runs)
-    words = [f"{len(sweep.runs)} {what}{'' if len(sweep.runs) == 1 else 's'}"]
+    words = [f"{len(sweep.runs):,} {what}{'' if len(sweep.runs) == 1 else 's'}"]
     words += [
         f'<span class="{state}">{states[state]} {said}</span>'
         for state, said in (("failed", "failed"), ("missing", "not run"))
@@ -75,29 +102,75 @@ def _seconds(seconds: float) -> str:
 
 
 def _report(folder: Path, sweep: Sweep) -> str:
-    parts = [f"<h1>{escape(sweep.title or sweep.name)}</h1>", _summary(sweep, "notebook")]
-    parts.append("<p>Each with its result, in the order in which they ran.</p>")
-    parts.append('<ol class="order">')
-    parts += [_article(folder, run, number) for number, run in enumerate(sweep.runs, 1)]
-    return "\n".join([*parts, "</ol>"])
+    """Return the page to start from: how far the model can be trusted, and the notebooks in reading order."""
+    entries = reading()
+    order = list(entries)
+    runs = sorted(sweep.runs, key=lambda run: order.index(run.id) if run.id in entries else len(order))
+    parts = [f"<h1>{escape(sweep.title or sweep.name)}</h1>", f"<p>{_WHAT}</p>", _summary(sweep, "notebook")]
+    parts.append(f'<ul class="facts">{"".join(f"<li>{fact}</li>" for fact in _facts(folder, runs))}</ul>')
+    part = None
+    for number, run in enumerate(runs, 1):
+        entry = entries.get(run.id) or Entry(run.id, "Other notebooks", "", "")
+        if entry.part != part:
+            parts.append(f'{"</ol>" if part else ""}<h2>{escape(entry.part)}</h2><ol class="order">')
+            part = entry.part
+        parts.append(_article(folder, run, number, entry))
+    return "\n".join([*parts, "</ol>" if part else ""])
 
 
-def _article(folder: Path, run: Finished, number: int) -> str:
+def _facts(folder: Path, runs: Sequence[Finished]) -> Iterator[str]:
+    """Yield what the report rests on: the conformance figure and the package."""
+    found = [fact for run in runs if CONFORMANCE in run.tables for fact in _conformance(folder, run)]
+    yield from found or [f"Conformance was not measured here: <code>{_MEASURE}</code> measures it."]
+    for package in dict.fromkeys(run.package for run in runs if run.package):
+        version, *commit = package
+        words = f"Run by mmulab {escape(version)}"
+        for name in commit:
+            words += f", commit <code>{escape(name[:12])}</code>"
+            words += f" of {day}" if (day := date_of(name)) else ""
+            words += ", with changes" if name.endswith("-modified") else ""
+        yield f"{words}."
+
+
+def _conformance(folder: Path, run: Finished) -> Iterator[str]:
+    """Yield for each kernel how many recordings agree, by the table that a notebook of this report made."""
+    table = next(found for found in read_parquet(folder / run.id / PARQUET) if found.name == CONFORMANCE)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        total = Counter[str]()
+        for row in (row for row in rows if row["kernel"] == kernel):
+            total.update({name: value for name, value in row.items() if is_number(value)})
+        mark = "" if total["agree"] == total["compared"] else ' class="failed"'
+        hosts = ", ".join(row["host"] for row in rows if row["kernel"] == kernel and row["compared"])
+        yield (
+            f'<strong{mark}>{total["agree"]:,} of {total["compared"]:,} '
+            f"recordings of Linux {escape(kernel)} agree</strong> with the model in every event, outcome and "
+            f'statistic: {total["ops agree"]:,} of {total["ops"]:,} ops, {total["events agree"]:,} of '
+            f'{total["events"]:,} events. Those are the recordings of {escape(hosts)}; there are '
+            f'{total["recordings"]:,}, and <code>{_MEASURE}</code> compares all. Measured in this report by '
+            f'<a href="#{escape(run.id)}">{escape(run.title)}</a>.'
+        )
+
+
+def _article(folder: Path, run: Finished, number: int, entry: Entry) -> str:
     """Return what a report's page says of one notebook."""
     title = f"{number}. {escape(run.title)}"
     if shown := _page_of(run):
         title = f'{number}. <a href="{_link(run, shown)}">{escape(run.title)}</a>'
-    lines = [f"<h2>{title}</h2>"]
+    lines = [f"<h3>{title}</h3>"]
+    if entry.about:
+        lines.append(f'<p>{escape(entry.about)} <span class="why">{escape(entry.why)}</span></p>')
     if run.state == "missing":
         lines.append('<p class="missing">Not run.</p>')
     if run.sentence:
         lines.append(f'<p class="result">{escape(run.sentence)}</p>')
     if run.state == "failed":
         lines.append(_failure(run))
-    facts = [] if run.seconds is None else [_seconds(run.seconds)]
-    lines.append(f"<p>{' · '.join([*facts, *_links(run)])}</p>")
-    if run.repeat:
-        lines.append(f"<p>Again: <code>{escape(run.repeat)}</code></p>")
+    links = " · ".join(_links(run))
+    again = f"<p>Again: <code>{escape(run.repeat)}</code></p>" if run.repeat else ""
+    time = "" if run.seconds is None else f"{_seconds(run.seconds)} · "
+    if links or again:
+        lines.append(f"<details><summary>{time}files and command</summary><p>{links}</p>{again}</details>")
     image = _image(folder, run)
     small = f'<div class="small">{image}</div>' if image else ""
     words = "\n".join(lines)
@@ -182,7 +255,7 @@ def _sweep(folder: Path, sweep: Sweep) -> str:
 def _runs_table(runs: Sequence[Finished], varied: Sequence[str]) -> str:
     """Return the table of runs: what differs between them, what came of each, and its files."""
     targets = len({run.target for run in runs}) > 1
-    seeds = any(run.seed is not None for run in runs)
+    seeds = any(run.seed is not None and "seed" not in run.parameters for run in runs)
     columns = [
         ("run", "data-sort"),
         *[("target", "data-sort data-choose")] * targets,

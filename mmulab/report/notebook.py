@@ -43,10 +43,9 @@ def execute(path: Path, output: Path, given: Mapping[str, object], *, timeout: i
     """
     values = resolve(path, given)
     # papermill and nbclient take two seconds to import, so a refused parameter does not wait for them.
+    from mmulab.report import engine  # isort: split
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
-
-    from mmulab.report import engine
 
     managers: list[Any] = []
     too_long = f"{path.name}: a cell took longer than {timeout} s; give smaller parameters or more time"

@@ -5,7 +5,7 @@ every figure carries a picture of the same content (:mod:`mmulab.widgets.figure`
 and the page shows that one. An output that exists only as a live control is
 replaced by a line that says so: no gap without a word. The page forbids itself
 every request by its content security policy, and :func:`remote_references`
-finds what would have needed one.
+finds what would have needed one. Links are not among it: nothing of them is loaded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import base64
 import copy
 import hashlib
 import re
+from functools import cache
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+from mmulab.report.links import commits_in, linked
 
 __all__ = ["export", "remote_references", "shell"]
 
@@ -42,6 +45,21 @@ def export(notebook: Any, title: str) -> str:
     ValueError
         If an output needs a script or something from the network: a bug of the notebook.
     """
+    exporter, colours = _exporter()
+    style = _style() + colours
+    resources = {"metadata": {"name": title}, "mmulab_style": style}
+    html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    html = linked(html, commits_in(" ".join(prose)))
+    found = remote_references(html)
+    if found:
+        raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
+    return str(html)
+
+
+@cache
+def _exporter() -> tuple[Any, str]:
+    """Return what writes pages, and the style of highlighted code; reading its templates takes a while."""
     from nbconvert.exporters import HTMLExporter
     from pygments.formatters import HtmlFormatter
     from traitlets.config import Config
@@ -49,13 +67,7 @@ def export(notebook: Any, title: str) -> str:
     config = Config()
     config.NbConvertBase.display_data_priority = list(STATIC)
     exporter = HTMLExporter(config=config, template_name="mmulab", extra_template_basedirs=[str(TEMPLATES)])
-    style = _style() + HtmlFormatter(nobackground=True).get_style_defs(".highlight")
-    resources = {"metadata": {"name": title}, "mmulab_style": style}
-    html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
-    found = remote_references(html)
-    if found:
-        raise ValueError(f"page '{title}' is not self-contained: {'; '.join(found)}")
-    return str(html)
+    return exporter, HtmlFormatter(nobackground=True).get_style_defs(".highlight")
 
 
 def shell(title: str, body: str, *, style: str = "", script: str = "") -> str:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from mmulab.errors import InputError, quoted
-from mmulab.kvm.kernels import KERNELS, find_kernel
 from mmulab.kvm.roles.design import DESIGNS
 
 __all__ = [
@@ -213,6 +212,7 @@ def numbers() -> Kind:
 
 def kernel_name() -> Kind:
     """Return the kind of a kernel: a release, with behaviours turned on or off, or ``file.py:KERNEL``."""
+    from mmulab.kvm.kernels import KERNELS, find_kernel  # most notebooks need none of it
 
     def known(value: object) -> bool:
         if type(value) is not str:

@@ -6,7 +6,7 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from html import escape
@@ -23,6 +23,7 @@ __all__ = [
     "INPUTS_MIME",
     "Inputs",
     "commit",
+    "date_of",
     "digest",
     "digest_of_package",
     "harvest",
@@ -67,30 +68,42 @@ def owners() -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def imported() -> dict[str, str]:
-    """Return the version of every package that this process has imported from, in the order of names."""
+def imported(modules: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the version of every package that `modules` come from, in the order of names.
+
+    Parameters
+    ----------
+    modules : iterable of str, optional
+        By default all that this process has imported.
+    """
     known = owners()
-    tops = {name.partition(".")[0] for name in sys.modules}
+    tops = {name.partition(".")[0] for name in (sys.modules if modules is None else modules)}
     return dict(sorted({found for top in tops for found in known.get(top, [])}))
 
 
 @cache
 def commit() -> str | None:
     """Return the checkout's commit, with ``-modified`` if tracked files differ; None outside git."""
-
-    def git(*command: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *command], cwd=paths.checkout(), capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "HEAD")
+    head = _git("rev-parse", "HEAD")
     if head is None:
         return None
-    return f"{head}-modified" if git("status", "--porcelain", "--untracked-files=no") else head
+    return f"{head}-modified" if _git("status", "--porcelain", "--untracked-files=no") else head
+
+
+def date_of(commit: str) -> str | None:
+    """Return the day of a commit of the checkout, year first; None where git does not know it."""
+    return _git("show", "--no-patch", "--format=%cs", commit.removesuffix("-modified"), "--")
+
+
+def _git(*command: str) -> str | None:
+    """Return what git says in the checkout, None if it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=paths.checkout(), capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 class Inputs:

@@ -32,6 +32,7 @@ import mmulab
 from mmulab import files
 from mmulab.digests import digest
 from mmulab.errors import InputError, quoted
+from mmulab.pool import WorkerError
 from mmulab.report import provenance, result, results
 from mmulab.report.experiment import Run
 from mmulab.report.finished import MANIFEST, PICTURE, STATUS
@@ -39,7 +40,7 @@ from mmulab.report.notebook import CELL_TIMEOUT, execute
 from mmulab.report.results import Table
 from mmulab.report.tables import PARQUET, write_parquet
 
-__all__ = ["Status", "basis", "execute_run"]
+__all__ = ["Status", "basis", "execute_run", "give_up"]
 
 _MESSAGE = 500
 """Characters of what an error says."""
@@ -53,7 +54,8 @@ class Status:
     Attributes
     ----------
     state : {'done', 'failed'}
-    seconds : float
+    seconds : float or None
+        None: whoever could tell died.
     error : mapping or None
         ``type``, ``message``, ``cell`` (which of the executed notebook's, from 0) and ``traceback``.
     title : str
@@ -64,7 +66,7 @@ class Status:
     """
 
     state: str
-    seconds: float
+    seconds: float | None
     error: Mapping[str, Any] | None
     title: str
     result: str | None = None
@@ -127,12 +129,24 @@ def execute_run(run: Run, target: Path, *, timeout: int = CELL_TIMEOUT) -> Statu
         else:
             _run_function(run, found, timeout)
         _write_tables(target, found.tables)
+        if run.target.kind == "function":  # writing imports more, which a worker keeps for its next run
+            found.packages = provenance.imported()
     except (Exception, SystemExit, _TooLong) as caught:
         error = _described(caught)
         (target / PARQUET).unlink(missing_ok=True)
         shutil.rmtree(target / "tables", ignore_errors=True)
         found.tables = ()
-    seconds = round(time.monotonic() - begin, 3)
+    return _finish(run, target, found, error, round(time.monotonic() - begin, 3))
+
+
+def give_up(run: Run, target: Path, error: WorkerError) -> Status:
+    """Write into the folder `target` that a run ended its process; raises as :func:`execute_run`."""
+    return _finish(run, target, _Found(run.target.stem, dict(run.inputs)), _described(error), None)
+
+
+def _finish(
+    run: Run, target: Path, found: _Found, error: dict[str, Any] | None, seconds: float | None
+) -> Status:
     state = "done" if error is None else "failed"
     status = Status(state, seconds, error, found.title, found.result, found.picture)
     with files.disk_errors_of(target):
@@ -236,7 +250,6 @@ def _run_function(run: Run, found: _Found, timeout: int) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"{run.target.name} returns two tables of one name")
     found.tables = tables
-    found.packages = provenance.imported()
 
 
 @contextmanager

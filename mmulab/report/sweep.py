@@ -19,18 +19,20 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from mmulab import files
 from mmulab.errors import InputError, named
+from mmulab.pool import Lost, WorkerError
 from mmulab.report import folder, provenance
 from mmulab.report.experiment import Experiment, Run
 from mmulab.report.finished import MANIFEST, STATUS, SWEEP
 from mmulab.report.index import write_index
 from mmulab.report.notebook import CELL_TIMEOUT
-from mmulab.report.run import Status, basis, execute_run, input_digest
+from mmulab.report.run import Status, basis, execute_run, give_up, input_digest
 
 __all__ = ["Each", "Ended", "pending", "sweep"]
 
@@ -62,12 +64,12 @@ class Work(NamedTuple):
 
 
 class Each(Protocol):
-    """How works are spread: :func:`mmulab.pool.each`, or a cluster's, with all but these two set."""
+    """How works are spread: :func:`mmulab.pool.each`, or a cluster's, with all but these set."""
 
     def __call__(
-        self, function: Callable[[Work], Ended], works: Sequence[Work]
+        self, function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
     ) -> Generator[Ended, None, None]:
-        """Yield what `function` returns for each of the works."""
+        """Yield what `function` returns for each of the works, and `lost` for one whose worker died."""
 
 
 def sweep(
@@ -120,7 +122,7 @@ def sweep(
         todo = [run for run, why in pending(experiment, out, resume=resume) if why]
         chosen = [run for run in todo if only is None or run.id in only]
         with files.disk_errors_of(out):
-            files.write_text(out / SWEEP, json.dumps(experiment.record(), indent=1) + "\n")
+            _write_record(out / SWEEP, experiment)
         if chosen:
             _prepare(chosen)
         count = 0
@@ -129,13 +131,14 @@ def sweep(
             Work.elsewhere(run, timeout) if elsewhere else Work(run, timeout, here) for run in chosen
         ]
         try:
-            for one in each(perform, works):
+            for one in each(perform, works, lost=partial(_died, out)):
                 kept = one if one.files is None else _keep(one, out)
                 count += 1
                 ended(kept)
         except BaseException as error:  # an interrupt above all; the workers are gone
             folder.sweep_killed(out)
-            write_index(out)
+            with suppress(InputError), files.disk_errors_of(out):  # the disk is full: the next call writes it
+                write_index(out)
             if isinstance(error, KeyboardInterrupt):
                 say(f"interrupted: {count} of {len(chosen)} runs ended; the same command goes on")
             raise
@@ -143,6 +146,13 @@ def sweep(
             _drop_others(experiment, out)
         with files.disk_errors_of(out):
             return write_index(out)
+
+
+def _write_record(path: Path, experiment: Experiment) -> None:
+    """Write what the sweep is, if the file says anything else: the first page is as new as the file."""
+    text = json.dumps(experiment.record(), indent=1) + "\n"
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_text(path, text)
 
 
 def pending(experiment: Experiment, out: Path, *, resume: bool = True) -> Iterator[tuple[Run, str]]:
@@ -202,12 +212,22 @@ def perform(work: Work) -> Ended:
             carried = {path.relative_to(name).as_posix(): path.read_bytes() for path in found}
             return Ended(run.id, status, carried)
     except InputError as error:  # a full disk: the run is as good as not run
-        return _lost(run.id, run.target.stem, error)
+        return _unwritten(run.id, run.target.stem, error)
 
 
-def _lost(identity: str, title: str, error: InputError) -> Ended:
+def _died(out: Path, work: Work, error: WorkerError) -> Ended:
+    """Note in a run's folder, which its worker has left half-made, that this died of it."""
+    run = work.run
+    try:
+        with folder.whole(out / run.id) as building:
+            return Ended(run.id, give_up(run, building, error))
+    except InputError as full:
+        return _unwritten(run.id, run.target.stem, full)
+
+
+def _unwritten(identity: str, title: str, error: InputError) -> Ended:
     about = {"type": "InputError", "message": str(error), "cell": None, "traceback": None}
-    return Ended(identity, Status("failed", 0.0, about, title))
+    return Ended(identity, Status("failed", None, about, title))
 
 
 def _keep(one: Ended, out: Path) -> Ended:
@@ -220,7 +240,7 @@ def _keep(one: Ended, out: Path) -> Ended:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except InputError as error:
-        return _lost(one.id, one.status.title, error)
+        return _unwritten(one.id, one.status.title, error)
     return Ended(one.id, one.status)
 
 

@@ -20,6 +20,7 @@ from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.trace_text import OWN_NAMES
 from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.trace.recording import Recording
@@ -28,14 +29,6 @@ from mmulab.x86.pferr import pferr_str
 Wording = Callable[[Any, RoleDesign], str]
 
 _EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
-_HIDDEN = (
-    ("wp", "cr0_wp"),
-    ("smep_nwp", "smep_andnot_wp"),
-    ("smap_nwp", "smap_andnot_wp"),
-    ("guest_mode", "guest_mode"),
-    ("passthrough", "passthrough"),
-    ("smm", "smm"),
-)
 
 
 def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
@@ -61,7 +54,7 @@ def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
 def role_text(role: int, design: RoleDesign) -> str:
     """Word a role as the trace does, and what the trace hides in brackets."""
     facts = design.facts(role)
-    hidden = [name for name, fact in _HIDDEN if getattr(facts, fact)]
+    hidden = [name for name, fact in OWN_NAMES.items() if getattr(facts, fact)]
     return facts.trace_str() + (f" [{' '.join(hidden)}]" if hidden else "")
 
 

@@ -16,7 +16,7 @@ from mmulab.kvm.set_spte import RetPf
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
-from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
+from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind, error_str
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_PK_MASK,
@@ -154,7 +154,7 @@ def outcome_sentence(outcome: Outcome) -> str:
         case OutcomeKind.HOST:
             dirty = "" if outcome.dirty is None else f"; dirty pages: {_pages(outcome.dirty)}"
             ring = "" if outcome.ring is None else f"; dirty pages: {_ring(outcome.ring)}"
-            return ("done" if not outcome.result else f"returns {outcome.result}") + dirty + ring
+            return _returned(outcome.result or 0) + dirty + ring
         case OutcomeKind.VMEXIT:
             told = " ".join(f"{name} {value:#x}" for name, value in (outcome.vmexit or {}).items())
             return f"L1 gets an exit of L2: {told}"
@@ -163,6 +163,12 @@ def outcome_sentence(outcome: Outcome) -> str:
                 return "the instruction exits again and again, until the VMM interrupts it"
             return f"KVM_RUN fails with {errno.errorcode.get(outcome.error or 0, 'an error')}"
     return _PLAIN_ENDS[outcome.kind]
+
+
+def _returned(result: int) -> str:
+    if result == 0:
+        return "done"
+    return f"fails with {error_str(result)}" if result < 0 else f"returns {result}"
 
 
 _PLAIN_ENDS = {
@@ -288,7 +294,7 @@ _EVENTS: dict[type, Callable[[Any, RoleDesign], str]] = {
     ev.kvm_mmu_split_huge_page: lambda e, d: (
         f"The huge spte of gfn {e.gfn:#x} is split into smaller ones."
         if not e.errno
-        else f"The huge spte of gfn {e.gfn:#x} is not split: errno {e.errno}."
+        else f"The huge spte of gfn {e.gfn:#x} is not split: {error_str(e.errno)}."
     ),
     ev.kvm_exit: _exit,
     ev.kvm_page_fault: lambda e, d: (

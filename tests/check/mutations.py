@@ -1,12 +1,7 @@
-"""One-line changes of the MMU: what a row of the table is, and how its line gets into the running model."""
+"""One-line changes of the MMU, and who notices each."""
 
 from __future__ import annotations
-import __future__
 
-import inspect
-import textwrap
-from importlib import import_module
-from types import CodeType, FunctionType
 from typing import NamedTuple
 
 
@@ -33,31 +28,6 @@ class Mutation(NamedTuple):
     watcher: str
     guest: str
     steps: str
-
-
-def function_of(mutation: Mutation) -> FunctionType:
-    """Return the function whose line changes."""
-    module, _, name = mutation.function.partition(":")
-    found: object = import_module(f"mmulab.kvm.{module}")
-    for part in name.split("."):
-        found = getattr(found, part)
-    assert isinstance(found, FunctionType)
-    return found
-
-
-def changed_code(mutation: Mutation) -> CodeType:
-    """Return the code of the function with its line changed; whoever holds the function then runs it."""
-    function = function_of(mutation)
-    lines = textwrap.dedent(inspect.getsource(function)).split("\n")
-    places = [at for at, line in enumerate(lines) if line.partition("  #")[0].strip() == mutation.old]
-    assert len(places) == 1, f"{mutation.function} has {len(places)} lines '{mutation.old}', expected one"
-    line = lines[places[0]]
-    lines[places[0]] = line[: len(line) - len(line.lstrip())] + mutation.new
-    scope: dict[str, FunctionType] = {}
-    flags = __future__.annotations.compiler_flag
-    source = compile("\n".join(lines), function.__code__.co_filename, "exec", flags, dont_inherit=True)
-    exec(source, dict(function.__globals__), scope)
-    return scope[function.__name__].__code__
 
 
 def parse_mutation(paragraph: str) -> Mutation:

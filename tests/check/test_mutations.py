@@ -17,7 +17,8 @@ from mmulab.check.tlb import Adversary
 from mmulab.check.trial import make_bench
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.scenario.grammar import parse_step
-from tests.check.mutations import MUTATIONS, Mutation, changed_code, function_of
+from tests.check.changed_line import changed_code, function_at
+from tests.check.mutations import MUTATIONS, Mutation
 
 WATCHERS: dict[str, tuple[MakeWatcher, FindingKind]] = {
     "oracle": (Oracle, FindingKind.OUTCOME),
@@ -40,7 +41,8 @@ def finding(mutation: Mutation) -> Finding | None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda row: f"{row.function}={row.new}"[:70])
 def test_the_changed_line_is_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding(mutation) is None
-    monkeypatch.setattr(function_of(mutation), "__code__", changed_code(mutation))
+    path = f"kvm.{mutation.function}"
+    monkeypatch.setattr(function_at(path), "__code__", changed_code(path, mutation.old, mutation.new))
     found = finding(mutation)
     assert found is not None
     assert found.kind is WATCHERS[mutation.watcher][1], str(found)
@@ -55,6 +57,5 @@ def test_the_oracle_alone_notices_most() -> None:
 
 
 def test_a_line_that_is_not_there_is_no_mutation() -> None:
-    row = MUTATIONS[0]._replace(old="return None  # of nothing")
     with pytest.raises(AssertionError, match="has 0 lines"):
-        changed_code(row)
+        changed_code(f"kvm.{MUTATIONS[0].function}", "return None  # of nothing", "pass")

@@ -65,4 +65,14 @@ def test_a_release_has_some_and_of_others_nobody_knows(
 
 def test_what_is_refused(command: CommandLine) -> None:
     assert command.error("bugs", "B99").startswith("bug 'B99': unknown; the bugs are B1, B2, ")
-    assert command.error("affected", "--kernel", "6.x") == "release '6.x': expected numbers, as 5.15.200"
+    refused = "release '6.x': expected numbers, as 5.15.200 or 6.1.0-31-amd64"
+    assert command.error("affected", "--kernel", "6.x") == refused
+
+
+def test_a_distributions_kernel_is_said_to_be_taken_as_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["affected", "--kernel", "5.14.0-427.el9", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "mmulab: release 5.14.0-427.el9: backports unknown, taken as 5.14\n"
+    told = json.loads(out)
+    assert any(row["affected"] is None and row["why"].endswith(", taken as 5.14") for row in told)
+    assert not any(row["affected"] for row in told)

@@ -42,6 +42,20 @@ def test_run_takes_a_design(root: Path, capsys: Out) -> None:
     assert words["D4"] != words["D5"]
 
 
+def test_a_distributions_kernel_is_taken_as_that_of_its_series_and_said_once(root: Path, capsys: Out) -> None:
+    assert run(["run", str(root / EXAMPLE), "--kernel", "6.12"]) == 0
+    plain = capsys.readouterr()
+    assert run(["run", str(root / EXAMPLE), "--kernel", "6.12.1-arch1-1"]) == 0
+    assert capsys.readouterr() == (
+        plain.out,
+        "mmulab: kernel 6.12.1-arch1-1: 6.12.1 was not recorded; taken as 6.12.117\n",
+    )
+    assert run(["kernels", "diff", "6.1.192-2", "6.12.117-1"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("taken as") == 2
+    assert "behaviours differ" in told.out
+
+
 def test_run_shows_the_ops_before_a_design_stops_the_model(root: Path, stops: str, capsys: Out) -> None:
     assert run(["run", str(root / EXAMPLE), "--design", stops]) == 1
     shown = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def test_the_plugin_is_right_before_5_17_and_nothing_is_noted(capsys: pytest.Cap
     assert "note" not in printed(capsys, "decode", "0x3785", "--kernel", "5.16")
 
 
-def test_decimal_words_several_words_and_the_default_kernel(capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, "decode", "132882", "0x20712", "0x3785")
+def test_hexadecimal_words_several_words_and_the_default_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "decode", "20712", "0x20712", "0x3785")
     assert [record["word"] for record in found] == ["0x20712", "0x20712", "0x3785"]
     assert found[0] == found[1]
     assert found[2]["trace"] == "l5 8-byte q0 direct wux nxe ad"
@@ -158,12 +159,70 @@ def test_a_proposed_design_is_worded_in_todays_names(capsys: pytest.CaptureFixtu
 def test_diff_of_two_words_names_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     answer = as_json(capsys, "diff", "0x3785", "0x3702")
     assert answer["differ"] == [
-        {"name": "level", "bits": "3-0", "a": 5, "b": 2},
-        {"name": "direct", "bits": "7", "a": 1, "b": 0},
+        {"name": "level", "bits": "3-0", "a": 5, "b": 2, "hidden": False},
+        {"name": "direct", "bits": "7", "a": 1, "b": 0, "hidden": False},
     ]
     lines = printed(capsys, "diff", "0x3785", "0x3702").splitlines()
     assert [line.split() for line in lines[-2:]] == [["3-0", "level", "5", "2"], ["7", "direct", "1", "0"]]
     assert "no field differs" in printed(capsys, "diff", "7", "0x7", "--design", "pre_fix")
+
+
+def test_diff_says_what_the_trace_hides(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "diff", "20712", "2713").splitlines()
+    assert [line.split(maxsplit=4) for line in lines[3:]] == [
+        ["3-0", "level", "2", "3"],
+        ["13", "cr0_wp", "0", "1", "(the trace hides it)"],
+        ["17", "guest_mode", "1", "0", "(the trace hides it)"],
+    ]
+    alike = printed(capsys, "diff", "20712", "712").splitlines()
+    assert alike[-1] == "  note: a trace prints the same for both"
+    assert "hides" not in printed(capsys, "diff", "712", "10712", "--kernel", "2.6.28")  # it has no trace
+
+
+LINE = "kvm_mmu_get_page: sp gen 0 gfn 100 l1 4-byte q0 direct wux nxe ad root 0 sync new"
+PLUGINS = "kvm_mmu_get_page: new sp gfn 100 1 q0 direct wux !pae nxe wp root 0 sync"
+
+
+def test_a_line_of_a_trace_gives_the_word_and_what_it_does_not_tell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for args in ([LINE], LINE.split()):
+        (record,) = as_json(capsys, "decode", *args)
+        assert (record["word"], record["printed_by"]) == ("0x1791", "the kernel")
+        assert record["not_told"][0] == "cr0_wp"
+        assert record["may_be_set"] == "0xff06e000"
+        values = {field["name"]: field["value"] for field in record["fields"]}
+        assert (values["direct"], values["cr0_wp"]) == (1, None)
+        assert "plugin" not in record
+    lines = printed(capsys, "decode", LINE).splitlines()
+    assert ["13", "cr0_wp", "?"] in [line.split() for line in lines]
+    assert lines[-1].startswith("  note: the kernel does not print cr0_wp, smep_andnot_wp")
+
+
+def test_lines_on_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{LINE}\n\nkvm_exit: reason npf\n{PLUGINS}\n20712 0x712\n"))
+    assert run(["role", "decode", "-", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [record["word"] for record in json.loads(out)] == ["0x1791", "0x3781", "0x20712", "0x712"]
+    assert err == "mmulab: passed over, no role in it: 'kvm_exit: reason npf'\n"
+
+
+def test_standard_input_without_a_role_names_the_kernel_that_prints_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("sp gfn 4 l1 pae q0 wux nxe ad root 0 sync\n"))
+    assert run(["role", "decode", "-"]) == 2
+    assert "no line has a role as Linux 6.1 prints it; --kernel 4.18 would" in capsys.readouterr().err
+
+
+def test_every_role_that_a_run_prints_is_read_back_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["run", "la57-switch-npt-4to5-l0-5", "--events"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[guest_mode passthrough]" in line]
+    (record,) = as_json(capsys, "decode", lines[0])
+    assert record["not_told"] == []
+    assert record["trace"] in lines[0]
+    values = {field["name"]: field["value"] for field in record["fields"]}
+    assert (values["guest_mode"], values["passthrough"], values["cr0_wp"]) == (1, 1, 0)
 
 
 def test_diff_of_two_kernels_reads_the_word_as_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,22 +253,22 @@ def test_layouts_list_every_change_with_its_commits(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("args", "mend"),
     [
-        (["decode", "zz"], "give a number as 0x20712"),
+        (["decode", "zz"], "give a hexadecimal number as 20712"),
         (["decode", "0x100000000"], "Linux 6.1 has 32 bits in its word"),
         (["decode", "0x200000", "--kernel", "2.6.28"], "Linux 2.6.28 has 21 bits in its word"),
         (["decode", "--", "-1"], "has 32 bits"),
         (["decode", "1", "--kernel", "9.9"], "ask for mainline"),
         (["decode", "1", "--design", "nobody"], "the designs are"),
         (["decode", "1", "--design", "D4", "--kernel", "6.1"], "give one of them"),
-        (["decode", "0x3785", "zz", "--json"], "give a number as 0x20712"),
+        (["decode", "0x3785", "zz", "--json"], "give a hexadecimal number as 20712"),
         (["encode", "nxe=1"], "no field 'nxe' in this layout; it has level, has_4_byte_gpte"),
         (["encode", "level=16"], "level=16 does not fit into 4 bits"),
         (["encode", "level"], "give a name and a number as level=2"),
         (["encode", "level=1", "level=2"], "level is given twice"),
         (["diff", "1"], "give a second word"),
         (["diff", "1", "--to", "2.6.27"], "starts with 2.6.28"),
-        (["decode", "9" * 5000], "9999'...: give a number as 0x20712"),
-        (["decode", "0x" + "f" * 5000], "ffff'...: give a number as 0x20712"),
+        (["decode", "9" * 5000], "9999'...: give a hexadecimal number as 20712"),
+        (["decode", "0x" + "f" * 5000], "ffff'...: give a hexadecimal number as 20712"),
         (["decode", "1", "--kernel", "6." + "9" * 4400], "9999': give a version as 6.1"),
         (["decode", "1", "--kernel", "6.1-rc" + "9" * 4400], "9999': give a version as 6.1"),
         (["decode", "1", "--kernel", "6.01"], "'6.01': give a version as 6.1"),

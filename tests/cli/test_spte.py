@@ -113,14 +113,17 @@ def test_the_level_says_whether_bit_7_is_the_page_size(capsys: pytest.CaptureFix
     assert kinds[2:] == [("leaf", True, "0x0"), ("nonleaf", False, "0x0")]
 
 
+def test_an_spte_is_hexadecimal_as_a_trace_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "decode", "8300867") == printed(capsys, "decode", "0x8300867")
+
+
 @pytest.mark.parametrize(
     ("args", "mend"),
     [
-        (["zz"], "spte 'zz': give a number as 0x8300e67"),
-        (["8300e67"], "give a number as 0x8300e67"),
+        (["zz"], "spte 'zz': give a hexadecimal number as 8300e67"),
         (["0x10000000000000000"], "give 0 to 0xffffffffffffffff"),
         (["--", "-1"], "an entry has 64 bits"),
-        (["0x" + "f" * 5000], "ffff'...: give a number"),
+        (["0x" + "f" * 5000], "ffff'...: give a hexadecimal number"),
         (["1", "zz", "--json"], "spte 'zz'"),
         (["1", "--level", "6"], "6 is not in the range 1<=x<=5"),
         (["1", "--level", "0"], "0 is not in the range 1<=x<=5"),

@@ -42,6 +42,17 @@ def test_runs_goes_on_and_says_what_it_would_do(command: CommandLine) -> None:
     assert "no such run; there are base=1, base=2" in command.error("sweep", "t.yaml", "--only", "base=3")
 
 
+def test_manifests_do_not_depend_on_what_a_worker_did_before(command: CommandLine) -> None:
+    """Arrow imports pandas when it first makes an array."""
+    write(command, POWERS + "grid: {base: [1, 2]}\n")
+    program = "from mmulab.cli.main import main; main()"
+    args = [sys.executable, "-c", program, "sweep", "t.yaml", "--jobs", "1"]
+    subprocess.run(args, cwd=command.cwd, capture_output=True, check=True)
+    paths = [command.cwd / f"out/sweeps/t/base={base}/manifest.json" for base in (1, 2)]
+    first, second = (json.loads(path.read_text())["packages"] for path in paths)
+    assert first == second
+
+
 def test_only_takes_ids_with_commas_and_several_with_commas(command: CommandLine) -> None:
     write(command, POWERS + "grid: {base: [1, 2], exponent: [1, 2]}\n")
     lines = command("sweep", "t.yaml", "--dry-run", "--only", "base=1,exponent=2").stdout
@@ -172,12 +183,29 @@ def test_a_finished_sweep_imports_nothing_of_notebooks(command: CommandLine) -> 
 import sys
 from mmulab.cli.main import run
 assert run(["sweep", "t.yaml"]) == 0
-print(sorted({"papermill", "nbclient", "nbconvert", "pyarrow", "lark"} & set(sys.modules)))
+print(sorted({"papermill", "nbclient", "nbconvert", "pyarrow", "pandas", "lark"} & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=command.cwd, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_first_page_follows_its_runs(command: CommandLine) -> None:
+    """It is written again if a run, or the sweep's title, is newer than it, and else stays."""
+    write(command, POWERS + "grid: {base: [1, 2]}\n")
+    page = command.cwd / PAGE
+    command("sweep", "t.yaml")
+    page.write_text("as it was")
+    command("sweep", "t.yaml")
+    assert page.read_text() == "as it was"
+    write(command, "title: Another\n" + POWERS + "grid: {base: [1, 2]}\n")
+    command("sweep", "t.yaml")
+    assert "<h1>Another</h1>" in page.read_text()
+    page.write_text("as it was")
+    (page.parent / "base=2" / "status.json").unlink()
+    command("sweep", "t.yaml")
+    assert "<h1>Another</h1>" in page.read_text()
 
 
 def test_a_report_is_a_sweep(command: CommandLine) -> None:

@@ -42,6 +42,9 @@ from mmulab.machine.op import Mmio, Outcome, OutcomeKind
             "exc vec=d err=0 rip=1840",
         ),
         (Outcome(OutcomeKind.HOST), {"out": "host"}, "host"),
+        (Outcome(OutcomeKind.HOST, result=-22), {"out": "host", "ret": -22}, "host ret=-22 EINVAL"),
+        (Outcome(OutcomeKind.HOST, result=16), {"out": "host", "ret": 16}, "host ret=16"),
+        (Outcome(OutcomeKind.HANG, error=14), {"out": "hang", "errno": 14}, "hang errno=14 EFAULT"),
         (
             Outcome(OutcomeKind.HOST, result=0, dirty=[1, 0x10]),
             {"out": "host", "ret": 0, "dirty": "1,10"},

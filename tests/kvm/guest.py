@@ -80,6 +80,7 @@ E = TypeVar("E")
 
 KERNEL_FIELDS = (
     "design",
+    "derivation",
     "root_strategy",
     "validity",
     "cpuid_after_run",

@@ -9,6 +9,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.check.invariants import violations
 from mmulab.kvm.mmu_page import ShadowPage
+from mmulab.kvm.roles.derivation import DERIVATIONS
 from mmulab.kvm.shadow_page import (
     ShadowWalk,
     kvm_mmu_child_role,
@@ -84,6 +85,27 @@ def test_the_role_of_a_child_comes_from_its_parent() -> None:
     ]
     direct = design.facts(kvm_mmu_child_role(guest.kvm, parent, direct=True, access=7))
     assert direct.direct
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [("parity", "l1 g4 q1 --x direct nx wp guest_mode"), ("scratch", "l1 g4 q0 --x direct nx smep_nwp")],
+)
+def test_from_scratch_all_but_the_level_is_the_context_s(rule: str, wanted: str) -> None:
+    """The page with the entry says its level; rights, directness and quadrant are those of the fault."""
+    guest = Guest("32", derivation=DERIVATIONS[rule]).map(GVA, DATA)
+    guest.read(GVA)
+    kvm, mmu = guest.kvm, guest.vcpu.mmu
+    assert mmu.root_facts is not None
+    sptep = guest.sptep(GVA, 2) + 8
+    sp = sptep_to_sp(kvm, sptep)
+    design = kvm.config.kernel.design
+    sp.role = design.layout.set(sp.role, "guest_mode", 1)
+    mmu.root_facts = mmu.root_facts._replace(
+        level=5, quadrant=3, access=7, cr0_wp=False, smep_andnot_wp=True, passthrough=True
+    )
+    role = kvm_mmu_child_role(kvm, sptep, direct=True, access=1, vcpu=guest.vcpu, addr=GVA)
+    assert design.facts(role).full_str() == wanted
 
 
 def test_an_invalid_parent_does_not_pass_that_on(guest: Guest) -> None:

@@ -11,8 +11,18 @@ from mmulab import paths
 from mmulab.errors import InputError
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.sync.find import SYNC_POLICIES
-from mmulab.lab.sweeps import COUNTS, design_on_cases, interval, policy_on_boot, seed_study
+from mmulab.lab.sweeps import (
+    COUNTS,
+    design_on_cases,
+    interval,
+    policy_on_boot,
+    scenario_counts,
+    seed_study,
+)
 from mmulab.report.experiment import read_experiment
+from mmulab.report.results import Table
+from mmulab.scenario.runner import run
+from mmulab.scenario.text import read_scenario
 
 READY = sorted((paths.checkout() / "notebooks" / "sweeps").glob("*.yaml"))
 
@@ -43,6 +53,30 @@ def test_design_on_cases_names_the_wrong_access() -> None:
     assert (wrong["verdict"], right["verdict"]) == ("wrong", "correct")
     assert wrong["wrong_text"] is not None
     assert right["wrong_text"] is None
+
+
+def counts(table: Table, what: str) -> dict[str, int]:
+    found = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    return {row["name"]: row["count"] for row in found if row["what"] == what}
+
+
+def test_scenario_counts_are_those_of_its_run() -> None:
+    name = "tests/scenario/examples/first_fault.mmu"
+    results = run(read_scenario(paths.checkout() / name))
+    table = scenario_counts(name)
+    assert counts(table, "outcome") == {"ok": 2, "host": 2}  # with init and teardown
+    assert sum(counts(table, "event").values()) == sum(len(result.events) for result in results)
+    assert counts(table, "event")["kvm_page_fault"] == 3
+    assert counts(table, "statistic")["pf_taken"] == sum(one.stats.get("pf_taken", 0) for one in results)
+
+
+def test_scenario_counts_under_another_kernel_and_design() -> None:
+    name = "tests/scenario/examples/first_fault.mmu"
+    syncs = "kvm_mmu_sync_roots"
+    assert counts(scenario_counts(name), "event")[syncs] == 1
+    assert counts(scenario_counts(name, kernel="6.12"), "event")[syncs] == 2
+    with pytest.raises(InputError, match="design 'nonsense'"):
+        scenario_counts(name, design="nonsense")
 
 
 def test_policy_on_boot_agrees_with_the_recorded_addresses() -> None:

@@ -27,9 +27,12 @@ def tables(done: Executed) -> dict[str, Table]:
 def test_defaults_from_recordings(reported: Reports) -> None:
     done = reported(NAME)
     found = done.tables
-    assert list(found) == ["ops", "other_ops", "kinds", "changes"]
+    assert list(found) == ["ops", "other_ops", "kinds", "changes", "conformance"]
     assert all(row[-1] for row in found["ops"].rows)
     assert [row[0] for row in found["other_ops"].rows if not row[-1]] == DIFFER
+    sh = next(row for row in found["conformance"].rows if row[1] == "sh")
+    assert sh[2] == sh[3] == sh[4] > 100, "all recordings of the folder are compared and agree"
+    assert sh[7] == sh[8] > 100_000, "in every event"
     sentence = result.harvest(done.notebook).sentence
     assert sentence.startswith(f"Linux 6.1.192 and the model: All {len(found['ops'].rows)} ops agree")
     assert {row[1] for row in found["changes"].rows} >= {"e6722d9211b2", "9fd4a4e3a3d9"}
@@ -47,7 +50,7 @@ def test_defaults_from_recordings(reported: Reports) -> None:
 
 def test_what_another_model_does_otherwise_is_found(papermill: Papermill) -> None:
     given = {"scenario": "sh/quadrants-32", "design": "D5", "derivation": "copied", "op": "first"}
-    done = papermill(NAME, record="never", other_kernel="-", **given)
+    done = papermill(NAME, record="never", other_kernel="-", recordings="-", **given)
     found = tables(done)
     assert list(found) == ["ops"]
     agrees = [row[-1] for row in found["ops"].rows]
@@ -57,7 +60,7 @@ def test_what_another_model_does_otherwise_is_found(papermill: Papermill) -> Non
 
 
 def test_an_intel_host_is_not_waited_for_so_it_is_read(papermill: Papermill) -> None:
-    done = papermill(NAME, scenario="conformance/6.1.192/nested-ept/ept-basic-noad")
+    done = papermill(NAME, scenario="conformance/6.1.192/nested-ept/ept-basic-noad", recordings="-")
     assert all(row[-1] for row in tables(done)["ops"].rows)
     page = export(done.notebook, NAME)
     assert "not recorded anew: an Intel host takes minutes to boot; record 'always' waits for it" in page
@@ -71,7 +74,7 @@ def test_recorded_now(papermill: Papermill) -> None:
     for kernel in ("6.1.192", "6.12.117"):
         if why := obstacle(find_work(scenario, kernel), kernel, waits=False):
             pytest.skip(f"recording on {kernel}: {why}")
-    given = {"scenario": scenario, "op": "first"}
+    given = {"scenario": scenario, "op": "first", "recordings": "-"}
     done = papermill(NAME, record="always", **given)
     now = {name: table.csv() for name, table in tables(done).items()}
     assert "recorded just now" in export(done.notebook, NAME)

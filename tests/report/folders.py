@@ -28,6 +28,7 @@ class Made:
     picture: str | None = None
     error: Mapping[str, Any] | None = None
     seed: int | None = None
+    package: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_folder(out: Path, *runs: Made, name: str = "made", title: str = "A made sweep") -> Path:
@@ -62,6 +63,7 @@ def _make_run(own: Path, run: Made) -> None:
         "kind": "notebook" if notebook else "function",
         "parameters": dict(run.parameters),
         "seed": run.seed,
+        "package": dict(run.package),
         "repeat": f"mmulab report --notebook {run.id}",
         "tables": [table.name for table in run.tables],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def troubled(how: str) -> Table:
         return 5  # type: ignore[return-value]
     if how == "process":
         os._exit(9)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     return Table("fine", ["how"], [[how]])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from mmulab.errors import InputError
 from mmulab.report.index import write_index
+from mmulab.report.reading import reading
 from mmulab.report.results import Table
 from tests.report.folders import Made, make_folder
 
@@ -58,12 +59,53 @@ def test_report_says_the_results(tmp_path: Path) -> None:
     html = report(tmp_path)
     first = article(html, "real_boot")
     assert '1. <a href="real_boot/real_boot.html">A real boot</a>' in first
+    assert "How far the model can be trusted" in html
     assert "0 of 12 accesses wrong" in first
     assert "1 min 23 s" in first
     assert "data:image/svg+xml;base64," in first
     assert "mmulab report --notebook real_boot" in first
     assert '3 notebooks, <span class="failed">1 failed</span>, <span class="missing">1 not run</span>' in html
     assert "<script" not in html
+
+
+def test_report_is_a_page_to_start_from(tmp_path: Path) -> None:
+    """The order is that of reading, whatever the order in which the notebooks ran."""
+    columns = ["kernel", "host", "recordings", "compared", "agree"]
+    columns += ["ops", "ops agree", "events", "events agree"]
+    rows = [["6.1.192", "sh", 143, 3, 2, 70, 69, 1000, 990], ["6.1.192", "tdp0", 10, 0, 0, 0, 0, 0, 0]]
+    names = ["record_and_compare", "mine", "known_bugs", "step_a_fault"]
+    runs = [
+        Made(
+            name,
+            [Table("conformance", columns, rows)] if name == "record_and_compare" else [],
+            target=f"notebooks/{name}.ipynb",
+            title=f"The {name}",
+            package={"version": "0.1.0", "commit": "12345678abcd" + "0" * 28 + "-modified"},
+        )
+        for name in names
+    ]
+    html = write_index(make_folder(tmp_path / "out", *runs, title="mmulab report")).read_text("utf-8")
+    heads = re.findall(r"<h[23]>(?:<a[^>]*>)?(.*?)<", html)
+    assert [head for head in heads if head[0].isalpha()] == [
+        "Start here",
+        "How far the model can be trusted",
+        "Kernels and their bugs",
+        "Other notebooks",
+    ]
+    order = ["step_a_fault", "record_and_compare", "known_bugs", "mine"]
+    assert re.findall(r'<li id="(\w+)">', html) == order
+    assert reading()["step_a_fault"].about in article(html, "step_a_fault")
+    assert reading()["step_a_fault"].why in article(html, "step_a_fault")
+    assert '<strong class="failed">2 of 3 recordings of Linux 6.1.192 agree</strong>' in html
+    assert "69 of 70 ops, 990 of 1,000 events. Those are the recordings of sh; there are 153" in html
+    assert '<a href="#record_and_compare">The record_and_compare</a>' in html
+    assert "Run by mmulab 0.1.0, commit <code>12345678abcd</code>, with changes." in html
+
+
+def test_no_figure_without_a_measurement(tmp_path: Path) -> None:
+    html = report(tmp_path)
+    assert "Conformance was not measured here: <code>mmulab conform data/" in html
+    assert "recordings of Linux" not in html
 
 
 def test_failed_notebook_shows_its_cell(tmp_path: Path) -> None:

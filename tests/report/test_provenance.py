@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -78,3 +79,13 @@ def test_digest_of_package_is_of_names_and_contents(tmp_path: Path, monkeypatch:
         (top / "__pycache__" / "y.pyc").touch()
         assert provenance.digest_of_package.__wrapped__() == digests[-1]
     assert len(set(digests)) == 4
+
+
+def test_day_of_a_commit() -> None:
+    head = provenance.commit()
+    if head is None:
+        pytest.skip("not a git checkout")
+    day = provenance.date_of(head)
+    assert day is not None
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", day)
+    assert provenance.date_of("0" * 40) is None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Generator, Sequence
+import subprocess
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import pytest
 
 from mmulab import pool
 from mmulab.errors import InputError
+from mmulab.pool import Lost
 from mmulab.report import folder, provenance
 from mmulab.report.experiment import Experiment, of_notebooks, read_experiment
 from mmulab.report.sweep import Ended, Work, pending, sweep
 
 HERE = partial(pool.each, jobs=1)
 TWO = partial(pool.each, jobs=2)
-"""Ways to spread works: in this process, and over two."""
+"""Ways to spread works: one at a time, and over two."""
 POWERS = "name: t\nfunction: tests.report.functions:powers\n"
 Make = Callable[..., Experiment]
 
@@ -57,7 +60,9 @@ def results(out: Path) -> dict[str, bytes]:
 def stopped_after(count: int) -> Callable[..., Generator[Ended, None, None]]:
     """Spread works in this process, and be interrupted before the one after `count`."""
 
-    def each(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
+    def each(
+        function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+    ) -> Generator[Ended, None, None]:
         for work in works[:count]:
             yield function(work)
         with folder.whole(Path(str(works[count].out)) / works[count].run.id):
@@ -66,7 +71,9 @@ def stopped_after(count: int) -> Callable[..., Generator[Ended, None, None]]:
     return each
 
 
-def backwards(function: Callable[[Work], Ended], works: Sequence[Work]) -> Generator[Ended, None, None]:
+def backwards(
+    function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+) -> Generator[Ended, None, None]:
     for work in reversed(works):
         yield function(work)
 
@@ -161,6 +168,114 @@ def test_failed_runs_stop_no_other_and_are_run_again(tmp_path: Path) -> None:
         assert states == {"how=raises": "failed", "how=exits": "failed"}
     assert len(ended) == 2
     assert list(results(tmp_path / "out")) == ["how=well"]
+
+
+def test_a_run_that_ends_its_process_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    path, out = tmp_path / "t.yaml", tmp_path / "out"
+    function = "tests.report.functions:troubled"
+    hows = ["process", "killed", "raises", "well", "fine"]
+    path.write_text(f"name: t\nfunction: {function}\ngrid: {{how: {hows}}}\n")
+    said = {
+        "process": ("WorkerError", "a worker died: it left with exit code 9"),
+        "killed": (
+            "WorkerError",
+            "a worker died: killed by signal 9 (SIGKILL); if memory ran out, run it again with fewer --jobs",
+        ),
+        "raises": ("ZeroDivisionError", "one by nothing"),
+    }
+    for each in (HERE, TWO):
+        ended: list[Ended] = []
+        sweep(read_experiment(path), out, each=each, ended=ended.append)
+        assert {one.id: one.status.state == "done" for one in ended} == {
+            f"how={how}": how not in said for how in (hows if each is HERE else said)
+        }
+        for how, (kind, message) in said.items():
+            status = json.loads((out / f"how={how}" / "status.json").read_text())
+            assert (status["state"], status["error"]["type"]) == ("failed", kind)
+            assert status["error"]["message"] == message
+            manifest = json.loads((out / f"how={how}" / "manifest.json").read_text())
+            assert (manifest["parameters"], manifest["tables"]) == ({"how": how}, [])
+        runs = [f"how={how}" for how in sorted(hows)]
+        assert sorted(os.listdir(out)) == [".mmulab", *runs, "index.html", "sweep.json"]
+        assert list(results(out)) == ["how=fine", "how=well"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 400 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no room, not even for a small file."""
+    with suppress(OSError), (disk / "fill").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_full_disk_fails_the_run_that_needs_it_and_a_larger_one_goes_on(
+    disk: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "t.yaml", disk / "out"
+    path.write_text("name: t\nfunction: tests.report.functions:large\ngrid: {rows: [10, 100000, 20]}\n")
+    ended: list[Ended] = []
+    sweep(read_experiment(path), out, each=TWO, ended=ended.append)
+    failed = [one for one in ended if one.status.error is not None]
+    assert [one.id for one in failed] == ["rows=100000"]
+    said = json.loads((out / "rows=100000/status.json").read_text())["error"]["message"]
+    assert "No space left on device" in said
+    assert list(results(out)) == ["rows=10", "rows=20"]
+    whole = [".mmulab", "index.html", "rows=10", "rows=100000", "rows=20", "sweep.json"]
+    assert sorted(os.listdir(out)) == whole
+    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+    ended.clear()
+    sweep(read_experiment(path), out, each=TWO, ended=ended.append)
+    assert [(one.id, one.status.state) for one in ended] == [("rows=100000", "done")]
+    assert sorted(os.listdir(out)) == whole
+
+
+def test_a_disk_that_fills_up_costs_the_page_and_no_run(
+    make: Make, calls: Callable[[], list[int]], disk: Path
+) -> None:
+    out = disk / "out"
+
+    def filling(error: type[BaseException] | None) -> Callable[..., Generator[Ended, None, None]]:
+        def each(
+            function: Callable[[Work], Ended], works: Sequence[Work], *, lost: Lost[Work, Ended]
+        ) -> Generator[Ended, None, None]:
+            yield function(works[0])
+            fill(disk)
+            if error is not None:
+                raise error
+            yield function(works[1])
+
+        return each
+
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        sweep(make(1, 2, 3), out, each=filling(KeyboardInterrupt), say=lines.append)
+    assert lines == ["interrupted: 1 of 3 runs ended; the same command goes on"]
+    (disk / "fill").unlink()
+    ended: list[Ended] = []
+    with pytest.raises(InputError, match=r"index.html: cannot be written \(No space left on device\)"):
+        sweep(make(1, 2, 3), out, each=filling(None), ended=ended.append)
+    assert [one.status.state for one in ended] == ["done", "failed"]
+    assert "No space left on device" in str(ended[1].status.error)
+    with pytest.raises(InputError, match=r"sweep.json: cannot be written \(No space left on device\)"):
+        sweep(make(1, 2), out, each=HERE)
+    assert sorted(os.listdir(out)) == [".mmulab", "base=1", "base=2", "sweep.json"]
+    (disk / "fill").unlink()
+    calls()
+    sweep(make(1, 2, 3), out, each=HERE)
+    assert calls() == [3]
+    assert list(results(out)) == ["base=1", "base=2", "base=3"]
+    assert (out / "index.html").exists()
 
 
 def test_only_some(make: Make, calls: Callable[[], list[int]], tmp_path: Path) -> None:

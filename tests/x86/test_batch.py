@@ -242,6 +242,17 @@ def test_a_table_behind_the_end_holds_nothing(mode: object) -> None:
     assert (done, error) == (0, 0)
 
 
+def test_pdptes_right_behind_the_end_are_not_read() -> None:
+    """What lies there is the host's, and would lead to a page of the guest's."""
+    frames = np.zeros((3, 512), np.uint64)
+    frames[0, 0], frames[1, 0], frames[2, 0] = 0x1000 | 7, 0x1000 | 7, 0x1
+    paging = make_paging(0x8000_0001, 0x20, 0, CPUS[0])
+    _, errors = walk_each(frames, paging, 0x2000, [0], [0], size=3 << 12)
+    assert errors.tolist() == [NO_FAULT]
+    _, errors = walk_each(frames, paging, 0x2000, [0], [0], size=2 << 12)
+    assert errors.tolist() == [0]
+
+
 def test_without_paging_addresses_are_physical() -> None:
     paging = make_paging(1, 0, 0, CPUS[0])
     assert paging.mode is NONPAGING

@@ -12,10 +12,10 @@ not settled.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from mmulab.errors import InputError
+from mmulab.kvm.release import Release, read_release_name
 from mmulab.kvm.roles.word import BitField, RoleLayout
 from mmulab.kvm.roles.wording import (
     WORDING_2_6_32,
@@ -39,7 +39,6 @@ SOURCES_READ = (
 """The versions whose union was read; the history up to 3.1 was also read commit by commit."""
 MAINLINE = "mainline"
 _FIRST, _LAST = (2, 6, 28), (7, 3)
-_VERSION = re.compile(r"v?(2\.6\.N|N\.N)(?:\.(N)|-rc(N))?".replace("N", "(?:0|[1-9][0-9]{0,3})"))
 _LAST_OF_MAJOR = {2: 39, 3: 19, 4: 20, 5: 19, 6: 19, 7: 3}
 
 
@@ -315,7 +314,8 @@ def find_role_version(name: str) -> RoleVersion:
     Parameters
     ----------
     name : str
-        ``6.1``, ``v6.1.192``, ``5.17-rc1``, ``2.6.35`` or ``mainline``. ``x.y`` is ``x.y.0``.
+        ``6.1``, ``v6.1.192``, ``5.17-rc1``, ``2.6.35`` or ``mainline``. ``x.y`` is ``x.y.0``. A
+        distribution's, as ``6.1.0-31-amd64``, is taken as :mod:`mmulab.kvm.release` says.
 
     Raises
     ------
@@ -331,17 +331,27 @@ def find_role_version(name: str) -> RoleVersion:
     """
     if name == MAINLINE:
         return HISTORY[-1]
-    match = _VERSION.fullmatch(name)
-    if match is None:
+    release = read_release_name(name)
+    if release is None:
         raise InputError(
-            f"kernel {name[:80]!r}: give a version as 6.1, v6.1.192, 5.17-rc1, 2.6.35 or {MAINLINE}"
+            f"kernel {name[:80]!r}: give a version as 6.1, v6.1.192, 5.17-rc1, 2.6.35, "
+            f"6.1.0-31-amd64 or {MAINLINE}"
         )
-    series, release, candidate = match.groups()
+    series = ".".join(map(str, release.series))
     _check(name, series)
-    index = max(i for i, version in enumerate(HISTORY) if _key(version.since) <= _key(series))
-    if candidate is not None:
-        return _of_candidate(index, series, int(candidate))
-    return _of_release(HISTORY[index], series, None if release is None else int(release))
+    index = max(i for i, version in enumerate(HISTORY) if _key(version.since) <= release.series)
+    if release.candidate is not None:
+        return _of_candidate(index, series, release.candidate)
+    return _named(release, series, _of_release(HISTORY[index], series, release.patch))
+
+
+def _named(release: Release, series: str, version: RoleVersion) -> RoleVersion:
+    """Return the version with a note of what the release's name leaves open."""
+    if release.is_plain:
+        return version
+    may_differ = release.backports or series in BACKPORTS or series in _LAST_READ
+    note = release.said() + (f"; {version.note}" if version.note else "")
+    return version._replace(note=note, settled=version.settled and not may_differ)
 
 
 def version_of(layout: RoleLayout) -> RoleVersion | None:

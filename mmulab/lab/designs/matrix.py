@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from html import escape
 
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
+from mmulab.lab.cases.kinds import KINDS, kind_of
 from mmulab.lab.cases.wrong import Wrong, kernel_of, record_again
 from mmulab.lab.designs.compare import Cell, Comparison
 from mmulab.trace.recording import Moment
@@ -15,33 +15,7 @@ from mmulab.widgets.stepper import Stepper
 from mmulab.widgets.steps import Steps
 from mmulab.widgets.wrong_access import Where, moments, wrong_access
 
-__all__ = ["design_matrix", "group_of", "record_wrong", "wrong_steps"]
-
-GROUPS = (
-    ("la57-switch-*", "switch of CR4.LA57"),
-    ("portal-*", "switch of L1's NPT from PAE to 4 levels"),
-    ("mixed-*", "one table under several rules"),
-    ("smm-*", "system management mode"),
-    ("tdp-mmu-*", "direct map, TDP MMU"),
-    ("tdp-*", "direct map, legacy MMU"),
-    ("shadow-*", "shadow of a guest"),
-    ("npt-fault-*", "L1's NPT, mapped upon #NPF"),
-    ("npt-root-write-*", "L1's NPT, root written"),
-    ("npt-*", "shadow of L1's NPT"),
-    ("nonpt-tdp-*", "L1 without NPT, host with"),
-    ("nonpt-shadow-*", "L1 without NPT, host without"),
-    ("ept-*", "shadow of L1's EPT"),
-    ("noept-*", "L1 without EPT"),
-    ("host-32-*", "32-bit host"),
-    ("conformance/*", "recordings of a real kernel"),
-    ("stream/*", "recorded boots"),
-)
-"""Names of cases to what they have in common; the first that fits counts."""
-
-
-def group_of(name: str) -> str:
-    """Return the kind of a case."""
-    return next((words for pattern, words in GROUPS if fnmatchcase(name, pattern)), "others")
+__all__ = ["design_matrix", "record_wrong", "wrong_steps"]
 
 
 def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
@@ -96,8 +70,7 @@ def design_matrix(
     name : str
         Says what the matrix is of.
     """
-    groups = [words for _, words in GROUPS] + ["others"]
-    works = sorted(found.works, key=lambda case: groups.index(group_of(case.name)))
+    works = sorted(found.works, key=lambda case: KINDS.index(kind_of(case.name)))
     cells = [[found.cell(design.name, case.name) for design in found.designs] for case in works]
 
     def still(row: int, column: int) -> str:
@@ -115,7 +88,7 @@ def design_matrix(
 
     columns = [Column(design.id, design.name, design.summary) for design in found.designs]
     rows = [
-        Row(group_of(case.name), case.name, tuple(map(_verdict, line)), case.note)
+        Row(kind_of(case.name), case.name, tuple(map(_verdict, line)), case.note)
         for case, line in zip(works, cells, strict=True)
     ]
     return Matrix(columns, rows, still=still, live=live, name=name)

@@ -205,7 +205,7 @@ def test_a_series_with_a_backport_says_so() -> None:
 @pytest.mark.parametrize(
     ("name", "mend"),
     [
-        ("6.1.0-56-amd64", "give a version as 6.1"),
+        ("6.1.x-amd64", "give a version as 6.1"),
         ("six", "give a version as 6.1"),
         ("6.1-rc", "give a version as 6.1"),
         ("2.6.27", "starts with 2.6.28"),

@@ -12,10 +12,9 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout
-from mmulab.lab.cases.table import cases
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import Comparison, compare
-from mmulab.lab.designs.matrix import design_matrix, group_of, record_wrong, wrong_steps
+from mmulab.lab.designs.matrix import design_matrix, record_wrong, wrong_steps
 from mmulab.machine import op as ops
 from mmulab.report.page import remote_references
 from mmulab.widgets.stepper import Stepper
@@ -44,12 +43,6 @@ def switches() -> Comparison:
 
 
 COPIED = LINUX_6_1.with_(derivation=copied)
-
-
-def test_every_case_has_a_kind() -> None:
-    assert [case.name for case in cases() if group_of(case.name) == "others"] == []
-    assert group_of("tdp-mmu-64-l0-4") != group_of("tdp-64-l0-4")
-    assert group_of("conformance/6.1.192/sh/basic-32") == "recordings of a real kernel"
 
 
 def test_verdicts_are_those_of_the_comparison(switches: Comparison) -> None:
