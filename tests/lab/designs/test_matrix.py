@@ -81,8 +81,10 @@ def test_click_opens_a_stepper_at_the_access(switches: Comparison) -> None:
     stepper = matrix._live(*place)
     assert isinstance(stepper, Stepper)
     look = stepper.look
+    assert isinstance(look.op, ops.Read)
     assert (look.event, look.op_name, look.op.gva) == (None, "op 8", 0x3000)
     assert look.found_wrongly
+    assert look.page is not None
     assert (look.page.page.gfn, look.page.page.level) == (0x14, 5)
     matrix.buttons[place].click()
     assert SWITCH in matrix.view.children[0].value
