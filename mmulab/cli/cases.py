@@ -20,7 +20,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab.cases.kinds import KINDS, kind_of
-from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
+from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row, totals
 from mmulab.scenario.text import format_scenario
 
 
@@ -147,13 +147,16 @@ def _summary(told: Sequence[_Told]) -> Iterator[str]:
     ]
     yield ""
     yield from (line for _, line in sorted(lines, key=lambda line: line[0]))
-    yield f"all: {_counted(told)}"
+    yield f"all: {_cases(told, totals(one.verdict for one in told))}"
 
 
 def _counted(told: Sequence[_Told]) -> str:
     """Return how many cases there are, by verdict, and in how many the old role word alone is wrong."""
     verdicts = Counter(one.verdict for one in told)
-    said = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
+    return _cases(told, ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common()))
+
+
+def _cases(told: Sequence[_Told], said: str) -> str:
     old = sum(one.old_wrong for one in told)
     only = f"; {old} wrong under {OLD_DESIGN} only" if old else ""
     return f"{len(told)} case{'' if len(told) == 1 else 's'}, {said}{only}"

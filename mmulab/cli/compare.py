@@ -18,7 +18,7 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.find import find_design
-from mmulab.lab.cases.table import Case
+from mmulab.lab.cases.table import Case, totals
 from mmulab.lab.cases.works import ALL, find_works
 from mmulab.lab.designs.compare import Cell, Comparison, compare_each
 
@@ -140,7 +140,8 @@ def _matrix(found: Comparison) -> Iterator[str]:
         cells = [found.cell(design.name, case.name) for design in found.designs]
         yield _row(case.name, width, [_verdict(cell) for cell in cells], columns)
     yield "ok; the op of the first wrong access; (..): wrong, but the case lies after the design's time;"
-    yield "6.1: wrong, but as the default design is: 6.1 itself does so"
+    yield "kernel: wrong, but as the default design is: Linux itself does so"
+    yield totals(cell.verdict for cell in found.cells)
 
 
 def _row(name: str, width: int, cells: Sequence[str], columns: Sequence[int]) -> str:
@@ -151,7 +152,7 @@ def _verdict(cell: Cell) -> str:
     if cell.first_wrong is None:
         return "ok"
     if cell.as_default:
-        return "6.1"
+        return "kernel"
     op = f"op {cell.first_wrong.op}"
     return op if cell.in_its_time else f"({op})"
 

@@ -93,7 +93,7 @@ def _words(before: Kernel, after: Kernel) -> Iterator[str]:
 def _lines(name: str) -> Iterator[str]:
     change = CHANGES[name]
     word = "until" if change.removed else "since"
-    yield f"{name}: {word} {change.release}, {change.commit}"
+    yield f"{name}: " + (f"{word} {change.release}, {change.commit}" if change.release else "in no release")
     yield f"    {change.summary}"
     yield f"    {change.source}" + (f"; first in {change.shows}" if change.shows else "")
 

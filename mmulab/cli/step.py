@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from mmulab.check.failure import FAILURES
+from mmulab.check.judged import record_judged
 from mmulab.cli.complete import complete_works
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.progress import working
@@ -16,7 +17,6 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import failure_str
-from mmulab.scenario.record import record
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.ftrace import format_recording
 from mmulab.trace.recording import Recording
@@ -109,12 +109,17 @@ def _recording(file: str, choice: KernelChoice) -> Recording:
     kernel = choice.over(find_kernel(scenario.header.kernel))
     try:
         with working(f"step {file}"):
-            return record(scenario, kernel=kernel)
+            recording = record_judged(scenario, kernel=kernel)[0]
     except FAILURES as error:
         if isinstance(error, InputError | NotImplementedError):
             raise
         under = f"under {kernel.design.name}"
         raise InputError(f"{file}: {under}, {failure_str(error)}; see 'mmulab run'") from error
+    if recording.verdicts:
+        from mmulab.lab.designs.found_wrongly import mark_found_wrongly  # a second run, of few recordings
+
+        mark_found_wrongly(recording, scenario, kernel)
+    return recording
 
 
 def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:

@@ -25,9 +25,9 @@ class Change(NamedTuple):
     summary : str
         What KVM does with it.
     commit : str
-        Of mainline.
+        Of mainline; empty if no release has it.
     release : str
-        The first release with the commit.
+        The first release with the commit; empty if none has it.
     removed : bool
         The commit took the behaviour away.
     source : str
@@ -46,6 +46,8 @@ class Change(NamedTuple):
     shows: str
 
     def __str__(self) -> str:
+        if not self.release:
+            return f"{self.name}: {self.summary} (in no release)"
         verb = "until" if self.removed else "since"
         return f"{self.name}: {self.summary} ({verb} {self.release}, {self.commit})"
 
@@ -54,6 +56,11 @@ def _since(release: str, commit: str, summary: str, source: str, *, shows: str =
     """Declare a behaviour that the commit brought; 6.1 is without it."""
     change = (summary, commit, release, False, source, shows)
     return field(default=False, metadata={"change": change})
+
+
+def _proposed(summary: str, source: str) -> Any:
+    """Declare a fix that no release has."""
+    return field(default=False, metadata={"change": (summary, "", "", False, source, "")})
 
 
 def _until(release: str, commit: str, summary: str, source: str, *, shows: str = "") -> Any:
@@ -254,6 +261,13 @@ class Behaviours:
         "KVM_SET_SREGS refuses what the guest itself may not set in EFER (a backport: 6.12.117 has it)",
         "x86.c:kvm_is_valid_sregs -> regs.c:kvm_is_valid_sregs",
         shows="cpuid/cpuid-before-run-57 op 19",
+    )
+
+    svm_vmexit_restores_cr4: bool = _proposed(
+        "A #VMEXIT gives L1 its own CR4 without nested paging too, where L1 pages and L2 does not, or the "
+        "other way round",
+        "svm/nested.c:nested_svm_vmexit calls svm_set_cr0 first, which writes L2's CR4 to vmcb01 "
+        "(svm.c:svm_set_cr4) before it is read from there; 6.1.192 and 6.12.117 do so",
     )
 
     def names(self) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def _at(release: str) -> dict[str, bool]:
     return {
         change.name: not change.removed
         for change in CHANGES.values()
-        if _release(change.release) <= _release(release)
+        if change.release and _release(change.release) <= _release(release)
     }
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from mmulab.check.failure import FAILURES
 from mmulab.check.finding import Finding
 from mmulab.check.hunt import IN_GUESTS
+from mmulab.check.judged import record_judged
 from mmulab.check.trial import make_bench
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
-from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
 from mmulab.trace.recording import Moment, Recording
 
@@ -42,7 +42,7 @@ def first_wrong(scenario: Scenario, kernel: Kernel) -> FirstWrong:
     """
     finding = make_bench(scenario, kernel, IN_GUESTS).run(()).finding
     if finding is None:
-        return FirstWrong(record_steps(scenario, kernel=kernel)[0], 0, None)
+        return FirstWrong(record_judged(scenario, kernel=kernel)[0], 0, None)
     recording, ops = record_until(scenario, kernel, finding.op)
     at = recording.number(Moment(ops[max(ops)], None))
     return FirstWrong(recording, at, finding)
@@ -64,7 +64,7 @@ def record_until(scenario: Scenario, kernel: Kernel, last: int) -> tuple[Recordi
     """
     for until in (last, last - 1):
         try:
-            return record_steps(scenario, kernel=kernel, until=until)
+            return record_judged(scenario, kernel=kernel, until=until)
         except FAILURES as error:
             if isinstance(error, InputError):
                 raise

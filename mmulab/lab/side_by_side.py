@@ -12,6 +12,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from mmulab import events as ev
+from mmulab.check.judged import record_judged
 from mmulab.conform.align import align
 from mmulab.conform.classify import classify
 from mmulab.conform.codec import EVENT_NAMES, encode_event
@@ -24,7 +25,6 @@ from mmulab.errors import InputError, quoted
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.drift.sides import Side
 from mmulab.report.results import Table
-from mmulab.scenario.record import record_steps
 from mmulab.scenario.scenario import Scenario
 
 __all__ = ["EventRow", "OpRow", "SideBySide", "model_at"]
@@ -291,7 +291,7 @@ def model_at(both: SideBySide, side: int, scenario: Scenario, kernel: Kernel) ->
     """
     assert both.shown is not None
     op = both.ops[both.shown]
-    recording, ops = record_steps(scenario, kernel=kernel, until=op.steps[side])
+    recording, ops = record_judged(scenario, kernel=kernel, until=op.steps[side])
     number = ops[max(step for step in ops if step <= op.steps[side])]
     absent = not_recorded(scenario.header)
     told = [not isinstance(e, absent) for e in recording.events_of(number)]

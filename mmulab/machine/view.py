@@ -16,8 +16,9 @@ from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.x86.markup import table_html
 from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
+from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
-from mmulab.x86.walk import walk
+from mmulab.x86.walk import Walk, walk
 
 if TYPE_CHECKING:  # a machine shows itself with what is here
     from mmulab.machine.machine import Machine
@@ -126,6 +127,15 @@ def guest_walk(
     # Under nested paging AMD's processors read PDPTEs from memory (APM 2, 15.25).
     pdptes = None if config.tdp and config.vendor == "amd" else v.walk_mmu.pdptrs
     w = walk(paging, v.cr3, address, pfec, load, pdptes=pdptes, not_smap=not_smap, pkru=v.pkru)
+    return walk_record(paging, v.cr3, address, w)
+
+
+def walk_record(paging: Paging, root: int, address: int, w: Walk) -> GuestWalk:
+    """Return a walk of tables in a paging mode as the record that is shown."""
+    gpa = w.pa if w.error is None else None
+    if paging.mode.root_level == 0:
+        return GuestWalk(NONPAGING.name, root, address, (), 0, gpa, w.error)
+    width = paging.mode.entry_bytes
     steps = []
     if w.pdpte is not None:
         steps.append(GuestStep(3, -1, address >> 30 & 3, -1, w.pdpte, ACC_ALL))
@@ -134,8 +144,7 @@ def guest_walk(
         table, at = w.table[level], w.entry_addr[level]
         access = w.pte_access if level == w.level else w.pt_access[level - 1]
         steps.append(GuestStep(level, table, (at - table) // width, at, w.ptes[level], access))
-    gpa = w.pa if w.error is None else None
-    return GuestWalk(paging.mode.name, v.cr3, address, tuple(steps), width, gpa, w.error)
+    return GuestWalk(paging.mode.name, root, address, tuple(steps), width, gpa, w.error)
 
 
 class PageHeader(NamedTuple):

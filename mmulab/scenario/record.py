@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mmulab.kvm.kernel import Kernel
+from mmulab.machine.machine import Machine
 from mmulab.scenario.adapter import machine_config
-from mmulab.scenario.runner import Runner
+from mmulab.scenario.runner import Result, Runner
 from mmulab.scenario.scenario import Scenario
 from mmulab.scenario.text import format_scenario
 from mmulab.trace.judge import against_tables
 from mmulab.trace.recorder import INTERVAL, Recorder
 from mmulab.trace.recording import Info, Judge, Recording
+
+Says = Callable[[Result], str | None]
+"""Says what is wrong with an op that has just run, or None."""
+MakeJudge = Callable[[Machine], Says]
+"""Makes what judges the ops of a machine, before the first of them."""
 
 
 def record(
@@ -47,9 +54,14 @@ def record(
     info = Info(scenario.source, format_scenario(scenario), seed, options or {})
     runner = Runner(scenario, config=machine_config(scenario, kernel))
     recorder = Recorder(runner.machine, info=info, judge=judge, interval=interval)
-    for _ in runner.results():
-        pass
+    for result in runner.results():
+        recorder.belongs(result.index, helper=is_helper(result))
     return recorder.finish()
+
+
+def is_helper(result: Result) -> bool:
+    """Whether an op is none of the scenario's, and only goes with one."""
+    return "~" in result.text
 
 
 def record_steps(
@@ -57,6 +69,7 @@ def record_steps(
     *,
     kernel: Kernel | None = None,
     until: int | None = None,
+    judge: MakeJudge | None = None,
 ) -> tuple[Recording, dict[int, int]]:
     """Run a scenario, record it, and say which of the recording's ops is which step.
 
@@ -70,6 +83,8 @@ def record_steps(
         Instead of the scenario's own.
     until : int, optional
         Stop after this step; without it the machine is taken down in the end.
+    judge : callable, optional
+        Makes what judges the ops; see :mod:`mmulab.check.judged`.
 
     Returns
     -------
@@ -84,9 +99,14 @@ def record_steps(
     """
     runner = Runner(scenario, config=machine_config(scenario, kernel))
     info = Info(scenario.source, format_scenario(scenario))
-    recorder = Recorder(runner.machine, info=info, judge=against_tables)
+    recorder = Recorder(runner.machine, info=info)
+    says = None if judge is None else judge(runner.machine)
     ops: dict[int, int] = {}
     for result in runner.results():
+        recorder.belongs(result.index, helper=is_helper(result))
+        said = None if says is None else says(result)
+        if said is not None:
+            recorder.found_wrong(said)
         ops[result.index] = recorder.op_count - 1
         if result.index == until:
             break

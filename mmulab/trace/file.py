@@ -39,11 +39,12 @@ from mmulab.trace.known import check, find, name_of, record_fields
 from mmulab.trace.recording import DAMAGE, Info, Recording
 from mmulab.trace.versions import Versions
 
-FORMAT = 5
+FORMAT = 6
 SUFFIX = ".mmr"
 HEADER, SCENARIO = "recording.json", "scenario.mmu"
 AGAIN = "record it again"
 _LOGS = ("ops", "outcomes", "events")
+_OF_STEPS = {"steps": "int64", "helpers": "uint8"}
 _APART = ("kernel",)
 _KERNEL = ("name", "source", "validity", "cpuid_after_run", "free_roots_lock", "eager_split", "events")
 """What is kept of a kernel as it is; its design, derivation and root strategy are found again by name."""
@@ -65,6 +66,7 @@ def save(recording: Recording, path: str | Path) -> None:
     """
     constants = Constants()
     arrays: dict[str, Array] = {"ends": recording.ends, "checkpoint_ops": recording.checkpoint_ops}
+    arrays |= {name: getattr(recording, name) for name in _OF_STEPS}
     logs = {name: _put_log(getattr(recording, name), name, arrays, constants) for name in _LOGS}
     for number, (_, versions) in enumerate(recording.checkpoints.tables.items()):
         arrays |= {f"state/{number}/{part}": array for part, array in versions.arrays().items()}
@@ -80,6 +82,7 @@ def save(recording: Recording, path: str | Path) -> None:
         "checkpoints": recording.checkpoints.count,
         "state_constants": recording.checkpoints.constants.encoded,
         "verdicts": {str(op): verdict for op, verdict in recording.verdicts.items()},
+        "found_wrongly": {str(op): list(page) for op, page in recording.found_wrongly.items()},
         "constants": constants.encoded,
     }
     with writing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -226,6 +229,8 @@ class _Reader:
         ends, checkpoint_ops = self._array("ends", "int64"), self._array("checkpoint_ops", "int64")
         verdicts = {int(op): verdict for op, verdict in header["verdicts"].items()}
         check(verdicts, dict[int, str], "verdicts")
+        found_wrongly = {int(op): tuple(page) for op, page in header["found_wrongly"].items()}
+        check(found_wrongly, dict[int, tuple[int, int]], "found_wrongly")
         self._fit(logs, ends, checkpoints, checkpoint_ops)
         _check_ops(logs["ops"], config)
         return Recording(
@@ -239,7 +244,17 @@ class _Reader:
             _info(header["info"], scenario),
             verdicts,
             path=self.archive.path,
+            found_wrongly=found_wrongly,
+            **self._steps(len(ends)),
         )
+
+    def _steps(self, ops: int) -> dict[str, Array]:
+        """Read to which steps the ops belong, if it is known."""
+        found = {name: self._array(name, dtype) for name, dtype in _OF_STEPS.items()}
+        lengths = {len(array) for array in found.values()}
+        if len(lengths) > 1 or not lengths <= {0, ops}:
+            raise InputError(f"its columns do not fit together; {self.archive.again}")
+        return found
 
     def _checkpoints(self, header: dict[str, Json]) -> Checkpoints:
         checkpoints = Checkpoints()

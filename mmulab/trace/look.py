@@ -7,6 +7,7 @@ from nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,7 +149,13 @@ class Look:
     address : int or None
         The guest-virtual address that the moment is about.
     guest : GuestWalk or None
-        What the guest's tables say of it; None for L2, or without an address.
+        What the guest's tables say of it, L2's own while that runs; None without an address.
+    nested : GuestWalk or None
+        What L1's nested tables say of the address that L2's lead to, or of the entry that they stop at.
+    op_name : str
+        The op by its number, see :meth:`Recording.name_of_op`.
+    found_wrongly : bool
+        `page` is the one that was found in this op, or for it, and should not have been.
     path_address : int or None
         The address that the host's tables are walked for: guest-physical with
         two-dimensional paging.
@@ -177,6 +184,16 @@ class Look:
     changes: tuple[SpteChange, ...]
     stats: dict[str, int]
     counts: dict[str, int]
+    nested: GuestWalk | None = None
+    op_name: str = ""
+    found_wrongly: bool = False
+
+
+L2Walks = Callable[[Machine, Op, int], tuple[GuestWalk, GuestWalk | None]]
+"""Walks L2's tables for an op's access to an address, and L1's nested tables, if there are any, for the end.
+
+How L2's memory lies, the judge knows (:mod:`mmulab.check.l2_walks`), which is a floor above.
+"""
 
 
 class TableCopy:
@@ -216,7 +233,9 @@ class TableCopy:
         return tuple(changes)
 
 
-def take(recording: Recording, moment: Moment, *, address: int | None = None) -> Look:
+def take(
+    recording: Recording, moment: Moment, *, address: int | None = None, l2_walks: L2Walks | None = None
+) -> Look:
     """Look at a moment, and compare it with the one before.
 
     Parameters
@@ -225,15 +244,23 @@ def take(recording: Recording, moment: Moment, *, address: int | None = None) ->
     moment : Moment
     address : int, optional
         Guest-virtual address to follow instead of the one that the moment is about.
+    l2_walks : callable, optional
+        Walks for L2; without it L2's tables are not shown.
     """
     number = recording.number(moment)
     before = recording.visit(recording.moment(number - 1)).machine if number else recording.begin()
     copy = TableCopy(before)
     state = recording.visit(moment)
-    return look(state, copy.changes(state.machine), address=address)
+    return look(state, copy.changes(state.machine), address=address, l2_walks=l2_walks)
 
 
-def look(state: State, changes: tuple[SpteChange, ...] = (), *, address: int | None = None) -> Look:
+def look(
+    state: State,
+    changes: tuple[SpteChange, ...] = (),
+    *,
+    address: int | None = None,
+    l2_walks: L2Walks | None = None,
+) -> Look:
     """Look at a state.
 
     Parameters
@@ -241,7 +268,7 @@ def look(state: State, changes: tuple[SpteChange, ...] = (), *, address: int | N
     state : State
     changes : tuple of SpteChange
         What changed since the state that it is compared with.
-    address : int, optional
+    address, l2_walks
         See :func:`take`.
     """
     recording, moment, machine = state.recording, state.moment, state.machine
@@ -254,14 +281,17 @@ def look(state: State, changes: tuple[SpteChange, ...] = (), *, address: int | N
     faulted = address_of(met)
     op_gva = getattr(op, "gva", None)
     gva = address if address is not None else op_gva if tdp or faulted is None else faulted
-    guest = None
-    if gva is not None and not v.guest_mode:
+    guest = nested = None
+    if gva is not None and v.guest_mode and l2_walks is not None:
+        guest, nested = l2_walks(machine, op, gva)
+    elif gva is not None and not v.guest_mode:
         guest = guest_walk(machine, gva, vcpu=vcpu, pfec=access_kind(op))
     path_address = gva
     if tdp:
         known = guest.gpa if guest is not None else None
         path_address = known if known is not None else faulted
     path = () if path_address is None else shadow_steps(machine, path_address, vcpu=vcpu)
+    wrong = _frame_of(machine, recording.found_wrongly.get(moment.op))
     return Look(
         moment=moment,
         number=recording.number(moment),
@@ -274,11 +304,14 @@ def look(state: State, changes: tuple[SpteChange, ...] = (), *, address: int | N
         guest=guest,
         path_address=path_address,
         path=path,
-        page=_page_look(machine, _focus(machine, fault, path)),
-        rmap=_rmap_look(machine, fault, guest, path, as_id=v.smm),
+        page=_page_look(machine, _focus(machine, fault, path) if wrong is None else wrong),
+        rmap=_rmap_look(machine, fault, nested or guest, path, as_id=v.smm),
         changes=changes,
         stats=machine.stats,
         counts=_counts(machine),
+        nested=nested,
+        op_name=recording.name_of_op(moment.op),
+        found_wrongly=wrong is not None,
     )
 
 
@@ -349,6 +382,13 @@ def _focus(machine: Machine, met: list[Event], path: tuple[ShadowStep, ...]) -> 
         if isinstance(event, SPTE_EVENTS) and event.sptep >> 12 in kvm.pages:
             return int(event.sptep >> 12)
     return next((step.frame for step in reversed(path) if step.page is not None), None)
+
+
+def _frame_of(machine: Machine, page: tuple[int, int] | None) -> int | None:
+    """Return the frame of a page by its gfn and role; None: there is none."""
+    kvm = machine.kvm
+    gfn, role = page or (-1, 0)
+    return next((f for f in kvm.page_hash.get(gfn, ()) if kvm.pages[f].role == role), None)
 
 
 def _page_look(machine: Machine, frame: int | None) -> PageLook | None:

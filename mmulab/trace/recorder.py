@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Recorder:
         Says of each outcome what is wrong with it.
     interval : int
         Ops and events between two checkpoints.
+    record : callable, optional
+        Returns the number of the stream's record that the op at hand belongs to.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class Recorder:
         info: Info | None = None,
         judge: Judge | None = None,
         interval: int = INTERVAL,
+        record: Callable[[], int] | None = None,
     ) -> None:
         self.machine = machine
         self.info = info or Info()
         self._judge = judge
         self._interval = interval
+        self._record = record
         self._log_ops, self._log_outcomes = Log(), Log()
         self._log_events = Log(ev.EVENT_TYPES.values())
         self._ops: list[Op] = []
@@ -57,6 +62,8 @@ class Recorder:
         self._flushed = 0
         self._ends = array("q")
         self._verdicts: dict[int, str] = {}
+        self._steps = array("q")
+        self._helpers = array("b")
         self._checkpoints = Checkpoints()
         self._checkpoint_ops = array("q")
         self._sinks_before = machine.emit, machine.op_sink
@@ -79,6 +86,8 @@ class Recorder:
         self._outcomes.append(outcome)
         events = len(self._events)
         self._ends.append(self._flushed + events)
+        if self._record is not None:
+            self.belongs(self._record(), helper=False)
         if self._judge is not None:
             verdict = self._judge(self.machine, op, outcome)
             if verdict is not None:
@@ -86,6 +95,24 @@ class Recorder:
         if events + len(self._ops) >= self._interval:
             self._flush()
             self._take()
+
+    def belongs(self, step: int, *, helper: bool) -> None:
+        """Say to which step of a scenario the ops since the last call belong.
+
+        Parameters
+        ----------
+        step : int
+            Index of the step, as ``mmulab run`` prints it.
+        helper : bool
+            The last of them only goes with the step; those before it do anyway.
+        """
+        new = self.op_count - len(self._steps)
+        self._steps.extend([step] * new)
+        self._helpers.extend([1] * (new - 1) + [int(helper)] if new else [])
+
+    def found_wrong(self, said: str) -> None:
+        """Keep what is wrong with the last op."""
+        self._verdicts[self.op_count - 1] = said
 
     def _flush(self) -> None:
         self._log_ops.extend(self._ops)
@@ -114,4 +141,6 @@ class Recorder:
             np.array(self._checkpoint_ops, np.int64),
             self.info,
             self._verdicts,
+            steps=np.array(self._steps, np.int64),
+            helpers=np.array(self._helpers, np.uint8),
         )

@@ -153,6 +153,13 @@ class Recording:
     info : Info
     verdicts : dict of int to str
         Op to what is wrong with its outcome, if anyone judged them.
+    found_wrongly : dict of int to (int, int), optional
+        Op whose outcome is wrong to gfn and role of the shadow page that should not have been found.
+    steps : numpy.ndarray, shape (ops,), dtype int64, optional
+        Index of the step of the scenario that each op belongs to, as ``mmulab run`` prints it;
+        empty if the ops come from elsewhere.
+    helpers : numpy.ndarray, shape (ops,), dtype uint8, optional
+        1: the op only goes with its step, as the memory that is written for a VMRUN.
     path : pathlib.Path or None
         The file that it was read from. Then whatever goes wrong when a state is
         restored or run on is the file's damage.
@@ -170,6 +177,10 @@ class Recording:
         info: Info,
         verdicts: dict[int, str],
         path: Path | None = None,
+        *,
+        found_wrongly: dict[int, tuple[int, int]] | None = None,
+        steps: Numbers | None = None,
+        helpers: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         self.config = config
         self.ops = ops
@@ -181,6 +192,9 @@ class Recording:
         self.info = info
         self.verdicts = verdicts
         self.path = path
+        self.found_wrongly = found_wrongly or {}
+        self.steps = np.zeros(0, np.int64) if steps is None else steps
+        self.helpers = np.zeros(0, np.uint8) if helpers is None else helpers
         self.serial = 0
         self._viewer: Machine | None = None
         self._stands_on = -1
@@ -191,6 +205,13 @@ class Recording:
         """Return an op."""
         op: Op = self.ops[number]
         return op
+
+    def name_of_op(self, number: int) -> str:
+        """Return an op by the number that its scenario gives it; without one, by that of the recording."""
+        if number >= len(self.steps):
+            return f"op {number} of the recording"
+        what = "record" if "records" in self.info.options else "op"  # those of a boot's stream
+        return f"{what} {self.steps[number]}" + (", helper" if self.helpers[number] else "")
 
     def outcome(self, number: int) -> Outcome:
         """Return how an op ended."""

@@ -21,6 +21,8 @@ import ipywidgets
 __all__ = ["Column", "Matrix", "Row", "Verdict"]
 
 _LABEL, _CELL = "21rem", "4.3rem"
+_OPEN = "3px solid #0072b2"
+"""Border of the cell whose view is open."""
 _STYLE = """
 .ID { font: 13px/1.35 "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff; overflow-x: auto; }
 .ID > table { border-collapse: collapse; margin: 0.5rem 0; font-size: 13px; }
@@ -144,7 +146,10 @@ class Matrix:
     view : ipywidgets.VBox
         Holds the view that was opened last.
     buttons : dict of (int, int) to ipywidgets.Button
-        The wrong cells, by row and column.
+        The wrong cells, by row and column; the one whose view is open has a border.
+    opened : (int, int) or None
+    back : ipywidgets.Button
+        Stands above the view, leads from it to its cell.
     """
 
     def __init__(
@@ -165,7 +170,10 @@ class Matrix:
         self._html: str | None = None
         self.view = ipywidgets.VBox([])
         self.buttons: dict[Place, Any] = {}
-        self.widget = ipywidgets.VBox([*self._lines(), self.view])
+        self.opened: Place | None = None
+        self.back = ipywidgets.Button(description="▲ to the open cell", tooltip="its view is below")
+        self.back.on_click(lambda _: self._back())
+        self.widget = ipywidgets.VBox([*self._lines(), self.back, self.view])
 
     @property
     def wrong(self) -> list[Place]:
@@ -191,7 +199,7 @@ class Matrix:
             body = "".join(self._group(group, numbers, views) for group, numbers in self._groups())
             sections = "".join(self._section(views, html) for html in dict.fromkeys(views.values()))
             self._html = (
-                f'{self._style()}<div class="{self._id} matrix" id="{self._id}">'
+                f'{self._style()}{self._marks(views)}<div class="{self._id} matrix" id="{self._id}">'
                 f'<table aria-label="{escape(self.name)}"><thead><tr><th scope="col">{self._count()}</th>'
                 f"{head}</tr></thead><tbody>{body}</tbody></table>{sections}</div>"
             )
@@ -199,6 +207,12 @@ class Matrix:
 
     def _style(self) -> str:
         return f"<style>{_STYLE.replace('ID', self._id).replace('CELL', _CELL)}</style>"
+
+    def _marks(self, views: dict[Place, str]) -> str:
+        """Return the style that marks the cells whose view is open."""
+        anchors = dict.fromkeys(map(self._anchor, views.values()))
+        rules = [f'.{self._id}:has(#{a}:target) a[href="#{a}"] {{ outline: {_OPEN}; }}' for a in anchors]
+        return f"<style>{' '.join(rules)}</style>" if rules else ""
 
     def _count(self) -> str:
         return ", ".join((_plural(len(self.rows), "case"), _plural(len(self.wrong), "wrong cell")))
@@ -324,6 +338,15 @@ class Matrix:
         title = f"<b>{escape(found.name)} under {escape(self.columns[column].id)}</b>: "
         line = ipywidgets.HTML(title + escape(found.verdicts[column].tip))
         self.view.children = [line, self._live(row, column).widget]
+        self.opened = (row, column)
+        for place, button in self.buttons.items():
+            button.layout.border = _OPEN if place == self.opened else None
+        # What has the keyboard is scrolled to; the view itself is not drawn yet.
+        self.back.focus()
+
+    def _back(self) -> None:
+        if self.opened is not None:
+            self.buttons[self.opened].focus()
 
     def __repr__(self) -> str:
         return f"<Matrix {self.name!r}: {len(self.columns)} designs, {self._count()}>"

@@ -42,6 +42,7 @@ def panels(look: Look, kernel: Kernel, fmt: SpteFormat, before: Look | None = No
     found = [
         moment_panel(look, kernel),
         guest_panel(look, before),
+        nested_panel(look),
         path_panel(look, design, fmt),
         page_panel(look, design),
         changes_panel(look, fmt),
@@ -61,7 +62,7 @@ def moment_panel(look: Look, kernel: Kernel) -> Panel:
         Line(f"{ended}: {outcome_sentence(look.outcome)}."),
     ]
     if look.verdict is not None:
-        blocks.append(Line(f"Not where the guest's tables lead: {look.verdict}.", marked=True))
+        blocks.append(Line(f"Wrong, by the guest's own tables and registers: {look.verdict}.", marked=True))
     if look.event is not None:
         blocks.append(Line(event_sentence(look.event, kernel.design)))
         blocks.append(Line(event_text(look.event, kernel), code=True))
@@ -70,7 +71,7 @@ def moment_panel(look: Look, kernel: Kernel) -> Panel:
         title = f"the guest's entry {look.event.pte:#x}, level {look.event.level}"
         blocks.append(Strip(title, gpte_cells(look.event.pte, width)))
     where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
-    return Panel(f"op {look.moment.op} of the recording, {where}", blocks, wide=True)
+    return Panel(f"{look.op_name}, {where}", blocks, wide=True)
 
 
 # The two walks -------------------------------------------------------------------
@@ -97,7 +98,19 @@ def guest_panel(look: Look, before: Look | None = None) -> Panel | None:
     if rows:
         blocks.append(Table(("level", "table", "index", "entry", "bits", "rights so far"), rows, marked))
     blocks.append(Line(_walk_end(walk)))
-    return Panel(f"the guest's tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}", blocks)
+    whose = "L2's" if look.registers.guest_mode else "the guest's"
+    return Panel(f"{whose} tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}", blocks)
+
+
+def nested_panel(look: Look) -> Panel | None:
+    """The walk of L1's nested tables behind L2's."""
+    walk = look.nested
+    if walk is None:
+        return None
+    columns = ("level", "table", "index", "entry", "bits", "rights so far")
+    rows = [_guest_row(step) for step in walk.steps]
+    title = f"L1's nested tables for L2's {walk.address:#x}: {walk.mode}, root {walk.root:#x}"
+    return Panel(title, [Table(columns, rows), Line(_walk_end(walk))])
 
 
 def _guest_row(step: GuestStep) -> list[str]:
@@ -192,8 +205,9 @@ def page_panel(look: Look, design: RoleDesign) -> Panel | None:
     if found.siblings:
         rows = [_sibling_row(page, sibling, design) for sibling in found.siblings[:8]]
         blocks.append(Table(("same gfn", "level", "role", "differs in"), rows))
+    why = "found wrongly: " if look.found_wrongly else ""
     return Panel(
-        f"shadow page in frame {page.frame:#x}: {page_text(page, design)}, level {page.level}", blocks
+        f"{why}shadow page in frame {page.frame:#x}: {page_text(page, design)}, level {page.level}", blocks
     )
 
 

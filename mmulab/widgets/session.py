@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from mmulab.check.l2_walks import l2_walks
 from mmulab.errors import InputError
 from mmulab.trace.look import Look, take
 from mmulab.trace.recording import Recording
@@ -127,7 +128,9 @@ class Session:
             while len(self._looks) >= KEPT:
                 del self._looks[next(iter(self._looks))]
             moment = self.recording.moment(number)
-            self._looks[number] = take(self.recording, moment, address=self._address)
+            self._looks[number] = take(
+                self.recording, moment, address=self._address, l2_walks=l2_walks
+            )
         return self._looks[number]
 
     def panels(self) -> list[Panel]:

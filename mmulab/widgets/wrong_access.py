@@ -70,7 +70,7 @@ def _events(recording: Recording, op: int) -> list[tuple[int, ev.Event]]:
 
 
 def wrong_access(recording: Recording, told: list[tuple[int, str]], *, name: str, verdict: str) -> Steps:
-    """Return moments to step through.
+    """Return moments to step through; they open at the wrong access, the last of them.
 
     Parameters
     ----------
@@ -90,4 +90,4 @@ def wrong_access(recording: Recording, told: list[tuple[int, str]], *, name: str
         if number == told[-1][0]:
             panels = [Panel("the judge", [Line(verdict, marked=True)], wide=True), *panels]
         steps.append(Step(title, panels_html(panels)))
-    return Steps(steps, name=name)
+    return Steps(steps, name=name, at=len(steps) - 1)

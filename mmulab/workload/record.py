@@ -24,7 +24,8 @@ def stream_recorder(replay: Replay, *, interval: int = INTERVAL) -> Recorder:
         raise ValueError("a replay is recorded with one_by_one=True")
     kernel = replay.machine.config.kernel
     options = {"records": replay.records, "derivation": kernel.derivation.name, "kernel": kernel.name}
-    return Recorder(replay.machine, info=Info(replay.stream.name, options=options), interval=interval)
+    info = Info(replay.stream.name, options=options)
+    return Recorder(replay.machine, info=info, interval=interval, record=lambda: replay.record)
 
 
 def record_boot(stream: Stream, records: int, kernel: Kernel) -> tuple[Recording, int]:

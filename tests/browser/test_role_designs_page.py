@@ -61,9 +61,13 @@ def test_wrong_cell_leads_to_its_steps(offline_page: OpenPage, exported: Path) -
     text = view.inner_text()
     assert f"{CASE} under M" in text
     assert "expected gpa 0x300000; reached gpa 0x100000" in text
-    assert "op 7: the page is found, though it is not the one wanted" in text
-    view.locator("label", has_text="Next").filter(visible=True).click()
-    assert "event" in view.locator("h4").filter(visible=True).nth(1).inner_text()
+    assert "op 8 'rd s 4 3000' has ended, and it is wrong" in text, "it opens at the access"
+    assert "L1's nested tables for L2's 0x3000" in text
+    marked = "node => getComputedStyle(node).outlineStyle"
+    assert [cells.nth(at).get_by_role("link").evaluate(marked) for at in (0, 2)] == ["solid", "none"]
+    for _ in range(text.count("of 6") and 5):
+        view.locator("label", has_text="Previous").filter(visible=True).click()
+    assert "op 7: the page is found, though it is not the one wanted" in view.inner_text()
     cells.nth(2).get_by_role("link").click()
     other = views.filter(visible=True)
     assert other.count() == 1
@@ -104,7 +108,7 @@ def test_matrix_fits_the_page(offline_page: OpenPage, exported: Path) -> None:
 
 
 @pytest.mark.slow
-def test_click_in_jupyterlab_opens_the_stepper_at_the_wrong_page(chromium: Browser, tmp_path: Path) -> None:
+def test_click_in_jupyterlab_opens_the_stepper_at_the_access(chromium: Browser, tmp_path: Path) -> None:
     source = notebook_of(CELLS, tmp_path / "matrix.ipynb")
     (tmp_path / "served").mkdir()
     context = chromium.new_context(viewport={"width": 1400, "height": 3000})
@@ -117,7 +121,13 @@ def test_click_in_jupyterlab_opens_the_stepper_at_the_wrong_page(chromium: Brows
         wrong.first.click()
         page.get_by_role("button", name="Next ▶").wait_for(timeout=PATIENCE)
         output = page.locator(".jp-OutputArea-output", has=wrong.first)
-        assert "KVM finds the shadow page of gfn 0x14" in output.inner_text()
+        text = output.inner_text()
+        assert "op 8, the end of the op" in text, "at the access"
+        assert "found wrongly: shadow page in frame" in text
+        borders = [button.evaluate("node => getComputedStyle(node).borderTopWidth") for button in wrong.all()]
+        assert borders[0] == "3px" != borders[1]
+        back = page.get_by_role("button", name="▲ to the open cell")
+        assert back.evaluate("node => node === document.activeElement"), "it is scrolled to"
         assert f"{CASE} under D0: op 8" in output.inner_text()
         assert remote == []
     context.close()

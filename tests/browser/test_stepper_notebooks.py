@@ -88,7 +88,7 @@ class Stepping:
         """Wait until the moment is shown, and check its gfn, role and sptes."""
         look = Session(self.recording, at=number).look()
         where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
-        title = f"op {look.moment.op} of the recording, {where}"
+        title = f"{look.op_name}, {where}"
         self.box.locator("h4", has_text=re.compile(f"^{title}$")).wait_for(timeout=PATIENCE)
         text = self.box.inner_text()
         if look.event is not None:

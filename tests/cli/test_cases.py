@@ -58,9 +58,9 @@ def test_the_last_lines_count_by_kind_what_is_wrong_first(capsys: pytest.Capture
     assert len(lines) == 8 + 1 + 4
     assert lines[-4:] == [
         "switch of CR4.LA57: 6 cases, 6 correct; 2 wrong under pre_fix only",
-        "L1 without NPT, host without: 1 case, 1 wrong",
+        "L1 without NPT, host without: 1 case, 1 kernel",
         "direct map, legacy MMU: 1 case, 1 correct",
-        "all: 8 cases, 7 correct, 1 wrong; 2 wrong under pre_fix only",
+        "all: 8 cases, 7 right, 0 wrong by design, 1 as Linux; 2 wrong under pre_fix only",
     ]
 
 
@@ -86,7 +86,7 @@ def test_lines_fit_the_terminal(
     assert max(map(len, lines)) == columns
     assert lines[0].startswith("la57-switch-npt-4to5-l0-5      correct  pre_fix WRONG   at op 8 ")
     assert lines[1].startswith("la57-switch-shadow-4to5-l0-5   correct  pre_fix same    l4 ")
-    assert lines[6].startswith("nonpt-shadow-32-l2-np-l0-4     wrong    pre_fix same    at op 4 ")
+    assert lines[6].startswith("nonpt-shadow-32-l2-np-l0-4     kernel   pre_fix same    at op 4 ")
     assert lines[0].endswith("…")
     assert run(["cases", "--wide", *WRONG]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) > 200

@@ -90,7 +90,7 @@ def test_other_derivation_ends_wrong() -> None:
             "copied",
         )
     )
-    assert "Not where the guest's tables lead" in text
+    assert "Wrong, by the guest's own tables and registers" in text
 
 
 @pytest.mark.parametrize(

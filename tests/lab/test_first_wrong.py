@@ -33,14 +33,14 @@ def test_a_run_stops_before_the_op_in_which_the_model_fails(monkeypatch: pytest.
     scenario = read_scenario(data("sequences/B13.mmu"))
     from mmulab.lab import first_wrong as module
 
-    real = module.record_steps
+    real = module.record_judged
 
     def fails(*args: object, until: int, **kwargs: object) -> object:
         if until > 1:
             raise LookupError(until)
         return real(*args, until=until, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "record_steps", fails)
+    monkeypatch.setattr(module, "record_judged", fails)
     _, steps = record_until(scenario, LINUX_6_1, 2)
     assert max(steps) == 1
     with pytest.raises(InputError, match="the MMU fails in the first op"):

@@ -41,7 +41,7 @@ def test_defaults_from_recordings(reported: Reports) -> None:
     assert "not recorded anew: record is 'never'" in page
     assert "recorded before: data/conformance/6.1.192/sh/shared-pt-32.jsonl.xz" in page
     assert "class='live-only'" not in page, "everything interactive has a still picture"
-    assert "op 1 of the recording, event 3" in page, "the stepper stands in the op that is open"
+    assert "op 0, event 3" in page, "the stepper stands in the op that is open"
     assert len(page) < 1_000_000
     assert done.last_line == (
         "the model of 6.1.192 and Linux 6.12.117: 8 of 25 ops differ; events: 25, outcomes and statistics: 6"

@@ -142,7 +142,7 @@ def with_header(path: Path, **values: Any) -> None:
 def test_another_version(path: Path) -> None:
     with_header(path, format=9, version="9.1")
     assert refused(path) == (
-        "format 9 of mmulab 9.1, this mmulab reads format 5; record it again, or open it with that version"
+        "format 9 of mmulab 9.1, this mmulab reads format 6; record it again, or open it with that version"
     )
 
 

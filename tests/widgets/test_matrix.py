@@ -96,6 +96,7 @@ def test_views_are_shown_when_they_are_the_target(matrix: Matrix) -> None:
     style = re.sub(r"\s+", " ", matrix.html())
     assert ".view { display: none;" in style
     assert ".view:target { display: block; }" in style
+    assert style.count(":target) a[href=") == 2, "one rule a view marks the cells that lead to it"
 
 
 def test_a_click_opens_the_view(matrix: Matrix, opened: list[tuple[int, int]]) -> None:
@@ -108,6 +109,7 @@ def test_a_click_opens_the_view(matrix: Matrix, opened: list[tuple[int, int]]) -
     assert view.value == "view 0 2"
     matrix.buttons[2, 1].click()
     assert matrix.view.children[1].value == "view 2 1"
+    assert [place for place, button in matrix.buttons.items() if button.layout.border_top] == [(2, 1)]
     with pytest.raises(ValueError, match="row 1, column 0 is not wrong"):
         matrix.open(1, 0)
 

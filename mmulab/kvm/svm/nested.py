@@ -19,7 +19,7 @@ from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_shadow_npt_mmu, mmu_is_nested
 from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
-from mmulab.kvm.hw_cr4 import set_cr4
+from mmulab.kvm.hw_cr4 import WHILE_PAGING, set_cr4
 from mmulab.kvm.inject import DB_VECTOR, GP_VECTOR, kvm_queue_exception
 from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.roots import kvm_mmu_new_pgd
@@ -40,9 +40,6 @@ from mmulab.x86.regs import (
     X86_CR0_WP,
     X86_CR4_MCE,
     X86_CR4_PAE,
-    X86_CR4_PKE,
-    X86_CR4_SMAP,
-    X86_CR4_SMEP,
     X86_EFLAGS_FIXED,
     X86_EFLAGS_TF,
 )
@@ -414,7 +411,7 @@ def _vmcb01_save(vcpu: Vcpu, *, single_stepped: bool) -> dict[str, int]:
     cr0, cr4, efer = vcpu.cr0, vcpu.cr4 | X86_CR4_MCE, vcpu.efer | EFER_SVME
     if not vcpu.kvm.config.tdp:
         cr4 |= X86_CR4_PAE
-        cr4 &= ~(0 if cr0 & X86_CR0_PG else X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE)
+        cr4 &= ~(0 if cr0 & X86_CR0_PG else WHILE_PAGING)
         cr0 |= X86_CR0_PG | X86_CR0_WP
         efer = (efer if efer & EFER_LMA else efer & ~EFER_LME) | EFER_NX
     return {
@@ -431,13 +428,15 @@ def _restore_l1(vcpu: Vcpu, l1: dict[str, int]) -> None:
     """Give the vCPU L1's registers again.
 
     CR0 comes before CR4. Without nested paging a change of CR0.PG makes KVM
-    write L2's CR4, with PAE and the host's MCE, to the VMCB in hand, which is
-    L1's already (``svm_set_cr0``, ``svm_set_cr4``): L1 comes back with that. A
-    32-bit L1 then has PAE on over 32-bit tables and shuts down.
+    write L2's CR4, with PAE and the host's MCE, and without SMEP, SMAP and PKE
+    if L1 does not page, to the VMCB in hand, which is L1's already
+    (``svm_set_cr0``, ``svm_set_cr4``): L1 comes back with that. A 32-bit L1
+    then has PAE on over 32-bit tables and shuts down.
     """
-    cr4 = l1["cr4"]
-    if not vcpu.kvm.config.tdp and (vcpu.cr0 ^ l1["cr0"]) & X86_CR0_PG:
-        cr4 = vcpu.cr4 | X86_CR4_PAE | X86_CR4_MCE
+    cr4, config = l1["cr4"], vcpu.kvm.config
+    spoiled = not config.tdp and bool((vcpu.cr0 ^ l1["cr0"]) & X86_CR0_PG)
+    if spoiled and not config.kernel.behaviours.svm_vmexit_restores_cr4:
+        cr4 = vcpu.cr4 & ~(0 if l1["cr0"] & X86_CR0_PG else WHILE_PAGING) | X86_CR4_PAE | X86_CR4_MCE
     vcpu.efer, vcpu.cr0, vcpu.rip = l1["efer"], l1["cr0"] | X86_CR0_PE, l1["rip"]
     set_cr4(vcpu, cr4)
     vcpu.cpl, vcpu.ac = 0, False

@@ -16,6 +16,7 @@ from mmulab.check.allowed import walks_of
 from mmulab.check.failure import FAILURES
 from mmulab.check.mmu import Check, check
 from mmulab.check.oracle import Oracle, Verdict
+from mmulab.check.restored import Restored
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
@@ -310,18 +311,20 @@ def run_case(
         An op is not modelled yet, or the design is unknown.
     """
     runner = runner_of(scenario, design, kernel=kernel)
-    oracle = Oracle(runner.machine)
+    oracle, restored = Oracle(runner.machine), Restored(runner.machine)
 
     def execute(found: _Found) -> None:
         running = runner.results()
         result = next(running)
         oracle.judge(result)
+        restored.after(result)
         found.add(result)
         for index, step in enumerate(scenario.steps):
             found.place = index, format_step(step), step.op
             result = next(running)
             while result.op is not step.op:  # an instruction of the VMM's that goes before
                 oracle.judge(result)
+                restored.after(result)
                 found.add(result)
                 result = next(running)
             verdict, walks, wrong = oracle.judge(result)
@@ -330,7 +333,8 @@ def run_case(
                 _keep_chain(found, step.op, walks)
             elif verdict is not Verdict.WRONG:
                 wrong = _ends_otherwise(result)
-            found.wrong = found.wrong or wrong
+            lost = restored.after(result)
+            found.wrong = found.wrong or wrong or lost
             found.add(result)
             if result.outcome.kind.is_last:
                 break

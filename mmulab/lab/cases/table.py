@@ -10,6 +10,7 @@ as they are or with a level above their EPT.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ from mmulab.conform.recording import Recording, read_recording
 from mmulab.errors import InputError, near
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
+from mmulab.kvm.roles.find import find_design
 from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab.cases.build import (
     below_level_5,
@@ -48,10 +50,25 @@ from mmulab.lab.cases.smm import smm_guest
 from mmulab.scenario.scenario import Scenario
 from mmulab.workload.stream import Stream, load_stream
 
-__all__ = ["Case", "Row", "cases", "find_cases", "read_boot", "read_case", "row", "run_work", "scenario_of"]
+__all__ = [
+    "Case",
+    "Row",
+    "cases",
+    "find_cases",
+    "read_boot",
+    "read_case",
+    "row",
+    "run_work",
+    "scenario_of",
+    "totals",
+    "verdict_of",
+]
 
 OLD_DESIGN = "pre_fix"
 """What each case is compared with: the role word before 5.19."""
+
+DEFAULT = find_design("passthrough")
+"""The word of 6.1: what is wrong under it, Linux itself does wrong."""
 
 MODE_WORDS = {"np": "nonpaging", "32": "32-bit", "pae": "PAE", "64": "4-level", "57": "5-level"}
 
@@ -94,7 +111,7 @@ class Case:
 
 
 _MODES = ("np", "32", "pae", "64", "57")
-_CR4_NOTE = "6.1 gives L1 the CR4 of L2 back at this #VMEXIT, and L1 shuts down (svm_set_cr0)"
+_CR4_NOTE = "6.1 gives L1 the CR4 of L2 back at this #VMEXIT; 6.1+svm_vmexit_restores_cr4 does not"
 
 
 def _modes(l0: int) -> tuple[str, ...]:
@@ -130,7 +147,7 @@ def _nested(l0: int) -> Iterator[Case]:
             for l2 in _modes(l0):
                 # Hosts as in the recordings: the TDP MMU with four levels, the legacy MMU with five.
                 make = partial(nested_guest, l1, l2, l0, nested_paging=nested_paging, npt=npt)
-                spoiled = name == "nonpt-shadow" and l2 == "np" and l1 in ("32", "57")
+                spoiled = name == "nonpt-shadow" and l2 == "np"
                 yield Case(
                     f"{name}-{l1}-l2-{l2}-l0-{l0}",
                     f"npt={npt}, {l0}-level",
@@ -304,6 +321,25 @@ def find_cases(patterns: Iterable[str]) -> list[Case]:
     ]
 
 
+def verdict_of(wrong: bool, *, as_linux: bool) -> str:
+    """Name a verdict.
+
+    >>> verdict_of(False, as_linux=False), verdict_of(True, as_linux=False), verdict_of(True, as_linux=True)
+    ('correct', 'wrong', 'kernel')
+    """
+    return "correct" if not wrong else "kernel" if as_linux else "wrong"
+
+
+def totals(verdicts: Iterable[str]) -> str:
+    """Count verdicts.
+
+    >>> totals(["correct", "kernel", "correct"])
+    '2 right, 0 wrong by design, 1 as Linux'
+    """
+    count = Counter(verdicts)
+    return f"{count['correct']} right, {count['wrong']} wrong by design, {count['kernel']} as Linux"
+
+
 @dataclass(frozen=True)
 class Row:
     """One row after it was run.
@@ -316,17 +352,25 @@ class Row:
         Under that design.
     old : Contrast
         How the old design differs.
+    as_linux : bool
+        What is wrong is wrong under the default design too.
     """
 
     case: Case
     design: RoleDesign
     run: CaseRun
     old: Contrast
+    as_linux: bool = False
 
     @property
     def verdict(self) -> str:
-        """``correct`` or ``wrong``."""
-        return "correct" if self.run.wrong is None else "wrong"
+        """``correct``, ``wrong``, or ``kernel``: the default design ends so too, Linux itself does it."""
+        return verdict_of(self.run.wrong is not None, as_linux=self.as_linux)
+
+    @property
+    def old_verdict(self) -> str:
+        """The same of the old design."""
+        return "wrong" if self.old.wrong else self.verdict
 
     @property
     def roots(self) -> str:
@@ -359,7 +403,7 @@ class Row:
             "events": run.counts,
             "sync": sync_counts(run.machine.kvm).record(),
             OLD_DESIGN: {
-                "verdict": "wrong" if old.wrong or run.wrong else "correct",
+                "verdict": self.old_verdict,
                 "first_wrong": old.wrong._asdict() if old.wrong else None,
                 "passthrough_words": old.passthrough,
                 "events": old.events,
@@ -426,4 +470,6 @@ def row(case: Case, design: RoleDesign | str = "passthrough", *, kernel: Kernel 
     """
     work, chosen = read_case(case), design_of(design)
     run = run_work(work, chosen, kernel=kernel)
-    return Row(case, chosen, run, contrast(run, run_work(work, OLD_DESIGN, kernel=kernel)))
+    default = run if run.wrong is None or chosen is DEFAULT else run_work(work, DEFAULT, kernel=kernel)
+    old = contrast(run, run_work(work, OLD_DESIGN, kernel=kernel))
+    return Row(case, chosen, run, old, run.wrong is not None and run.wrong == default.wrong)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from mmulab.check.access import WrongAccess
 from mmulab.check.failure import FAILURES
+from mmulab.check.judged import record_judged
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
-from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Recording
 from mmulab.workload.record import record_boot
 
@@ -90,7 +90,7 @@ def _record_scenario(case: Case, kernel: Kernel, wrong: int) -> Ran | None:
     scenario = scenario_of(read_case(case))
     for until in (None, wrong, wrong - 1):
         try:
-            return Ran(*record_steps(scenario, kernel=kernel, until=until), "op")
+            return Ran(*record_judged(scenario, kernel=kernel, until=until), "op")
         except FAILURES:
             continue
     return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab.designs.measures import Lookup
 
-__all__ = ["Collision", "collision"]
+__all__ = ["Collision", "collision", "collisions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Collision:
     made_op : int
         The op for which the page that was there was made.
     differ : tuple of str
-        Fields in which the correct design's words differ: what the other one does not say.
+        Fields in which the correct design's words differ: what the other one does not say. Where
+        several pages were shared, those that the wrong access lacked (:mod:`mmulab.lab.designs.missing`).
     reference : RoleDesign
         The correct design.
     """
@@ -57,7 +58,14 @@ class Collision:
 def collision(
     lookups: Sequence[Lookup], reference: RoleDesign, its_lookups: Sequence[Lookup], until: int
 ) -> Collision | None:
-    """Find the first page that a design found where a correct one made another.
+    """Find the first page that a design found where a correct one made another; see :func:`collisions`."""
+    return next(collisions(lookups, reference, its_lookups, until), None)
+
+
+def collisions(
+    lookups: Sequence[Lookup], reference: RoleDesign, its_lookups: Sequence[Lookup], until: int
+) -> Iterator[Collision]:
+    """Yield the pages that a design found where a correct one made others.
 
     Lookups are set side by side by op, gfn and order, so that what the designs
     do besides does not matter. A page that is reached through entries that are
@@ -73,16 +81,12 @@ def collision(
         Of its run on the same work.
     until : int
         The op whose access went wrong; later lookups are not looked at.
-
-    Returns
-    -------
-    Collision or None
     """
     theirs = dict(_numbered(its_lookups))
     first: dict[tuple[int, int], tuple[int, int]] = {}
     for key, ours in _numbered(lookups):
         if ours.op > until:
-            return None
+            return
         other = theirs.get(key)
         page = ours.gfn, ours.role
         if other is None:
@@ -93,8 +97,7 @@ def collision(
             made_op, made = first[page]
             one, two = reference.layout.unpack(made), reference.layout.unpack(other.role)
             differ = tuple(name for name, value in one.items() if two[name] != value)
-            return Collision(ours.op, ours.gfn, ours.role, made, other.role, made_op, differ, reference)
-    return None
+            yield Collision(ours.op, ours.gfn, ours.role, made, other.role, made_op, differ, reference)
 
 
 def _numbered(lookups: Sequence[Lookup]) -> list[tuple[tuple[int, int, int], Lookup]]:

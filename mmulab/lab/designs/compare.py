@@ -29,10 +29,11 @@ from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.root_strategy import special
 from mmulab.lab.cases.run import CaseRun, design_of
-from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of
-from mmulab.lab.designs.collision import Collision, collision
+from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of, verdict_of
+from mmulab.lab.designs.collision import Collision, collisions
 from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
+from mmulab.lab.designs.missing import blamed
 from mmulab.lab.designs.page_bound import PageBound, page_bound
 from mmulab.lab.designs.stream_run import run_stream
 from mmulab.pool import Jobs
@@ -79,8 +80,8 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """``correct`` or ``wrong``."""
-        return "correct" if self.first_wrong is None else "wrong"
+        """``correct``, ``wrong``, or ``kernel``: what is wrong is not the design, Linux itself does so."""
+        return verdict_of(self.first_wrong is not None, as_linux=self.as_default)
 
     def record(self) -> dict[str, Any]:
         """Return the cell as JSON holds it; see :meth:`Comparison.records`."""
@@ -327,7 +328,10 @@ def _cells(case: Case, designs: Sequence[RoleDesign], kernel: Kernel | None) -> 
     def reference() -> _Run:
         return default if plain == rooted else run(_OTHER_ROOTS, rooted)
 
-    return [_cell(case, found, default, needs, reference) for found in runs]
+    def again(design: RoleDesign) -> WrongAccess | None:
+        return run(design, kernel).wrong
+
+    return [_cell(case, found, default, needs, reference, again) for found in runs]
 
 
 def _cell(
@@ -336,12 +340,14 @@ def _cell(
     default: _Run,
     needs: frozenset[str],
     reference: Callable[[], _Run],
+    again: Callable[[RoleDesign], WrongAccess | None],
 ) -> Cell:
     wrong, shared = run.wrong, None
     as_default = wrong == default.wrong
     if wrong is not None and not as_default:
         beside = reference()
-        shared = collision(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op)
+        found = list(collisions(run.observed.lookups, beside.design, beside.observed.lookups, wrong.op))
+        shared = blamed(run.design, wrong.op, found, again)
     base = default.observed if default.wrong is None else None
     measures = measure(run.design, run.observed, DEFAULT.name if base else "", base)
     era = in_its_time(run.design, needs)

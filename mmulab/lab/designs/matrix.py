@@ -49,8 +49,10 @@ def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
         number = recording.number(Moment(ran.ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before {named}, in which the MMU fails")])
     at = Where(ran.ops[wrong.op], named)
+    recording.verdicts.setdefault(at.op, wrong.said)
     if shared is None or cell.case.stream:
         return Wrong(recording, moments(recording, at))
+    recording.found_wrongly[at.op] = shared.gfn, shared.shared
     found = Where(ran.ops[shared.op], f"op {shared.op}")
     return Wrong(recording, moments(recording, at, found=found, page=(shared.gfn, shared.shared)))
 
@@ -82,7 +84,7 @@ def design_matrix(
 
     def live(row: int, column: int) -> Stepper:
         wrong = record_wrong(cells[row][column], kernel)
-        return Stepper(wrong.recording, at=wrong.moments[0][0])
+        return Stepper(wrong.recording, at=wrong.moments[-1][0])
 
     columns = [Column(design.id, design.name, design.summary) for design in found.designs]
     rows = [

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
+from mmulab.check.judged import record_judged
 from mmulab.events import Event
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, Effect, parts
-from mmulab.scenario.record import record_steps
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.recording import Moment, Recording
 from mmulab.widgets.blocks import panels_html
@@ -121,7 +121,7 @@ def _kernels(drift: Drift, effect: Effect) -> tuple[Kernel, Kernel]:
 def _record(case: Case, kernel: Kernel, first: int) -> Side:
     if case.stream:
         return Side(kernel, *record_boot(read_boot(case), first + 1, kernel))
-    recording, ops = record_steps(scenario_of(read_case(case)), kernel=kernel, until=first)
+    recording, ops = record_judged(scenario_of(read_case(case)), kernel=kernel, until=first)
     return Side(kernel, recording, ops[first])
 
 

@@ -7,6 +7,7 @@ from html import escape
 from itertools import islice
 from typing import NamedTuple
 
+from mmulab.check.judged import record_judged
 from mmulab.errors import InputError
 from mmulab.events import (
     kvm_mmu_get_page,
@@ -25,7 +26,6 @@ from mmulab.lab.sync.tables import short
 from mmulab.lab.sync.witnesses import witnesses
 from mmulab.machine.view import shadow_steps
 from mmulab.report.results import Table
-from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Moment, Recording
 from mmulab.trace.sentence import op_sentence
 from mmulab.widgets.blocks import panels_html
@@ -279,7 +279,7 @@ def record_work(case: Case, kernel: Kernel) -> Recording:
     """Run a piece of work, recorded; of a boot the case must name a number of records."""
     if case.stream:
         return record_boot(read_boot(case), case.records or len(read_boot(case)), kernel)[0]
-    return record_steps(scenario_of(read_case(case)), kernel=kernel)[0]
+    return record_judged(scenario_of(read_case(case)), kernel=kernel)[0]
 
 
 def resynced(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None, most: int = 8) -> Places:
@@ -307,7 +307,7 @@ def resynced(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None, mo
 
     return Places(
         ["came back in", "during", "table", "level", "entries"],
-        [[f"op {o.op} of the recording", o.text, f"{o.gfn:#x}", str(o.level), str(o.entries)] for o in found],
+        [[recording.name_of_op(o.op), o.text, f"{o.gfn:#x}", str(o.level), str(o.entries)] for o in found],
         still=still,
         live=lambda number: Stepper(recording, at=found[number].moment),
         name=f"first pages of {name} that came back",

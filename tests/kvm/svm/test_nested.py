@@ -14,7 +14,15 @@ from mmulab import events as ev
 from mmulab.check.told import NPF_FINAL, NPF_TABLE
 from mmulab.errors import InputError
 from mmulab.kvm.state import Request
-from mmulab.kvm.svm.nested import INTERCEPT_WORDS, SVM_EXIT_ERR, SVM_EXITS, VMCB, SvmNested, read_vmcb
+from mmulab.kvm.svm.nested import (
+    INTERCEPT_WORDS,
+    SVM_EXIT_ERR,
+    SVM_EXITS,
+    VMCB,
+    SvmNested,
+    _restore_l1,
+    read_vmcb,
+)
 from mmulab.lab.cases import build
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import OutcomeKind, Teardown
@@ -35,6 +43,8 @@ from mmulab.x86.regs import (
     X86_CR4_PAE,
     X86_CR4_PGE,
     X86_CR4_PKE,
+    X86_CR4_SMAP,
+    X86_CR4_SMEP,
 )
 from tests.kvm.l1 import (
     CONTROL_PAGE,
@@ -409,3 +419,13 @@ def test_cr4_of_l2_comes_back_to_l1_without_npt() -> None:
     assert machine.kvm.vcpus[0].cr4 == LONG.cr4
     _, results = steps(svm("32", "np", 4, nested_paging=False, npt=0), ENTER, LEAVE)
     assert results[-1].outcome.kind is OutcomeKind.SHUTDOWN
+
+
+def test_cr4_of_an_l1_that_does_not_page_comes_back_without_what_acts_on_paging_alone() -> None:
+    """VMRUN is not for such an L1, but the host save area that RSM reads may hold one (svm_set_cr4)."""
+    machine, _ = steps(svm("64", "64", 4, nested_paging=False, npt=0), ENTER)
+    vcpu = machine.kvm.vcpus[0]
+    l1 = {"cr0": X86_CR0_PE, "cr4": 0, "efer": vcpu.efer, "rip": 0}
+    l2s = vcpu.cr4 = X86_CR4_PAE | X86_CR4_PGE | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
+    _restore_l1(vcpu, l1)
+    assert vcpu.cr4 == l2s & ~(X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE) | X86_CR4_MCE

@@ -30,8 +30,9 @@ from mmulab.machine.op import Vmrun
 from mmulab.scenario.scenario import Scenario
 from mmulab.x86.mode import VMX_EPT_EXECUTABLE_MASK, VMX_EPT_READABLE_MASK, VMX_EPT_RWX_MASK
 
-SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l1, l0 in (("32", 4), ("32", 5), ("57", 5))}
-"""Cases in which 6.1 itself shuts L1 down."""
+SPOILED = {f"nonpt-shadow-{l1}-l2-np-l0-{l0}" for l0 in (4, 5) for l1 in ("32", "pae", "64")}
+SPOILED |= {"nonpt-shadow-57-l2-np-l0-5"}
+"""Cases in which 6.1 itself gives L1 another CR4 than it had, and some shut down."""
 PORTALS = {f"npt-64-l2-{l2}-l0-5" for l2 in ("np", "32", "pae", "64", "57")} | {"npt-fault-64-l0-5"}
 PORTALS |= {f"npt-{kind}-64-l0-5" for kind in ("flush-asid", "flush-tlb-control", "dirty-log")}
 WRITTEN = "npt-root-write-64-l0-5"
@@ -77,7 +78,8 @@ def test_no_case_is_missing() -> None:
 
 
 def test_every_case_is_right_but_those_that_6_1_spoils(table: dict[str, Row]) -> None:
-    assert {name for name, found in table.items() if found.verdict != "correct"} == SPOILED
+    assert {name for name, found in table.items() if found.verdict == "kernel"} == SPOILED
+    assert {found.verdict for found in table.values()} == {"correct", "kernel"}
     assert {name for name, found in table.items() if found.case.note} == SPOILED
     for name, found in table.items():
         least = 2 if "la57" in name else 3

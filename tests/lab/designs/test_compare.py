@@ -176,7 +176,7 @@ def test_sums_over_works_are_those_of_the_cells(switches: Comparison) -> None:
 def test_what_is_wrong_under_the_default_design_too_is_not_the_designs_fault() -> None:
     found = compare(["D0", "D4"], find_works(["nonpt-shadow-32-l2-np-l0-4"]))
     assert [(cell.verdict, cell.as_default, cell.collision) for cell in found.cells] == [
-        ("wrong", True, None)
+        ("kernel", True, None)
     ] * 2
 
 

@@ -75,13 +75,17 @@ def test_page_has_a_view_for_each_wrong_access(switches: Comparison) -> None:
     assert "expected gpa 0x300000; reached gpa 0x100000" in html
 
 
-def test_click_opens_a_stepper_where_the_wrong_page_is_found(switches: Comparison) -> None:
+def test_click_opens_a_stepper_at_the_access(switches: Comparison) -> None:
     matrix = design_matrix(switches)
     place = next(place for place in matrix.wrong if matrix.rows[place[0]].name == SWITCH)
     stepper = matrix._live(*place)
     assert isinstance(stepper, Stepper)
-    event = stepper.look.event
-    assert (event.gfn, event.created) == (0x14, False)
+    look = stepper.look
+    assert isinstance(look.op, ops.Read)
+    assert (look.event, look.op_name, look.op.gva) == (None, "op 8", 0x3000)
+    assert look.found_wrongly
+    assert look.page is not None
+    assert (look.page.page.gfn, look.page.page.level) == (0x14, 5)
     matrix.buttons[place].click()
     assert SWITCH in matrix.view.children[0].value
 
@@ -128,7 +132,9 @@ def test_a_boot_is_shown_at_its_record() -> None:
     assert cell.first_wrong is not None
     wrong = record_wrong(cell, COPIED)
     op = wrong.recording.op(wrong.recording.moment(wrong.moments[-1][0]).op)
-    assert (op.gva, cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
+    assert (getattr(op, "gva", None), cell.first_wrong.op) == (cell.first_wrong.gva, 9657)
+    assert wrong.recording.name_of_op(wrong.recording.moment(wrong.moments[-1][0]).op) == "record 9657"
+    assert list(wrong.recording.verdicts.values()) == [cell.first_wrong.said]
     (row,) = design_matrix(compare(["D4"], boot, kernel=COPIED), kernel=COPIED).rows
     assert row.verdicts[0].mark == "✗ record 9657"
 
