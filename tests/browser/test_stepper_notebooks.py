@@ -105,7 +105,7 @@ class Stepping:
 def test_clicks_in_jupyterlab_show_what_the_recording_has(page: Page, tmp_path: Path) -> None:
     recording = record(tour("4-level").scenario)
     with jupyterlab(NOTEBOOKS / "step_a_fault.ipynb", tmp_path) as server:
-        remote = run_all(page, server, last="pages out of sync (")
+        remote = run_all(page, server, last=" out of sync (")
         stepping = Stepping(page, recording)
         at = telling_moment(recording, [1])
         stepping.on(at)

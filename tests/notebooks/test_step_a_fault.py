@@ -24,7 +24,7 @@ def test_tour_runs(reported: Reports) -> None:
     shown = result.harvest(done.notebook)
     assert shown
     assert shown.sentence == (
-        f"{len(done.tables['ops'].rows)} ops, {faults} page faults, 1 pages out of sync (4-level paging)"
+        f"{len(done.tables['ops'].rows)} ops, {faults} page faults, 1 page out of sync (4-level paging)"
     )
     assert shown.picture
     html = done.html
