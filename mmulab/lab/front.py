@@ -3,7 +3,7 @@
 >>> import mmulab
 >>> guest = mmulab.guest("64").map(0x40000000, 0x100000).op("rd s 40000000")
 >>> mmulab.run(guest)
-<CaseRun under passthrough: 1 ops, 1 judged, 4 pages: right>
+<CaseRun under passthrough: 1 ops, 1 judged, 6 pages: right>
 """
 
 from __future__ import annotations
