@@ -12,14 +12,16 @@ holds to that.
 =====  ======================  ===================================================
 floor  room                    what lives there
 =====  ======================  ===================================================
-7      :mod:`mmulab.cli`       the command line
-7      :mod:`mmulab.lab`       experiments: cases, designs compared, validity
-7      ``mmulab.report``       notebooks run with checked parameters, exported
-                               pages, provenance, results tables
-7      :mod:`mmulab.widgets`   the notebooks' controls and figures
+7      ``mmulab.cli``          the command line
+7      ``mmulab.lab``          experiments: cases, designs compared, validity
+7      ``mmulab.report``       notebooks and functions run with checked parameters, in
+                               sweeps; pages, provenance, results tables; what an
+                               install lacks
+7      ``mmulab.widgets``      the notebooks' controls and figures
 6      ``mmulab.check``        the architectural oracle, the adversary's TLB,
                                invariants; fuzzer, explorer and shrinker
-6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as recordings
+6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as
+                               recordings
 5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
                                of ops
 5      ``mmulab.workload``     guest builders and workloads
@@ -31,12 +33,19 @@ floor  room                    what lives there
                                words and their designs in ``roles``; the kernel's
                                assertions; historical bugs as switches
 1      ``mmulab.memory``       host physical memory, memslots
-0      :mod:`mmulab.x86`,      what the processor manuals define; the event types
-       :mod:`mmulab.events`
-0      :mod:`mmulab.archive`,  archives of arrays, files in below a limit and out
-       :mod:`mmulab.files`,    whole; what an input may at most be; the error that
-       :mod:`mmulab.limits`,   bad input raises
-       :mod:`mmulab.errors`
+0      ``mmulab.x86``          what the processor manuals define
+0      ``mmulab.events``       the event types
+0      ``mmulab.archive``      archives of arrays
+0      ``mmulab.cluster``      works given to the workers of a dask scheduler
+0      ``mmulab.parcel``       works packed for them: files by digest
+0      ``mmulab.checks``       one thing that a machine may lack, and the mend
+0      ``mmulab.digests``      digests of files, folders and this package
+0      ``mmulab.files``        files read below a limit and written whole
+0      ``mmulab.deadline``     a limit on the time that a user's code may take
+0      ``mmulab.paths``        where the checkout keeps notebooks and data
+0      ``mmulab.pool``         works given to this machine's processes
+0      ``mmulab.errors``       the error that bad input raises
+0      ``mmulab.limits``       what an input may at most be
 =====  ======================  ===================================================
 
 Two ideas hold it together. *The hardware only sees bits*: shadow tables are

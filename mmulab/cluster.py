@@ -33,7 +33,7 @@ from mmulab.errors import InputError, quoted
 from mmulab.parcel import Parcel, Side
 from mmulab.pool import Arrived, Lost, WorkerError, in_turn
 
-__all__ = ["Cluster", "each"]
+__all__ = ["Cluster", "each", "unwanted"]
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -92,7 +92,8 @@ def each(
     """Yield the results of `function` on each piece of work, done by the workers of a scheduler.
 
     However the iteration ends, the scheduler keeps nothing of it. A work that is
-    under way then goes on to its end, and what it gives is thrown away.
+    under way then goes on to its end, unless it asks :func:`unwanted`, and what it
+    gives is thrown away.
     Interrupted, it first yields what is finished, as :func:`mmulab.pool.each` does.
 
     Parameters
@@ -125,6 +126,15 @@ def each(
             yield from flow.in_order() if in_order else flow.as_they_come()
         finally:
             flow.end()
+
+
+def unwanted() -> bool:
+    """Whether nobody waits any more for the work that asks, on a worker: interrupted, or gone."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    task = worker.state.tasks.get(worker.get_current_task())
+    return task is None or task.state == "cancelled"
 
 
 @contextmanager

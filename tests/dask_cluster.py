@@ -74,6 +74,19 @@ class Loopback:
         """Return a client of the test's own."""
         return Client(self.address, timeout=STARTED, set_as_default=False)
 
+    def works(self) -> bool:
+        """Whether each worker comes to have a task under way."""
+
+        async def busy(dask_scheduler: Scheduler) -> bool:
+            for _ in range(STARTED * 100):
+                if all(worker.processing for worker in dask_scheduler.workers.values()):
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+
+        with self.client() as client:
+            return bool(client.run_on_scheduler(busy))
+
     def forgets(self) -> bool:
         """Whether the scheduler comes to know no task any more; some are on their way out when asked."""
 

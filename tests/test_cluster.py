@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -161,8 +164,47 @@ def test_a_scheduler_that_goes_away_is_said(tmp_path: Path, monkeypatch: pytest.
             next(coming)
 
 
+PROGRAM = """
+import signal
+from mmulab.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.main()
+"""
+INTERRUPTED = {
+    "check": (b"ended=0/2", ["check", "--scope", "ept-64,ept-clear", "--budget", "600", "--json"]),
+    "compare": (b"case/s", ["compare", "--designs", "D0,D5", "--json"]),
+}
+"""What the bar shows, and the command."""
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_command_leaves_the_scheduler_to_others(name: str, two: Loopback) -> None:
+    """What is under way ends, what waits is dropped, and a bar tells how far it was."""
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    bar, args = INTERRUPTED[name]
+    command = [sys.executable, "-c", PROGRAM, *args, "--scheduler", two.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True) as process:
+        os.close(end)
+        assert two.works()
+        seen = b""
+        while bar not in seen:
+            seen += os.read(terminal, 1000)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate()
+    while b"interrupted" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.returncode == 130
+    assert len(json.loads(shown or "[]")) < 2 * 165
+    assert two.forgets()
+    assert list(each(squared, range(4), two.address)) == [0, 1, 4, 9]
+
+
 LOOPBACK = """
 import sys
+import termios
 from pathlib import Path
 from tests.dask_cluster import loopback
 

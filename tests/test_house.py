@@ -79,6 +79,23 @@ def test_imports_point_downward() -> None:
     assert "0 broken" in python(command)
 
 
+def test_the_table_of_the_house_has_the_rooms_of_the_layers() -> None:
+    text = (ROOT / "mmulab/__init__.py").read_text("utf-8")
+    rows = re.findall(r"^(\d+) +(?:``|:mod:`)mmulab\.(\w+)`", text, re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (floors,) = [one for one in project["tool"]["importlinter"]["contracts"] if one["id"] == "floors"]
+    layers = [re.findall(r"\w+", layer) for layer in floors["layers"]]
+    assert [room for _, room in rows] == [room for layer in layers for room in layer]
+    numbers = [int(number) for number, _ in rows]
+    assert numbers == sorted(numbers, reverse=True)
+    floor = {room: number for number, room in rows}
+    assert all(len({floor[room] for room in layer}) == 1 for layer in layers)
+    said = {path.parent.name: path.read_text("utf-8") for path in (ROOT / "mmulab").glob("*/__init__.py")}
+    told = {room: found[1] for room in said if (found := re.match(r'"""Floor (\d+):', said[room]))}
+    assert told
+    assert told == {room: floor[room] for room in told}
+
+
 def test_package_imports_nothing() -> None:
     bare = imported_by("pass")
     assert imported_by("import mmulab") - bare == {"mmulab"}

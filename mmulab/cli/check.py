@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,20 @@ def _places(names: Sequence[str]) -> Iterator[str]:
 
 
 def _interruptible(work: Sequence[Job], jobs: Jobs, out: Path | None) -> Iterator[Hunted]:
-    """Yield what came of each job; an interrupt lets all of them end, and is raised when that is shown."""
-    shared = Shared()
+    """Yield what came of each job; an interrupt lets all of them end, and is raised when that is shown.
+
+    On other machines they only end, and it is raised at once.
+    """
+    shared, ended = Shared(), 0
     hunts = hunt_each(work, jobs, shared, out)
-    with signals.held() as came, _watched(came, shared), closing(hunts):
-        yield from hunts
+    holding = signals.held() if isinstance(jobs, int) else nullcontext(lambda: False)
+    with holding as came, _watched(came, shared, lambda: f"{ended}/{len(work)}"), closing(hunts):
+        for ended, one in enumerate(hunts, 1):  # noqa: B007 - the bar shows it
+            yield one
 
 
 @contextmanager
-def _watched(came: Callable[[], bool], shared: Shared) -> Iterator[None]:
+def _watched(came: Callable[[], bool], shared: Shared, ended: Callable[[], str]) -> Iterator[None]:
     """Pass an interrupt on to the searches, and show how far they are, as long as they run."""
     from tqdm import tqdm
 
@@ -151,7 +156,7 @@ def _watched(came: Callable[[], bool], shared: Shared) -> Iterator[None]:
             while not done.wait(TICK):
                 if came():
                     shared.end()
-                bar.set_postfix(ops=shared.ops, refresh=False)
+                bar.set_postfix(ops=shared.ops, ended=ended(), refresh=False)
                 bar.update(shared.states - bar.n)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -55,7 +55,7 @@ COMMANDS: dict[str, Entry] = {
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
     "diff": Entry("mmulab.cli.diff:diff", "Compare two sets of recordings: differences by kind."),
     "record": Entry("mmulab.cli.record:record_scenarios", "Record scenarios on a real kernel, emulated."),
-    "doctor": Entry("mmulab.cli.doctor:doctor", "Say what this machine lacks to record, and the mend."),
+    "doctor": Entry("mmulab.cli.doctor:doctor", "Say what is installed, what is missing, and the mend."),
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),

@@ -85,8 +85,8 @@ def record_scenarios(
     parameters and levels, is the one that the scenario's header names; --kvm and --levels change it.
     AMD hosts run in QEMU, Intel ones in Bochs.
     Scenarios of one host run in one boot. One that the host does not survive is recorded up to there, with
-    the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor' says what
-    this machine lacks.
+    the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor record'
+    says what this machine lacks.
 
     With --host nothing is booted and no module loaded: scenarios whose host is not this machine as it is are
     left out by name, which also makes the exit code 1. Its settings and its tracing are left as they were. A

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmulab import pool
+from mmulab import cluster, pool
 from mmulab.check.hunt import Hunted, Job, Trouble, hunt
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
@@ -91,7 +91,7 @@ def hunt_each(
     ----------
     jobs : sequence of Job
     processes : int or Workers
-        Others than processes tell nothing of how far they are, and do not end before their time.
+        Others than processes tell nothing until they are over; interrupted, what they have is lost.
     shared : Shared
     out : Path or None
         Folder for the scenarios of what is found.
@@ -114,7 +114,7 @@ def hunt_each(
 
 
 def _hunt_elsewhere(job: Job) -> Hunted:
-    return hunt(job, lambda: False, lambda hunted: None)
+    return hunt(job, cluster.unwanted, lambda hunted: None)
 
 
 def _write(hunted: Hunted, out: Path | None, told: int = 0) -> None:

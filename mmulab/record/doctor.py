@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from mmulab.checks import Check, checked
 from mmulab.errors import InputError
 from mmulab.record.bochs import needed_files
 from mmulab.record.build import compiled_vmm
@@ -17,40 +16,23 @@ from mmulab.record.emulator import HOST_MEBIBYTES
 from mmulab.record.own_host import NEEDS
 from mmulab.record.tools import call, find_tool
 
-__all__ = ["Check", "checks"]
+__all__ = ["checks"]
 
 _MEMINFO = re.compile(r"^MemAvailable:\s*(\d+) kB", re.M)
-
-
-class Check(NamedTuple):
-    """One thing: what it is, whether `mmulab record` can do without more, and what there is or the mend."""
-
-    name: str
-    ok: bool
-    says: str
-    needed: bool = True
-    """False: recording works without it."""
 
 
 def checks() -> list[Check]:
     """Look at this machine."""
     return [
-        _checked("emulator", _emulator),
-        _checked("compiler", lambda: f"the VMM is {compiled_vmm()}"),
-        _checked("packages", lambda: f"{find_tool('dpkg-deb')} unpacks Debian kernels"),
-        _checked("download", lambda: f"{find_tool('apt-get')} downloads them", needed=False),
-        _checked("cache", lambda: str(cache_folder())),
-        _checked("memory", _memory),
-        _checked("intel hosts", _bochs, needed=False),
-        *(_checked(f"--host {name}", partial(look, Path("/")), needed=False) for name, look in NEEDS.items()),
+        checked("emulator", _emulator),
+        checked("compiler", lambda: f"the VMM is {compiled_vmm()}"),
+        checked("packages", lambda: f"{find_tool('dpkg-deb')} unpacks Debian kernels"),
+        checked("download", lambda: f"{find_tool('apt-get')} downloads them", needed=False),
+        checked("cache", lambda: str(cache_folder())),
+        checked("memory", _memory),
+        checked("intel hosts", _bochs, needed=False),
+        *(checked(f"--host {name}", partial(look, Path("/")), needed=False) for name, look in NEEDS.items()),
     ]
-
-
-def _checked(name: str, look: Callable[[], str], needed: bool = True) -> Check:
-    try:
-        return Check(name, True, look(), needed)
-    except InputError as error:
-        return Check(name, False, str(error), needed)
 
 
 def _emulator() -> str:

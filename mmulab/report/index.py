@@ -87,7 +87,7 @@ def _asset(name: str) -> str:
 def _summary(sweep: Sweep, what: str) -> str:
     """Return how many runs there are, by what came of them, and the time they took."""
     states = Counter(run.state for run in sweep.runs)
-    words = [f"{len(sweep.runs)} {what}{'' if len(sweep.runs) == 1 else 's'}"]
+    words = [f"{len(sweep.runs):,} {what}{'' if len(sweep.runs) == 1 else 's'}"]
     words += [
         f'<span class="{state}">{states[state]} {said}</span>'
         for state, said in (("failed", "failed"), ("missing", "not run"))
@@ -126,9 +126,9 @@ def _facts(folder: Path, runs: Sequence[Finished]) -> Iterator[str]:
         version, *commit = package
         words = f"Run by mmulab {escape(version)}"
         for name in commit:
-            changed = ", with changes" if name.endswith("-modified") else ""
-            words += f", commit <code>{escape(name[:12])}</code>{changed}"
+            words += f", commit <code>{escape(name[:12])}</code>"
             words += f" of {day}" if (day := date_of(name)) else ""
+            words += ", with changes" if name.endswith("-modified") else ""
         yield f"{words}."
 
 
@@ -255,7 +255,7 @@ def _sweep(folder: Path, sweep: Sweep) -> str:
 def _runs_table(runs: Sequence[Finished], varied: Sequence[str]) -> str:
     """Return the table of runs: what differs between them, what came of each, and its files."""
     targets = len({run.target for run in runs}) > 1
-    seeds = any(run.seed is not None for run in runs)
+    seeds = any(run.seed is not None and "seed" not in run.parameters for run in runs)
     columns = [
         ("run", "data-sort"),
         *[("target", "data-sort data-choose")] * targets,

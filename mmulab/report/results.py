@@ -9,9 +9,10 @@ gets in: running again gives the same bytes.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -44,7 +45,8 @@ class Table:
         One sentence for the reader.
     fold : str
         A column by whose values the rows are shown folded, a group each; empty for none. A group's
-        heading counts the values of the columns after it, where a column has few.
+        heading counts the values of the columns after it, where a column has few; radio buttons leave
+        the rows with one of those values.
     """
 
     name: str
@@ -87,19 +89,27 @@ class Table:
     def _folded(self) -> str:
         """Return the table in groups that open without a script, in the order in which they come up."""
         at = self.columns.index(self.fold)
-        counted = [
+        few = [
             number
             for number in range(at + 1, len(self.columns))
             if len({row[number] for row in self.rows}) <= _FEW
         ]
+        found = {number: _rarest([row[number] for row in self.rows]) for number in few}
+        choices = {number: values for number, values in found.items() if len(values) > 1}
+        mark = "fold" + hashlib.sha256(repr((self.name, self.columns, self.rows)).encode()).hexdigest()[:12]
         parts = [f"<p>{escape(self.caption)}</p>"] if self.caption else []
+        parts.append(_filter(mark, self.columns, choices))
         for group in dict.fromkeys(row[at] for row in self.rows):
             rows = [row for row in self.rows if row[at] == group]
             words = [f"{_shown(group)}: {len(rows)}"]
-            words += [f"{self.columns[number]}: {_counts(row[number] for row in rows)}" for number in counted]
-            own = _table(*_without(at, self.columns, rows))
-            parts.append(f"<details><summary>{escape('; '.join(words))}</summary>{own}</details>")
-        return f'<div class="folded">{"".join(parts)}</div>'
+            words += [f"{self.columns[number]}: {_counts([row[number] for row in rows])}" for number in few]
+            classes = [_classes(row, choices) for row in rows]
+            own = _table(*_without(at, self.columns, rows), classes=classes)
+            has = " ".join(dict.fromkeys(" ".join(classes).split()))
+            head = f"<summary>{escape('; '.join(words))}</summary>"
+            start = f'<details class="{has}">' if has else "<details>"
+            parts.append(f"{start}{head}{own}</details>")
+        return f'<div class="folded {mark}">{"".join(parts)}</div>'
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in ("name", "columns", "rows", "caption", "fold")}
@@ -113,10 +123,60 @@ def _plain(value: Any) -> Value:
     raise TypeError(f"{value!r} cannot be kept in a results table; give a number, a string or None")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Value]], caption: str = "") -> str:
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Value]],
+    caption: str = "",
+    classes: Sequence[str] = (),
+) -> str:
+    """Return a table; `classes` are those of its rows, if they have any."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    starts = [f'<tr class="{own}">' if own else "<tr>" for own in classes] or ["<tr>"] * len(rows)
+    body = "".join(
+        f"{start}{''.join(map(_cell, row))}</tr>" for start, row in zip(starts, rows, strict=True)
+    )
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+Choices = Mapping[int, Sequence[Value]]
+"""By column: the values that its filter offers."""
+
+
+def _filter(mark: str, columns: Sequence[str], choices: Choices) -> str:
+    """Return radio buttons that leave the rows with one value of a column, by a style sheet alone.
+
+    While one is chosen the groups stand open, in browsers that let a style sheet open them; elsewhere
+    those with such rows are left, to be opened.
+    """
+    style, fields = [], []
+    for number, values in choices.items():
+        buttons = [f'<label><input type="radio" name="{mark}-{number}" checked> all</label>']
+        for at, value in enumerate(values):
+            own, kind = f"{mark}-{number}-{at}", f"c{number}v{at}"
+            chosen = f".{mark}:has(#{own}:checked)"
+            style.append(f"{chosen} :is(tbody tr, details):not(.{kind}) {{ display: none; }}")
+            button = f'<input type="radio" name="{mark}-{number}" class="one" id="{own}">'
+            buttons.append(f"<label>{button} {escape(_shown(value) or 'none')}</label>")
+        legend = f"<legend>{escape(columns[number])}</legend>"
+        fields.append(f"<fieldset>{legend}{''.join(buttons)}</fieldset>")
+    if not fields:
+        return ""
+    style.append(f".{mark}:has(.one:checked) details::details-content {{ {_OPEN} }}")
+    return f"<style>{_FIELDS.replace('ID', mark)}{' '.join(style)}</style>{''.join(fields)}"
+
+
+_OPEN = "content-visibility: visible; block-size: auto;"
+_FIELDS = """
+.ID fieldset { display: inline-block; margin: 0 0.75rem 0.5rem 0; padding: 0.1rem 0.6rem; }
+.ID fieldset { border: 1px solid #ccc; }
+.ID legend { font-size: 0.85rem; color: #555; }
+.ID label { margin-right: 0.75rem; white-space: nowrap; }
+"""
+
+
+def _classes(row: Sequence[Value], choices: Choices) -> str:
+    """Return what the filter knows a row by."""
+    return " ".join(f"c{number}v{values.index(row[number])}" for number, values in choices.items())
 
 
 def _without(
@@ -126,10 +186,15 @@ def _without(
     return [*columns[:at], *columns[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
 
 
-def _counts(values: Iterable[Value]) -> str:
-    """Return how often each value comes, the rarest first: there one looks first."""
-    found = sorted(Counter(map(_shown, values)).items(), key=lambda entry: entry[1])
-    return ", ".join(f"{count} {value}".strip() for value, count in found)
+def _counts(values: Sequence[Value]) -> str:
+    """Return how often each value comes, the rarest first."""
+    found = Counter(values)
+    return ", ".join(f"{found[value]} {_shown(value)}".strip() for value in _rarest(values))
+
+
+def _rarest(values: Sequence[Value]) -> list[Value]:
+    """Return the values, the rarest first: there one looks first."""
+    return [value for value, _ in sorted(Counter(values).items(), key=lambda entry: entry[1])]
 
 
 def is_number(value: object) -> bool:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mmulab.report.doctor import BROWSERS
 from tests.browser.png import pixels
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Request
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -105,7 +105,7 @@ class OfflinePage:
 
 @pytest.fixture(scope="session")
 def _browser() -> Iterator[Browser | None]:
-    executable = next(filter(None, map(shutil.which, NAMES)), None)
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         yield None
         return

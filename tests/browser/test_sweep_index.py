@@ -99,6 +99,25 @@ def test_filters_by_words_and_by_column(offline_page: OpenPage, sweep: Path) -> 
     assert opened.complaints == []
 
 
+def test_of_many_runs_the_first_are_shown(offline_page: OpenPage, tmp_path: Path) -> None:
+    runs = [Made(f"run-{n:04}", parameters={"seed": n, "design": f"D{n % 3}"}) for n in range(450)]
+    opened = offline_page(write_index(make_folder(tmp_path / "many", *runs)))
+    page = opened.page
+    assert page.locator("output").inner_text() == "450 of 450 runs, the first 200 shown"
+    assert shown(opened)[-1] == "run-0199"
+    page.locator("th button", has_text="seed").click()
+    page.locator("th button", has_text="seed").click()
+    assert shown(opened)[0] == "run-0449", "what is not shown is sorted too"
+    page.get_by_label("rows with these words").fill("run-0007")
+    assert shown(opened) == ["run-0007"], "and found"
+    assert page.locator("button.more").is_hidden()
+    page.get_by_label("rows with these words").fill("")
+    page.get_by_role("button", name="show all 450").click()
+    assert len(shown(opened)) == 450
+    assert page.locator("output").inner_text() == "450 of 450 runs"
+    assert opened.complaints == []
+
+
 def test_reads_without_scripts(offline_page: OpenPage, sweep: Path) -> None:
     opened = offline_page(sweep, scripts=False)
     assert len(shown(opened)) == 12

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mmulab.checks import Check
 from mmulab.conform.recording import read_lines
 from mmulab.errors import InputError
 from mmulab.lab import kernel_run as module
 from mmulab.lab.kernel_run import MISSING, find_work, kernel_run, named_works
 from mmulab.record.boot import BootError
-from mmulab.record.doctor import Check
 from mmulab.record.kernel_files import PACKAGES, KernelFiles
 from mmulab.record.session import Recorded
 from mmulab.record.work import Work

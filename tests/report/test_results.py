@@ -67,8 +67,18 @@ def test_folds_by_a_column_and_counts_those_after_it() -> None:
         "odd: 4; verdict: 1 wrong, 3 right",
         "&lt;even&gt;: 1; verdict: 1 right",
     ]
-    assert html.count("<tr>") == 2 + 5
-    assert html.count("<details>") == html.count("<table>") == 2
+    assert re.findall("<(tr|details)(?: class=\"(.*?)\")?>", html) == [
+        ("details", "c2v0 c2v1"),
+        ("tr", ""),
+        ("tr", "c2v0"),
+        *[("tr", "c2v1")] * 3,
+        ("details", "c2v1"),
+        ("tr", ""),
+        ("tr", "c2v1"),
+    ]
+    assert re.findall(r"<legend>(.*?)</legend>", html) == ["verdict"], "n has too many values"
+    assert re.findall(r"> (\w+)</label>", html) == ["all", "wrong", "right"], "the rarest first"
+    assert html.count("<table>") == 2
     assert "<p>Words.</p>" in html
     assert "<th scope=\"col\">kind</th>" not in html
     assert "1,234" in html

@@ -3,6 +3,10 @@
 const table = document.querySelector("table.runs");
 const body = table.tBodies[0];
 const rows = [...body.rows];
+const words_of = rows.map((row) => row.textContent.toLowerCase());
+const AT_ONCE = 200;  // rows that stand in the page: laying out thousands takes seconds
+let order = rows.map((_, at) => at);
+let limit = AT_ONCE;
 const heads = [...table.tHead.rows[0].cells];
 const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
 
@@ -16,12 +20,13 @@ function sort(column) {
   const up = heads[column].getAttribute("aria-sort") !== "ascending";
   heads.forEach((head) => head.removeAttribute("aria-sort"));
   heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
-  const keyed = rows.map((row, at) => [value(row, column), at, row]);
+  const keyed = rows.map((row, at) => [value(row, column), at]);
   keyed.sort((a, b) => {
     const missing = (a[0] === "") - (b[0] === "");
     return missing || (up ? 1 : -1) * compare(a[0], b[0]) || a[1] - b[1];
   });
-  body.append(...keyed.map((entry) => entry[2]));
+  order = keyed.map((entry) => entry[1]);
+  show();
 }
 
 heads.forEach((head, column) => {
@@ -39,7 +44,7 @@ function control(words, element) {
   const label = document.createElement("label");
   label.append(words, element);
   controls.append(label);
-  element.addEventListener("input", filter);
+  element.addEventListener("input", () => { limit = AT_ONCE; show(); });
   return element;
 }
 
@@ -54,16 +59,20 @@ heads.forEach((head, column) => {
 });
 const count = document.createElement("output");
 controls.append(count);
+const more = document.createElement("button");
+more.className = "more";
+more.addEventListener("click", () => { limit = rows.length; show(); });
+table.after(more);
 
-function filter() {
+function show() {
   const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
-  for (const row of rows) {
-    const text = row.textContent.toLowerCase();
-    const fits = [...chosen].every(([at, s]) => s.value === "all" || s.value === "=" + value(row, at));
-    row.hidden = !(fits && words.every((word) => text.includes(word)));
-    shown += !row.hidden;
-  }
-  count.textContent = `${shown} of ${rows.length} runs`;
+  const found = order.filter((at) =>
+    [...chosen].every(([column, s]) => s.value === "all" || s.value === "=" + value(rows[at], column))
+    && words.every((word) => words_of[at].includes(word)));
+  body.replaceChildren(...found.slice(0, limit).map((at) => rows[at]));
+  const first = found.length > limit ? `, the first ${limit} shown` : "";
+  count.textContent = `${found.length} of ${rows.length} runs${first}`;
+  more.hidden = found.length <= limit;
+  more.textContent = `show all ${found.length}`;
 }
-filter();
+show();
