@@ -26,7 +26,7 @@ from mmulab.kvm.hugepage import (
     trace_spte_requested,
 )
 from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.mmu_internal import PageFault, RetPf
+from mmulab.kvm.mmu_internal import PageFault, RetPf, gfn_round_for_level
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch
 from mmulab.kvm.set_spte import mmu_set_spte
@@ -97,7 +97,7 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
             disallowed_hugepage_adjust(kvm, fault, kvm.memory.words[it.sptep >> 3], it.level)
         if it.level == fault.goal_level:
             break
-        base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+        base_gfn = gfn_round_for_level(fault.gfn, it.level)
         sp = kvm_mmu_get_child_sp(
             vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr
         )
@@ -108,7 +108,7 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         it.next()
     if warn_on(kvm, "mmu.c:direct_map:level", it.level != fault.goal_level):
         raise KvmRunError(errno.EFAULT)
-    base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+    base_gfn = gfn_round_for_level(fault.gfn, it.level)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, ACC_ALL, base_gfn, fault.pfn, fault)
     if ret != RetPf.SPURIOUS:
         direct_pte_prefetch(vcpu, it.sptep)

@@ -10,7 +10,7 @@ from mmulab import events as ev
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
-from mmulab.kvm.mmu_internal import PageFault
+from mmulab.kvm.mmu_internal import PageFault, kvm_pages_per_hpage
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm
 
@@ -35,7 +35,7 @@ def kvm_mmu_hugepage_adjust(kvm: Kvm, fault: PageFault) -> None:
     if fault.req_level == 1 or fault.huge_page_disallowed:
         return
     fault.goal_level = fault.req_level
-    mask = (1 << 9 * (fault.goal_level - 1)) - 1
+    mask = kvm_pages_per_hpage(fault.goal_level) - 1
     warn_on(kvm, "mmu.c:kvm_mmu_hugepage_adjust:pfn", (fault.gfn ^ fault.pfn) & mask != 0)
     fault.pfn &= ~mask
 
@@ -45,7 +45,7 @@ def disallowed_hugepage_adjust(kvm: Kvm, fault: PageFault, spte: int, level: int
     if level > 1 and level == fault.goal_level and is_shadow_present_pte(spte) and not is_large_pte(spte):
         if kvm.behaviours.nx_huge_page_is_tagged and not kvm.pages[spte_to_pfn(spte)].lpage_disallowed:
             return
-        mask = (1 << 9 * (level - 1)) - (1 << 9 * (level - 2))
+        mask = kvm_pages_per_hpage(level) - kvm_pages_per_hpage(level - 1)
         fault.pfn |= fault.gfn & mask
         fault.goal_level -= 1
 
@@ -54,5 +54,5 @@ def trace_spte_requested(kvm: Kvm, fault: PageFault) -> None:
     """Report what the fault wants mapped."""
     emit = kvm.emit
     if emit is not None:
-        offset = fault.gfn & ((1 << 9 * (fault.goal_level - 1)) - 1)
+        offset = fault.gfn & (kvm_pages_per_hpage(fault.goal_level) - 1)
         emit(ev.kvm_mmu_spte_requested(fault.gfn, fault.pfn | offset, fault.goal_level))

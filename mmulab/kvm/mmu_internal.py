@@ -1,7 +1,8 @@
 """A page fault on its way through the MMU, and what becomes of it.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu_internal.h`` (``struct kvm_page_fault``, ``RET_PF_*``),
-``include/linux/kvm_host.h`` (``KVM_PFN_*``).
+``include/linux/kvm_host.h`` (``KVM_PFN_*``), ``arch/x86/include/asm/kvm_host.h``
+(``KVM_PAGES_PER_HPAGE``); 6.12 ``mmu_internal.h`` (``gfn_round_for_level``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 KVM_PFN_NOSLOT = -1
 KVM_PFN_ERR_RO_FAULT = -2
 KVM_PFN_ERR_FAULT = -3
+
+
+def gfn_round_for_level(gfn: int, level: int) -> int:
+    """Return the first gfn of the page of `level` that `gfn` lies in."""
+    return gfn & -kvm_pages_per_hpage(level)
+
+
+def kvm_pages_per_hpage(level: int) -> int:
+    """Return how many small pages one of `level` has (``KVM_PAGES_PER_HPAGE``)."""
+    return 1 << 9 * (level - 1)
 
 
 class RetPf(IntEnum):

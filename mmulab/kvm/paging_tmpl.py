@@ -25,7 +25,7 @@ from mmulab.kvm.hugepage import (
 )
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
 from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.mmu_internal import PageFault, RetPf
+from mmulab.kvm.mmu_internal import PageFault, RetPf, gfn_round_for_level, kvm_pages_per_hpage
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.roles.root_strategy import top_table_level
@@ -107,7 +107,7 @@ def _is_self_change_mapping(vcpu: Vcpu, gw: Walk, fault: PageFault) -> bool:
     if not gw.pte_access & ACC_WRITE_MASK and (vcpu.mmu.cpu_role.cr0_wp or fault.user):
         return False
     gfn = gw.pa >> 12
-    mask = ~((1 << 9 * (gw.level - 1)) - 1)
+    mask = -kvm_pages_per_hpage(gw.level)
     changed = False
     for level in range(gw.level, gw.max_level + 1):
         difference = gfn ^ (gw.entry_addr[level] >> 12)
@@ -180,7 +180,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         if it.level == fault.goal_level:
             break
         validate_direct_spte(kvm, it.sptep, direct_access)
-        base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+        base_gfn = gfn_round_for_level(fault.gfn, it.level)
         sp = kvm_mmu_get_child_sp(
             vcpu, it.sptep, base_gfn, direct=True, access=direct_access, addr=fault.addr
         )
@@ -193,7 +193,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         raise KvmRunError(errno.EFAULT)
     if kvm.bugs.B15:
         _allow_supervisor_write(vcpu, gw, fault)
-    base_gfn = fault.gfn & ~((1 << 9 * (it.level - 1)) - 1)
+    base_gfn = gfn_round_for_level(fault.gfn, it.level)
     ret = mmu_set_spte(vcpu, fault.slot, it.sptep, gw.pte_access, base_gfn, fault.pfn, fault)
     if kvm.sync.follows_leaves and it.level == gw.level == 1:
         kvm.sync.leaf_set(vcpu, sptep_to_sp(kvm, it.sptep), spte_index(it.sptep), gw.ptes[1])

@@ -198,10 +198,10 @@ kvm.shadow_page:kvm_mmu_child_role
 - quadrant = config.kernel.derivation.quadrant(facts, spte_index(sptep), addr)
 + quadrant = 0
 
-R4: sh/nonpaging tdp0/large-64
-kvm.direct:direct_map
-- vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr
-+ vcpu, it.sptep, base_gfn, direct=False, access=ACC_ALL, addr=fault.addr
+R4: sh/nonpaging
+kvm.context:kvm_calc_cpu_role
+- return CpuRole(direct=1, smm=smm, guest_mode=int(guest_mode), valid=1)
++ return CpuRole(smm=smm, guest_mode=int(guest_mode), valid=1)
 
 R4: sh/large-64
 kvm.paging_tmpl:fetch
