@@ -3,7 +3,7 @@
 # make test     the tests (SELECT= runs the slow ones too)
 # make lint     ruff, mypy --strict, import directions
 # make fuzz     the fuzzers, for FUZZ_SECONDS (600) altogether; findings go to out/fuzz
-# make lab      JupyterLab on the notebooks
+# make lab      JupyterLab on the notebooks (LAB_ARGS= goes to it: LAB_ARGS='--no-browser --port 9000')
 # make lock     requirements.lock anew from pyproject.toml; needs uv
 
 VENV  := .venv
@@ -14,6 +14,7 @@ JOBS   ?= 2
 SELECT ?= -m "not slow"
 FUZZ_SECONDS ?= 600
 LOCKED ?=
+LAB_ARGS ?=
 LOCK   := requirements.lock
 
 # The first of these interpreters that runs and has a supported version.
@@ -56,7 +57,7 @@ lock:
 	    --custom-compile-command 'make lock' --output-file $(LOCK) pyproject.toml -
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -53,7 +53,44 @@ frames of host memory and the processor's walk reads those frames, so a fault
 of the hypervisor shows as what the guest sees. *Everything observable is an
 event or a counter*: figures, reports and comparisons read those and nothing else.
 
-Importing the package or its engine imports no notebook package.
+Importing the package or its engine imports no notebook package. The names of ``__all__`` are the
+front (:mod:`mmulab.lab.front`): each is imported when it is first asked for.
 """
 
+from __future__ import annotations
+
+import importlib
+
+TYPE_CHECKING = False  # type checkers take it for true; the module typing need not be imported
+if TYPE_CHECKING:
+    from mmulab.kvm.kernel import Kernel as Kernel
+    from mmulab.lab.front import cases as cases
+    from mmulab.lab.front import compare as compare
+    from mmulab.lab.front import guest as guest
+    from mmulab.lab.front import run as run
+    from mmulab.machine.machine import Machine as Machine
+
+__all__ = ["Kernel", "Machine", "__version__", "cases", "compare", "guest", "run"]
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Kernel": "mmulab.kvm.kernel",
+    "Machine": "mmulab.machine.machine",
+    "cases": "mmulab.lab.front",
+    "compare": "mmulab.lab.front",
+    "guest": "mmulab.lab.front",
+    "run": "mmulab.lab.front",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmulab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TypeVar
 
 from mmulab.limits import PATH, QUOTED
 
 Thing = TypeVar("Thing")
+
+
+_ALIKE = 0.7
+"""How alike names must be, of 1, for one to be a misspelling of the other."""
 
 
 class InputError(ValueError):
@@ -52,6 +57,19 @@ def named(path: object) -> str:
     return quoted(path, PATH)
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a question after the known name that is most like a misspelt one; empty if none is like it.
+
+    >>> near("passthru", ["glevel", "passthrough"]), near("b", ["B1", "B2"]), near("b2", ["B1", "B2"])
+    ("did you mean 'passthrough'? ", '', "did you mean 'B2'? ")
+    """
+    lower = {one.lower(): one for one in reversed(list(known)) if one}
+    is_id = len(name) < 2 or (len(name) < 5 and any(map(str.isdigit, name)))  # as B9: one letter is much
+    alike = 1 if is_id else _ALIKE
+    found = get_close_matches(name[:QUOTED].lower(), lower, 1, alike)
+    return f"did you mean '{lower[found[0]]}'? " if found else ""
+
+
 def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> Thing:
     """Return what is called `name`.
 
@@ -70,5 +88,6 @@ def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> T
         Nothing is called so.
     """
     if name not in known:
-        raise InputError(f"{what} '{quoted(name)}': unknown; the {kind} are {', '.join(known)}")
+        hint = near(name, known)
+        raise InputError(f"{what} '{quoted(name)}': unknown; {hint}the {kind} are {', '.join(known)}")
     return known[name]

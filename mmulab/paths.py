@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, near
 
 __all__ = ["checkout", "data", "name_of", "notebook", "notebooks", "short_name"]
 
@@ -73,5 +73,6 @@ def notebook(name: str) -> Path:
     """
     known = {path.stem: path for path in notebooks()}
     if name not in known:
-        raise InputError(f"notebook '{name}': unknown; the project has {', '.join(known) or 'none'}")
+        there = ", ".join(known) or "none"
+        raise InputError(f"notebook '{name}': unknown; {near(name, known)}the project has {there}")
     return known[name]

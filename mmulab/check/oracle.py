@@ -33,9 +33,9 @@ from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome, OutcomeKind
 from mmulab.machine.stubs import instruction_of
+from mmulab.machine.view import gpa_of
 from mmulab.scenario.runner import HOST_OPS, Result
 from mmulab.trace.judge import access_kind
-from mmulab.trace.view import gpa_of
 from mmulab.x86.mode import is_canonical
 from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import EFER_LMA

@@ -12,16 +12,21 @@ from typing import Any, NamedTuple
 import click
 
 from mmulab.cli import signals
+from mmulab.cli.complete import complete_cases
 from mmulab.cli.options import KernelChoice, kernel_options
-from mmulab.cli.progress import progress
+from mmulab.cli.progress import progress, working
+from mmulab.cli.work import on_kernel, read_work
+from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.counts import sync_counts
 from mmulab.lab.cases.kinds import KINDS, kind_of
 from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
+from mmulab.scenario.text import format_scenario
 
 
 @click.command()
-@click.argument("names", metavar="[CASE]...", nargs=-1)
+@click.argument("names", metavar="[CASE]...", nargs=-1, shell_complete=complete_cases)
+@click.option("--text", is_flag=True, help="Print the one CASE's scenario, to keep in a file; run nothing.")
 @click.option("--wrong-only", is_flag=True, help="Only cases that are wrong, under either role word.")
 @click.option("--wide", is_flag=True, help="Whole lines on a terminal too, as elsewhere.")
 @click.option("--details", is_flag=True, help="Also the roles on the way to a page, every role made, events.")
@@ -29,6 +34,7 @@ from mmulab.lab.cases.table import OLD_DESIGN, Row, find_cases, row
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a case.")
 def cases(
     names: tuple[str, ...],
+    text: bool,
     wrong_only: bool,
     wide: bool,
     details: bool,
@@ -43,6 +49,9 @@ def cases(
     quadrant 1. On a terminal a line is cut where the window ends. The last lines count the cases by kind,
     and name first the kinds in which some are wrong.
     """
+    if text:
+        _show_text(names, choice)
+        return
     chosen = choice.over(LINUX_6_1)
     known = find_cases(names)
     made = (row(case, chosen.design, kernel=chosen if choice.given else None) for case in known)
@@ -68,6 +77,14 @@ def cases(
             told.append(_tell(found, fitted=width is not None, details=details))
             if not wrong_only:
                 show(told[-1].lines)
+
+
+def _show_text(names: Sequence[str], choice: KernelChoice) -> None:
+    if len(names) != 1:
+        raise InputError("--text prints the scenario of one CASE; name one")
+    with working(names[0]):
+        scenario = on_kernel(read_work(names[0]), choice)
+    click.echo(format_scenario(scenario), nl=False)
 
 
 class _Told(NamedTuple):

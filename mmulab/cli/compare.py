@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from mmulab.cli import signals
+from mmulab.cli.complete import complete_case_list
 from mmulab.cli.drift import compare_kernels
 from mmulab.cli.options import SCHEDULER, KernelChoice, rule_options, workers
 from mmulab.cli.progress import progress
@@ -30,7 +31,14 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 )
 @click.option("--kernels", metavar="NAME,..", help="Compare kernels instead: the first with each other one.")
 @click.option("--syncs", metavar="NAME,..", help="Compare sync policies instead.")
-@click.option("--cases", metavar="NAME,..", default=ALL, show_default=True, help="Cases, recordings, boots.")
+@click.option(
+    "--cases",
+    metavar="NAME,..",
+    default=ALL,
+    show_default=True,
+    shell_complete=complete_case_list,
+    help="Cases, recordings, boots, FILE.mmu.",
+)
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workloads.")
@@ -54,11 +62,12 @@ def compare(
     """Run each design on each case and show which are wrong, with the access, and what each costs.
 
     A case is one of 'mmulab cases', or a recording of a real kernel (conformance/6.1.192/sh/mode-switch),
-    judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded addresses,
-    or a workload in a paging mode on a host (workload/fork-exec/64/shadow), judged by the guest's tables;
-    '*' in a name stands for anything. Of a wrong cell the page is shown that was shared, and the bit that
-    would have told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the
-    name by which it was asked for; design_name and design_id are its own.
+    judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded
+    addresses, or a workload in a paging mode on a host (workload/fork-exec/64/shadow), judged by the
+    guest's tables, or a scenario of your own (FILE.mmu), judged by the guest's tables; '*' in a name
+    stands for anything. Of a wrong cell the page is shown that was shared, and the bit that would have
+    told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the name by
+    which it was asked for; design_name and design_id are its own.
 
     With --kernels 6.1,6.12 each case runs on both, with each change between them alone and with all
     but it: page faults, flushes, syncs, zaps and emulations more or fewer, and where it first shows.

@@ -11,6 +11,7 @@ import click
 
 from mmulab.check.features import STATES, Feature
 from mmulab.check.features import features as table
+from mmulab.cli.progress import working
 from mmulab.kvm.kernels import KERNELS
 
 WIDTH = 110
@@ -27,7 +28,9 @@ def features(as_json: bool, state: str | None) -> None:
     conformant: recordings of the kernel exercise it, and the model agrees with them. modelled: a test
     shows it, but no recording. not modelled: neither; the row says why.
     """
-    rows = [row for row in table() if state is None or state in row.states.values()]
+    with working("features"):
+        every = table()
+    rows = [row for row in every if state is None or state in row.states.values()]
     known = [{"section": row.section, **row._asdict()} for row in rows]
     for line in [json.dumps(known)] if as_json else _lines(rows):
         click.echo(line)

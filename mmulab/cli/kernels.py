@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import click
 
+from mmulab.cli.group import Group
 from mmulab.cli.options import kernel_name
 from mmulab.events import FUNCTIONS
 from mmulab.kvm.behaviours import CHANGES
@@ -17,7 +18,7 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import KERNELS, LINUX_6_1, find_kernel
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def kernels(ctx: click.Context, as_json: bool) -> None:

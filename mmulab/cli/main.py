@@ -31,9 +31,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from mmulab import __version__, files, limits
 from mmulab.cli import signals
+from mmulab.cli.group import Group
 from mmulab.errors import InputError, quoted
 
 
@@ -71,6 +73,8 @@ COMMANDS: dict[str, Entry] = {
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
 
+COMPLETE = "_MMULAB_COMPLETE"
+"""The variable by which a shell asks for its completion, as ``bash_source`` or ``bash_complete``."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
 TERMINATED = 143
@@ -79,7 +83,7 @@ BROKEN_PIPE = 141
 """Exit code when the reader of stdout went away: 128 + SIGPIPE."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command only to run it or to show its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -96,6 +100,12 @@ class LazyGroup(click.Group):
             command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), f"{entry.target} is no click command"
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name from the table alone, and an option."""
+        named = [(name, entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(name, help=text) for name, text in named), *options]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the map of the command line from the table alone."""
@@ -128,6 +138,8 @@ def run(args: Sequence[str], *, signalled: bool = False) -> int:
         return _invoke(args)
     except InputError as error:
         return _complain(str(error), 2)
+    except click.UsageError as error:
+        return _complain(_usage(error), 2)
     except click.ClickException as error:
         return _complain(error.format_message(), 2)
     except signals.Terminated:
@@ -153,6 +165,14 @@ def _invoke(args: Sequence[str]) -> int:
         code = leave.exit_code
     sys.stdout.flush()
     return code
+
+
+def _usage(error: click.UsageError) -> str:
+    """Return what is wrong with the words of a command, and where to read how they go."""
+    message = error.format_message()
+    if error.ctx is None or "--help'" in message:
+        return message
+    return f"{message.rstrip('.')}; see '{error.ctx.command_path} --help'"
 
 
 def _complain(message: str, code: int) -> int:
@@ -197,6 +217,9 @@ def main() -> None:
         _check_streams()
     except InputError as error:
         sys.exit(_complain(str(error), 2))
+    asked = os.environ.get(COMPLETE)
+    if asked:
+        sys.exit(shell_complete(cli, {}, "mmulab", COMPLETE, asked))
     try:
         code = run(sys.argv[1:], signalled=True)
         signals.ignore()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
+from mmulab.cli.complete import complete_designs, complete_kernels
 from mmulab.cluster import Cluster
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel, spelled
@@ -41,12 +42,14 @@ _KERNEL = click.option(
     "--kernel",
     metavar="NAME",
     callback=_kernel_name,
+    shell_complete=complete_kernels,
     show_default=f"{LINUX_6_1}, or the recording's",
     help="Kernel ('mmulab kernels'): 6.12, 6.1.0-31-amd64, 6.12-dummy_root, or file.py:KERNEL.",
 )
 _DESIGN = click.option(
     "--design",
     metavar="NAME",
+    shell_complete=complete_designs,
     show_default=LINUX_6_1.design.name,
     help="Role design, by name or id ('mmulab designs'), or module:Class or file.py:Class.",
 )

@@ -1,15 +1,20 @@
-"""A progress bar on stderr, if someone sees it."""
+"""A progress bar on stderr, or the seconds that something takes, if someone sees it."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from threading import Event, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
-__all__ = ["progress"]
+PATIENCE = 2.0
+"""Seconds before it is said that a command still works."""
+
+__all__ = ["PATIENCE", "progress", "working"]
 
 
 def progress(
@@ -33,3 +38,33 @@ def progress(
         for item in items:
             bar.update()
             yield item
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal how long `what` takes, once it takes more than two seconds; clear that at the end.
+
+    For work that cannot be counted. Nothing inside may start processes or print.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = Event()
+    teller = Thread(target=_tell, args=(what, done), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _tell(what: str, done: Event) -> None:
+    began = time.monotonic()
+    if done.wait(PATIENCE):
+        return
+    while True:
+        print(f"\r{what}: {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
+        if done.wait(1):
+            break
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from mmulab.cli.group import Group
 from mmulab.cli.number import LONGEST, read_hex, read_number, short
 from mmulab.cli.role_input import Reading, read_roles
 from mmulab.errors import InputError
@@ -99,7 +100,7 @@ def _reads(command: Callable[..., None]) -> Callable[..., None]:
 _JSON: Decorator = click.option("--json", "as_json", is_flag=True, help="JSON instead of lines.")
 
 
-@click.group()
+@click.group(cls=Group)
 def role() -> None:
     """Read and write role words (union kvm_mmu_page_role) as a kernel or a role design does."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from mmulab.cli.group import Group
 from mmulab.cli.number import read_hex, short
 from mmulab.cli.options import kernel_name
 from mmulab.errors import InputError
@@ -28,7 +29,7 @@ class Reading(NamedTuple):
     entry: DecodedSpte
 
 
-@click.group()
+@click.group(cls=Group)
 def spte() -> None:
     """Read shadow entries (sptes) bit by bit, as a kernel makes them on a host."""
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import click
 
 from mmulab.check.failure import FAILURES
+from mmulab.cli.complete import complete_works
 from mmulab.cli.options import KernelChoice, kernel_options
+from mmulab.cli.progress import working
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import find_kernel
@@ -42,7 +44,7 @@ _ASK = {"/": "search", "g": "moment", "a": "gva"}
 
 
 @click.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=complete_works)
 @click.option("--at", type=int, metavar="N", help="Begin, or open the page, at moment N.")
 @click.option("--wrong", is_flag=True, help="Say what goes wrong first, and begin or open the page there.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
@@ -106,7 +108,8 @@ def _recording(file: str, choice: KernelChoice) -> Recording:
     scenario = on_kernel(read_work(file), choice)
     kernel = choice.over(find_kernel(scenario.header.kernel))
     try:
-        return record(scenario, kernel=kernel)
+        with working(f"step {file}"):
+            return record(scenario, kernel=kernel)
     except FAILURES as error:
         if isinstance(error, InputError | NotImplementedError):
             raise
@@ -120,7 +123,9 @@ def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:
     from mmulab.lab.first_wrong import first_wrong  # the searches' watchers, which no other step needs
 
     scenario = on_kernel(read_work(file), choice)
-    recording, at, finding = first_wrong(scenario, choice.over(find_kernel(scenario.header.kernel)))
+    kernel = choice.over(find_kernel(scenario.header.kernel))
+    with working(f"step {file}"):
+        recording, at, finding = first_wrong(scenario, kernel)
     click.echo(f"{file}: nothing goes wrong" if finding is None else f"{file}: {finding}", err=True)
     return recording, at
 

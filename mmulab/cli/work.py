@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmulab.cli.options import KernelChoice
 from mmulab.conform.recording import SUFFIXES, read_recording
-from mmulab.errors import InputError, named
+from mmulab.errors import InputError, named, near
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works
@@ -35,7 +35,8 @@ def read_work(file: str) -> Scenario:
         return read_recording(Path(file)).scenario
     if not file or os.path.lexists(file):
         return read_scenario(file)
-    for case in find_works(["*", "sync/*", "conformance/*", "workload/*"]):
-        if case.name == file:
-            return scenario_of(read_case(case))
-    raise InputError(f"{named(file)}: neither a file nor a case; 'mmulab cases' lists the cases")
+    known = {case.name: case for case in find_works(["*", "sync/*", "conformance/*", "workload/*"])}
+    if file in known:
+        return scenario_of(read_case(known[file]))
+    hint = near(file, known)
+    raise InputError(f"{named(file)}: neither a file nor a case; {hint}'mmulab cases' lists the cases")

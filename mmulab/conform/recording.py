@@ -16,13 +16,14 @@ from typing import Any
 from mmulab import events as ev
 from mmulab import files
 from mmulab.conform.codec import decode_event
-from mmulab.conform.outcome import HOST_DIED, Decoded, decode_outcome
+from mmulab.conform.outcome import HOST_DIED, Decoded, decode_outcome, outcome_str
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernels import recorded_kernel
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import GrammarError, Step, parse_step
 from mmulab.scenario.scenario import HOST_DEFAULTS, Header, Regs, Scenario
+from mmulab.x86.markup import table_html
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 INIT = "init"
@@ -100,6 +101,18 @@ class Recording:
         """Index of the teardown, also where the kernel did not live to see it."""
         last = self.ops[-1]
         return last.index + (last.text != TEARDOWN)
+
+    def __repr__(self) -> str:
+        events = sum(len(op.events) for op in self.ops)
+        header = self.scenario.header
+        return (
+            f"<Recording {self.path}: {header.mode} guest, {header.vendor} host with {header.kernel}, "
+            f"{len(self.steps)} ops, {events} events>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[op.index, op.text, outcome_str(op.outcome), len(op.events)] for op in self.ops]
+        return table_html(["op", "text", "outcome", "events"], rows, repr(self))
 
 
 def find_recordings(paths: Iterable[str]) -> list[Path]:

@@ -8,7 +8,7 @@ from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.spte import is_shadow_present_pte
 from mmulab.kvm.state import Kvm
 from mmulab.machine.machine import Machine
-from mmulab.trace.view import GuestWalk, ShadowStep, guest_walk, hpa_str, shadow_steps
+from mmulab.machine.view import GuestWalk, ShadowStep, guest_walk, hpa_str, shadow_steps
 from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 
 _GUEST_FLAGS = ((0, "P"), (1, "W"), (2, "U"), (5, "A"), (6, "D"), (7, "PS"), (8, "G"), (63, "NX"))

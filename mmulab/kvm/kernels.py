@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from mmulab.errors import InputError, quoted
+from mmulab.errors import InputError, near, quoted
 from mmulab.kvm.behaviours import CHANGES, with_behaviours
 from mmulab.kvm.bug import SWITCHES
 from mmulab.kvm.event_words import EVENTS_6_12
@@ -26,6 +26,8 @@ from mmulab.kvm.sync.unsync_children import unsync_children
 _TOGGLE = re.compile(r"([+-])([A-Za-z]\w*)")
 _IS_RELEASE = re.compile(r"$|[-~+_]*[a-z]*[0-9]|\+$")
 """What may follow a release's numbers in a distribution's name; a word is a behaviour or bug misspelt."""
+_MISSPELT = re.compile(r"([0-9.]*)([+-]?)(.*)", re.DOTALL)
+"""A release, a sign and what is neither a behaviour nor a bug."""
 _FLAVOUR = re.compile(r"deb[0-9]+|debug|rt|64k")
 """What follows a ``+`` in the name of a distribution's kernel."""
 _VERSION = re.compile(r"\b\d+\.\d+\.[1-9]\d*\b")
@@ -84,12 +86,14 @@ def known_kernel(name: str) -> Kernel:
     for kernel in KERNELS.values():
         if name in (kernel.name, _series(kernel)):
             return kernel
-    raise InputError(f"kernel '{quoted(name)}': {_unknown()}")
+    raise InputError(f"kernel '{quoted(name)}': {_unknown(name)}")
 
 
-def _unknown() -> str:
+def _unknown(name: str) -> str:
+    base, sign, toggle = _MISSPELT.findall(name)[0]
+    hint = near(toggle, [*CHANGES, *SWITCHES]).replace("'", f"'{base}{sign}", 1) if sign else ""
     return (
-        f"unknown; the kernels are {', '.join(KERNELS)}, or file.py:KERNEL; "
+        f"unknown; {hint}the kernels are {', '.join(KERNELS)}, or file.py:KERNEL; "
         f"behaviours ('mmulab kernels') and bugs ('mmulab bugs') follow as +NAME or -NAME"
     )
 
@@ -122,7 +126,7 @@ def spelled(name: str) -> tuple[str, str]:
     kernel = next((k for k in KERNELS.values() if _release(_series(k)) == release.series), None)
     if kernel is None:
         taken = "" if release.is_plain else f" ({release.said()})"
-        raise InputError(f"kernel '{quoted(base)}'{taken}: {_unknown()}")
+        raise InputError(f"kernel '{quoted(base)}'{taken}: {_unknown(base)}")
     why = f"{release.open}; " if release.open else ""
     if not release.open and release.taken_as != kernel.name:
         why = "not recorded; " if release.is_plain else f"{release.taken_as} was not recorded; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from mmulab.kvm.memslot import PteList
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.x86.markup import facts_html
+from mmulab.x86.pferr import ACC_STRINGS
 
 
 class ShadowPage:
@@ -110,24 +111,39 @@ class ShadowPage:
         self.pdptes = False
         self.one_off = False
 
+    def role_str(self) -> str:
+        """Return the role in words, as the ``kvm_mmu_page`` tracepoints name its fields.
+
+        What decides an access without standing in the header (CR0.WP, SMEP, SMAP) is in the word alone.
+        """
+        flags = {
+            "direct": self.direct,
+            "passthrough": self.passthrough,
+            "guest_mode": self.guest_mode,
+            "invalid": self.invalid,
+        }
+        parts = [f"l{self.level}", f"{4 if self.has_4_byte_gpte else 8}-byte", f"q{self.quadrant}"]
+        return " ".join([*parts, ACC_STRINGS[self.access], *(name for name, flag in flags.items() if flag)])
+
+    def state_str(self) -> str:
+        """Say whether its entries follow the guest's: ``sync`` or ``unsync``, and what lies below."""
+        below = f", {self.unsync_children} unsync children" if self.unsync_children else ""
+        return f"{'unsync' if self.unsync else 'sync'}{below}"
+
     def __repr__(self) -> str:
-        return (
-            f"ShadowPage(frame {self.frame:#x}, gfn {self.gfn:#x}, role {self.role:#x}, l{self.level}"
-            f" q{self.quadrant}{' direct' if self.direct else ''}{' invalid' if self.invalid else ''}"
-            f" root {self.root_count} {'unsync' if self.unsync else 'sync'})"
-        )
+        said = f"{self.role_str()}, {self.state_str()}"
+        root = f", held as root {self.root_count}x" if self.root_count else ""
+        return f"<ShadowPage gfn {self.gfn:#x} role {self.role:#x}: {said}{root}>"
 
     def _repr_html_(self) -> str:
         facts = {
             "gfn": f"{self.gfn:#x}",
             "role": f"{self.role:#x}",
-            "level": self.level,
-            "quadrant": self.quadrant,
+            "in words": self.role_str(),
             "shadows a guest table": self.has_gptes,
-            "state": f"{'invalid ' if self.invalid else ''}{'unsync' if self.unsync else 'sync'}",
+            "state": self.state_str(),
             "held as root": self.root_count,
             "parents": " ".join(f"{sptep:#x}" for block in self.parent_ptes for sptep in block),
-            "unsync children": self.unsync_children,
         }
         return facts_html(facts, f"shadow page in frame {self.frame:#x}")
 

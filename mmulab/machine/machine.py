@@ -62,8 +62,10 @@ from mmulab.machine.stubs import (
     operand_words,
     vm_entry,
 )
+from mmulab.machine.view import Pages, Walks, walks
 from mmulab.memory.host import ALL_ACCESS, FRAME_BYTES, READ_ACCESS, HostMemory
 from mmulab.x86.insn import Instruction
+from mmulab.x86.markup import facts_html
 
 HUGE = 1 << 21
 
@@ -142,6 +144,26 @@ class Machine:
             for name, value in vcpu.stat.items():
                 stats[name] = stats.get(name, 0) + value
         return stats
+
+    def pages(self) -> Pages:
+        """Return the shadow pages that there are, in the order in which they were made."""
+        return Pages(self.kvm.pages.values())
+
+    def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
+        """Return where `gva` leads now, by the guest's tables and by those in use; nothing changes."""
+        return walks(self, gva, vcpu=vcpu)
+
+    def __repr__(self) -> str:
+        host, kernel = self.config.host, self.config.kernel
+        return (
+            f"<Machine {host.vendor} tdp={host.tdp:d} on {kernel.name}, {kernel.design.name}: "
+            f"{len(self.kvm.vcpus)} vCPUs, {len(self.kvm.pages)} shadow pages>"
+        )
+
+    def _repr_html_(self) -> str:
+        v = self.kvm.vcpus[0]
+        facts = {"CR0": f"{v.cr0:#x}", "CR3": f"{v.cr3:#x}", "CR4": f"{v.cr4:#x}", "EFER": f"{v.efer:#x}"}
+        return facts_html(facts, repr(self)) + self.pages()._repr_html_()
 
     def execute(self, op: Op) -> Outcome:
         """Give one op its effect.

@@ -11,6 +11,8 @@ import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mmulab.x86.markup import changed_fields, facts_html
+
 
 class Mode(StrEnum):
     """Privilege of a guest access, with the scenario language's letters."""
@@ -368,6 +370,13 @@ class Outcome:
     suberror: int | None = None
     vmexit: dict[str, int] | None = None
     words: list[str] | None = None
+
+    def __repr__(self) -> str:
+        said = [f"{name}={value}" for name, value in changed_fields(self).items()]
+        return f"<Outcome {' '.join(said)}>"
+
+    def _repr_html_(self) -> str:
+        return facts_html(changed_fields(self), "outcome")
 
 
 # Ops of the scenario language beyond one guest's own paging --------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from logging import NullHandler
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,5 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
 
 
 papermill_engines.register(NAME, _Engine)
+# A kernel's death is raised; without a handler the logger would say it on stderr as well.
+logger.addHandler(NullHandler())

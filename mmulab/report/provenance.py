@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 INPUTS_MIME = "application/vnd.mmulab.inputs+json"
+_INPUTS_AT_ONCE = 5
+"""Inputs that a page shows; a longer list is folded."""
 
 
 def digest(path: Path) -> str:
@@ -124,7 +126,10 @@ class Inputs:
             for name, value in self.digests.items()
         )
         head = '<thead><tr><th scope="col">input</th><th scope="col">SHA-256</th></tr></thead>'
-        return f"<table>{head}<tbody>{rows}</tbody></table>"
+        table = f"<table>{head}<tbody>{rows}</tbody></table>"
+        if len(self.digests) <= _INPUTS_AT_ONCE:
+            return table
+        return f"<details><summary>{len(self.digests)} inputs</summary>{table}</details>"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         text = "\n".join(f"{value}  {name}" for name, value in self.digests.items())

@@ -2,8 +2,8 @@
 
 >>> from mmulab.scenario.builder import ScenarioBuilder
 >>> b = ScenarioBuilder("32")
->>> b.root(0x10000).map(0x40000000, 0x100000)  # doctest: +ELLIPSIS
-<...ScenarioBuilder...>
+>>> b.root(0x10000).map(0x40000000, 0x100000)
+<ScenarioBuilder: 32 guest, CR3 0x10000, amd host, 0 ops>
 >>> scenario = b.op("rd u 40000000").op("wr u 40000008 1").build()
 >>> len(scenario.steps)
 2
@@ -167,6 +167,12 @@ class ScenarioBuilder:
         self._steps: list[Step] = []
         self._roots: list[int] = []
         self._next_table = FIRST_TABLE
+
+    def __repr__(self) -> str:
+        return repr(self.build()).replace(f"<Scenario {self.source}", "<ScenarioBuilder")
+
+    def _repr_html_(self) -> str:
+        return self.build()._repr_html_()
 
     def kernel(self, name: str) -> ScenarioBuilder:
         """Run on another kernel than the default: ``6.12``, ``6.12-dummy_root``."""

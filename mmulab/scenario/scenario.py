@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmulab.kvm.kernels import LINUX_6_1
-from mmulab.scenario.grammar import Step
+from mmulab.scenario.grammar import Step, format_step
+from mmulab.x86.markup import facts_html, table_html
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -231,3 +232,17 @@ class Scenario:
     def vcpus(self) -> int:
         """How many vCPUs there are: as many as the header says, or the steps need."""
         return max(self.header.vcpus, 1 + max((step.op.vcpu for step in self.steps), default=0))
+
+    def __repr__(self) -> str:
+        header = self.header
+        return (
+            f"<Scenario {self.source}: {header.mode} guest, CR3 {header.regs.cr3:#x}, {header.vendor} host, "
+            f"{len(self.steps)} ops>"
+        )
+
+    def _repr_html_(self) -> str:
+        header = self.header
+        facts = {name.upper(): f"{value:#x}" for name, value in header.regs._asdict().items()}
+        facts |= {"memory": f"{header.backing_bytes:#x}", "vCPUs": str(self.vcpus), "kernel": header.kernel}
+        steps = [[index, format_step(step)] for index, step in enumerate(self.steps)]
+        return facts_html(facts, repr(self)) + table_html(["op", "text"], steps, "what is done")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Outcome
-from mmulab.trace.view import gpa_of, guest_walk
+from mmulab.machine.view import gpa_of, guest_walk
 from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_USER_MASK, PFERR_WRITE_MASK
 
 DATA_ACCESSES = (ops.Read, ops.Write, ops.Exchange, ops.CompareExchange, ops.Touch)

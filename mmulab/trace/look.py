@@ -19,9 +19,7 @@ from mmulab.kvm.rmap import gfn_to_rmap, pte_list_iter
 from mmulab.kvm.spte import is_mmio_spte, is_shadow_present_pte
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
-from mmulab.trace.judge import access_kind
-from mmulab.trace.recording import Moment, Recording, State
-from mmulab.trace.view import (
+from mmulab.machine.view import (
     GuestWalk,
     PageHeader,
     ShadowStep,
@@ -29,6 +27,8 @@ from mmulab.trace.view import (
     page_header,
     shadow_steps,
 )
+from mmulab.trace.judge import access_kind
+from mmulab.trace.recording import Moment, Recording, State
 
 PAGE_EVENTS = (
     ev.kvm_mmu_get_page,

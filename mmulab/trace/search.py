@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmulab import events as ev
-from mmulab.errors import InputError
+from mmulab.errors import InputError, near
 from mmulab.events import Event
 from mmulab.trace.columns import SHIFT
 from mmulab.trace.recording import Recording
@@ -140,7 +140,9 @@ def _wrong(recording: Recording, argument: str) -> Numbers:
 def _named(recording: Recording, argument: str) -> Numbers:
     kind = ev.EVENT_TYPES.get(argument)
     if kind is None:
-        raise InputError(f"event {argument!r} is unknown; {', '.join(ev.EVENT_TYPES)} are known")
+        known = ev.EVENT_TYPES
+        hint = near(argument, known)
+        raise InputError(f"event {argument!r} is unknown; {hint}known are {', '.join(known)}")
     return _of(kind)(recording, argument)
 
 
@@ -188,7 +190,7 @@ def find(recording: Recording, what: str, argument: str = "") -> Numbers:
     """
     search = SEARCHES.get(what)
     if search is None:
-        raise InputError(f"search {what!r} is unknown; there are {', '.join(SEARCHES)}")
+        raise InputError(f"search {what!r} is unknown; {near(what, SEARCHES)}there are {', '.join(SEARCHES)}")
     if bool(search.argument) != bool(argument.strip()):
         wanted = f"a {search.argument}" if search.argument else "nothing"
         raise InputError(f"search {what!r}: it needs {wanted} besides, got {argument!r}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mmulab.kvm.spte import spte_to_pfn
 from mmulab.machine.machine import Machine
-from mmulab.trace.view import gpa_of, shadow_steps
+from mmulab.machine.view import gpa_of, shadow_steps
 from mmulab.widgets.scene_svg import COLORS, INK, MONO, Canvas, Svg
 
 _TOP, _HALF, _WIDTH, _SHADOW_WIDTH = 64, 96, 210, 260

@@ -11,10 +11,10 @@ from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
+from mmulab.machine.view import GuestStep, GuestWalk, PageHeader, ShadowStep, hpa_str
 from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
-from mmulab.trace.view import GuestStep, GuestWalk, PageHeader, ShadowStep, hpa_str
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
 from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_flags
 from mmulab.x86.pferr import ACC_STRINGS, pferr_str

@@ -15,6 +15,7 @@ from mmulab.machine import op as ops
 from mmulab.machine.config import MachineConfig
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, Touch
+from mmulab.machine.view import gpa_of, guest_walk
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import FIRST_TABLE, ScenarioBuilder
 from mmulab.scenario.runner import load_memory
@@ -22,7 +23,6 @@ from mmulab.scenario.scenario import MODES, Scenario
 from mmulab.trace.judge import against_tables
 from mmulab.trace.recorder import Recorder
 from mmulab.trace.recording import Info, Recording
-from mmulab.trace.view import gpa_of, guest_walk
 
 ROOT = 0x10000
 REGION = 1 << 22

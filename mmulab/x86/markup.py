@@ -3,7 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
 from html import escape
+from typing import Any, ClassVar, Protocol
+
+
+class Record(Protocol):
+    """A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def changed_fields(record: Record) -> dict[str, str]:
+    """Return the fields of a record that are not as by default, numbers in hexadecimal.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Fault:
+    ...     kind: str
+    ...     cr2: int | None = None
+    >>> changed_fields(Fault("exc", 0x40000000))
+    {'kind': 'exc', 'cr2': '0x40000000'}
+    """
+    values = {f.name: (getattr(record, f.name), f.default) for f in fields(record)}
+    return {name: hex_str(value) for name, (value, default) in values.items() if value != default}
+
+
+def hex_str(value: object) -> str:
+    """Return a value in words, the numbers in it in hexadecimal.
+
+    >>> hex_str({"gpa": 0x1000, "pages": [16, True]})
+    'gpa:0x1000,pages:0x10,True'
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:#x}"
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}:{hex_str(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(hex_str, value))
+    return str(value)
 
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:

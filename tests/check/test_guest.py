@@ -8,10 +8,10 @@ from mmulab.check.guest import CONTROL_BLOCKS, MMIO, PAGES, SLOT_PAGES, Guest, p
 from mmulab.check.guests import GUESTS
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, OutcomeKind
+from mmulab.machine.view import gpa_of
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.text import format_scenario, parse_scenario
-from mmulab.trace.view import gpa_of
 
 PAGING = [name for name, guest in GUESTS.items() if guest.mode != "np"]
 NESTED = [name for name, guest in GUESTS.items() if guest.l2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +114,24 @@ def test_interrupted_json_has_the_rows_that_are_finished(
     shown = capsys.readouterr()
     assert [found["case"] for found in json.loads(shown.out)] == ["la57-switch-npt-5to4-l0-5"]
     assert shown.err == "mmulab: interrupted\n"
+
+
+def test_text_is_the_scenario_which_then_runs_alike(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["cases", "shadow-32-nopse-l0-4", "--text"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("mmulab-scenario 1\n")
+    own = tmp_path / "own.mmu"
+    own.write_text(text)
+    told = []
+    for file in ("shadow-32-nopse-l0-4", str(own)):
+        assert run(["run", file, "--json"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+
+
+def test_text_is_of_one_case(capsys: pytest.CaptureFixture[str]) -> None:
+    for names in ([], ["shadow-32-nopse-l0-4", "mixed-smep-32"]):
+        assert run(["cases", *names, "--text"]) == 2
+        assert capsys.readouterr() == ("", "mmulab: --text prints the scenario of one CASE; name one\n")

@@ -164,3 +164,27 @@ def test_unknown_names_are_bad_input(arguments: list[str], message: str, capsys:
     assert shown.out == ""
     assert shown.err.startswith(f"mmulab: {message}")
     assert shown.err.count("\n") == 1
+
+
+def test_a_scenario_of_the_users_own_is_compared_as_its_case_is(tmp_path: Path, capsys: Out) -> None:
+    case = "la57-switch-npt-4to5-l0-5"
+    assert run(["cases", case, "--text"]) == 0
+    own = tmp_path / "own.mmu"
+    own.write_text(capsys.readouterr().out)
+    found = []
+    for name in (case, str(own)):
+        assert run(["compare", "--cases", name, "--designs", "D0,D4", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    first, second = found
+    assert [cell.pop("case") for cell in first] == [case] * 2
+    assert [cell.pop("case") for cell in second] == [str(own)] * 2
+    assert first == second
+
+
+def test_a_scenario_that_cannot_be_read_is_refused_before_anything_runs(tmp_path: Path, capsys: Out) -> None:
+    own = tmp_path / "own.mmu"
+    own.write_text("mmulab-scenario 1\nmode 32\nops\nrd u\nend\n")
+    assert run(["compare", "--cases", f"mixed-smep-32,{own}"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert str(own) in err

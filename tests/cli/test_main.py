@@ -195,3 +195,21 @@ def test_sigterm_has_its_own_code(
     add(monkeypatch, raising(Terminated()))
     assert main.run(["try"]) == 143
     assert capsys.readouterr().err == "mmulab: terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["rn"], "no such command 'rn'; did you mean 'run'? 'mmulab --help' lists them"),
+        (["zzz"], "no such command 'zzz'; 'mmulab --help' lists them"),
+        (["role", "enc"], "no such command 'enc'; 'mmulab role --help' lists them"),
+        (["spte", "deco"], "no such command 'deco'; did you mean 'decode'? 'mmulab spte --help' lists them"),
+        (["run"], "Missing argument 'FILE'; see 'mmulab run --help'"),
+        (["role", "decode"], "Missing argument 'WORD...'; see 'mmulab role decode --help'"),
+    ],
+)
+def test_a_command_misspelt_or_cut_short_is_answered_with_the_mend(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(args) == 2
+    assert capsys.readouterr() == ("", f"mmulab: {message}\n")

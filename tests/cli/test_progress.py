@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from collections.abc import Generator
 
 import pytest
 
-from mmulab.cli.progress import progress
+from mmulab.cli.progress import progress, working
 
 
 class Numbers:
@@ -43,3 +45,47 @@ def test_a_bar_is_there_only_if_someone_sees_it(
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     list(progress(Numbers().upto(2), 2, "scenario", desc="6.12", show=show))
     assert ("6.12" in capsys.readouterr().err) == (terminal and show)
+
+
+class Screen(io.StringIO):
+    """A terminal that notes when something stands on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = threading.Event()
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.shown.set()
+        return super().write(text)
+
+
+def test_what_takes_long_is_said_and_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("mmulab.cli.progress.PATIENCE", 0)
+    with working("run case"):
+        assert screen.shown.wait(60)
+    assert screen.getvalue().startswith("\rrun case: 0 s")
+    assert screen.getvalue().endswith("\r\x1b[K")
+
+
+def test_what_is_done_soon_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("mmulab.cli.progress.PATIENCE", 3600)
+    with working("run case"):
+        pass
+    assert screen.getvalue() == ""
+
+
+def test_without_a_terminal_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mmulab.cli.progress.PATIENCE", 0)
+    before = threading.active_count()
+    with working("run case"):
+        assert threading.active_count() == before
+    assert capsys.readouterr().err == ""

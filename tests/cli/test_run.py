@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from mmulab.cli.main import run
 from mmulab.scenario.text import write_scenario
 from tests.conftest import CommandLine
 from tests.kvm.l1 import svm
 
 EXAMPLE = "tests/scenario/examples/first_fault.mmu"
+CASE = "la57-switch-npt-4to5-l0-5"
 
 
 def test_each_op_is_a_line_with_its_outcome(command: CommandLine, root: Path) -> None:
@@ -101,3 +106,71 @@ def test_bad_input_exits_with_2_and_one_line(command: CommandLine, tmp_path: Pat
     path.write_text("mmulab-scenario 1\nmode np\ncpu lm=0\nops\nsmm on\nend\n")
     assert command.error("run", path) == f"{path}: line 5: the op smm is not modelled for a guest with lm=0"
     assert "neither a file nor a case" in command.error("run", tmp_path / "none.mmu")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *args: str) -> list[str]:
+    assert run(["run", CASE, *args]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_one_op_has_its_events_and_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = shown(capsys, "--events")
+    start = next(i for i, line in enumerate(whole) if line.startswith("   2 "))
+    end = next(i for i, line in enumerate(whole) if line.startswith("   3 "))
+    lines = shown(capsys, "--op", "2")
+    assert lines[: end - start] == whole[start:end]
+    assert lines[end - start :][0] == f"events: {end - start - 1}"
+    assert "      2 kvm_exit" in lines
+
+
+def test_events_by_name_stand_below_the_ops_that_have_some(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [json.loads(line) for line in shown(capsys, "--json")]
+    wanted = ("kvm_mmu_new_pgd", "kvm_mmu_load")
+    counts = Counter(e["event"] for r in records for e in r["events"] if e["event"] in wanted)
+    assert set(counts) == set(wanted)
+    options = [option for name in wanted for option in ("--event", name)]
+    lines = shown(capsys, *options)
+    at = lines.index(f"events: {counts.total()}")
+    assert {line.split()[1]: int(line.split()[0]) for line in lines[at + 1 :]} == counts
+    events = [line.strip().partition(":")[0] for line in lines[:at] if line.startswith(" " * 9)]
+    assert Counter(events) == counts
+    ops = [int(line.split()[0]) for line in lines[:at] if not line.startswith(" " * 9)]
+    assert ops == [r["index"] for r in records if any(e["event"] in wanted for e in r["events"])]
+    filtered = [json.loads(line) for line in shown(capsys, *options, "--json")]
+    assert [e["event"] for r in filtered for e in r["events"]] == [
+        e["event"] for r in records for e in r["events"] if e["event"] in wanted
+    ]
+
+
+def test_the_numbers_of_all_events_are_the_most_frequent_first(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "--events")
+    at = next(i for i, line in enumerate(lines) if line.startswith("events: "))
+    numbers = [int(line.split()[0]) for line in lines[at + 1 :]]
+    assert numbers == sorted(numbers, reverse=True)
+    assert sum(numbers) == int(lines[at].split()[1]) == sum(line.startswith(" " * 9) for line in lines[:at])
+
+
+@pytest.mark.parametrize(
+    ("args", "mend"),
+    [
+        (["--op", "99"], "op 99: the run has ops -1 to 10"),
+        (["--event", "kvm_mmu_getpage"], "unknown; did you mean 'kvm_mmu_get_page'? the events are"),
+        (["--design", "passthru"], "unknown; did you mean 'passthrough'? the designs are"),
+        (["--kernel", "6.12-dumy_root"], "unknown; did you mean '6.12-dummy_root'? the kernels are"),
+        (["--kernel", "6.1+dumy_root"], "unknown; did you mean 'dummy_root'? the behaviours are"),
+        (["--sync", "unsync_child"], "did you mean 'unsync_children'?"),
+    ],
+)
+def test_a_value_misspelt_is_answered_with_the_nearest(
+    args: list[str], mend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["run", CASE, *args]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert mend in err
+
+
+def test_a_case_misspelt_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["run"], ["step"], ["cases"], ["compare", "--cases"]):
+        assert run([*command, "la57-switch-npt-4to5-l05"]) == 2
+        assert f"did you mean '{CASE}'?" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nbformat
 import pytest
 
 if TYPE_CHECKING:
@@ -74,9 +75,42 @@ def test_a_failed_run_is_named_and_the_others_finish(command: CommandLine) -> No
     assert list(results(command.cwd / "out/sweeps/t")) == ["how=well"]
 
 
+def test_each_trouble_is_named_and_the_others_finish(command: CommandLine) -> None:
+    """Where a notebook raises, papermill puts two cells in that say so: of the executed one it is cell 3."""
+    sources = {"raises": "1 / 0", "dies": "import os; os._exit(3)", "well": "n"}
+    for name, source in sources.items():
+        cells = [
+            nbformat.v4.new_code_cell("n: int = 1", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(source),
+        ]
+        kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+        made = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+        nbformat.write(made, command.cwd / f"{name}.ipynb")
+    parts = "".join(f"  - {{name: {name}, notebook: ./{name}.ipynb}}\n" for name in sources)
+    function = "tests.report.functions:troubled"
+    own = f"  - {{name: own, function: '{function}', grid: {{how: [process, killed, fine]}}}}\n"
+    write(command, f"name: t\nparts:\n{parts}{own}")
+    done = command.process("sweep", "t.yaml", "--jobs", "2")
+    assert (done.returncode, done.stderr) == (1, "")
+    *failed, summary, page = done.stdout.splitlines()
+    assert sorted(failed) == [
+        "dies: failed in cell 1: DeadKernelError: dies.ipynb: the kernel died: it said nothing",
+        "own,how=killed: failed: WorkerError: a worker died: killed by signal 9 (SIGKILL); "
+        "if memory ran out, run it again with fewer --jobs",
+        "own,how=process: failed: WorkerError: a worker died: it left with exit code 9",
+        "raises: failed in cell 3: ZeroDivisionError: division by zero",
+    ]
+    assert (summary, page) == ("t: 2 of 6 runs done, 4 failed", PAGE)
+    assert set(results(command.cwd / "out/sweeps/t")) == {"own,how=fine", "well"}
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(command: CommandLine) -> None:
     write(command, POWERS + "grid: {bass: [1]}\n")
     assert "t.yaml: line 3: grid.bass: unknown parameter 'bass'" in command.error("sweep", "t.yaml")
+    write(command, POWERS + "parameters: {base: 1}\ninputs: [{path: none, sha256: " + "a" * 64 + "}]\n")
+    assert "t.yaml: line 4: inputs.0.path: 'none': no such" in command.error("sweep", "t.yaml")
+    write(command, POWERS + "parameters: {base: 1}\ninputs: [{path: t.yaml, sha256: " + "a" * 64 + "}]\n")
+    assert "t.yaml: line 4: inputs.0.sha256: its SHA-256 is " in command.error("sweep", "t.yaml")
     assert "none.yaml: no such file" in command.error("sweep", "none.yaml")
     assert "not the folder of a sweep" in command.error("sweep", "--verify", "none")
     assert "--verify takes a folder" in command.error("sweep", "--verify", "none", "--dry-run")

@@ -118,8 +118,8 @@ def test_a_field_that_the_design_has_not_is_refused() -> None:
 
 
 def test_an_unknown_marker_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="role validity 'level': unknown; the markers are valid, level_z"):
-        find_validity("level")
+    with pytest.raises(InputError, match="role validity 'none': unknown; the markers are valid, level_z"):
+        find_validity("none")
 
 
 def test_what_only_the_comparison_needs_is_zero_in_an_empty_role() -> None:

@@ -89,3 +89,13 @@ def test_day_of_a_commit() -> None:
     assert day is not None
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", day)
     assert provenance.date_of("0" * 40) is None
+
+
+def test_many_inputs_are_folded(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}" for number in range(6)]
+    for path in files:
+        path.write_text("abc", "utf-8")
+    few, many = provenance.Inputs(*files[:5])._repr_html_(), provenance.Inputs(*files)._repr_html_()
+    assert "<details>" not in few
+    assert many.startswith("<details><summary>6 inputs</summary><table>")
+    assert many.count(OF_ABC) == 6

@@ -11,9 +11,9 @@ from mmulab.conform.recording import read_recording
 from mmulab.kvm.guest_walk import walk_addr_generic
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.spte import shadow_format
+from mmulab.machine.view import guest_walk
 from mmulab.report.page import remote_references
 from mmulab.trace.recording import Recording
-from mmulab.trace.view import guest_walk
 from mmulab.widgets.display import GpteView, RoleView, SpteView
 from tests.widgets.conftest import UNSYNC
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.machine import op as ops
+from mmulab.machine.view import gpa_of
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
-from mmulab.trace.view import gpa_of
 from mmulab.workload.tour import SHAPES, Tour, tour
 
 

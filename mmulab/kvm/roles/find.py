@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.errors import InputError
+from mmulab.errors import InputError, near
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.foreign import load_design
 
@@ -21,4 +21,5 @@ def find_design(name: str) -> RoleDesign:
     if ":" in name:
         return load_design(name)
     known = ", ".join(f"{d.id} {d.name}" for d in DESIGNS.values())
-    raise InputError(f"role design {name!r}: unknown; the designs are {known}, or give module:Class")
+    hint = near(name, DESIGNS)
+    raise InputError(f"role design {name!r}: unknown; {hint}the designs are {known}, or give module:Class")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mmulab.check.access import Access, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import walks_of
 from mmulab.check.failure import FAILURES
+from mmulab.check.mmu import Check, check
 from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
@@ -28,11 +29,12 @@ from mmulab.kvm.state import context_name, to_shadow_page
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, OutcomeKind
+from mmulab.machine.view import Pages, Walks, shadow_steps
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.grammar import format_step
 from mmulab.scenario.runner import HOST_OPS, Result, Runner
 from mmulab.scenario.scenario import Scenario
-from mmulab.trace.view import shadow_steps
+from mmulab.x86.markup import table_html
 
 _ENDS: dict[type[Op], OutcomeKind] = {
     ops.Vmrun: OutcomeKind.L2,
@@ -113,6 +115,28 @@ class CaseRun:
     moments: tuple[Moment, ...]
     judged: int
     wrong: WrongAccess | None
+
+    def pages(self) -> Pages:
+        """Return the shadow pages that there are after the last op."""
+        return self.machine.pages()
+
+    def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
+        """Return where `gva` leads after the last op, by the guest's tables and by those in use."""
+        return self.machine.walk(gva, vcpu=vcpu)
+
+    def check(self) -> Check:
+        """Check every invariant of the MMU's own state (:func:`mmulab.check.mmu.check`)."""
+        return check(self.machine.kvm)
+
+    def __repr__(self) -> str:
+        design = self.machine.config.kernel.design.name
+        end = "right" if self.wrong is None else f"wrong in {self.wrong}"
+        ops = sum(result.index >= 0 for result in self.results)
+        return f"<CaseRun under {design}: {ops} ops, {self.judged} judged, {self.shadow_pages} pages: {end}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[r.index, r.text, seen_str(r.outcome), len(r.events)] for r in self.results]
+        return table_html(["op", "text", "outcome", "events"], rows, repr(self))
 
     @property
     def events(self) -> list[Event]:

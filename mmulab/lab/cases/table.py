@@ -18,7 +18,7 @@ from typing import Any
 
 from mmulab import paths
 from mmulab.conform.recording import Recording, read_recording
-from mmulab.errors import InputError
+from mmulab.errors import InputError, near
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.sync.counts import sync_counts
@@ -297,7 +297,8 @@ def find_cases(patterns: Iterable[str]) -> list[Case]:
     known, wanted = cases(), list(patterns)
     for pattern in wanted:
         if not any(fnmatchcase(case.name, pattern) for case in known):
-            raise InputError(f"case '{pattern}': no case is called so; 'mmulab cases' lists them all")
+            hint = near(pattern, (case.name for case in known))
+            raise InputError(f"case '{pattern}': no case is called so; {hint}'mmulab cases' lists them all")
     return [
         case for case in known if not wanted or any(fnmatchcase(case.name, pattern) for pattern in wanted)
     ]

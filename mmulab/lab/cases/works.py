@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from mmulab import paths
-from mmulab.errors import InputError
+from mmulab.errors import InputError, near
 from mmulab.lab.cases.table import MODE_WORDS, Case, cases
 from mmulab.lab.sync.witnesses import witnesses
+from mmulab.scenario.text import read_scenario
 from mmulab.workload.patterns import HOSTS, named_workloads
 
 __all__ = ["ALL", "find_works"]
@@ -19,6 +20,8 @@ ALL = "all"
 _RECORDED = ("conformance", "conformance-more")
 _STREAM, WORKLOAD = "stream/", "workload/"
 _SUFFIX = ".jsonl.xz"
+SCENARIO = ".mmu"
+"""How the name of a file with a scenario ends."""
 
 
 def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int = 0) -> list[Case]:
@@ -31,7 +34,7 @@ def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int
         too), which is judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
         is judged by the recorded addresses; ``workload/fork-exec/64/shadow``, a workload in a
         paging mode on a host, judged by the guest's tables; ``sync/two-modes-64``, a guest that
-        tells sync policies apart. ``*`` stands for anything.
+        tells sync policies apart; ``first.mmu``, a scenario of the user's. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
     seed : int
@@ -40,20 +43,30 @@ def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int
     Raises
     ------
     InputError
-        A pattern that names nothing.
+        A pattern that names nothing, or a scenario that cannot be read.
     """
     every = [*cases(), *witnesses(), *_recordings(), *_streams(records), *_workloads(seed)]
     known = {case.name: case for case in every}
     found: dict[str, Case] = {}
     for pattern in patterns:
+        if pattern.endswith(SCENARIO):
+            found[pattern] = _of_file(pattern)
+            continue
         wanted = [case for name, case in known.items() if _matches(name, pattern)]
         if not wanted:
             raise InputError(
-                f"case '{pattern}': no case is called so; 'mmulab cases' lists them, recordings are "
-                f"{_RECORDED[0]}/KERNEL/FOLDER/NAME, boots {_STREAM}NAME, workloads {WORKLOAD}NAME/MODE/HOST"
+                f"case '{pattern}': no case is called so; {near(pattern, known)}'mmulab cases' lists them, "
+                f"recordings are {_RECORDED[0]}/KERNEL/FOLDER/NAME, boots {_STREAM}NAME, workloads "
+                f"{WORKLOAD}NAME/MODE/HOST, scenarios files that end in {SCENARIO}"
             )
         found |= {case.name: case for case in wanted}
     return list(found.values())
+
+
+def _of_file(name: str) -> Case:
+    """Return the case that a scenario's file makes; it is read now, so that a bad one is refused at once."""
+    header = read_scenario(name).header
+    return Case(name, header.vendor, MODE_WORDS[header.mode], scenario=partial(read_scenario, name))
 
 
 def _matches(name: str, pattern: str) -> bool:

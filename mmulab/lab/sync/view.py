@@ -23,11 +23,11 @@ from mmulab.lab.sync.compare import SyncCell, run_policy
 from mmulab.lab.sync.questions import Answer
 from mmulab.lab.sync.tables import short
 from mmulab.lab.sync.witnesses import witnesses
+from mmulab.machine.view import shadow_steps
 from mmulab.report.results import Table
 from mmulab.scenario.record import record_steps
 from mmulab.trace.recording import Moment, Recording
 from mmulab.trace.sentence import op_sentence
-from mmulab.trace.view import shadow_steps
 from mmulab.widgets.blocks import panels_html
 from mmulab.widgets.matrix import Column, Matrix, Row, Verdict
 from mmulab.widgets.places import Places

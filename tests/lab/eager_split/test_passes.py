@@ -187,5 +187,5 @@ def test_refusals(given: dict[str, object], says: str) -> None:
 
 
 def test_no_such_phase() -> None:
-    with pytest.raises(InputError, match="phase 'pass 9': unknown; the phases are populate, enable, pass 1"):
-        phase(dirty_log_perf("nested", eager=True), "pass 9")
+    with pytest.raises(InputError, match="phase 'none': unknown; the phases are populate, enable, pass 1"):
+        phase(dirty_log_perf("nested", eager=True), "none")

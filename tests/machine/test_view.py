@@ -6,9 +6,9 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.machine import op as ops
+from mmulab.machine.view import gpa_of, guest_walk, hpa_str, shadow_steps
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
-from mmulab.trace.view import gpa_of, guest_walk, hpa_str, shadow_steps
 from mmulab.x86.pferr import ACC_ALL
 from tests.trace.conftest import scenario
 

@@ -7,17 +7,20 @@ when the machine runs on.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from mmulab.errors import InputError
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
-from mmulab.machine.machine import Machine
 from mmulab.x86.markup import table_html
 from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 from mmulab.x86.walk import walk
+
+if TYPE_CHECKING:  # a machine shows itself with what is here
+    from mmulab.machine.machine import Machine
 
 
 class GuestStep(NamedTuple):
@@ -71,11 +74,17 @@ class GuestWalk(NamedTuple):
     gpa: int | None
     error: int | None
 
+    @property
+    def said(self) -> str:
+        """The walk and its end in one line."""
+        end = f"page fault, error {self.error:#x}" if self.gpa is None else f"gpa {self.gpa:#x}"
+        return f"{self.address:#x} ({self.mode} paging, CR3 {self.root:#x}) -> {end}"
+
     def _repr_html_(self) -> str:
         rows = [
             [
                 step.level,
-                "register" if step.table == -1 else f"gfn {step.table >> 12:#x}",
+                _table(step),
                 f"{step.entry_index:#x}",
                 f"{step.entry:x}",
                 ACC_STRINGS[step.access],
@@ -247,3 +256,83 @@ def hpa_str(hpa: int, form: str = "x") -> str:
     ('7000', '0x7000', 'none')
     """
     return "none" if hpa == INVALID_PAGE else f"{hpa:{form}}"
+
+
+class Pages(tuple[ShadowPage, ...]):
+    """Shadow pages, which show themselves one a line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self)) or "no shadow pages"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [f"{sp.gfn:#x}", f"{sp.role:#x}", sp.role_str(), sp.root_count, sp.state_str(), f"{sp.frame:#x}"]
+            for sp in self
+        ]
+        columns = ["gfn", "role", "in words", "held as root", "state", "frame"]
+        return table_html(columns, rows, f"{len(self)} shadow pages")
+
+
+class Walks(NamedTuple):
+    """Where an address leads: by the guest's own tables, and by those that the processor uses.
+
+    Attributes
+    ----------
+    guest : GuestWalk
+    shadow : tuple of ShadowStep
+        Empty while there is no root, and where the guest's tables lead nowhere and
+        the tables in use start from a guest-physical address.
+    """
+
+    guest: GuestWalk
+    shadow: tuple[ShadowStep, ...]
+
+    @property
+    def reached(self) -> int | None:
+        """The guest-physical address that the processor reaches; None if an entry is missing there."""
+        last = self.shadow[-1] if self.shadow else None
+        if last is None or last.gfn is None:
+            return None
+        return last.gfn << 12 | self.guest.address & (1 << 12) - 1
+
+    def __repr__(self) -> str:
+        lines = [f"guest   {self.guest.said}"]
+        lines += [f"  l{s.level} {_table(s)} [{s.entry_index:x}] {s.entry:x}" for s in self.guest.steps]
+        end = "nothing is there yet" if self.reached is None else f"gpa {self.reached:#x}"
+        lines.append(f"shadow  {self.guest.address:#x} -> {end}")
+        lines += [f"  l{s.level} {_page(s)} [{s.entry_index:x}] {s.spte:x}" for s in self.shadow]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [[s.level, _page(s), f"{s.entry_index:#x}", f"{s.spte:x}"] for s in self.shadow]
+        end = "nothing is there yet" if self.reached is None else f"gpa {self.reached:#x}"
+        caption = f"the tables in use, for {self.guest.address:#x} → {end}"
+        below = table_html(["level", "table", "index", "entry"], rows, caption)
+        return self.guest._repr_html_() + below
+
+
+def _table(step: GuestStep) -> str:
+    return "register" if step.table == -1 else f"gfn {step.table >> 12:#x}"
+
+
+def _page(step: ShadowStep) -> str:
+    page = step.page
+    return f"frame {step.frame:#x}" if page is None else f"gfn {page.gfn:#x} role {page.role:#x}"
+
+
+def walks(machine: Machine, gva: int, *, vcpu: int = 0) -> Walks:
+    """Walk the guest's tables and the tables in use, as both are now.
+
+    Raises
+    ------
+    InputError
+        An L2 runs under nested paging, where each step of its walk is a walk of L1's tables.
+    """
+    v = machine.kvm.vcpus[vcpu]
+    if v.walk_mmu is v.nested_mmu:
+        raise InputError("L2 runs under nested paging: mmulab.check.allowed.walks_of has its two walks")
+    guest = guest_walk(machine, gva, vcpu=vcpu)
+    address = guest.gpa if v.mmu.direct else gva
+    return Walks(guest, () if address is None else shadow_steps(machine, address, vcpu=vcpu))
