@@ -12,6 +12,7 @@ holds to that.
 =====  ======================  ===================================================
 floor  room                    what lives there
 =====  ======================  ===================================================
+8      ``mmulab.__main__``     ``python -m mmulab``
 7      ``mmulab.cli``          the command line
 7      ``mmulab.lab``          experiments: cases, designs compared, validity
 7      ``mmulab.report``       notebooks and functions run with checked parameters, in
@@ -35,6 +36,7 @@ floor  room                    what lives there
 1      ``mmulab.memory``       host physical memory, memslots
 0      ``mmulab.x86``          what the processor manuals define
 0      ``mmulab.events``       the event types
+0      ``mmulab.event``        what all of them have in common
 0      ``mmulab.archive``      archives of arrays
 0      ``mmulab.cluster``      works given to the workers of a dask scheduler
 0      ``mmulab.parcel``       works packed for them: files by digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -27,6 +28,15 @@ class DesignError(InputError):
 
     In a run that is the design's verdict, as is whatever else it leads the model to.
     """
+
+
+def error_str(error: int) -> str:
+    """Print an errno as the caller of a system call reads it, negated or not.
+
+    >>> error_str(-22), error_str(28), error_str(0), error_str(-999)
+    ('-22 EINVAL', '28 ENOSPC', '0', '-999')
+    """
+    return f"{error} {errno.errorcode.get(abs(error), '')}".rstrip()
 
 
 def quoted(text: object, limit: int = QUOTED) -> str:

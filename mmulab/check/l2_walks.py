@@ -6,8 +6,8 @@ from mmulab.check.allowed import walk_memory
 from mmulab.check.world import world_of
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op
+from mmulab.machine.view import GuestWalk, walk_record
 from mmulab.trace.judge import access_kind
-from mmulab.trace.view import GuestWalk, walk_record
 
 
 def l2_walks(machine: Machine, op: Op, address: int) -> tuple[GuestWalk, GuestWalk | None]:

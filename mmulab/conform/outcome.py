@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mmulab.conform.values import count_value, hex_value, list_value, object_value, text_value
-from mmulab.errors import quoted
-from mmulab.machine.op import Mmio, Outcome, OutcomeKind, error_str
+from mmulab.errors import error_str, quoted
+from mmulab.machine.op import Mmio, Outcome, OutcomeKind
 
 HOST_DIED = str(OutcomeKind.HOST_DIED)
 """Outcome of an op that the kernel did not survive; ``words`` are the lines that it said."""

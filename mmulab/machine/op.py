@@ -7,7 +7,6 @@ one instruction of a vCPU; a *host op* is one action of the VMM or of the host.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -496,12 +495,3 @@ class Vmfunc(Op):
 
     function: int
     index: int
-
-
-def error_str(error: int) -> str:
-    """Print an errno as the caller of a system call reads it, negated or not.
-
-    >>> error_str(-22), error_str(28), error_str(0), error_str(-999)
-    ('-22 EINVAL', '28 ENOSPC', '0', '-999')
-    """
-    return f"{error} {errno.errorcode.get(abs(error), '')}".rstrip()

@@ -11,12 +11,13 @@ from dataclasses import fields
 from typing import Any
 
 from mmulab import events as ev
+from mmulab.errors import error_str
 from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
-from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind, error_str
+from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
 from mmulab.trace.ftrace import EXCEPTIONS
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
