@@ -87,6 +87,10 @@ class KernelChoice(NamedTuple):
         """Whether anything was said."""
         return any(value is not None for value in self)
 
+    def told(self) -> list[str]:
+        """Return what was said, each with what it is of."""
+        return [f"{name} {value}" for name, value in self._asdict().items() if value is not None]
+
     @property
     def is_own(self) -> bool:
         """Whether the kernel is a value of the user's file, which no header can name."""

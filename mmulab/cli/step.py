@@ -89,7 +89,8 @@ def step(
         from mmulab.widgets.stepper_page import write_stepper_page
 
         first, last = part or (0, None)
-        write_stepper_page(recording, page, first=first, last=last, at=at)
+        title = ", ".join([file, *choice.told()])
+        write_stepper_page(recording, page, title=title, first=first, last=last, at=at)
     if ftrace:
         for line in format_recording(recording):
             click.echo(line)

@@ -110,9 +110,11 @@ def _within(numbers: Any, first: int, last: int) -> list[int]:
 
 
 def _finds(recording: Recording, first: int, last: int) -> dict[str, list[int]]:
+    """Return where each search arrives; what is wrong comes first, where the page's list stands at first."""
     ready = {name: search for name, search in SEARCHES.items() if not search.argument}
     found = {name: _within(find(recording, name), first, last) for name in ready}
-    return {name: places for name, places in found.items() if places}
+    names = sorted((name for name, places in found.items() if places), key=lambda name: name != "wrong")
+    return {name: found[name] for name in names}
 
 
 def _page(title: str, data: dict[str, Any], density: str) -> str:

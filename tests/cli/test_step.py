@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,16 @@ def test_design_belongs_to_a_scenario(command: CommandLine) -> None:
     assert command.error("step", "a.mmr", "--derivation", "copied").startswith(
         "a.mmr: a recording has its kernel"
     )
+
+
+def test_page_names_case_and_design_and_finds_what_is_wrong_first(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    case = "la57-switch-npt-4to5-l0-5"
+    assert command("step", case, "--design", "D0", "--page", "a.html", "--part", "125", "135").returncode == 0
+    page = (tmp_path / "a.html").read_text()
+    assert f"<h1>{case}, design D0</h1>" in page
+    assert re.findall('<option value="([^"]+)"', page)[0] == "wrong"
 
 
 def test_page_opens_where_at_says(command: CommandLine, tmp_path: Path) -> None:
