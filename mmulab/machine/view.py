@@ -7,21 +7,26 @@ when the machine runs on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from mmulab.errors import InputError
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
+from mmulab.memory.host import HostMemory
 from mmulab.x86.markup import table_html
 from mmulab.x86.mode import NONPAGING, PT_BASE_ADDR_MASK, PT_PRESENT_MASK
 from mmulab.x86.paging import Paging
 from mmulab.x86.pferr import ACC_ALL, ACC_STRINGS
 from mmulab.x86.walk import Walk, walk
 
-if TYPE_CHECKING:  # a machine shows itself with what is here
-    from mmulab.machine.machine import Machine
+
+class Viewed(Protocol):
+    """What a machine has that is looked at here; :class:`mmulab.machine.machine.Machine` shows itself so."""
+
+    kvm: Kvm
+    memory: HostMemory
 
 
 class GuestStep(NamedTuple):
@@ -98,13 +103,13 @@ class GuestWalk(NamedTuple):
 
 
 def guest_walk(
-    machine: Machine, address: int, *, vcpu: int = 0, pfec: int = 0, not_smap: bool = True
+    machine: Viewed, address: int, *, vcpu: int = 0, pfec: int = 0, not_smap: bool = True
 ) -> GuestWalk:
     """Walk the guest's tables as they are now.
 
     Parameters
     ----------
-    machine : Machine
+    machine : Viewed
     address : int
         Guest-virtual.
     vcpu : int
@@ -211,7 +216,7 @@ class ShadowStep(NamedTuple):
     gfn: int | None
 
 
-def shadow_steps(machine: Machine, address: int, *, vcpu: int = 0) -> tuple[ShadowStep, ...]:
+def shadow_steps(machine: Viewed, address: int, *, vcpu: int = 0) -> tuple[ShadowStep, ...]:
     """Return the entries that the processor meets on the tables in use, root first."""
     kvm = machine.kvm
     mmu = kvm.vcpus[vcpu].mmu
@@ -246,7 +251,7 @@ def _root_level(kvm: Kvm, mmu: Mmu, frame: int) -> int:
     return special[frame] if frame in special else kvm.pages[frame].level
 
 
-def gpa_of(machine: Machine, hpa: int, *, as_id: int = 0) -> int | None:
+def gpa_of(machine: Viewed, hpa: int, *, as_id: int = 0) -> int | None:
     """Return the guest-physical address behind which `hpa` lies; None if no slot shows it.
 
     Where slots alias, the lowest address that shows the frame.
@@ -331,7 +336,7 @@ def _page(step: ShadowStep) -> str:
     return f"frame {step.frame:#x}" if page is None else f"gfn {page.gfn:#x} role {page.role:#x}"
 
 
-def walks(machine: Machine, gva: int, *, vcpu: int = 0) -> Walks:
+def walks(machine: Viewed, gva: int, *, vcpu: int = 0) -> Walks:
     """Walk the guest's tables and the tables in use, as both are now.
 
     Raises
