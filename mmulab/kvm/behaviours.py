@@ -277,6 +277,8 @@ class Behaviours:
 
 CHANGES: dict[str, Change] = {f.name: Change(f.name, *f.metadata["change"]) for f in fields(Behaviours)}
 """Every behaviour, in the order of the table above."""
+RELEASED = {name: change for name, change in CHANGES.items() if change.release}
+"""Those that releases differ in: all but fixes that none has."""
 
 
 def find_behaviour(name: str) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.kvm.behaviours import CHANGES
+from mmulab.kvm.behaviours import RELEASED
 from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
@@ -18,9 +18,9 @@ def checked(tables: dict[str, Table]) -> dict[str, tuple[object, ...]]:
     found = {}
     for title in ("left_out", "alone"):
         found = {str(row[0]): tuple(row[1:]) for row in tables[title].rows}
-        assert list(found) == [*CHANGES, "sum", "all at once", "missed by the sum"]
+        assert list(found) == [*RELEASED, "sum", "all at once", "missed by the sum"]
         for column in range(1, 6):
-            total = sum(int(str(found[name][column])) for name in CHANGES)
+            total = sum(int(str(found[name][column])) for name in RELEASED)
             assert found["sum"][column] == total
             assert found["missed by the sum"][column] == int(str(found["all at once"][column])) - total
     return found
@@ -55,10 +55,10 @@ def test_a_small_part_of_the_work(papermill: Papermill) -> None:
     assert done.returncode == 0, done.stderr
     rows = checked({table.name: table for table in harvest(done.notebook)})
     assert rows["sync_keeps_clean_sptes"][:2] == (1, 3)
-    assert done.last_line.startswith(f"works: 2, changes: {len(CHANGES)}, shown: ")
+    assert done.last_line.startswith(f"works: 2, changes: {len(RELEASED)}, shown: ")
     assert done.last_line.endswith("all at once: faults +4")
     assert result.harvest(done.notebook).sentence == (
-        f"{sum(rows[name][0] > 0 for name in CHANGES)} of {len(CHANGES)} changes from 6.1.192 to 6.12.117 show "
+        f"{sum(rows[name][0] > 0 for name in RELEASED)} of {len(RELEASED)} changes from 6.1.192 to 6.12.117 show "
         f"in 2 works; page faults all at once: {rows['all at once'][1]:+,}"
     )
     page = export(done.notebook, "kernel_drift")

@@ -11,7 +11,7 @@ from mmulab.conform.compare import Level, compare
 from mmulab.conform.diff import Run, diff_runs
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
-from mmulab.kvm.behaviours import CHANGES
+from mmulab.kvm.behaviours import RELEASED
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.lab.drift.causes import Causes, find_causes
@@ -46,7 +46,7 @@ def causes_of(
 def test_a_change_explains_the_ops_that_fail_without_it(root: Path, name: str, level: Level) -> None:
     recording = read_recording(root / f"data/conformance/6.12.117/{name}.jsonl.xz")
     expected = {}
-    for change in CHANGES.values():
+    for change in RELEASED.values():
         without = LINUX_6_12.toggled(**{change.name: change.removed})
         comparison = compare(recording, level, kernel=without)
         expected[change.name] = comparison.ops - comparison.ops_agree

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.behaviours import CHANGES
+from mmulab.kvm.behaviours import RELEASED
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12, find_kernel
 from mmulab.kvm.roles.derivation import copied
@@ -28,7 +28,7 @@ def drift() -> Drift:
 
 def test_the_parts_lead_from_one_kernel_to_the_other() -> None:
     found = parts(LINUX_6_1, LINUX_6_12)
-    assert [part.name for part in found] == list(CHANGES)
+    assert [part.name for part in found] == list(RELEASED)
     for part in found:
         assert list(part.alone.changes_from(LINUX_6_1)) == [part.name]
         assert list(LINUX_6_12.changes_from(part.without)) == [part.name]
@@ -56,7 +56,7 @@ def test_the_first_op_is_that_of_the_table_of_behaviours(drift: Drift) -> None:
     for name in ("invalidate_syncs_in_place", "cr0_wp_needs_paging"):
         first = drift.first(name)
         assert first is not None
-        assert CHANGES[name].shows == f"{first.work.removeprefix('conformance/6.1.192/')} op {first.first}"
+        assert RELEASED[name].shows == f"{first.work.removeprefix('conformance/6.1.192/')} op {first.first}"
 
 
 def test_a_change_that_needs_another_one_shows_only_when_left_out(drift: Drift) -> None:

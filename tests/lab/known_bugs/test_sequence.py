@@ -91,14 +91,14 @@ def test_words_and_stepper_have_the_same_addresses(b13: Replayed) -> None:
 
 
 def test_a_model_that_fails_is_shown_up_to_there(b13: Replayed, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, failing = first_wrong.record_steps, {3}
+    real, failing = first_wrong.record_judged, {3}
 
     def fails(scenario: Scenario, *, kernel: Kernel, until: int) -> tuple[Recording, dict[int, int]]:
         if until in failing:
             raise AssertionError("the model follows a freed page")
         return real(scenario, kernel=kernel, until=until)
 
-    monkeypatch.setattr(first_wrong, "record_steps", fails)
+    monkeypatch.setattr(first_wrong, "record_judged", fails)
     assert b13.record()[1][-1][1] == "before op 3, in which the MMU fails"
     failing.add(2)
     with pytest.raises(InputError, match="B13: the MMU fails in the first op"):

@@ -86,7 +86,7 @@ def test_a_bit_of_its_own_harms_no_context_in_use(matrix: ValidityMatrix) -> Non
     assert wrong(matrix, "cpuid_stale") == {}
     ends = {name: matrix.cell(name, "guest-npt-in-l2").difference for name in ("valid", "invalid_bit")}
     assert [end.seen if end else None for end in ends.values()] == [
-        "hang errno=e",
+        "hang errno=14 EFAULT",
         "no progress: the instruction exits again and again",
     ]
 
