@@ -25,7 +25,7 @@ def exported(reported: Reports) -> Path:
 
 def test_it_is_on_the_index(offline_page: OpenPage, exported: Path) -> None:
     page = offline_page(exported.parents[1] / "index.html").page
-    link = page.get_by_role("link", name="Record and compare: the model beside a real kernel")
+    link = page.get_by_role("heading", name="Record and compare").get_by_role("link")
     assert link.get_attribute("href") == f"{NAME}/{NAME}.html"
 
 

@@ -59,6 +59,9 @@ def test_a_wrong_cell_leads_to_its_steps(offline_page: OpenPage, exported: Path)
     assert view.count() == 1
     text = view.inner_text()
     assert "sync/second-parent-pae under oos_2008" in text
+    while (back := view.locator("label", has_text="Previous").filter(visible=True)).count():
+        back.click()
+        text += view.inner_text()
     assert "goes out of sync" in text
     assert "we no longer have to worry about multiple roots" in matrix.inner_text()
 
