@@ -58,7 +58,7 @@ def test_tables_are_visible(offline_page: OpenPage, boot_report: Path) -> None:
     boxes = [table.bounding_box() for table in tables[:-1]]
     assert all(box and box["width"] > 200 and box["height"] > 60 for box in boxes)
     assert not tables[-1].is_visible(), "the long list of inputs is folded"
-    opened.page.locator("main summary").last.click()
+    tables[-1].locator("xpath=ancestor::details[1]/summary").click()
     assert tables[-1].is_visible()
     assert opened.page.get_by_text("An interactive control stands here").count() == 0
 
