@@ -84,7 +84,9 @@ def cluster() -> list[Check]:
 
 def _python() -> str:
     is_now = ".".join(map(str, sys.version_info[:3]))
-    wanted = _distribution(_ME).metadata["Requires-Python"]
+    about = _distribution(_ME).metadata
+    # The backport importlib_metadata, once imported, answers for the standard library and raises for None.
+    wanted = about["Requires-Python"] if "Requires-Python" in about else None
     specifiers = _packaging("specifiers")
     if wanted and not specifiers.SpecifierSet(wanted).contains(is_now, prereleases=True):
         raise InputError(f"{sys.executable} is {is_now}, not {wanted}; make setup PYTHONS=another")

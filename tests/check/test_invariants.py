@@ -288,7 +288,7 @@ def test_a_line_says_what_is_wrong_where() -> None:
     guest = guest_with_pages()
     forget_rmap(guest)
     (line,) = violations(guest.kvm)
-    assert line.startswith(f"RMAP: spte {guest.sptep(GVA):#x} (entry 0x0 of ShadowPage(")
+    assert line.startswith(f"RMAP: spte {guest.sptep(GVA):#x} (entry 0x0 of <ShadowPage gfn ")
     assert line.endswith(f"is 0 times in the reverse map of gfn {DATA >> 12:#x}")
 
 

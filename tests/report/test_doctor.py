@@ -6,6 +6,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     __import__("jupyter_core.paths")
     __import__("jupyter_client.kernelspec")
     __import__("jupyterlab_server.config")
+    with suppress(ImportError):  # once there, it answers in place of the standard library
+        __import__("importlib_metadata")
     for name in ("requirements", "specifiers", "utils", "version"):
         __import__(f"packaging.{name}")
     site = tmp_path / "site"
