@@ -86,7 +86,7 @@ def _python() -> str:
     is_now = ".".join(map(str, sys.version_info[:3]))
     about = _distribution(_ME).metadata
     # The backport importlib_metadata, once imported, answers for the standard library and raises for None.
-    wanted = about["Requires-Python"] if "Requires-Python" in about else None
+    wanted = about["Requires-Python"] if "Requires-Python" in list(about) else None
     specifiers = _packaging("specifiers")
     if wanted and not specifiers.SpecifierSet(wanted).contains(is_now, prereleases=True):
         raise InputError(f"{sys.executable} is {is_now}, not {wanted}; make setup PYTHONS=another")
@@ -130,7 +130,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
         raise InputError(f"{name}: not installed; {mend}") from error
     try:
         found.version.strip()
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{name}: its metadata is damaged; pip install --force-reinstall {name}") from error
     return found
 
@@ -161,7 +161,7 @@ def _fits(need: Requirement) -> str:
         version = importlib.metadata.version(need.name)
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(f"missing; {mend}") from error
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, OSError):  # an error of the backport's own is an OSError
         version = ""
     invalid = _packaging("version").InvalidVersion
     try:
