@@ -44,13 +44,6 @@ def doc(page: str, path: bool) -> None:
     click.echo(str(where) if path else where.read_text("utf-8"), nl=path)
 
 
-@click.command("help")
-@click.argument("page", default="index")
-def help_page(page: str) -> None:
-    """Print a page of the manual: 'mmulab help scenario' has each line of the scenario language."""
-    click.echo(page_path(page).read_text("utf-8"), nl=False)
-
-
 @click.command("glossary")
 @click.argument("word", required=False)
 def glossary(word: str | None) -> None:

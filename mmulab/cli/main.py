@@ -71,7 +71,7 @@ COMMANDS: dict[str, Entry] = {
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
     "assertions": Entry("mmulab.cli.assertions:assertions", "Show what the kernel asserts of itself."),
     "doc": Entry("mmulab.cli.doc:doc", "Print a page of the manual."),
-    "help": Entry("mmulab.cli.doc:help_page", "The same: 'mmulab help scenario' is the scenario language."),
+    "help": Entry("mmulab.cli.doc:doc", "The same: 'mmulab help scenario' is the scenario language."),
     "glossary": Entry("mmulab.cli.doc:glossary", "Explain a word of KVM's MMU or of this program."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""

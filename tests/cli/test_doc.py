@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mmulab.cli.doc import PAGES, doc, glossary, glossary_entries, help_page, page_path
-from mmulab.cli.main import run
+from mmulab.cli.doc import PAGES, doc, glossary, glossary_entries, page_path
+from mmulab.cli.main import cli, run
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.grammar import FORMS, usage
 from mmulab.scenario.text import _ADDITIONS, _SETTINGS, parse_scenario
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_page_is_printed_and_its_path_told(page: str) -> None:
     text = page_path(page).read_text("utf-8")
     assert CliRunner().invoke(doc, [page]).output == text
-    assert CliRunner().invoke(help_page, [page]).output == text
+    assert CliRunner().invoke(cli, ["help", page]).output == text
     assert CliRunner().invoke(doc, [page, "--path"]).output == f"{page_path(page)}\n"
 
 
