@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mmulab.check.oracle import Oracle
-from mmulab.check.restored import Restored
+from mmulab.check.judge import Judge
 from mmulab.kvm.kernel import Kernel
 from mmulab.machine.machine import Machine
 from mmulab.scenario.record import Says, record_steps
@@ -14,11 +13,10 @@ from mmulab.trace.recording import Recording
 
 def oracle_says(machine: Machine) -> Says:
     """Return what judges the ops of a machine that has run none yet."""
-    oracle, restored = Oracle(machine), Restored(machine)
+    judge = Judge(machine)
 
     def says(result: Result) -> str | None:
-        lost = restored.after(result)
-        wrong = oracle.judge(result)[2] or lost
+        wrong = judge.judge(result)[2]
         return None if wrong is None else wrong.said
 
     return says

@@ -57,7 +57,7 @@ def cases(
     made = (row(case, chosen.design, kernel=chosen if choice.given else None) for case in known)
     rows = progress(made, len(known), "case", show=as_json or wrong_only)
     if as_json:
-        _show_json(found for found in rows if not wrong_only or _is_wrong(found))
+        _show_json(found for found in rows if not wrong_only or found.is_wrong)
         return
     width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
     told: list[_Told] = []
@@ -68,7 +68,7 @@ def cases(
 
     def end() -> None:
         if wrong_only:
-            show(line for one in told if one.wrong or one.old_wrong for line in one.lines)
+            show(line for one in told if one.is_wrong for line in one.lines)
         if len(known) > 1:
             show(_summary(told))
 
@@ -92,19 +92,15 @@ class _Told(NamedTuple):
 
     kind: str
     verdict: str
-    wrong: bool
+    is_wrong: bool
     old_wrong: bool
     lines: list[str]
 
 
 def _tell(found: Row, *, fitted: bool, details: bool) -> _Told:
     lines = [_fitted(found) if fitted else _line(found), *(_details(found) if details else ())]
-    wrong, old_wrong = found.run.wrong is not None, found.old.wrong is not None
-    return _Told(kind_of(found.case.name), found.verdict, wrong, old_wrong, lines)
-
-
-def _is_wrong(found: Row) -> bool:
-    return found.run.wrong is not None or found.old.wrong is not None
+    old_wrong = found.old.wrong is not None
+    return _Told(kind_of(found.case.name), found.verdict, found.is_wrong, old_wrong, lines)
 
 
 def _show_json(rows: Iterator[Row]) -> None:
@@ -141,7 +137,7 @@ def _summary(told: Sequence[_Told]) -> Iterator[str]:
     """Yield a line for each kind, those first in which something is wrong, and one for all."""
     kinds = {kind: [one for one in told if one.kind == kind] for kind in KINDS}
     lines = [
-        (not any(one.wrong or one.old_wrong for one in found), f"{kind}: {_counted(found)}")
+        (not any(one.is_wrong for one in found), f"{kind}: {_counted(found)}")
         for kind, found in kinds.items()
         if found
     ]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from mmulab.check.access import Access, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import walks_of
 from mmulab.check.failure import FAILURES
+from mmulab.check.judge import Judge
 from mmulab.check.mmu import Check, check
 from mmulab.check.oracle import Oracle, Verdict
-from mmulab.check.restored import Restored
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.recording import Recording, is_around
 from mmulab.errors import DesignError, InputError
@@ -311,35 +311,32 @@ def run_case(
         An op is not modelled yet, or the design is unknown.
     """
     runner = runner_of(scenario, design, kernel=kernel)
-    oracle, restored = Oracle(runner.machine), Restored(runner.machine)
+    judge = Judge(runner.machine)
 
     def execute(found: _Found) -> None:
         running = runner.results()
         result = next(running)
-        oracle.judge(result)
-        restored.after(result)
+        judge.judge(result)
         found.add(result)
         for index, step in enumerate(scenario.steps):
             found.place = index, format_step(step), step.op
             result = next(running)
             while result.op is not step.op:  # an instruction of the VMM's that goes before
-                oracle.judge(result)
-                restored.after(result)
+                judge.judge(result)
                 found.add(result)
                 result = next(running)
-            verdict, walks, wrong = oracle.judge(result)
+            verdict, walks, wrong = judge.judge(result)
             if isinstance(step.op, Access) and walks is not None:
                 found.judged += 1
                 _keep_chain(found, step.op, walks)
             elif verdict is not Verdict.WRONG:
-                wrong = _ends_otherwise(result)
-            lost = restored.after(result)
-            found.wrong = found.wrong or wrong or lost
+                wrong = _ends_otherwise(result) or wrong
+            found.wrong = found.wrong or wrong
             found.add(result)
             if result.outcome.kind.is_last:
                 break
 
-    return _until_it_fails(_Found(runner.machine, oracle), scenario, execute)
+    return _until_it_fails(_Found(runner.machine, judge.oracle), scenario, execute)
 
 
 def _ends_otherwise(result: Result) -> WrongAccess | None:
