@@ -51,6 +51,7 @@ from mmulab.scenario.scenario import Scenario
 from mmulab.workload.stream import Stream, load_stream
 
 __all__ = [
+    "DEFAULT",
     "Case",
     "Row",
     "cases",
@@ -68,7 +69,7 @@ OLD_DESIGN = "pre_fix"
 """What each case is compared with: the role word before 5.19."""
 
 DEFAULT = find_design("passthrough")
-"""The word of 6.1: what is wrong under it, Linux itself does wrong."""
+"""The word of 6.1, which runs beside a design: what is wrong under it, Linux itself does wrong."""
 
 MODE_WORDS = {"np": "nonpaging", "32": "32-bit", "pae": "PAE", "64": "4-level", "57": "5-level"}
 
@@ -366,6 +367,11 @@ class Row:
     def verdict(self) -> str:
         """``correct``, ``wrong``, or ``kernel``: the default design ends so too, Linux itself does it."""
         return verdict_of(self.run.wrong is not None, as_linux=self.as_linux)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is wrong under either role word."""
+        return self.run.wrong is not None or self.old.wrong is not None
 
     @property
     def old_verdict(self) -> str:

@@ -29,7 +29,7 @@ from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.root_strategy import special
 from mmulab.lab.cases.run import CaseRun, design_of
-from mmulab.lab.cases.table import Case, read_boot, read_case, run_work, scenario_of, verdict_of
+from mmulab.lab.cases.table import DEFAULT, Case, read_boot, read_case, run_work, scenario_of, verdict_of
 from mmulab.lab.designs.collision import Collision, collisions
 from mmulab.lab.designs.era import in_its_time, modes_needed, modes_of_stream
 from mmulab.lab.designs.measures import Lookup, Measures, Observed, TellingApart, against, measure
@@ -40,8 +40,6 @@ from mmulab.pool import Jobs
 
 __all__ = ["Cell", "Comparison", "compare", "compare_each"]
 
-DEFAULT = DESIGNS["passthrough"]
-"""What runs beside a design."""
 _OTHER_ROOTS = DESIGNS["glevel"]
 """What runs beside a design where roots are no special ones."""
 
