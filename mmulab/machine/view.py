@@ -311,18 +311,20 @@ class Walks(NamedTuple):
             return None
         return last.gfn << 12 | self.guest.address & (1 << 12) - 1
 
+    @property
+    def _end(self) -> str:
+        return "nothing is there yet" if self.reached is None else f"gpa {self.reached:#x}"
+
     def __repr__(self) -> str:
         lines = [f"guest   {self.guest.said}"]
         lines += [f"  l{s.level} {_table(s)} [{s.entry_index:x}] {s.entry:x}" for s in self.guest.steps]
-        end = "nothing is there yet" if self.reached is None else f"gpa {self.reached:#x}"
-        lines.append(f"shadow  {self.guest.address:#x} -> {end}")
+        lines.append(f"shadow  {self.guest.address:#x} -> {self._end}")
         lines += [f"  l{s.level} {_page(s)} [{s.entry_index:x}] {s.spte:x}" for s in self.shadow]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = [[s.level, _page(s), f"{s.entry_index:#x}", f"{s.spte:x}"] for s in self.shadow]
-        end = "nothing is there yet" if self.reached is None else f"gpa {self.reached:#x}"
-        caption = f"the tables in use, for {self.guest.address:#x} → {end}"
+        caption = f"the tables in use, for {self.guest.address:#x} → {self._end}"
         below = table_html(["level", "table", "index", "entry"], rows, caption)
         return self.guest._repr_html_() + below
 

@@ -21,6 +21,7 @@ from mmulab.x86.pferr import ACC_STRINGS, pferr_str
 
 MAX_CHANGES = 16
 """Changed sptes that are listed; the rest is counted."""
+_WALK_COLUMNS = ("level", "table", "index", "entry", "bits", "rights so far")
 STRIPS = 2
 """Changed sptes that are drawn bit by bit."""
 
@@ -96,7 +97,7 @@ def guest_panel(look: Look, before: Look | None = None) -> Panel | None:
     marked = [n for n, step in enumerate(walk.steps) if before is not None and step not in known]
     blocks: list[Block] = []
     if rows:
-        blocks.append(Table(("level", "table", "index", "entry", "bits", "rights so far"), rows, marked))
+        blocks.append(Table(_WALK_COLUMNS, rows, marked))
     blocks.append(Line(_walk_end(walk)))
     whose = "L2's" if look.registers.guest_mode else "the guest's"
     return Panel(f"{whose} tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}", blocks)
@@ -107,10 +108,9 @@ def nested_panel(look: Look) -> Panel | None:
     walk = look.nested
     if walk is None:
         return None
-    columns = ("level", "table", "index", "entry", "bits", "rights so far")
     rows = [_guest_row(step) for step in walk.steps]
     title = f"L1's nested tables for L2's {walk.address:#x}: {walk.mode}, root {walk.root:#x}"
-    return Panel(title, [Table(columns, rows), Line(_walk_end(walk))])
+    return Panel(title, [Table(_WALK_COLUMNS, rows), Line(_walk_end(walk))])
 
 
 def _guest_row(step: GuestStep) -> list[str]:
