@@ -1,7 +1,7 @@
 # make setup    a .venv with everything in it (LOCKED=1: exactly the versions of requirements.lock)
 # make report   run the notebooks, write out/report/index.html
 # make test     the tests (SELECT= runs the slow ones too)
-# make lint     ruff, mypy --strict, import directions
+# make lint     ruff (check and format, notebooks too), mypy --strict, import directions
 # make fuzz     the fuzzers, for FUZZ_SECONDS (600) altogether; findings go to out/fuzz
 # make lab      JupyterLab on the notebooks (LAB_ARGS= goes to it: LAB_ARGS='--no-browser --port 9000')
 # make lock     requirements.lock anew from pyproject.toml; needs uv
@@ -46,6 +46,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

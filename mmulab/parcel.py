@@ -149,5 +149,3 @@ def keep(store: Path, value: str, name: str, data: bytes) -> None:
 
 def _kept(store: Path, value: str, name: str) -> Path:
     return store / value / Path(name).name
-
-

@@ -58,9 +58,10 @@ def test_a_work_that_its_worker_dies_of_is_lost_alone(jobs: int) -> None:
     results = [one for one, _ in pool.each(mortal, works, jobs, lost=lost)]
     assert results == [-13, 1, 4, 4, -13, 9, -13]
     cause = "killed by signal 9 (SIGKILL); if memory ran out, run it again with fewer --jobs"
-    assert sorted(said) == [(-4, "a worker died: it left with exit code 5")] + [
-        (13, f"a worker died: {cause}")
-    ] * 3
+    assert (
+        sorted(said)
+        == [(-4, "a worker died: it left with exit code 5")] + [(13, f"a worker died: {cause}")] * 3
+    )
     assert multiprocessing.active_children() == []
 
 

@@ -26,6 +26,7 @@ from mmulab.x86.mode import (
 TABLES: tuple[int, ...] = (*range(0x10000, 0x38000, 0x1000), *range(0x44000, 0x50000, 0x1000))
 """Frames for tables; what SMM uses (0x38000 on) is left out."""
 
+
 class Entry(NamedTuple):
     """An entry that ops write: its place, and the addresses whose walks meet it at first."""
 
@@ -250,5 +251,3 @@ def _addresses(
             for place, page in product(way, pages):
                 found.setdefault(place, []).append(page)
     return {place: tuple(dict.fromkeys(pages)) for place, pages in found.items()}
-
-

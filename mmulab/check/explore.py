@@ -165,9 +165,7 @@ class World:
             )
         return finding, reached
 
-    def _again(
-        self, known: _Known, at: int, choices: tuple[int, ...]
-    ) -> tuple[Finding | None, _State]:
+    def _again(self, known: _Known, at: int, choices: tuple[int, ...]) -> tuple[Finding | None, _State]:
         self._last.clear()
         self._keeper.put(known.machine)
         self._runner.cpl, self._runner.ended = dict(known.cpl), known.ended

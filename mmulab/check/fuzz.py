@@ -155,5 +155,3 @@ class Fuzzer:
             key = finding.kind.value, finding.name
             self.progress.known[key] = self.progress.known.get(key, 0) + 1
         return known
-
-

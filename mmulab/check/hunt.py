@@ -169,9 +169,7 @@ def hunt(job: Job, stop: Callable[[], bool], progress: Callable[[Hunted], None] 
 
 
 class _Hunt:
-    def __init__(
-        self, job: Job, stop: Callable[[], bool], progress: Callable[[Hunted], None] | None
-    ) -> None:
+    def __init__(self, job: Job, stop: Callable[[], bool], progress: Callable[[Hunted], None] | None) -> None:
         self._job, self._stop, self._progress = job, stop, progress
         self._begin, self._cpu_begin = time.monotonic(), time.process_time()
         self._end = self._begin + job.budget

@@ -262,8 +262,7 @@ NESTED_DEVIATIONS: tuple[Deviation, ...] = (
         name="nested-pse-kept",
         kind=FindingKind.OUTCOME,
         findings=_WRONG,
-        said="L1 changes CR4.PSE and has everything flushed; its nested tables are used as they were "
-        "before",
+        said="L1 changes CR4.PSE and has everything flushed; its nested tables are used as they were before",
         source="union kvm_mmu_page_role has no CR4.PSE, so the same shadow pages are found again",
         shows=_pse_kept,
     ),
@@ -300,8 +299,7 @@ NESTED_DEVIATIONS: tuple[Deviation, ...] = (
         name="nested-root-outside-vmx",
         kind=FindingKind.ASSERTION,
         findings=("nested.c:nested_vmx_vmexit:run_pending", "vmx.c:__vmx_handle_exit:run_pending"),
-        said="The EPT pointer leads out of memory; L2 is left before it ran, and the next exit kills the "
-        "VM",
+        said="The EPT pointer leads out of memory; L2 is left before it ran, and the next exit kills the VM",
         source="mmu.c:mmu_check_root asks for a triple fault, which vmx/nested.c:nested_vmx_triple_fault "
         "takes while nested_run_pending is set and leaves it so",
         shows=_root_outside,
@@ -332,8 +330,7 @@ NESTED_DEVIATIONS: tuple[Deviation, ...] = (
         name="nested-no-rights",
         kind=FindingKind.ASSERTION,
         findings=("spte.c:make_spte:access",),
-        said="An spte without any right is made of a leaf of L1's EPT that grants nothing which its way "
-        "does",
+        said="An spte without any right is made of a leaf of L1's EPT that grants nothing which its way does",
         source="paging_tmpl.h:FNAME(prefetch_gpte) and FNAME(sync_page) take the rights of both, and do "
         "not look whether any is left",
         shows=_ept_rights_apart,

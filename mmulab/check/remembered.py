@@ -236,9 +236,7 @@ class Forgotten:
         """Forget one PCID of a space but for global translations (a write to CR3)."""
         self._contexts[space, pcid] = now
 
-    def page(
-        self, space: Hashable, pcid: int, gva: int, now: int, *, keep_global: bool = False
-    ) -> None:
+    def page(self, space: Hashable, pcid: int, gva: int, now: int, *, keep_global: bool = False) -> None:
         """Forget an address, and but for INVPCID all upper-level entries of the PCID (INVLPG)."""
         self._pages[space, pcid, gva & ~0xFFF, keep_global] = now
         if not keep_global:
@@ -273,9 +271,7 @@ class Forgotten:
         for until, forms in self._forms[tag]:
             if until > since:
                 found += [
-                    replace(
-                        now, rsvd=old.rsvd, page_size_mask=old.page_size_mask, pse36_mask=old.pse36_mask
-                    )
+                    replace(now, rsvd=old.rsvd, page_size_mask=old.page_size_mask, pse36_mask=old.pse36_mask)
                     for old, now in zip(forms, paging, strict=False)
                     if old.mode is now.mode
                 ]

@@ -72,6 +72,4 @@ def bad_pdptes(vcpu: Vcpu, smm: World, cr3: int, read: Read) -> bool:
     """Whether one of the four is present with a reserved bit; where SMM sees no memory, nobody says."""
     places = [smm.hpa_of((cr3 & ~0x1F) + 8 * number) for number in range(4)]
     reserved = pdpte_reserved(vcpu.cpu)
-    return any(
-        hpa is None or (read(hpa, 8) & PT_PRESENT_MASK and read(hpa, 8) & reserved) for hpa in places
-    )
+    return any(hpa is None or (read(hpa, 8) & PT_PRESENT_MASK and read(hpa, 8) & reserved) for hpa in places)

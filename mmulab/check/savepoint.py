@@ -223,10 +223,7 @@ class Keeper:
             _take_pages(kvm, before),
             _take_slots(kvm, before),
             tuple(
-                [
-                    _take_vcpu(vcpu, before.vcpus[at] if before else None)
-                    for at, vcpu in enumerate(kvm.vcpus)
-                ]
+                [_take_vcpu(vcpu, before.vcpus[at] if before else None) for at, vcpu in enumerate(kvm.vcpus)]
             ),
             self._take_frames(before, pool),
             pool,

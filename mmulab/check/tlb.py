@@ -208,9 +208,7 @@ class Adversary:
 
     def _keep(self, kvm: Kvm, change: Changed) -> None:
         sp = change.sp
-        holders = [
-            root for tlb in self._tlbs for root in tlb.values() if root.reach.get(sp.frame) is sp
-        ]
+        holders = [root for tlb in self._tlbs for root in tlb.values() if root.reach.get(sp.frame) is sp]
         if not holders:
             return
         entries = [

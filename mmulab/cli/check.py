@@ -225,4 +225,3 @@ def _found(trouble: Trouble) -> dict[str, Any]:
         "cpu_seconds": round(trouble.cpu_seconds, 1),
         "scenario": format_scenario(trouble.scenario).splitlines(),
     }
-

@@ -26,6 +26,7 @@ SCHEDULER = click.option(
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
 def kernel_name(name: str) -> str:
     """Return the name of the kernel that a release's name stands for; say so on stderr if it is another."""
     found, said = spelled(name)

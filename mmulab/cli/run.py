@@ -130,7 +130,6 @@ class Only(NamedTuple):
             if self.op in (None, result.index) and (found or not kinds):
                 yield result, found
 
-
     def told(self, events: Sequence[Event]) -> Sequence[Event]:
         """Return those of an op's events that lines show: what the kernel warns of, in any case."""
         return events if self.has_events else [event for event in events if type(event) in CONSOLE]

@@ -14,9 +14,7 @@ from mmulab.kvm.bugs_fault import FAULT_BUGS
 from mmulab.kvm.bugs_role import ROLE_BUGS
 from mmulab.kvm.bugs_sync import SYNC_BUGS
 
-BUGS: dict[str, Bug] = {
-    bug.id: bug for bug in (*BOOKKEEPING_BUGS, *ROLE_BUGS, *SYNC_BUGS, *FAULT_BUGS)
-}
+BUGS: dict[str, Bug] = {bug.id: bug for bug in (*BOOKKEEPING_BUGS, *ROLE_BUGS, *SYNC_BUGS, *FAULT_BUGS)}
 """Every bug, B1 to B34c."""
 
 

@@ -98,9 +98,7 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         if it.level == fault.goal_level:
             break
         base_gfn = gfn_round_for_level(fault.gfn, it.level)
-        sp = kvm_mmu_get_child_sp(
-            vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr
-        )
+        sp = kvm_mmu_get_child_sp(vcpu, it.sptep, base_gfn, direct=True, access=ACC_ALL, addr=fault.addr)
         if sp is not None:
             link_shadow_page(kvm, it.sptep, sp)
             if fault.huge_page_disallowed and (fault.is_tdp or kvm.behaviours.nonpaging_counts_nx):

@@ -87,9 +87,7 @@ def _user(vcpu: Vcpu) -> int:
     return PFERR_USER_MASK if vcpu.cpl == 3 else 0
 
 
-def x86_emulate_instruction(
-    vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction
-) -> Verdict:
+def x86_emulate_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> Verdict:
     """Emulate `insn`, or unprotect a guest table and let the processor try again.
 
     Parameters

@@ -270,9 +270,7 @@ def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
     return GuestWalk(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
 
 
-def update_accessed_dirty_bits(
-    vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | None, *, write: bool
-) -> bool:
+def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | None, *, write: bool) -> bool:
     """Set A in every entry used and D in the leaf of a write, from the root down.
 
     `real` is where L2's tables lie, None of others.

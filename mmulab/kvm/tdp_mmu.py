@@ -73,9 +73,7 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
 def tdp_mmu_alloc_child(kvm: Kvm, entry: TdpEntry) -> ShadowPage:
     """Make the table below an entry."""
     parent = sptep_to_sp(kvm, entry.sptep)
-    role = role_of_child(
-        kvm.config.kernel.design, parent.role, direct=True, access=parent.access, quadrant=0
-    )
+    role = role_of_child(kvm.config.kernel.design, parent.role, direct=True, access=parent.access, quadrant=0)
     sp = tdp_mmu_alloc_sp(kvm, entry.gfn, role)
     sp.ptep = entry.sptep
     return sp
@@ -193,9 +191,7 @@ def tdp_mmu_set_spte(kvm: Kvm, entry: TdpEntry, new: int, *, dirty_log: bool = T
     """Change the entry at hand."""
     _assert_not_removed(kvm, entry.old_spte, new)
     kvm.memory.store64(entry.sptep, new)
-    handle_changed_spte(
-        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log
-    )
+    handle_changed_spte(kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=dirty_log)
     entry.old_spte = new
 
 
@@ -204,9 +200,7 @@ def tdp_mmu_set_spte_atomic(kvm: Kvm, entry: TdpEntry, new: int) -> None:
     warn_on(kvm, "tdp_mmu.c:tdp_mmu_set_spte_atomic:removed", is_removed_spte(kvm, entry.old_spte))
     shared, kvm.mmu_lock_shared = kvm.mmu_lock_shared, True
     kvm.memory.store64(entry.sptep, new)
-    handle_changed_spte(
-        kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=False
-    )
+    handle_changed_spte(kvm, entry.as_id, entry.gfn, entry.old_spte, new, entry.level, dirty_log=False)
     kvm.mmu_lock_shared = shared
 
 

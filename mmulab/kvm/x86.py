@@ -64,9 +64,7 @@ from mmulab.x86.regs import (
 )
 
 KVM_MMU_CR0_ROLE_BITS = X86_CR0_PG | X86_CR0_WP
-KVM_MMU_CR4_ROLE_BITS = (
-    X86_CR4_PSE | X86_CR4_PAE | X86_CR4_LA57 | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
-)
+KVM_MMU_CR4_ROLE_BITS = X86_CR4_PSE | X86_CR4_PAE | X86_CR4_LA57 | X86_CR4_SMEP | X86_CR4_SMAP | X86_CR4_PKE
 KVM_MMU_EFER_ROLE_BITS = EFER_LME | EFER_NX
 CR0_BITS = 0xE005003F
 MAX_ENTRIES = 64
@@ -121,12 +119,7 @@ def kvm_set_cr0(vcpu: Vcpu, cr0: int, *, cs_l: bool) -> None:
     if vcpu.efer & EFER_LME:
         if not is_paging(vcpu) and cr0 & X86_CR0_PG and (not pae or cs_l):
             raise GeneralProtectionError
-    elif (
-        cr0 & X86_CR0_PG
-        and pae
-        and (cr0 ^ old) & X86_CR0_PDPTR_BITS
-        and not load_pdptrs(vcpu, vcpu.cr3)
-    ):
+    elif cr0 & X86_CR0_PG and pae and (cr0 ^ old) & X86_CR0_PDPTR_BITS and not load_pdptrs(vcpu, vcpu.cr3):
         raise GeneralProtectionError
     if not cr0 & X86_CR0_PG and ((is_long_mode(vcpu) and cs_l) or vcpu.cr4 & X86_CR4_PCIDE):
         raise GeneralProtectionError
@@ -437,10 +430,7 @@ def _inject_events(vcpu: Vcpu, reinject: bool) -> bool:
     """
     kvm, nested = vcpu.kvm, vcpu.nested
     wanted = (
-        nested is not None
-        and not reinject
-        and vcpu.exception is not None
-        and nested.exception_handled(vcpu)
+        nested is not None and not reinject and vcpu.exception is not None and nested.exception_handled(vcpu)
     )
     pending = wanted and vcpu.guest_mode
     heard = pending or kvm.assertion_counts is not None

@@ -52,9 +52,7 @@ def bad_mt_xwr(*, execonly: bool) -> int:
 
 
 @cache
-def shadow_zero_check(
-    phys_bits: int, level: int, *, nx: bool, gbpages: bool, bit8: bool
-) -> ZeroCheck:
+def shadow_zero_check(phys_bits: int, level: int, *, nx: bool, gbpages: bool, bit8: bool) -> ZeroCheck:
     """Return the reserved bits of tables in the format of a guest's.
 
     Parameters

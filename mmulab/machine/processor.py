@@ -276,9 +276,7 @@ def host_level(config: KvmConfig) -> int:
 def _ept_ad(vcpu: Vcpu) -> bool:
     """Whether the EPT pointer in use turns A/D bits on (``construct_eptp``): for L2, if L1's does."""
     nested = vcpu.nested
-    return vcpu.kvm.fmt.ad_enabled and (
-        nested is None or bool(nested.nested_pgd & VMX_EPTP_AD_ENABLE_BIT)
-    )
+    return vcpu.kvm.fmt.ad_enabled and (nested is None or bool(nested.nested_pgd & VMX_EPTP_AD_ENABLE_BIT))
 
 
 def _logging_store(vcpu: Vcpu, gfn: int) -> Callable[[int, int], None]:

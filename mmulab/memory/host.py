@@ -77,9 +77,7 @@ class HostMemory:
         "written",
     )
 
-    def __init__(
-        self, backing_bytes: int, *, table_frames: int = 1 << 15, align: int = 1 << 21
-    ) -> None:
+    def __init__(self, backing_bytes: int, *, table_frames: int = 1 << 15, align: int = 1 << 21) -> None:
         if backing_bytes <= 0 or backing_bytes % FRAME_BYTES:
             raise ValueError(f"backing of {backing_bytes:#x} bytes is not a multiple of 4096")
         step = align // FRAME_BYTES

@@ -63,8 +63,8 @@ def _with_read(event: ev.Event) -> ev.Event:
             return event._replace(qualification=qualification | _READ)
         case ev.kvm_page_fault():
             return event._replace(error_code=event.error_code | _READ)
-        case ev.kvm_nested_vmexit(reason="ept_violation") | ev.kvm_nested_vmexit_inject(
-            reason="ept_violation"
+        case (
+            ev.kvm_nested_vmexit(reason="ept_violation") | ev.kvm_nested_vmexit_inject(reason="ept_violation")
         ):
             return event._replace(exit_info1=event.exit_info1 | _READ)
         case ev.fast_page_fault() if event.error_code & PFERR_WRITE_MASK:

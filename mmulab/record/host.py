@@ -242,8 +242,7 @@ class HostFacts:
         )
         phys_bits, virt_bits = self._address_sizes()
         return {
-            "cpuid": {name: cpuid[name] for name in told_of}
-            | ({"invpcid": 1} if cpuid["invpcid"] else {}),
+            "cpuid": {name: cpuid[name] for name in told_of} | ({"invpcid": 1} if cpuid["invpcid"] else {}),
             "host": {
                 "kernel": f"{self.texts['release']} {self.texts['version']}",
                 "host_phys_bits": phys_bits,

@@ -143,11 +143,11 @@ def _conformance(folder: Path, run: Finished) -> Iterator[str]:
         mark = "" if total["agree"] == total["compared"] else ' class="failed"'
         hosts = ", ".join(row["host"] for row in rows if row["kernel"] == kernel and row["compared"])
         yield (
-            f'<strong{mark}>{total["agree"]:,} of {total["compared"]:,} '
+            f"<strong{mark}>{total['agree']:,} of {total['compared']:,} "
             f"recordings of Linux {escape(kernel)} agree</strong> with the model in every event, outcome and "
-            f'statistic: {total["ops agree"]:,} of {total["ops"]:,} ops, {total["events agree"]:,} of '
-            f'{total["events"]:,} events. Those are the recordings of {escape(hosts)}; there are '
-            f'{total["recordings"]:,}, and <code>{_MEASURE}</code> compares all. Measured in this report by '
+            f"statistic: {total['ops agree']:,} of {total['ops']:,} ops, {total['events agree']:,} of "
+            f"{total['events']:,} events. Those are the recordings of {escape(hosts)}; there are "
+            f"{total['recordings']:,}, and <code>{_MEASURE}</code> compares all. Measured in this report by "
             f'<a href="#{escape(run.id)}">{escape(run.title)}</a>.'
         )
 

@@ -132,9 +132,7 @@ def _table(
     """Return a table; `classes` are those of its rows, if they have any."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     starts = [f'<tr class="{own}">' if own else "<tr>" for own in classes] or ["<tr>"] * len(rows)
-    body = "".join(
-        f"{start}{''.join(map(_cell, row))}</tr>" for start, row in zip(starts, rows, strict=True)
-    )
+    body = "".join(f"{start}{''.join(map(_cell, row))}</tr>" for start, row in zip(starts, rows, strict=True))
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -127,9 +127,7 @@ def sweep(
             _prepare(chosen)
         count = 0
         here = str(out.resolve())
-        works = [
-            Work.elsewhere(run, timeout) if elsewhere else Work(run, timeout, here) for run in chosen
-        ]
+        works = [Work.elsewhere(run, timeout) if elsewhere else Work(run, timeout, here) for run in chosen]
         try:
             for one in each(perform, works, lost=partial(_died, out)):
                 kept = one if one.files is None else _keep(one, out)

@@ -131,7 +131,8 @@ _OPS: dict[type, Callable[[Any], str]] = {
     ),
     ops.SwapOut: lambda o: f"the host swaps {o.length:#x} bytes behind offset {o.gpa:#x} out",
     ops.RecoverNxHugePages: lambda o: (
-        f"the host makes huge pages possible again for 1/{o.ratio} of the split NX ones" if o.ratio
+        f"the host makes huge pages possible again for 1/{o.ratio} of the split NX ones"
+        if o.ratio
         else "the host's recovery of NX huge pages is off"
     ),
     ops.SetNxHugePages: lambda o: f"the host turns nx_huge_pages {'on' if o.enabled else 'off'}",

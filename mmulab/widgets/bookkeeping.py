@@ -91,9 +91,7 @@ def _below(kvm: Kvm, page: ShadowPage) -> Iterator[tuple[int, ShadowPage]]:
             yield index, kvm.pages[frame]
 
 
-def _links(
-    canvas: Canvas, kvm: Kvm, levels: dict[int, list[ShadowPage]], spots: dict[int, _Spot]
-) -> None:
+def _links(canvas: Canvas, kvm: Kvm, levels: dict[int, list[ShadowPage]], spots: dict[int, _Spot]) -> None:
     for pages in levels.values():
         for page in pages:
             for index, child in _below(kvm, page):

@@ -128,9 +128,7 @@ class Session:
             while len(self._looks) >= KEPT:
                 del self._looks[next(iter(self._looks))]
             moment = self.recording.moment(number)
-            self._looks[number] = take(
-                self.recording, moment, address=self._address, l2_walks=l2_walks
-            )
+            self._looks[number] = take(self.recording, moment, address=self._address, l2_walks=l2_walks)
         return self._looks[number]
 
     def panels(self) -> list[Panel]:

@@ -72,8 +72,11 @@ def test_an_entry_that_was_written_is_looked_at_next() -> None:
     alphabet = Alphabet(made, Random(0))
     for _ in range(300):
         steps = alphabet.change()
-        at = next(i for i, step in enumerate(steps) if getattr(step.op, "gva", step.op) in below or (
-            isinstance(step.op, ops.HostWrite)))
+        at = next(
+            i
+            for i, step in enumerate(steps)
+            if getattr(step.op, "gva", step.op) in below or (isinstance(step.op, ops.HostWrite))
+        )
         written = steps[at].op
         entry = written.gpa if isinstance(written, ops.HostWrite) else written.gva  # type: ignore[attr-defined]
         later = {getattr(step.op, "gva", 0) & ~0xFFF for step in steps[at + 1 :]}

@@ -210,9 +210,7 @@ def test_a_search_visits_what_all_sequences_visit():
     explored = explore(scope, LINUX_6_1, [Outcomes])
     assert explored.complete
     wanted = {
-        (choices[-1], outcome)
-        for depth in (1, 2, 3)
-        for choices, outcome in outcomes("roots-32", depth)
+        (choices[-1], outcome) for depth in (1, 2, 3) for choices, outcome in outcomes("roots-32", depth)
     }
     assert seen == wanted
 

@@ -16,7 +16,6 @@ from tests.check.test_trial import Dislikes
 COPIED = LINUX_6_1.with_(derivation=find_derivation("copied"))
 
 
-
 def fuzzer(seed: int = 0, **changes: object) -> Fuzzer:
     return Fuzzer(plan(GUESTS["shadow-32"]), LINUX_6_1, [], seed=seed, **changes)  # type: ignore[arg-type]
 

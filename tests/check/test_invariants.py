@@ -28,7 +28,7 @@ def guest_with_pages(mode: str = "64") -> Guest:
     guest.map(GVA + 0x2000, guest.table(GVA))
     guest.write(GVA)
     guest.read(SECOND)
-    guest.write(GVA + 0x2ff8, 0)
+    guest.write(GVA + 0x2FF8, 0)
     return guest
 
 

@@ -47,7 +47,6 @@ def plan_of(guest: str) -> Plan:
     return plan(GUESTS[guest])
 
 
-
 class SmallGuest(RuleBasedStateMachine):
     """A guest and its host, op by op."""
 

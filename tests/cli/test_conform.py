@@ -93,9 +93,7 @@ def test_json_has_the_same_numbers(command: CommandLine, good: Path, bad: Path) 
 
 
 def test_a_scenario_beyond_the_model_is_named(command: CommandLine, root: Path, tmp_path: Path) -> None:
-    text = lzma.decompress(
-        (root / "data/conformance/6.1.192/sh/basic-pae.jsonl.xz").read_bytes()
-    ).decode()
+    text = lzma.decompress((root / "data/conformance/6.1.192/sh/basic-pae.jsonl.xz").read_bytes()).decode()
     path = tmp_path / "beyond.jsonl"
     text = re.sub('"lm": ?1', '"lm":0', text, count=1)
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))

@@ -25,9 +25,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, An
 
 def test_every_field_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "decode", "0x8000000008300a65").splitlines()
-    assert lines[0] == (
-        "0x8000000008300a65: leaf, level 1, pfn 0x8300, P U A D host_writable mmu_present NX"
-    )
+    assert lines[0] == ("0x8000000008300a65: leaf, level 1, pfn 0x8300, P U A D host_writable mmu_present NX")
     assert lines[1] == "  as Linux 6.1.192 lays out shadow paging"
     assert [line.split()[:3] for line in lines[2:]] == [
         ["63", "PT64_NX_MASK", "0x1"],

@@ -159,9 +159,7 @@ def test_a_failure_of_the_model_is_a_difference_where_it_happened(
 
 
 def test_what_the_model_does_not_know_is_a_problem_not_a_difference(root: Path, tmp_path: Path) -> None:
-    text = lzma.decompress(
-        (root / "data/conformance/6.1.192/sh/basic-pae.jsonl.xz").read_bytes()
-    ).decode()
+    text = lzma.decompress((root / "data/conformance/6.1.192/sh/basic-pae.jsonl.xz").read_bytes()).decode()
     path = tmp_path / "beyond.jsonl"
     text = re.sub('"lm": ?1', '"lm":0', text, count=1)
     path.write_text(re.sub('"op":"rd [^"]*"', '"op":"smm on"', text, count=1))

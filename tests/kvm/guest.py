@@ -91,6 +91,7 @@ KERNEL_FIELDS = (
     "sync",
 )
 
+
 class Guest:
     """One VM with a guest in `mode`, its root table, and a log of what happened.
 

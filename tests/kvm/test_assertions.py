@@ -25,7 +25,6 @@ _SAYS = {
 }
 
 
-
 # The table ------------------------------------------------------------------------------
 
 
@@ -94,9 +93,7 @@ def test_a_bug_stops_the_host() -> None:
 # Reached by a guest ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("l2", "before"), [("32", ()), ("pae", (f"vmrun {CONTROL_PAGE:x}", "vmmcall"))]
-)
+@pytest.mark.parametrize(("l2", "before"), [("32", ()), ("pae", (f"vmrun {CONTROL_PAGE:x}", "vmmcall"))])
 def test_invlpg_of_an_l2_with_pae_tables_stops_the_host(l2: str, before: tuple[str, ...]) -> None:
     """L1's root of four levels is kept, and INVLPG walks it as if it were of three.
 

@@ -107,6 +107,12 @@ def unanswered(g: Guest) -> None:
         kvm_mmu_page_fault(g.vcpu, GVA, 0, NOP)
 
 
+def made(g: Guest, *, pfn: int = 0, level: int = 1) -> object:
+    """Make an spte of the page that maps ``GVA`` at that level."""
+    page, writable = g.page(GVA, level), {"can_unsync": True, "host_writable": True}
+    return make_spte(g.vcpu, page, g.slot, ACC_ALL, 0, pfn, 0, prefetch=False, **writable)
+
+
 FIRES: dict[str, Callable[[Guest], object]] = {
     "mmu.c:mmu_spte_set:present": lambda g: mmu_spte_set(g.kvm, g.sptep(GVA), PRESENT),
     "mmu.c:mmu_spte_update_no_track:present": lambda g: mmu_spte_update(g.kvm, g.sptep(GVA), 0),
@@ -188,8 +194,11 @@ FIRES: dict[str, Callable[[Guest], object]] = {
         kvm_init_shadow_ept_mmu(g.vcpu, level=4, accessed_dirty=False, execonly=False),
     ),
     "mmu.c:reset_shadow_zero_bits_mask:level": lambda g: shadow_mmu_init_context(
-        g.vcpu, g.vcpu.mmu, kvm_calc_cpu_role(0, 0, 0, smm=0, guest_mode=False),
-        facts(g)._replace(level=2), paging(g),
+        g.vcpu,
+        g.vcpu.mmu,
+        kvm_calc_cpu_role(0, 0, 0, smm=0, guest_mode=False),
+        facts(g)._replace(level=2),
+        paging(g),
     ),
     "mmu.c:kvm_zap_obsolete_pages:invalid": lambda g: (
         setattr(g.page(GVA), "invalid", True),
@@ -219,10 +228,7 @@ FIRES: dict[str, Callable[[Guest], object]] = {
         setattr(g.kvm, "fmt", HostConfig(phys_bits=52).spte_format(g.kvm.config.kernel)),
         vcpu_make_mmio_spte(g.vcpu, 0, 0),
     ),
-    "spte.c:make_spte:reserved": lambda g: make_spte(
-        g.vcpu, g.page(GVA), g.slot, ACC_ALL, 0, 1 << 39, 0,
-        prefetch=False, can_unsync=True, host_writable=True,
-    ),
+    "spte.c:make_spte:reserved": lambda g: made(g, pfn=1 << 39),
     "spte.c:make_huge_page_split_spte:present": lambda g: can_split_huge_spte(g.kvm, 0),
     "spte.c:make_huge_page_split_spte:large": lambda g: can_split_huge_spte(g.kvm, PRESENT),
     "spte.c:mark_spte_for_access_track:saved": lambda g: kvm_mark_spte_for_access_track(
@@ -283,10 +289,7 @@ FIRES: dict[str, Callable[[Guest], object]] = {
     ),
     "spte.c:make_spte:level": lambda g: (
         setattr(g.slot, "flags", KVM_MEM_LOG_DIRTY_PAGES),
-        make_spte(
-            g.vcpu, g.page(GVA, 2), g.slot, ACC_ALL, 0, 0, 0,
-            prefetch=False, can_unsync=True, host_writable=True,
-        ),
+        made(g, pfn=0, level=2),
     ),
     "mmu.c:kvm_mmu_page_fault:invalid": unanswered,
 }
@@ -353,12 +356,8 @@ FIRES_TDP: dict[str, Callable[[Guest], object]] = {
 }
 """What spoils a guest on the TDP MMU."""
 RECORDED = {
-    "spte.c:make_spte:reserved": (
-        "conformance-more/6.1.192/nxrecover-tdp0/nx-recover-nested-32.jsonl.xz", 1
-    ),
-    "spte.c:make_spte:access": (
-        "conformance/6.1.192/nested-ept-host-noad/ept-fuzz64-noad-08.jsonl.xz", 96
-    ),
+    "spte.c:make_spte:reserved": ("conformance-more/6.1.192/nxrecover-tdp0/nx-recover-nested-32.jsonl.xz", 1),
+    "spte.c:make_spte:access": ("conformance/6.1.192/nested-ept-host-noad/ept-fuzz64-noad-08.jsonl.xz", 96),
 }
 """Recordings whose scenario makes an assertion fire, and the op."""
 ELSEWHERE = {"mmu.c:shadow_walk_init_using_root:root"}

@@ -193,4 +193,3 @@ def test_a_vcpu_whose_ring_is_all_but_full_waits_for_a_reset() -> None:
     assert guest.write(DATA).kind is OutcomeKind.OK
     assert guest.write(MIB).kind is OutcomeKind.OK
     assert taken(guest) == [PAGE, MIB >> 12]
-

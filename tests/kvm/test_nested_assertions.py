@@ -399,5 +399,3 @@ def test_a_function_beyond_63_is_the_processors_own_to_refuse() -> None:
     assert (result.outcome.kind, result.outcome.vector) == (OutcomeKind.EXC, 6)
     assert fired(machine) == []
     assert machine.kvm.vcpus[0].guest_mode
-
-

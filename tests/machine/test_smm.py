@@ -220,9 +220,7 @@ def test_without_ept_kvm_emulates_the_handlers_first_instruction() -> None:
     assert entered.outcome.rip == 0x8001
 
 
-@pytest.mark.parametrize(
-    ("host", "reason"), [("amd", "rsm"), ("intel-ept", "ud"), ("intel", "ud")]
-)
+@pytest.mark.parametrize(("host", "reason"), [("amd", "rsm"), ("intel-ept", "ud"), ("intel", "ud")])
 def test_the_events_of_the_way_out(host: str, reason: str) -> None:
     """Resets: leaving, then EFER, CR4 and CR0 as ``rsm_load_state_64`` loads them; CR3 is the same."""
     events = Played(builder(host), "nop", "smm on", "nop", "smm off").steps[3].events

@@ -10,11 +10,11 @@ from mmulab.kvm.memory_region import kvm_set_memory_region
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.lab.cases.build import VMCB_GPA
 from mmulab.lab.eager_split.guest import HUGE, MEMORY, huge_guest
+from mmulab.machine import op as ops
+from mmulab.machine.op import Mode
 from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
-from mmulab.machine import op as ops
-from mmulab.machine.op import Mode
 from mmulab.scenario.runner import Runner
 from tests.notebooks.conftest import Papermill, Refusal
 
@@ -36,8 +36,8 @@ def l2_by_hand(percent: int, *, eager: bool) -> tuple[int, int]:
     """
     builder, _ = huge_guest(1, host={"eager_page_split": int(eager)})
     runner = Runner(builder.op(ops.Vmrun(VMCB_GPA)).build())
-    for result in runner.results():
-        if isinstance(result.op, ops.Vmrun):
+    for done in runner.results():
+        if isinstance(done.op, ops.Vmrun):
             break
     machine, kvm = runner.machine, runner.machine.kvm
     touch = [ops.Touch(Mode.SUPERVISOR, MEMORY + page * 4096, write=True) for page in range(PAGES)]
@@ -105,11 +105,17 @@ def test_two_cells_counted_another_way(papermill: Papermill) -> None:
 
 
 def test_another_kernel_splits_on_the_fault(papermill: Papermill) -> None:
-    done = papermill("eager_split", **{**SMALL, "tables": "tdp_mmu"}, kernel="6.12.117", prices="fault=2,split=40")
+    done = papermill(
+        "eager_split", **{**SMALL, "tables": "tdp_mmu"}, kernel="6.12.117", prices="fault=2,split=40"
+    )
     assert done.returncode == 0, done.stderr
     tables = {table.name: table for table in harvest(done.notebook)}
     lazy = rows_by(tables["causes"], "eager")["off",]
-    assert (lazy["huge write-protected"], lazy["lower level missing"], lazy["4K write-protected"]) == (1, 0, 24)
+    assert (lazy["huge write-protected"], lazy["lower level missing"], lazy["4K write-protected"]) == (
+        1,
+        0,
+        24,
+    )
     prices = rows_by(tables["prices"], "contention", "parameter")
     assert prices["2 vCPUs", "split"]["low"] == prices["2 vCPUs", "split"]["high"] == 40
 

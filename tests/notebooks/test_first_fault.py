@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmulab.report.page import remote_references
 from mmulab.report import result
+from mmulab.report.page import remote_references
 from tests.notebooks.conftest import Papermill, Refusal
 from tests.reported import Reports
 

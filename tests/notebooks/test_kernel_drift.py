@@ -58,7 +58,8 @@ def test_a_small_part_of_the_work(papermill: Papermill) -> None:
     assert done.last_line.startswith(f"works: 2, changes: {len(RELEASED)}, shown: ")
     assert done.last_line.endswith("all at once: faults +4")
     assert result.harvest(done.notebook).sentence == (
-        f"{sum(rows[name][0] > 0 for name in RELEASED)} of {len(RELEASED)} changes from 6.1.192 to 6.12.117 show "
+        f"{sum(rows[name][0] > 0 for name in RELEASED)} of {len(RELEASED)} changes from 6.1.192 to 6.12.117 "
+        "show "
         f"in 2 works; page faults all at once: {rows['all at once'][1]:+,}"
     )
     page = export(done.notebook, "kernel_drift")

@@ -31,7 +31,10 @@ def test_a_few_rows_and_another_case(papermill: Papermill) -> None:
     assert "FOUND" in page
     assert notebook.cells[-1].outputs[0]["text"].splitlines()[0] == "cases: 4, correct: 4"
     assert result.harvest(notebook).sentence == "4 of 4 cases correct; before the fix 0 of them wrong"
-    assert "<summary>shadow of L1's NPT: 4; verdict: 4 correct; before the fix: 1 other events, 3 same</summary>" in page
+    assert (
+        "<summary>shadow of L1's NPT: 4; verdict: 4 correct; before the fix: 1 other events, 3 same</summary>"
+        in page
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from mmulab.report.page import remote_references
-from tests.reported import report
 from mmulab.workload.replay import Replay
 from mmulab.workload.stream import load_stream
 from tests.conftest import CommandLine
 from tests.notebooks.conftest import Papermill, Refusal
-from tests.reported import GIVEN
+from tests.reported import GIVEN, report
 
 LIMIT = GIVEN["real_boot"]["limit"]
 TABLES = {"counts.csv", "guest_tables.csv", "roles.csv", "snapshots.csv"}
@@ -124,14 +123,18 @@ def test_bad_parameters_are_refused(refusal: Refusal, name: str, value: str, say
 
 def test_report_refuses_before_it_runs(command: CommandLine) -> None:
     line = command.error("report", "--notebook", "real_boot", "-p", "speed", "9", "--out", "out")
-    assert line.startswith("real_boot.ipynb: unknown parameter 'speed'; it has source, limit, kernel, design,")
+    assert line.startswith(
+        "real_boot.ipynb: unknown parameter 'speed'; it has source, limit, kernel, design,"
+    )
     assert not list(command.cwd.iterdir())
 
 
 def test_report_shows_what_the_notebook_refuses(command: CommandLine) -> None:
     done = command("report", "--notebook", "real_boot", "-p", "limit", "3000001", "--out", "out")
     assert (done.returncode, done.stderr) == (1, "")
-    said = "InputError: real_boot.ipynb: limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"
+    said = (
+        "InputError: real_boot.ipynb: limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"
+    )
     assert done.stdout.splitlines()[0] == f"real_boot: failed in cell 5: {said}"
     assert done.stdout.splitlines()[1] == "report: 0 of 1 runs done, 1 failed"
 

@@ -95,7 +95,10 @@ def test_recorded_now(papermill: Papermill) -> None:
         ),
         ({"other_kernel": "6.1.192", "record": "never"}, "kernels 6.1.192 and 6.1.192 are the same"),
         ({"op": 99, "record": "never"}, "op '99': neither first nor most nor one of -1 to 23"),
-        ({"seed": 1}, "unknown parameter 'seed'; the notebook has scenario, kernel, record, other_kernel, op"),
+        (
+            {"seed": 1},
+            "unknown parameter 'seed'; the notebook has scenario, kernel, record, other_kernel, op",
+        ),
     ],
     ids=["record", "kernel", "always", "same", "op", "unknown"],
 )

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
+from mmulab.lab.cases.works import find_works
 from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.parameters import declared
 from mmulab.report.results import Table, harvest
-from mmulab.lab.cases.works import find_works
 from tests.notebooks.conftest import Opened, Papermill, Refusal
 from tests.reported import Reports
 
 NAME = "role_designs"
 SWITCHES = [f"la57-switch-npt-{way}-l0-5" for way in ("4to5", "5to4")]
+
+
 def tables(notebook: Any) -> dict[str, Table]:
     return {table.name: table for table in harvest(notebook)}
 

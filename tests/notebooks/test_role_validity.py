@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
 from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import harvest
-from mmulab.lab.validity.matrix import markers, validity_matrix, witnesses
 from tests.notebooks.conftest import Papermill, Refusal
 from tests.reported import Reports
 

@@ -10,10 +10,10 @@ from mmulab.events import kvm_mmu_pte_write, kvm_mmu_sync_page
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.sync.find import find_sync
 from mmulab.lab.cases.works import find_works
+from mmulab.lab.sync.view import record_work
 from mmulab.report import result
 from mmulab.report.page import export, remote_references
 from mmulab.report.results import Table, harvest
-from mmulab.lab.sync.view import record_work
 from tests.notebooks.conftest import Papermill, Refusal
 from tests.reported import Reports
 
@@ -31,7 +31,7 @@ def rows_by(table: Table, *columns: str) -> dict[tuple[Any, ...], dict[str, Any]
 
 
 def emulated_by_hand(work: str, policy: str) -> int:
-    """Count the emulated writes from the events of a run: writes that KVM executed to a table that it shadows."""
+    """Count the emulated writes from a run's events: writes that KVM executed to a table that it shadows."""
     (case,) = find_works([work])
     recording = record_work(case, LINUX_6_1.with_(sync=find_sync(policy)))
     found = 0
@@ -52,7 +52,9 @@ def entries_by_hand(work: str, policy: str) -> int:
         event = recording.events[at]
         if isinstance(event, kvm_mmu_sync_page):
             kvm = recording.at(at).machine.kvm
-            (page,) = (page for page in kvm.pages.values() if (page.gfn, page.role) == (event.gfn, event.role))
+            (page,) = (
+                page for page in kvm.pages.values() if (page.gfn, page.role) == (event.gfn, event.role)
+            )
             found += sum(bool(spte) for spte in kvm.memory.words[page.frame * 512 : page.frame * 512 + 512])
     return found
 
@@ -97,10 +99,13 @@ def test_two_cells_counted_another_way(reported: Reports) -> None:
     mended = ["sync/global-lost-pae", "sync/global-lost-64"]
     assert [verdicts[name] for name in mended] == ["mends"] * 2
     assert done.last_line.endswith("wrong on 0 of 2")
-    emulated = {name: sum(row["emulated writes"] for (_, p), row in counts.items() if p == name) for name in POLICIES}
+    emulated = {
+        name: sum(row["emulated writes"] for (_, p), row in counts.items() if p == name) for name in POLICIES
+    }
     most, least = max(emulated.values()), min(emulated.values())
     assert result.harvest(done.notebook).sentence == (
-        f"0 of {len(counts)} runs wrong; emulated writes: {most:,} (write_protect) to {least:,} (unsync_children)"
+        f"0 of {len(counts)} runs wrong; emulated writes: {most:,} (write_protect) "
+        f"to {least:,} (unsync_children)"
     )
     said = "".join(str(cell.outputs) for cell in done.notebook.cells if cell.cell_type == "code")
     assert "it mends sync/global-lost-pae, sync/global-lost-64" in said

@@ -87,6 +87,6 @@ def test_what_was_written_and_published_is_in_the_file(program: Path, writes: li
     made, ring = disk.read_bytes(), SIZE - RING
     end = sum(size for size, _ in writes) + 8
     assert struct.unpack_from("<Q", made, 512)[0] == end
-    assert made[: 512] == content[: 512]
+    assert made[:512] == content[:512]
     kept = range(max(0, end - ring + 512), end)  # the last sector may reach into the oldest bytes
     assert bytes(made[RING + at % ring] for at in kept) == bytes((at * 7 >> 3) & 0xFF for at in kept)

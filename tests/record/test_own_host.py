@@ -204,9 +204,7 @@ def test_a_vmm_that_was_killed_is_a_failure_and_no_result(host: OwnHost, log: Pa
     assert take.error == "the VMM ended with exit code 137, and the kernel said nothing of it"
 
 
-def test_nothing_is_left_of_it(
-    vmm: None, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_of_it(vmm: None, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     top = tmp_path / "tmp"
     top.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(top))

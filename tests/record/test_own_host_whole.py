@@ -191,9 +191,7 @@ def test_a_scenario_of_another_host_is_left_out_by_name(share: Path) -> None:
     assert not (share / "whole/mmio-pae.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("whole", 1), ("terminated", 143), ("killed", 137), ("vmm", 1)]
-)
+@pytest.mark.parametrize(("name", "code"), [("whole", 1), ("terminated", 143), ("killed", 137), ("vmm", 1)])
 def test_the_machine_is_left_as_it_was(share: Path, name: str, code: int) -> None:
     assert (share / f"{name}.code").read_text() == f"{code}\n"
     state = (share / f"{name}.state").read_text()

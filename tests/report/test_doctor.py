@@ -88,9 +88,7 @@ def test_each_requirement_has_a_line(packages: Install) -> None:
     assert said["numpy"] == Check("numpy", True, "2.4 (<3,>=2)")
     assert said["pandas"] == Check("pandas", False, "missing; pip install 'pandas>=2.2'")
     assert said["tqdm"].says == "4.1 is installed, >=4.66 is wanted; pip install 'tqdm>=4.66'"
-    assert said["what these need"] == Check(
-        "what these need", True, "1 packages, each as the others want it"
-    )
+    assert said["what these need"] == Check("what these need", True, "1 packages, each as the others want it")
 
 
 def test_what_a_package_needs_in_turn_is_followed(packages: Install) -> None:
@@ -197,9 +195,7 @@ def test_a_disabled_labextension_is_said(lab: Path) -> None:
     (lab / "labconfig").mkdir()
     disabled = {"disabledExtensions": {"bqplot": True, "bqscales": False}}
     (lab / "labconfig/page_config.json").write_text(json.dumps(disabled))
-    assert wrong(doctor.widgets()) == {
-        "labextension bqplot": "disabled; jupyter labextension enable bqplot"
-    }
+    assert wrong(doctor.widgets()) == {"labextension bqplot": "disabled; jupyter labextension enable bqplot"}
 
 
 def test_a_pair_that_does_not_fit_is_said(packages: Install, jupyter: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert "ipykernel" in manifest["packages"]  # of the kernel's process
     assert "papermill" not in manifest["packages"]  # of this one
     text = (tmp_path / "x" / "small.ipynb").read_text()
-    assert "shape = \\\"cube\\\"" in text
+    assert 'shape = \\"cube\\"' in text
     assert "count = 4" not in text  # the notebook's own value is not put in again
 
 

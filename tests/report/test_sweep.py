@@ -219,9 +219,7 @@ def fill(disk: Path) -> None:
             pass
 
 
-def test_a_full_disk_fails_the_run_that_needs_it_and_a_larger_one_goes_on(
-    disk: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_fails_the_run_that_needs_it_and_a_larger_one_goes_on(disk: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "t.yaml", disk / "out"
     path.write_text("name: t\nfunction: tests.report.functions:large\ngrid: {rows: [10, 100000, 20]}\n")
     ended: list[Ended] = []

@@ -87,8 +87,6 @@ def test_every_event_of_a_run_is_one_line() -> None:
             assert "\n" not in event_text(event)
 
 
-
-
 @pytest.mark.parametrize(
     ("event", "vendor", "text"),
     [

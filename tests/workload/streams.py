@@ -83,9 +83,7 @@ class Records:
 
     def columns(self) -> dict[str, np.ndarray]:
         rows = zip(*self.rows, strict=True)
-        return {
-            name: np.array(row, COLUMNS[name].dtype) for name, row in zip(COLUMNS, rows, strict=True)
-        }
+        return {name: np.array(row, COLUMNS[name].dtype) for name, row in zip(COLUMNS, rows, strict=True)}
 
     def stream(self) -> Stream:
         return Stream("small", **self.columns(), registers=self.registers)

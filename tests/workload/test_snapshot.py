@@ -278,9 +278,7 @@ def test_wrong_truth(pae: Copy, change: dict[str, Any], said: str) -> None:
     assert pae.refused().startswith(f"truth[17]: field {said}")
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [('{"mode": "pae"', "cut, or no JSON"), ("[]", "no JSON object")]
-)
+@pytest.mark.parametrize(("text", "said"), [('{"mode": "pae"', "cut, or no JSON"), ("[]", "no JSON object")])
 def test_truncated_description(pae: Copy, text: str, said: str) -> None:
     pae.json.write_text(text, "utf-8")
     assert pae.refused().startswith(said)

@@ -65,4 +65,3 @@ def _behind(border: Border, name: str, method: Callable[..., Any]) -> Callable[.
         return border.run(f".{name}", method, self, *args, **kwargs)
 
     return guarded
-

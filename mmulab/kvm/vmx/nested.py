@@ -102,6 +102,8 @@ _NOT_MODELLED = (
     "guest_activity_state",
 )
 """Fields of which the model knows only the value 0."""
+
+
 class VmxNested(NestedGuest):
     """What is kept of L2 while it runs; the rest is in :attr:`Vcpu.vmx`."""
 

@@ -17,6 +17,7 @@ from mmulab.kvm.kernels import find_kernel
 
 __all__ = ["Followed", "Sample", "Search", "find_switches", "follow", "switched"]
 
+
 class Search(NamedTuple):
     """What a search does, and within which bounds.
 

@@ -144,6 +144,4 @@ def witnesses() -> Iterator[Case]:
     """Yield the witnesses as cases; the note is the sentence."""
     for name, (make, sentence) in _WITNESSES.items():
         for mode in ("pae", "64"):
-            yield Case(
-                f"{PREFIX}{name}-{mode}", "npt=0", mode, scenario=partial(make, mode), note=sentence
-            )
+            yield Case(f"{PREFIX}{name}-{mode}", "npt=0", mode, scenario=partial(make, mode), note=sentence)

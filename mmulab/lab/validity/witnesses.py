@@ -116,9 +116,7 @@ def _built(builder: ScenarioBuilder, *steps: Op) -> Scenario:
 # root_mmu -------------------------------------------------------------------------
 
 
-def _plain(
-    *steps: Op, maxphyaddr: int = WIDE, code: int = 0, host: dict[str, int] | None = None
-) -> Scenario:
+def _plain(*steps: Op, maxphyaddr: int = WIDE, code: int = 0, host: dict[str, int] | None = None) -> Scenario:
     """Return a 4-level guest whose two pages are mapped with bit 38.
 
     `code`: bits of the address at which its code is mapped; the second slot shows it there.
@@ -329,9 +327,7 @@ _WITNESSES = (
     Witness(
         "guest-ept-narrows",
         "as with NPT, with EPT: there only the CPU role of guest_mmu is compared",
-        lambda: _ept(
-            _ENTER_VMX, _read(GVA_LOWER), _LEAVE_VMX, _width(NARROW), _ENTER_VMX, _read(GVA_UPPER)
-        ),
+        lambda: _ept(_ENTER_VMX, _read(GVA_LOWER), _LEAVE_VMX, _width(NARROW), _ENTER_VMX, _read(GVA_UPPER)),
         cpuid_after_run="allow",
     ),
     Witness(

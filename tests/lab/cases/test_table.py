@@ -48,9 +48,7 @@ def table() -> dict[str, Row]:
 def without_memory(found: Row) -> Row:
     """Keep of a row's machine its configuration alone: hundreds of guests' memories are gigabytes."""
     config = found.run.machine.kvm.config
-    return replace(
-        found, run=replace(found.run, machine=SimpleNamespace(kvm=SimpleNamespace(config=config)))
-    )
+    return replace(found, run=replace(found.run, machine=SimpleNamespace(kvm=SimpleNamespace(config=config))))
 
 
 def test_no_case_is_missing() -> None:

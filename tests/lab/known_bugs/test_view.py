@@ -49,9 +49,7 @@ def test_what_depends_on_speed_is_no_result(page: BugPage) -> None:
     assert TABLE_MIME not in page.sides._repr_mimebundle_()
 
 
-def test_a_saved_sequence_is_a_result(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_sequence_is_a_result(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data" / "sequences"
     folder.mkdir(parents=True)
     (folder / "B17.mmu").write_bytes((root / "tests/kvm/bugs/B17.mmu").read_bytes())

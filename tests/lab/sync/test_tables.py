@@ -76,7 +76,9 @@ def test_the_cheapest_wins_at_its_prices(cells: list[SyncCell]) -> None:
                 + counts["syncs"] * 0.04
                 + counts["entries_compared"] * up
                 + (counts["cr3_switches"] + counts["invlpgs"]) * across
-                + counts["pages_made"] + counts["pages_zapped"] + counts["flushes"]
+                + counts["pages_made"]
+                + counts["pages_zapped"]
+                + counts["flushes"]
                 for name, counts in priced.items()
             }
             assert region.winners[row][column] == min(total, key=lambda name: total[name])
