@@ -41,6 +41,7 @@ from mmulab.kvm.spte import (
 )
 from mmulab.kvm.state import KvmRunError, Vcpu, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
+from mmulab.kvm.trace import trace
 from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
 
@@ -136,10 +137,8 @@ def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     ret = RetPf.INVALID
     if is_shadow_present_pte(spte) and is_last_spte(spte, sptep_to_sp(kvm, sptep).level):
         ret = _fix_spte(vcpu, fault, sptep, spte)
-    emit = kvm.emit
-    if emit is not None:
-        now = kvm.memory.words[sptep >> 3] if sptep >= 0 else 0
-        emit(ev.fast_page_fault(fault.addr, fault.error_code, sptep, spte, now, int(ret)))
+    now = kvm.memory.words[sptep >> 3] if sptep >= 0 else 0
+    trace(kvm, ev.fast_page_fault, fault.addr, fault.error_code, sptep, spte, now, int(ret))
     if ret != RetPf.INVALID:
         vcpu.stat["pf_fast"] += 1
     return ret

@@ -45,6 +45,7 @@ from mmulab.kvm.spte import (
 )
 from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import ENOMEM, kvm_tdp_mmu_try_split_huge_pages, take_split_tables
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.x86.pferr import ACC_EXEC_MASK
 from mmulab.x86.regs import PG_LEVEL_4K
@@ -134,9 +135,7 @@ def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
         result = _topup_split_caches(kvm) or -EAGAIN
     else:
         _split_huge_page(kvm, slot, huge_sptep, huge_spte)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_split_huge_page(gfn, huge_spte, huge_sp.level, result))
+    trace(kvm, ev.kvm_mmu_split_huge_page, gfn, huge_spte, huge_sp.level, result)
     return result
 
 

@@ -9,22 +9,19 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
 from mmulab.kvm.state import Kvm, Request, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace
 
 
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     """Ask every processor to forget its translations."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_flush_remote_tlbs())
+    trace(kvm, ev.kvm_flush_remote_tlbs)
     kvm.stat["remote_tlb_flush_requests"] += 1
     kvm.make_all_cpus_request(Request.TLB_FLUSH)
 
 
 def kvm_flush_remote_tlbs_range(kvm: Kvm, start_gfn: int, pages: int) -> None:
     """Ask for a flush of a range; without a paravirtual host that is a flush of all."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_flush_remote_tlbs_with_address(start_gfn, pages))
+    trace(kvm, ev.kvm_flush_remote_tlbs_with_address, start_gfn, pages)
     kvm_flush_remote_tlbs(kvm)
 
 

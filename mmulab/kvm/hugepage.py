@@ -13,6 +13,7 @@ from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 from mmulab.kvm.mmu_internal import PageFault, kvm_pages_per_hpage
 from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte, spte_to_pfn
 from mmulab.kvm.state import Kvm
+from mmulab.kvm.trace import trace
 
 
 def kvm_mmu_max_mapping_level(kvm: Kvm, slot: KvmMemslot, gfn: int, max_level: int) -> int:
@@ -52,7 +53,5 @@ def disallowed_hugepage_adjust(kvm: Kvm, fault: PageFault, spte: int, level: int
 
 def trace_spte_requested(kvm: Kvm, fault: PageFault) -> None:
     """Report what the fault wants mapped."""
-    emit = kvm.emit
-    if emit is not None:
-        offset = fault.gfn & (kvm_pages_per_hpage(fault.goal_level) - 1)
-        emit(ev.kvm_mmu_spte_requested(fault.gfn, fault.pfn | offset, fault.goal_level))
+    offset = fault.gfn & (kvm_pages_per_hpage(fault.goal_level) - 1)
+    trace(kvm, ev.kvm_mmu_spte_requested, fault.gfn, fault.pfn | offset, fault.goal_level)

@@ -17,6 +17,7 @@ from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
 from mmulab.kvm.sync.page import kvm_sync_spte
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 
@@ -97,8 +98,6 @@ def kvm_mmu_invalidate_gva(vcpu: Vcpu, mmu: Mmu, gva: int, root_hpa: int) -> Non
 
 def kvm_mmu_invlpg(vcpu: Vcpu, gva: int) -> None:
     """Serve the guest's INVLPG."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_invlpg(gva))
+    trace(vcpu.kvm, ev.kvm_mmu_invlpg, gva)
     kvm_mmu_invalidate_gva(vcpu, vcpu.walk_mmu, gva, INVALID_PAGE)
     vcpu.stat["invlpg"] += 1

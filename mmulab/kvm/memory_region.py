@@ -38,6 +38,7 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_wrprot_slot,
     kvm_tdp_mmu_zap_collapsible_sptes,
 )
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
 from mmulab.memory.memslots import (
     KVM_ADDRESS_SPACE_NUM,
@@ -330,9 +331,7 @@ def _dirty_ring_reset(kvm: Kvm, ring: DirtyRing) -> int:
         if slot is not None and offset + mask.bit_length() <= slot.npages:
             pages = [offset + bit for bit in range(mask.bit_length()) if mask >> bit & 1]
             _enable_log_dirty_pt_masked(kvm, slot, pages)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_dirty_ring_reset(ring.index, ring.dirty_index, ring.reset_index))
+    trace(kvm, ev.kvm_dirty_ring_reset, ring.index, ring.dirty_index, ring.reset_index)
     return len(freed)
 
 

@@ -29,6 +29,7 @@ from mmulab.kvm.spte import (
 from mmulab.kvm.stat import PAGES_STAT
 from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
+from mmulab.kvm.trace import trace
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 PTE_LIST_EXT = 14
@@ -237,11 +238,9 @@ def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
 
 def drop_spte(kvm: Kvm, sptep: int) -> None:
     """Clear a leaf entry and its place in the reverse map."""
-    emit = kvm.emit
-    if emit is not None:
-        old = kvm.memory.words[sptep >> 3]
-        if old != kvm.fmt.nonpresent:
-            emit(ev.drop_spte(sptep, old))
+    old = kvm.memory.words[sptep >> 3]
+    if old != kvm.fmt.nonpresent:
+        trace(kvm, ev.drop_spte, sptep, old)
     if mmu_spte_clear_track_bits(kvm, sptep) & SPTE_MMU_PRESENT_MASK:
         rmap_remove(kvm, sptep)
 

@@ -47,6 +47,7 @@ from mmulab.kvm.state import (
     vcpu_memslots,
 )
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import (
     InvalidList,
     kvm_mmu_commit_zap_page,
@@ -233,9 +234,7 @@ def kvm_mmu_load(vcpu: Vcpu) -> None:
     KvmRunError
         There can be no root; ``KVM_RUN`` ends with the error.
     """
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_load())
+    trace(vcpu.kvm, ev.kvm_mmu_load)
     if not vcpu.mmu.root_level:
         raise KvmRunError(_errno_without_level(vcpu))
     mmu_alloc_special_roots(vcpu)
@@ -264,9 +263,7 @@ def _errno_without_level(vcpu: Vcpu) -> int:
 def kvm_mmu_sync_roots(vcpu: Vcpu, *, everything: bool = False) -> None:
     """Sync every unsync page below the current root; `everything`: global ones need not be spared."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_roots())
+    trace(kvm, ev.kvm_mmu_sync_roots)
     if mmu.direct or mmu.root_hpa == INVALID_PAGE:
         return
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
@@ -304,9 +301,7 @@ def is_unsync_root(kvm: Kvm, root_hpa: int) -> bool:
 
 def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
     """Free the previous roots that have something unsync below."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_prev_roots())
+    trace(vcpu.kvm, ev.kvm_mmu_sync_prev_roots)
     roots = 0
     for i, (_, hpa) in enumerate(vcpu.mmu.prev_roots):
         if is_unsync_root(vcpu.kvm, hpa):
@@ -337,9 +332,7 @@ def kvm_mmu_roots_all(kvm: Kvm) -> int:
 
 def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     """Drop the context's hold on the roots of the mask; invalid ones nobody holds are freed."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_free_roots(roots_to_free))
+    trace(kvm, ev.kvm_mmu_free_roots, roots_to_free)
     if kvm.watch is not None:
         _watch_mmu_lock(kvm, mmu, roots_to_free)
     invalid: InvalidList = []
@@ -401,9 +394,7 @@ def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
 
 def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
     """Free all roots and configure the context again, because the guest's paging changed."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_reset_context())
+    trace(vcpu.kvm, ev.kvm_mmu_reset_context)
     kvm_mmu_unload(vcpu)
     kvm_init_mmu(vcpu)
 
@@ -474,9 +465,7 @@ def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
 def kvm_mmu_new_pgd(vcpu: Vcpu, new_pgd: int) -> None:
     """Turn to another guest root: the guest loads CR3, or enters L2."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_new_pgd(new_pgd))
+    trace(kvm, ev.kvm_mmu_new_pgd, new_pgd)
     if not fast_pgd_switch(kvm, mmu, new_pgd):
         return
     vcpu.requests |= Request.LOAD_MMU_PGD

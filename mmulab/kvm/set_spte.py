@@ -35,6 +35,7 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import drop_parent_pte
 from mmulab.kvm.zero_check import is_rsvd_spte, zero_check
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK
@@ -179,10 +180,8 @@ def mmu_set_spte(
 
 def trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> None:
     """Report the leaf entry that now stands at `sptep`."""
-    emit = kvm.emit
-    if emit is None:
-        return
     fmt = kvm.fmt
     readable = bool(fmt.present or spte & PT_PRESENT_MASK)
     user = int(spte & fmt.user != 0) if fmt.user else -1
-    emit(ev.kvm_mmu_set_spte(gfn, spte, level, sptep, readable, is_executable_pte(fmt, spte), user))
+    executable = is_executable_pte(fmt, spte)
+    trace(kvm, ev.kvm_mmu_set_spte, gfn, spte, level, sptep, readable, executable, user)

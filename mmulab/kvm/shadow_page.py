@@ -25,6 +25,7 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.state import Kvm, Vcpu, is_dummy_root, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace_page
 from mmulab.kvm.zap import (
     InvalidList,
     drop_parent_pte,
@@ -99,9 +100,7 @@ def kvm_mmu_get_shadow_page(
     created = sp is None
     if sp is None:
         sp = kvm_mmu_alloc_shadow_page(kvm, vcpu, gfn, role, addr)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_get_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created))
+    trace_page(kvm, ev.kvm_mmu_get_page, sp, created)
     return sp
 
 

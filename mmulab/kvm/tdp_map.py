@@ -34,6 +34,7 @@ from mmulab.kvm.tdp_mmu import (
     tdp_mmu_split_huge_page,
     tdp_mmu_zap_spte_atomic,
 )
+from mmulab.kvm.trace import trace
 from mmulab.x86.pferr import ACC_ALL
 
 
@@ -100,12 +101,10 @@ def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
             _flush_of_table(kvm, sp, entry)
     if wrprot and fault.write:
         ret = RetPf.WRITE_PROTECTED
-    emit = kvm.emit
     if slot is None:
         vcpu.stat["pf_mmio_spte_created"] += 1
-        if emit is not None:
-            gen = get_mmio_spte_generation(new)
-            emit(ev.mark_mmio_spte(entry.sptep, entry.gfn, new & ACC_ALL, gen))
+        gen = get_mmio_spte_generation(new)
+        trace(kvm, ev.mark_mmio_spte, entry.sptep, entry.gfn, new & ACC_ALL, gen)
         return RetPf.EMULATE
     trace_set_spte(kvm, entry.level, entry.gfn, entry.sptep, kvm.memory.words[entry.sptep >> 3])
     return ret

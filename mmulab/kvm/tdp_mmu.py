@@ -39,6 +39,7 @@ from mmulab.kvm.spte import (
 from mmulab.kvm.stat import PAGES_STAT
 from mmulab.kvm.state import Kvm, sptep_to_sp
 from mmulab.kvm.tdp_iter import PT64_ROOT_MAX_LEVEL, TdpEntry, for_each_tdp_pte
+from mmulab.kvm.trace import trace, trace_page
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
 from mmulab.x86.regs import PG_LEVEL_1G
@@ -64,9 +65,7 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     sp = ShadowPage(frame, gfn, role, role_facts(kvm.config.kernel.design, role), 0)
     sp.tdp_mmu_page = True
     kvm.pages[frame] = sp
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_get_page(gfn, role, 0, 0, False, True))
+    trace_page(kvm, ev.kvm_mmu_get_page, sp, True)
     return sp
 
 
@@ -112,9 +111,7 @@ def handle_changed_spte(
     """Report a change of an entry and do what follows from it: statistics, dirty log, a lost table."""
     _assert_change(kvm, gfn, old, new, level)
     if old != new:
-        emit = kvm.emit
-        if emit is not None:
-            emit(ev.kvm_tdp_mmu_spte_changed(as_id, gfn, level, old, new))
+        trace(kvm, ev.kvm_tdp_mmu_spte_changed, as_id, gfn, level, old, new)
         _account_change(kvm, old, new, level)
     changed = not is_writable_pte(old) or spte_to_pfn(old) != spte_to_pfn(new)
     if dirty_log and level == 1 and changed and is_writable_pte(new):
@@ -166,9 +163,7 @@ def _other_table(kvm: Kvm, old: int, new: int) -> bool:
 
 def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
     """Take apart a table that was cut off."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_prepare_zap_page, sp)
     unaccount_nx_huge_page(kvm, sp)
     base = sp.frame * SPTE_ENT_PER_PAGE
     shared, frozen = kvm.mmu_lock_shared, REMOVED_SPTE | kvm.fmt.nonpresent
@@ -379,9 +374,7 @@ def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> Shado
         kvm.memory.store64((sp.frame * SPTE_ENT_PER_PAGE + index) << 3, spte)
     tdp_mmu_link_sp(kvm, entry, sp, shared=shared)
     kvm.stat[PAGES_STAT[sp.level]] += SPTE_ENT_PER_PAGE
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_split_huge_page(entry.gfn, huge, entry.level, 0))
+    trace(kvm, ev.kvm_mmu_split_huge_page, entry.gfn, huge, entry.level, 0)
     return sp
 
 
@@ -414,9 +407,7 @@ def _split_huge_pages_root(
         if not is_shadow_present_pte(entry.old_spte) or not is_large_pte(entry.old_spte):
             continue
         if not take_split_tables(kvm, 1):
-            emit = kvm.emit
-            if emit is not None:
-                emit(ev.kvm_mmu_split_huge_page(entry.gfn, entry.old_spte, entry.level, -ENOMEM))
+            trace(kvm, ev.kvm_mmu_split_huge_page, entry.gfn, entry.old_spte, entry.level, -ENOMEM)
             return False
         tdp_mmu_split_huge_page(kvm, entry, shared=shared)
     return True

@@ -35,6 +35,7 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_zap_invalidated_roots,
     kvm_tdp_mmu_zap_sp,
 )
+from mmulab.kvm.trace import trace, trace_page
 
 KVM_MIN_ALLOC_MMU_PAGES = 64
 KVM_MIN_FREE_MMU_PAGES = 5
@@ -89,9 +90,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
     nr_zapped : int
         Pages zapped, `sp` itself included unless it is a root in use.
     """
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_prepare_zap_page, sp)
     kvm.stat["mmu_shadow_zapped"] += 1
     nr_zapped = kvm.sync.zap_below(kvm, sp, invalid)
     nr_zapped += _unlink_children(kvm, sp, invalid)
@@ -161,9 +160,7 @@ def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid: InvalidList, remote_flush: bo
 
 def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> bool:
     """Zap every page that shadows `gfn`, so that the guest may write it; return if there was one."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_unprotect_page(gfn))
+    trace(kvm, ev.kvm_mmu_unprotect_page, gfn)
     invalid: InvalidList = []
     pages = [sp for sp in gfn_sps_with_gptes(kvm, gfn) if kvm.sync.may_zap(kvm, sp)]
     for sp in pages:
@@ -262,9 +259,7 @@ def set_nx_huge_pages(kvm: Kvm, enabled: bool) -> None:
 
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """Make every page obsolete by turning the generation, then zap them, oldest first."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_zap_all_fast(kvm.mmu_valid_gen, kvm.n_used_mmu_pages))
+    trace(kvm, ev.kvm_mmu_zap_all_fast, kvm.mmu_valid_gen, kvm.n_used_mmu_pages)
     kvm.mmu_valid_gen ^= 1
     kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
     if kvm.config.uses_tdp_mmu:
