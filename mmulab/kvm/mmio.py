@@ -17,7 +17,7 @@ from mmulab.kvm.spte import (
     is_mmio_spte,
     make_mmio_spte,
 )
-from mmulab.kvm.state import MMIO_GVA_ANY, Vcpu, vcpu_memslots
+from mmulab.kvm.state import MMIO_GVA_ANY, Vcpu, spte_at, vcpu_memslots
 from mmulab.kvm.trace import trace
 from mmulab.x86.pferr import ACC_ALL
 
@@ -87,7 +87,7 @@ def check_mmio_spte(vcpu: Vcpu, spte: int) -> bool:
 def sync_mmio_spte(vcpu: Vcpu, sptep: int, gfn: int, access: int) -> bool:
     """Refresh an MMIO entry, or clear it if the gfn changed; return whether it was one."""
     kvm = vcpu.kvm
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if not is_mmio_spte(kvm.fmt, spte):
         return False
     if gfn != get_mmio_spte_gfn(kvm.fmt, spte):

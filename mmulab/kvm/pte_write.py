@@ -10,7 +10,7 @@ from mmulab.kvm.guest_walk import kvm_read_guest_atomic, kvm_write_guest
 from mmulab.kvm.mmu import PT32_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
-from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu, spte_at
 from mmulab.kvm.sync.unsync import gfn_sps_with_gptes
 from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import (
@@ -95,7 +95,7 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
             kvm.stat["mmu_flooded"] += 1
             continue
         for sptep in get_written_sptes(sp, gpa) or ():
-            entry = kvm.memory.words[sptep >> 3]
+            entry = spte_at(kvm, sptep)
             mmu_page_zap_pte(kvm, sp, sptep, None)
             if gentry and sp.level != 1:
                 kvm.stat["mmu_pde_zapped"] += 1

@@ -33,7 +33,7 @@ from mmulab.kvm.mmu import (
 from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts, role_word
-from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
+from mmulab.kvm.shadow_page import is_dummy_root, kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
     Kvm,
@@ -41,7 +41,6 @@ from mmulab.kvm.state import (
     Request,
     Vcpu,
     context_name,
-    is_dummy_root,
     is_obsolete_sp,
     to_shadow_page,
     vcpu_memslots,

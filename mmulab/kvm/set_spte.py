@@ -34,7 +34,7 @@ from mmulab.kvm.spte import (
     spte_ad_enabled,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, spte_at, spte_index, sptep_to_sp
 from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import drop_parent_pte
 from mmulab.kvm.zero_check import is_rsvd_spte, zero_check
@@ -124,10 +124,9 @@ def mmu_set_spte(
 ) -> RetPf:
     """Map `gfn` at `sptep`; without a `fault` it is a prefetch."""
     kvm = vcpu.kvm
-    words = kvm.memory.words
     sp = sptep_to_sp(kvm, sptep)
     level = sp.level
-    old = words[sptep >> 3]
+    old = spte_at(kvm, sptep)
     flush = was_rmapped = False
     overwrites = kvm.bugs.B5 and pfn == KVM_PFN_NOSLOT
     if is_shadow_present_pte(old) and not overwrites:
@@ -153,13 +152,13 @@ def mmu_set_spte(
         pte_access,
         gfn,
         pfn,
-        words[sptep >> 3],
+        spte_at(kvm, sptep),
         prefetch=fault is None or fault.prefetch,
         can_unsync=True,
         host_writable=fault is None or fault.map_writable,
     )
     ret = RetPf.FIXED
-    if words[sptep >> 3] == spte:
+    if spte_at(kvm, sptep) == spte:
         ret = RetPf.SPURIOUS
     else:
         flush |= mmu_spte_update(kvm, sptep, spte)

@@ -467,6 +467,11 @@ def context_name(vcpu: Vcpu, mmu: Mmu) -> str:
     return next(name for name, context in named if context is mmu)
 
 
+def spte_at(kvm: Kvm, sptep: int) -> int:
+    """Return the spte at host-physical `sptep`."""
+    return kvm.memory.words[sptep >> 3]
+
+
 def sptep_to_sp(kvm: Kvm, sptep: int) -> ShadowPage:
     """Return the page whose table holds the spte at host-physical `sptep`."""
     return kvm.pages[sptep >> 12]
@@ -485,11 +490,6 @@ def to_shadow_page(kvm: Kvm, hpa: int) -> ShadowPage | None:
 def vcpu_memslots(vcpu: Vcpu) -> Memslots[KvmMemslot]:
     """Return the slots of the address space the vCPU is in (``kvm_vcpu_memslots``)."""
     return vcpu.kvm.slots[vcpu.smm]
-
-
-def is_dummy_root(kvm: Kvm, hpa: int) -> bool:
-    """Whether a root is the page of zeros that stands for one outside all memslots (6.7)."""
-    return hpa == kvm.dummy_root << 12 and kvm.dummy_root != 0
 
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:

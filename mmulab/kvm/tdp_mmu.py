@@ -16,6 +16,7 @@ from mmulab.kvm.assertions import bug_on, kvm_bug_on, warn_on
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT, KVM_PAGES_PER_HPAGE
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.roles.design import role_facts, role_of_child
@@ -37,7 +38,7 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.stat import PAGES_STAT
-from mmulab.kvm.state import Kvm, sptep_to_sp
+from mmulab.kvm.state import Kvm, spte_at, sptep_to_sp
 from mmulab.kvm.tdp_iter import PT64_ROOT_MAX_LEVEL, TdpEntry, for_each_tdp_pte
 from mmulab.kvm.trace import trace, trace_page
 from mmulab.x86.mode import PT_WRITABLE_MASK
@@ -127,7 +128,7 @@ def is_removed_spte(kvm: Kvm, spte: int) -> bool:
 
 def _assert_change(kvm: Kvm, gfn: int, old: int, new: int, level: int) -> None:
     low, high = level < 1, level > PT64_ROOT_MAX_LEVEL
-    unaligned = gfn & (1 << 9 * (level - 1)) - 1 != 0 if not low else False
+    unaligned = gfn & KVM_PAGES_PER_HPAGE[level] - 1 != 0 if not low else False
     was_leaf = is_shadow_present_pte(old) and is_last_spte(old, level)
     is_leaf = is_shadow_present_pte(new) and is_last_spte(new, level)
     replaced = was_leaf and is_leaf and spte_to_pfn(old) != spte_to_pfn(new)
@@ -172,7 +173,7 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
         if not shared and not is_shadow_present_pte(old):
             continue
         kvm.memory.store64((base + index) << 3, frozen)
-        gfn = sp.gfn + (index << 9 * (sp.level - 1))
+        gfn = sp.gfn + (index << KVM_HPAGE_GFN_SHIFT[sp.level])
         handle_changed_spte(kvm, sp.smm, gfn, old, frozen, sp.level)
     _free_sp(kvm, sp)
 
@@ -204,10 +205,10 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, entry: TdpEntry) -> None:
     empty = kvm.fmt.nonpresent
     if not kvm.behaviours.zap_flushes_before_children:
         tdp_mmu_set_spte_atomic(kvm, entry, REMOVED_SPTE | empty)
-        kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+        kvm_flush_remote_tlbs_range(kvm, entry.gfn, KVM_PAGES_PER_HPAGE[entry.level])
         kvm.memory.store64(entry.sptep, empty)
         return
-    kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+    kvm_flush_remote_tlbs_range(kvm, entry.gfn, KVM_PAGES_PER_HPAGE[entry.level])
     tdp_mmu_set_spte_atomic(kvm, entry, empty)
 
 
@@ -288,10 +289,10 @@ def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: ShadowPage) -> None:
     """Cut one table off."""
     if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:root", not sp.ptep):
         return
-    linked = is_shadow_present_pte(kvm.memory.words[sp.ptep >> 3])
+    linked = is_shadow_present_pte(spte_at(kvm, sp.ptep))
     if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:present", not linked):
         return
-    entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, kvm.memory.words[sp.ptep >> 3], sp.smm)
+    entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, spte_at(kvm, sp.ptep), sp.smm)
     tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
 
 

@@ -27,7 +27,7 @@ from mmulab.kvm.spte import (
     is_mmio_spte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp
+from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp, spte_at
 from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
@@ -57,7 +57,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
     A child of an L2 table that is left without parents is zapped too, because
     nobody is likely to look for it again.
     """
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if spte & SPTE_MMU_PRESENT_MASK:
         if is_last_spte(spte, sp.level):
             drop_spte(kvm, sptep)

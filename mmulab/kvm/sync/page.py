@@ -28,7 +28,7 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, spte_to_pfn
-from mmulab.kvm.state import Vcpu, vcpu_memslots
+from mmulab.kvm.state import Vcpu, spte_at, vcpu_memslots
 from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page
 from mmulab.x86.paging import Paging
 
@@ -98,7 +98,7 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
         return False
     kvm_mmu_page_set_access(kvm, sp, index, access)
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     new, _ = make_spte(
