@@ -28,6 +28,7 @@ from mmulab.kvm.mmu import (
     PT64_ROOT_4LEVEL,
     PT64_ROOT_5LEVEL,
     Mmu,
+    RootInfo,
     root_previous,
 )
 from mmulab.kvm.mmu_lock import MmuLockHeld
@@ -337,9 +338,9 @@ def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     invalid: InvalidList = []
     for i in range(KVM_MMU_NUM_PREV_ROOTS):
         root = mmu.prev_roots[i]
-        if roots_to_free & root_previous(i) and root[1] != INVALID_PAGE:
-            _free_root_page(kvm, root[1], invalid)
-            root[1] = INVALID_PAGE
+        if roots_to_free & root_previous(i) and root.hpa != INVALID_PAGE:
+            _free_root_page(kvm, root.hpa, invalid)
+            mmu.prev_roots[i] = RootInfo(root.pgd)
     if roots_to_free & KVM_MMU_ROOT_CURRENT and mmu.root_hpa != INVALID_PAGE:
         if to_shadow_page(kvm, mmu.root_hpa) is not None:
             _free_root_page(kvm, mmu.root_hpa, invalid)
@@ -438,10 +439,10 @@ def fast_pgd_switch(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
         return _find_without_current(kvm, mmu, new_pgd)
     if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
         return True
-    for previous in mmu.prev_roots:
+    for i, previous in enumerate(mmu.prev_roots):
         # Each swap moves the root that was current one place down, so the least recent ends up in hand.
-        previous[0], mmu.root_pgd = mmu.root_pgd, previous[0]
-        previous[1], mmu.root_hpa = mmu.root_hpa, previous[1]
+        mmu.prev_roots[i] = RootInfo(mmu.root_pgd, mmu.root_hpa)
+        mmu.root_pgd, mmu.root_hpa = previous
         if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
             return True
     kvm_mmu_free_roots(kvm, mmu, KVM_MMU_ROOT_CURRENT)
@@ -452,11 +453,11 @@ def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
     """Take a kept root; those behind it move up, and the last place is free but keeps its guest root."""
     for i, (pgd, hpa) in enumerate(mmu.prev_roots):
         if _is_root_usable(kvm, mmu, hpa, pgd, new_pgd):
-            mmu.prev_roots[i] = [mmu.root_pgd, mmu.root_hpa]
+            mmu.prev_roots[i] = RootInfo(mmu.root_pgd, mmu.root_hpa)
             mmu.root_pgd, mmu.root_hpa = pgd, hpa
-            last_pgd, _ = mmu.prev_roots[-1]
+            last = mmu.prev_roots[-1]
             del mmu.prev_roots[i]
-            mmu.prev_roots.append([last_pgd, INVALID_PAGE])
+            mmu.prev_roots.append(RootInfo(last.pgd))
             return True
     return False
 
