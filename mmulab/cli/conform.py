@@ -13,7 +13,7 @@ from mmulab.cli.options import KernelChoice, kernel_design_options
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
-from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
+from mmulab.conform.recording import KernelRecording, RecordedOp, find_recordings, read_recording
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
@@ -52,7 +52,7 @@ def _fatal_line(comparison: Comparison) -> str:
     return f"{where}: not compared: {outcome_str(op.outcome)}"
 
 
-def _difference_line(recording: Recording, difference: Difference) -> str:
+def _difference_line(recording: KernelRecording, difference: Difference) -> str:
     vendor = recording.scenario.header.vendor
     at = difference.number
     op: RecordedOp | None = recording.ops[at] if at < len(recording.ops) else None

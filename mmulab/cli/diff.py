@@ -16,7 +16,7 @@ from mmulab.conform.codec import EVENT_NAMES
 from mmulab.conform.compare import Level
 from mmulab.conform.couples import Couple, find_couples, find_set
 from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only, whole_scenario
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import KernelRecording, read_recording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernel import Kernel
@@ -58,7 +58,7 @@ def _work(job: _Job) -> _Answer:
     if second is None:
         their_kernel = job.kernel or our_kernel
         run = model_run(ours, their_kernel)
-        theirs = Recording(f"{MODEL}:{their_kernel}", ours.scenario, run.ops)
+        theirs = KernelRecording(f"{MODEL}:{their_kernel}", ours.scenario, run.ops)
     else:
         theirs = read_recording(second)
         their_kernel = find_kernel(theirs.scenario.header.kernel)

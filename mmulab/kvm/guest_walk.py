@@ -127,7 +127,7 @@ def translate_nested_gpa(vcpu: Vcpu, gpa: int, access: int) -> tuple[int | None,
     return gva_to_gpa(vcpu, vcpu.mmu, gpa, access | PFERR_USER_MASK)
 
 
-class GuestWalk(NamedTuple):
+class GuestWalker(NamedTuple):
     """A walk by software, and what it found at fault.
 
     Attributes
@@ -192,7 +192,7 @@ def _nested_loader(vcpu: Vcpu, paging: Paging, real: RealPages) -> Load:
     return nested_load
 
 
-def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk:
+def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalker:
     """Walk the guest tables of `mmu` for `addr`.
 
     Parameters
@@ -226,25 +226,25 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
                 pkru=vcpu.pkru,
             )
         except _NestedFault as nested:
-            return GuestWalk(Walk(addr, kind), nested.fault)
+            return GuestWalker(Walk(addr, kind), nested.fault)
         if w.error is not None:
             return _failed(vcpu, mmu, w, w.error)
         if real is not None:
             page, fault = translate_nested_gpa(vcpu, w.pa & ~0xFFF, access)
             if page is None:
-                return GuestWalk(w, fault)
+                return GuestWalker(w, fault)
             w.pa = page | w.pa & 0xFFF
         if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
             w.pte_access &= ~ACC_WRITE_MASK
         try:
             if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, real, write=write):
-                return GuestWalk(w, None)
+                return GuestWalker(w, None)
         except _NotUpdated:
             reported = PFERR_WRITE_MASK | PFERR_USER_MASK | (PFERR_FETCH_MASK if paging.fetch_bit else 0)
             return _failed(vcpu, mmu, w, kind & reported)
 
 
-def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
+def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalker:
     """Report a walk that failed; of L1's EPT, work out the qualification for L1.
 
     The access is this walk's, the rights are those of L1's entries, and of the
@@ -262,7 +262,7 @@ def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
             qualification |= access if w.pfec & bit else 0
         vcpu.exit_qualification = qualification | raw_rwx(w.pte_access) << EPT_VIOLATION_RWX_SHIFT
     trace(vcpu.kvm, ev.kvm_mmu_walker_error, error)
-    return GuestWalk(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
+    return GuestWalker(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
 
 
 def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | None, *, write: bool) -> bool:

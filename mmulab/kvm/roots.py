@@ -14,6 +14,7 @@ from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.expanded_roots import free_one_off_page, mmu_alloc_expanded_root
 from mmulab.kvm.flush import flush_tlb
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import (
@@ -31,7 +32,6 @@ from mmulab.kvm.mmu import (
     RootInfo,
     root_previous,
 )
-from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts, role_word
 from mmulab.kvm.shadow_page import is_dummy_root, kvm_mmu_get_shadow_page

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.dirty_ring import DirtyRing
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
-from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.stat import VCPU_STATS, VM_STATS
 from mmulab.kvm.sync.oos_state import OosState

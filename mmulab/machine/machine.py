@@ -50,10 +50,10 @@ from mmulab.kvm.zap import (
 )
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
+from mmulab.machine.execution import Execution
 from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import processor_of
-from mmulab.machine.run import Execution
 from mmulab.machine.stubs import (
     HAS_OPERAND,
     HSAVE_PA,

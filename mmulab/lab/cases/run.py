@@ -18,7 +18,7 @@ from mmulab.check.judge import Judge
 from mmulab.check.mmu import Check, check
 from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import Recording, is_around
+from mmulab.conform.recording import KernelRecording, is_around
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.kernel import Kernel
@@ -402,13 +402,13 @@ def _root(machine: Machine) -> str:
 
 
 def run_recorded(
-    recording: Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
+    recording: KernelRecording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run a recording's scenario; the judge is what the real guest saw of each op.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
     design : RoleDesign or str
     kernel : Kernel, optional
 
