@@ -37,7 +37,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
     default=ALL,
     show_default=True,
     shell_complete=complete_case_list,
-    help="Cases, recordings, boots, FILE.mmu.",
+    help="Cases, recordings, boots, FILE.mmu, FILE.jsonl.xz.",
 )
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
@@ -64,10 +64,10 @@ def compare(
     A case is one of 'mmulab cases', or a recording of a real kernel (conformance/6.1.192/sh/mode-switch),
     judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded
     addresses, or a workload in a paging mode on a host (workload/fork-exec/64/shadow), judged by the
-    guest's tables, or a scenario of your own (FILE.mmu), judged by the guest's tables; '*' in a name
-    stands for anything. Of a wrong cell the page is shown that was shared, and the bit that would have
-    told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the name by
-    which it was asked for; design_name and design_id are its own.
+    guest's tables, or a file of your own: FILE.mmu, a scenario, judged by the guest's tables, or
+    FILE.jsonl.xz, a recording; '*' in a name stands for anything. Of a wrong cell the page is shown that
+    was shared, and the bit that would have told it apart. The exit code does not depend on the verdicts.
+    In JSON a design goes by the name by which it was asked for; design_name and design_id are its own.
 
     With --kernels 6.1,6.12 each case runs on both, with each change between them alone and with all
     but it: page faults, flushes, syncs, zaps and emulations more or fewer, and where it first shows.
