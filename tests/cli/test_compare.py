@@ -207,3 +207,17 @@ def test_a_recording_is_compared_by_its_path_as_by_its_name(tmp_path: Path, root
     assert found[1:] == [found[0]] * 3
     assert run(["compare", "--cases", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_a_picture_is_drawn_of_two_designs_in_one_case(tmp_path: Path, capsys: Out) -> None:
+    out = tmp_path / "wp.svg"
+    drawn = ["--designs", "D7,D4", "--cases", "mixed-wp-64", "--picture", str(out)]
+    assert run(["compare", *drawn]) == 0
+    assert "D7 glevels on mixed-wp-64: wrong" in capsys.readouterr().out
+    svg = out.read_text()
+    assert svg.startswith("<svg ")
+    assert "mixed-wp-64 under D7 and D4" in svg
+    assert "cr0_wp=0" in svg
+    for wrong in (["--designs", "D4"], ["--cases", "mixed-wp-*"], ["--kernel", "6.12"], ["--syncs", "x"]):
+        assert run(["compare", *drawn, *wrong]) == 2
+        assert capsys.readouterr().err.startswith("mmulab: --picture: draws two designs ")
