@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -20,6 +25,15 @@ from tests.kvm.guest import DATA, GVA, MIB, MODES, Guest
 
 SLOT = SlotConfig(0, 0, 4 * MIB, 0, 0)
 FLAT = ops.SetSregs(0x11, 0, 0, 0)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def machine_of(**config: object) -> Machine:
@@ -283,3 +297,25 @@ def test_what_the_guest_has_no_memory_for_is_refused(op: Op) -> None:
     with pytest.raises(InputError, match="do not lie in the 0x800000 bytes of the guest's backing"):
         guest.machine.execute(op)
     assert guest.machine.execute(ops.HostWrite(8, 8 * MIB - 8, 1)).kind is OutcomeKind.HOST
+
+
+def test_a_machine_goes_at_once() -> None:
+    machine = machine_of()
+    machine.kvm.emit = lambda event: None
+    gone = weakref.ref(machine), weakref.ref(machine.kvm.emit)  # the VM alone holds its observer
+    with collector_off():
+        del machine
+        assert [ref() for ref in gone] == [None, None]
+
+
+def seen_on(machine: Machine, event: ev.Event) -> None:
+    """An observer that knows the machine."""
+
+
+def test_an_observer_that_holds_its_machine_does_not_keep_it() -> None:
+    machine = machine_of()
+    machine.kvm.emit = partial(seen_on, machine)
+    gone = weakref.ref(machine)
+    del machine
+    gc.collect()
+    assert gone() is None
