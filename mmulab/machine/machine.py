@@ -7,7 +7,6 @@ emulates the instruction or gives the fault to the guest.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from errno import EINVAL
 
@@ -106,13 +105,17 @@ class Machine:
             self.kvm.vcpus[-1].hsave_msr = HSAVE_PA
         if config.dirty_ring:
             self._enable_dirty_ring(config.dirty_ring, pml=host.pml)
-        # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
-        weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
             errno = self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
             if errno:
                 raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
+
+    def __del__(self) -> None:
+        # A VM and its vCPUs name each other. Cut there, its memory goes at once, not by the collector.
+        # (A finalizer of weakref would hold the VM, and with it an observer that holds this machine.)
+        if "kvm" in self.__dict__:
+            self.kvm.vcpus.clear()
 
     def _enable_dirty_ring(self, entries: int, *, pml: bool) -> None:
         errno = check_dirty_ring(entries, pml=pml)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -21,6 +26,15 @@ from tests.kvm.guest import DATA, GVA, MIB, MODES, Guest
 
 SLOT = SlotConfig(0, 0, 4 * MIB, 0, 0)
 FLAT = ops.SetSregs(0x11, 0, 0, 0)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def machine_of(**config: object) -> Machine:
@@ -303,3 +317,25 @@ def test_a_machine_checks_itself() -> None:
     assert Invariant.FRAME in found.status
     assert {violation.sptep for violation in found.violations} == {guest.sptep(GVA)}
     assert "<td>FRAME</td>" in found._repr_html_()
+
+
+def test_a_machine_goes_at_once() -> None:
+    machine = machine_of()
+    machine.kvm.emit = lambda event: None
+    gone = weakref.ref(machine), weakref.ref(machine.kvm.emit)  # the VM alone holds its observer
+    with collector_off():
+        del machine
+        assert [ref() for ref in gone] == [None, None]
+
+
+def seen_on(machine: Machine, event: ev.Event) -> None:
+    """An observer that knows the machine."""
+
+
+def test_an_observer_that_holds_its_machine_does_not_keep_it() -> None:
+    machine = machine_of()
+    machine.kvm.emit = partial(seen_on, machine)
+    gone = weakref.ref(machine)
+    del machine
+    gc.collect()
+    assert gone() is None
