@@ -23,6 +23,8 @@ from mmulab.report import folder, page
 __all__ = ["build"]
 
 PACKAGE = Path(mmulab.__file__).parent
+_MARKUP = re.compile(r"(?::\w+:)?`+~?(.*?)`+")
+"""A name in a docstring, in reStructuredText's marks."""
 _MODULE = re.compile(r"<code>(mmulab(?:/\w+)*)(\.py)?</code>")
 """A module or a package, as pages of the manual name it."""
 
@@ -101,24 +103,26 @@ def _link(named: re.Match[str]) -> str:
 
 def _rooms() -> str:
     """Return a list of the modules, room by room, each with the first sentence of what it says of itself."""
-    lines = [
-        '<h2 id="modules">Modules</h2>',
-        '<p><a href="mmulab.html">mmulab</a>: what the package gives.</p>',
-    ]
-    for room, names in groupby(modules()[1:], key=lambda name: ".".join(name.split(".")[:2])):
-        inside = list(names)
-        rows = "".join(
-            f'<li><a href="{n.replace(".", "/")}.html">{n}</a>: {_summary(n)}</li>' for n in inside
-        )
+    lines = ['<h2 id="modules">Modules</h2>', f"<p>{_entry('mmulab')}</p>"]
+    for room, inside in groupby(modules()[1:], key=lambda name: ".".join(name.split(".")[:2])):
+        names = list(inside)
+        if len(names) == 1:
+            lines.append(f"<p>{_entry(room)}</p>")
+            continue
+        rows = "".join(f"<li>{_entry(name)}</li>" for name in names)
         lines.append(f"<details><summary>{room}: {_summary(room)}</summary>\n<ul>{rows}</ul></details>")
     return "\n".join(lines)
+
+
+def _entry(name: str) -> str:
+    return f'<a href="{name.replace(".", "/")}.html">{name}</a>: {_summary(name)}'
 
 
 def _summary(name: str) -> str:
     path = PACKAGE.parent / name.replace(".", "/")
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     said = ast.get_docstring(ast.parse(source.read_text("utf-8"))) or ""
-    return escape(said.split("\n\n")[0].replace("\n", " ").replace("``", ""))
+    return escape(_MARKUP.sub(r"\1", said.split("\n\n")[0].replace("\n", " ")))
 
 
 if __name__ == "__main__":
