@@ -62,7 +62,7 @@ def test_the_reference_is_built_whole(tmp_path: Path) -> None:
     assert there == modules | {f"{name}.html" for name in PAGES}
     for name in there:
         html = (first.parent / name).read_text("utf-8")
-        assert remote_references(html) == [], name
+        assert set(remote_references(html)) <= {"<script>"}, name  # its own, in the page
     machine = (first.parent / "mmulab/machine/machine.html").read_text("utf-8")
     assert 'id="Machine.check"' in machine
     assert "Ask every invariant" in machine
