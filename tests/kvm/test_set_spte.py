@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import KVM_PFN_NOSLOT, RetPf
 from mmulab.kvm.set_spte import make_spte, mmu_set_spte
 from mmulab.kvm.spte import is_mmio_spte

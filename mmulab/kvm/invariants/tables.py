@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Link, flat
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Link, flat
 from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts
