@@ -70,7 +70,7 @@ class RoleLayout:
         Raises
         ------
         ValueError
-            A field that the layout has not, or a value too wide for it.
+            The layout has no such field, or the value is too wide for it.
         """
         word = 0
         for name, value in values.items():

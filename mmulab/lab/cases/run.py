@@ -182,7 +182,7 @@ def design_of(design: RoleDesign | str) -> RoleDesign:
     Raises
     ------
     InputError
-        No design is called so.
+        There is no such design.
     """
     return design if isinstance(design, RoleDesign) else find_design(design)
 
