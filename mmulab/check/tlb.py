@@ -28,10 +28,10 @@ import numpy as np
 
 from mmulab import events as ev
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.invariants.leaves import clean_pages
-from mmulab.check.invariants.snapshot import Changed, Snapshot, Table
-from mmulab.check.invariants.survey import tables_at
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
+from mmulab.kvm.invariants.leaves import clean_pages
+from mmulab.kvm.invariants.snapshot import Changed, Snapshot, Table
+from mmulab.kvm.invariants.survey import tables_at
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roots import root_pages

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import click
 
 from mmulab.checks import Check
+from mmulab.cli.progress import working
 from mmulab.report import doctor as install
 
 
@@ -51,7 +52,10 @@ def doctor(ctx: click.Context, groups: tuple[str, ...], as_json: bool) -> None:
     only these are shown, and it is 0 if they have: 'mmulab doctor record' says so of 'mmulab record --deb'.
     A line begins with 'yes'; with 'no' where something is needed; with '-' where one can do without.
     """
-    found = {name: GROUPS[name].look() for name in dict.fromkeys(groups or GROUPS)}
+    found: dict[str, list[Check]] = {}
+    for name in dict.fromkeys(groups or GROUPS):
+        with working(f"doctor {name}"):
+            found[name] = GROUPS[name].look()
     fine = {name: all(check.ok for check in checks if check.needed) for name, checks in found.items()}
     ok = all(fine[name] for name in found if groups or GROUPS[name].needed)
     if as_json:

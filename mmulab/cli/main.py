@@ -36,6 +36,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from mmulab import __version__, files, limits
 from mmulab.cli import signals
 from mmulab.cli.group import Group
+from mmulab.cli.progress import working
 from mmulab.errors import InputError, quoted
 
 
@@ -99,7 +100,8 @@ class LazyGroup(Group):
         if entry is None:
             return None
         module, attribute = entry.target.split(":")
-        with signals.held():  # an import that is cut off fails in ways of its own
+        # An import that is cut off fails in ways of its own.
+        with signals.held(), working(f"mmulab {cmd_name}"):
             command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), f"{entry.target} is no click command"
         return command
@@ -156,7 +158,8 @@ def run(args: Sequence[str], *, signalled: bool = False) -> int:
         if error.errno not in files.DISK_ERRORS:
             raise
         _silence(1)
-        return _complain(f"standard output: cannot be written ({files.reason(error)}); make room there", 2)
+        why = f"cannot be written ({files.reason(error)}); {files.remedy(error, 'file')}"
+        return _complain(f"standard output: {why}", 2)
 
 
 def _invoke(args: Sequence[str]) -> int:

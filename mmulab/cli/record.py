@@ -257,4 +257,5 @@ def _make_folders(out: Path, works: list[Work]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{named(folder)}: {files.reason(error)}; name another folder") from error
+            why = f"{files.reason(error)}; {files.remedy(error, 'folder')}"
+            raise InputError(f"{named(folder)}: {why}") from error

@@ -46,7 +46,7 @@ def conformance(
     chosen = {path for path in known if fnmatchcase(_name(path, folder), pattern)}
     if not chosen:
         some = ", ".join(dict.fromkeys(f"{path.parent.name}/*" for path in known))
-        raise InputError(f"'{quoted(pattern)}': no recording of {kernel} is called so; there are {some}")
+        raise InputError(f"'{quoted(pattern)}': no recording of {kernel} has this name; there are {some}")
     compared: dict[Path, Comparison] = {}
     for path in known:
         if path in chosen:

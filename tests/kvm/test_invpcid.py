@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.emulate import Verdict
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.invpcid import invpcid_is_allowed, invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.state import Request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu import (
     INVALID_PAE_ROOT,
     INVALID_PAGE,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.hugepage import (
     disallowed_hugepage_adjust,
     kvm_mmu_hugepage_adjust,
     kvm_mmu_max_mapping_level,
     trace_spte_requested,
 )
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import (
     KVM_PFN_NOSLOT,
     PageFault,

@@ -36,5 +36,5 @@ def test_a_model_that_differs_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_such_recording() -> None:
-    with pytest.raises(InputError, match=r"'nothing': no recording of 6\.1\.192 is called so; .* sh/\*"):
+    with pytest.raises(InputError, match=r"'nothing': no recording of 6\.1\.192 has this name; .* sh/\*"):
         conformance(KERNEL, "nothing")

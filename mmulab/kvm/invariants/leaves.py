@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Leaf, Other, flat, tables_at
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Leaf, Other, flat, tables_at
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.spte import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Link, flat
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Link, flat
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_last_spte, is_shadow_present_pte, spte_to_pfn

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mmulab.check.invariants import Invariant, status, violations
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.kvm.spte import REMOVED_SPTE, make_mmio_spte
 from mmulab.kvm.state import Request, spte_index
 from mmulab.kvm.zap import kvm_mmu_zap_all_fast

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Survey, accounted, flat, hashed, slots_of
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Survey, accounted, flat, hashed, slots_of
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import PTE_LIST_EXT

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from mmulab import events as ev
-from mmulab.check.invariants import counts, tables
-from mmulab.check.invariants.checks import Checker
-from mmulab.check.invariants.flags import Invariant, Violation, Wrong
-from mmulab.check.invariants.snapshot import Changed, Snapshot
-from mmulab.check.invariants.survey import Link, Other, entry_of, flat
+from mmulab.kvm.invariants import counts, tables
+from mmulab.kvm.invariants.checks import Checker
+from mmulab.kvm.invariants.flags import Invariant, Violation, Wrong
+from mmulab.kvm.invariants.snapshot import Changed, Snapshot
+from mmulab.kvm.invariants.survey import Link, Other, entry_of, flat
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
     get_mmio_spte_gfn,
