@@ -215,7 +215,7 @@ def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemslot) -> None:
 
 
 def _rmap_clear_dirty(kvm: Kvm, head: PteList | None) -> bool:
-    """Clear D, or W in an spte whose D does not count; return whether a flush is owed."""
+    """Clear D, or W in an spte whose D does not count; return whether a flush is needed."""
     flush = False
     for sptep in for_each_rmap_spte(kvm, head):
         spte = spte_at(kvm, sptep)

@@ -191,9 +191,9 @@ def mmu_spte_set(kvm: Kvm, sptep: int, new_spte: int) -> None:
 
 
 def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
-    """Change the rights of a leaf entry; return whether a flush is owed.
+    """Change the rights of a leaf entry; return whether a flush is needed.
 
-    A flush is owed when MMU-writable is lost, or A, or D.
+    A flush is needed when MMU-writable is lost, or A, or D.
     """
     memory, fmt = kvm.memory, kvm.fmt
     old = spte_at(kvm, sptep)
@@ -257,7 +257,7 @@ def kvm_zap_all_rmap_sptes(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> 
 
 
 def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
-    """Make one spte read-only; return whether a flush is owed.
+    """Make one spte read-only; return whether a flush is needed.
 
     With `pt_protect` the page is a guest table, and MMU-writable goes too.
     """
@@ -270,7 +270,7 @@ def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
 
 
 def rmap_write_protect(kvm: Kvm, head: PteList | None, *, pt_protect: bool) -> bool:
-    """Make every spte of a reverse map read-only; return whether a flush is owed."""
+    """Make every spte of a reverse map read-only; return whether a flush is needed."""
     flush = False
     for sptep in for_each_rmap_spte(kvm, head):
         flush |= spte_write_protect(kvm, sptep, pt_protect=pt_protect)

@@ -323,7 +323,7 @@ def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:
 
 
 def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, as_id: int, gfn: int, min_level: int) -> bool:
-    """Write-protect one gfn because a nested guest's table lies there; return if a flush is owed."""
+    """Write-protect one gfn because a nested guest's table lies there; return if a flush is needed."""
     bug_on(kvm, "tdp_mmu.c:write_protect_gfn:level", min_level > KVM_MAX_HUGEPAGE_LEVEL)
     changed = False
     for root in roots(kvm, as_id):

@@ -149,7 +149,7 @@ def _free_shadow_page(kvm: Kvm, frame: int) -> None:
 
 
 def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid: InvalidList, remote_flush: bool) -> bool:
-    """Commit the list, which flushes, or flush alone if that is owed."""
+    """Commit the list, which flushes, or flush alone if that is needed."""
     if invalid:
         kvm_mmu_commit_zap_page(kvm, invalid)
         return True

@@ -40,7 +40,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     -------
     int
         Below 0: the page must be zapped. 0: synced. Above 0: synced, and a
-        flush is owed.
+        flush is needed.
     """
     mmu = vcpu.mmu
     paging = mmu.paging
@@ -80,7 +80,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
 
 
 def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging) -> bool:
-    """Mend one spte; return whether a flush is owed."""
+    """Mend one spte; return whether a flush is needed."""
     kvm = vcpu.kvm
     sptep = (sp.frame * SPTE_ENT_PER_PAGE + index) << 3
     if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
@@ -125,7 +125,7 @@ def kvm_sync_page(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> int:
 
 
 def kvm_vcpu_write_protect_gfn(vcpu: Vcpu, gfn: int) -> bool:
-    """Write-protect a guest table before it is synced; return whether a flush is owed."""
+    """Write-protect a guest table before it is synced; return whether a flush is needed."""
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     return kvm_mmu_slot_gfn_write_protect(vcpu.kvm, slot, gfn, 1)

@@ -160,7 +160,7 @@ def find_witness(name: str) -> Witness:
     Raises
     ------
     InputError
-        No witness is called so.
+        No witness has this name.
     """
     return find_named(witnesses(), name, "witness", "witnesses")
 
