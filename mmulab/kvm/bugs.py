@@ -24,6 +24,6 @@ def find_bug(id: str) -> Bug:
     Raises
     ------
     InputError
-        There is no such name.
+        The name is unknown.
     """
     return find_named(BUGS, id, "bug", "bugs")

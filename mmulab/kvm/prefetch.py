@@ -43,7 +43,7 @@ def direct_pte_prefetch_group(vcpu: Vcpu, sp: ShadowPage, sptep: int) -> None:
 
 
 def _prefetch_many(vcpu: Vcpu, sp: ShadowPage, run: list[int]) -> bool:
-    """Map a run of entries, up to what the host has not writable; False if the first is none such."""
+    """Map a run of entries, up to the first that the host cannot write; False if that is the very first."""
     gfn = kvm_mmu_page_get_gfn(sp, spte_index(run[0]))
     slot = gfn_to_memslot_dirty_bitmap(vcpu, gfn, no_dirty_log=bool(sp.access & ACC_WRITE_MASK))
     if slot is None or slot.readonly or gfn + len(run) > slot.base_gfn + slot.npages:

@@ -206,6 +206,6 @@ def find_validity(name: str) -> Validity:
     Raises
     ------
     InputError
-        There is no such marker.
+        No marker has this name.
     """
     return find_named(VALIDITIES, name, "role validity", "markers")

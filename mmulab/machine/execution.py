@@ -325,7 +325,7 @@ class Execution:
         raise _Exit
 
     def _skip_lead(self, insn: Instruction) -> None:
-        """Execute the leading instructions, which KVM does not intercept."""
+        """Execute the leading instructions that KVM does not intercept."""
         if insn.lead and insn.rip is not None:
             insn.rip += insn.lead
             insn.lead = 0

@@ -145,7 +145,7 @@ class Machine:
         return stats
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are, in the order in which they were made."""
+        """Return the shadow pages, in the order in which they were made."""
         return Pages(self.kvm.pages.values())
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:

@@ -118,7 +118,7 @@ class CaseRun:
     wrong: WrongAccess | None
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are after the last op."""
+        """Return the shadow pages after the last op."""
         return self.machine.pages()
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
@@ -182,7 +182,7 @@ def design_of(design: RoleDesign | str) -> RoleDesign:
     Raises
     ------
     InputError
-        There is no such design.
+        No design has this name.
     """
     return design if isinstance(design, RoleDesign) else find_design(design)
 

@@ -160,7 +160,7 @@ def find_witness(name: str) -> Witness:
     Raises
     ------
     InputError
-        There is no such witness.
+        No witness has this name.
     """
     return find_named(witnesses(), name, "witness", "witnesses")
 
