@@ -130,4 +130,10 @@ def test_clicks_in_jupyterlab_show_what_the_recording_has(page: Page, tmp_path: 
         stepping.on(unsync + 2)
         handle.press("Home")
         stepping.on(0)
+        timeline = stepping.box.locator("svg[aria-label^=moment]").bounding_box()
+        assert timeline is not None
+        for number in (unsync, len(recording) - 1, 3):
+            share = (number + 0.5) / len(recording)
+            page.mouse.click(timeline["x"] + timeline["width"] * share, timeline["y"] + 20)
+            stepping.on(number)
         assert remote == []
