@@ -176,6 +176,8 @@ def test_a_choice_in_jupyterlab_counts_when_all_is_run_again(page: Page, tmp_pat
         result = page.locator(".jp-OutputArea-output", has_text="1 of 4 reads wrong with quadrants by copied")
         result.wait_for(timeout=PATIENCE)
         folded = page.locator(".jp-CodeCell .jp-Placeholder")
-        assert folded.count() >= 4
+        hidden = folded.count()
+        assert hidden >= 4
         folded.first.click()
-        assert folded.count() >= 3, "a folded cell can be opened"
+        page.locator(".jp-CodeCell .jp-InputArea-editor", has_text="role_design(),").first.wait_for()
+        assert folded.count() == hidden - 1
