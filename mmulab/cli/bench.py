@@ -66,16 +66,16 @@ def bench(
     states: int,
     as_json: bool,
 ) -> None:
-    """Measure translations a second over the same random pages, of this package and of unicorn.
+    """Measure translations per second over the same random pages, of this package and of unicorn.
 
     The walks check rights and set A bits. The last column says how many times as fast the compiled
     batch walk is. A line of unicorn that hits its TLB makes no walk and is there for comparison.
 
-    With --replay the same column compares records a second with the batch walk over the stream's
-    accesses, where nothing is handled, compared or stored.
+    With --replay the last column compares records per second with the batch walk over the stream's
+    accesses, which handles, compares and stores nothing.
 
-    With --check it is ops a second of random trials, bare and watched, and new states a second
-    of scopes tried whole, both of processor time.
+    With --check it measures ops per second of random trials, bare and watched, and new states per
+    second of scopes tried whole, both in processor time.
     """
     asked = [("--step", events is not None), ("--replay", stream is not None), ("--check", checker)]
     kinds = [name for name, is_asked in asked if is_asked]

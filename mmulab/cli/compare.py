@@ -23,7 +23,7 @@ from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.table import Case, read_case, scenario_of, totals
 from mmulab.lab.cases.works import ALL, find_works
-from mmulab.lab.designs.compare import Cell, Comparison, compare_each
+from mmulab.lab.designs.compare import Comparison, DesignCell, compare_each
 
 _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")
 
@@ -106,7 +106,7 @@ def compare(
     kernel = choice.over(LINUX_6_1) if choice.given else None
     if picture is not None:
         _draw(chosen, works, picture)
-    cells: list[Cell] = []
+    cells: list[DesignCell] = []
 
     def show() -> None:
         _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
@@ -132,7 +132,9 @@ def _works(names: str, limit: int | None, seed: int) -> list[Case]:
     return find_works([name.strip() for name in names.split(",")], records=limit, seed=seed)
 
 
-def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
+def _comparison(
+    designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[DesignCell]
+) -> Comparison:
     finished = {cell.case.name for cell in cells}
     return Comparison(designs, [case for case in works if case.name in finished], cells)
 
@@ -171,7 +173,7 @@ def _row(name: str, width: int, cells: Sequence[str], columns: Sequence[int]) ->
     return f"{name:{width}}  " + " ".join(f"{c:>{w}}" for c, w in zip(cells, columns, strict=True))
 
 
-def _verdict(cell: Cell) -> str:
+def _verdict(cell: DesignCell) -> str:
     if cell.first_wrong is None:
         return "ok"
     if cell.as_default:
@@ -214,7 +216,7 @@ def _fields(found: Comparison) -> Iterator[str]:
         yield f"    never alone:      {', '.join(found.idle_fields(design))}"
 
 
-def _wrong(cell: Cell) -> Iterator[str]:
+def _wrong(cell: DesignCell) -> Iterator[str]:
     wrong, shared = cell.first_wrong, cell.collision
     assert wrong is not None
     when = "" if cell.in_its_time else ", which lies after its time"
@@ -237,7 +239,7 @@ def _wrong(cell: Cell) -> Iterator[str]:
     )
 
 
-def _measures(cell: Cell) -> str:
+def _measures(cell: DesignCell) -> str:
     measures = cell.measures
     sums = ", ".join(f"{name.replace('_', ' ')} {getattr(measures, name)}" for name in _TOTALS)
     return f"{cell.case.name} {cell.design.name}: {sums}; coarsest {measures.coarsest or 'none correct'}"

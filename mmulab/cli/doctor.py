@@ -45,12 +45,13 @@ GROUPS = {
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def doctor(ctx: click.Context, groups: tuple[str, ...], as_json: bool) -> None:
-    """Say of each thing that mmulab needs whether it is here, and the mend.
+    """Say whether each thing that mmulab needs is here, and what to do if not.
 
-    GROUP is python, widgets, notebooks, cluster, dev or record. Without one all are shown, and the exit
-    code is 0 if the report and the notebooks have what they need (the first three groups). With groups
-    only these are shown, and it is 0 if they have: 'mmulab doctor record' says so of 'mmulab record --deb'.
-    A line begins with 'yes'; with 'no' where something is needed; with '-' where one can do without.
+    GROUP is python, widgets, notebooks, cluster, dev or record. Without one, all are shown, and the exit
+    code is 0 if the report and the notebooks have what they need (the first three groups). With groups,
+    only these are shown, and the exit code is 0 if they have what they need: 'mmulab doctor record' for
+    'mmulab record --deb'. A line begins with 'yes'; with 'no' where something needed is missing; with '-'
+    where something optional is.
     """
     found: dict[str, list[Check]] = {}
     for name in dict.fromkeys(groups or GROUPS):

@@ -22,7 +22,7 @@ SHOWN_DIFFERENCES = 10
 def translate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     """Walk every sampled address of snapshots of page tables and compare with what was recorded.
 
-    Compared are the physical address or that there is none, the page's size and the leaf entry's bits.
+    It compares the physical address (or the lack of one), the page's size and the leaf entry's bits.
     Exit code 1 if an address disagrees.
     """
     if as_json:

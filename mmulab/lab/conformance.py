@@ -72,7 +72,7 @@ def conformance(
     columns = ["kernel", "host", "recordings", "compared", "agree"]
     columns += ["ops", "ops agree", "events", "events agree"]
     said = f"{sum(one.agrees for one in compared.values())} of {len(compared)} recordings agree"
-    return Table("conformance", columns, rows, f"{said}, of {len(known)} that there are of Linux {kernel}.")
+    return Table("conformance", columns, rows, f"{said}, of all {len(known)} of Linux {kernel}.")
 
 
 def _name(path: Path, folder: Path) -> str:

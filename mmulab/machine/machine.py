@@ -50,10 +50,10 @@ from mmulab.kvm.zap import (
 )
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, changed_cpu
+from mmulab.machine.execution import Execution
 from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import processor_of
-from mmulab.machine.run import Execution
 from mmulab.machine.stubs import (
     HAS_OPERAND,
     HSAVE_PA,
@@ -145,7 +145,7 @@ class Machine:
         return stats
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are, in the order in which they were made."""
+        """Return the shadow pages, in the order in which they were made."""
         return Pages(self.kvm.pages.values())
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:

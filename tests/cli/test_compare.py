@@ -14,7 +14,7 @@ from mmulab.cli import compare as command
 from mmulab.cli.main import INTERRUPTED, run
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.table import find_cases
-from mmulab.lab.designs.compare import Cell, compare_each
+from mmulab.lab.designs.compare import DesignCell, compare_each
 
 Out = pytest.CaptureFixture[str]
 SWITCH = "la57-switch-npt-4to5-l0-5"
@@ -134,7 +134,7 @@ def test_what_6_1_does_itself_is_no_designs_fault(capsys: Out) -> None:
 def test_an_interrupted_run_shows_what_is_finished(
     as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[list[Cell]]:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[list[DesignCell]]:
         yield from list(compare_each([DESIGNS["passthrough"]], find_cases(["shadow-32-l0-4"])))
         raise KeyboardInterrupt
 

@@ -40,7 +40,7 @@ class PcidGuest:
             self.load(pcid)
             guest.read(GVA)
             guest.write(WINDOW + (guest.entry(GVA, root=root) & 0xFFF), DATA + 0x4000 | PAGE, size=8)
-        self.hpas = [guest.vcpu.mmu.root_hpa, guest.vcpu.mmu.prev_roots[0][1]]
+        self.hpas = [guest.vcpu.mmu.root_hpa, guest.vcpu.mmu.prev_roots[0].hpa]
 
     def load(self, pcid: int) -> None:
         """Load CR3 without a flush."""

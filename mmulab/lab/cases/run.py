@@ -17,7 +17,7 @@ from mmulab.check.failure import FAILURES
 from mmulab.check.judge import Judge
 from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import Recording, is_around
+from mmulab.conform.recording import KernelRecording, is_around
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
 from mmulab.kvm.invariants import Check
@@ -118,7 +118,7 @@ class CaseRun:
     wrong: WrongAccess | None
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are after the last op."""
+        """Return the shadow pages after the last op."""
         return self.machine.pages()
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
@@ -182,7 +182,7 @@ def design_of(design: RoleDesign | str) -> RoleDesign:
     Raises
     ------
     InputError
-        No design is called so.
+        No design has this name.
     """
     return design if isinstance(design, RoleDesign) else find_design(design)
 
@@ -402,13 +402,13 @@ def _root(machine: Machine) -> str:
 
 
 def run_recorded(
-    recording: Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
+    recording: KernelRecording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run a recording's scenario; the judge is what the real guest saw of each op.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
     design : RoleDesign or str
     kernel : Kernel, optional
 

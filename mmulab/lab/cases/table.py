@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmulab import paths
-from mmulab.conform.recording import SUFFIXES, Recording, read_recording
+from mmulab.conform.recording import SUFFIXES, KernelRecording, read_recording
 from mmulab.errors import InputError, near
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
@@ -421,7 +421,7 @@ class Row:
         }
 
 
-def read_case(case: Case) -> Scenario | Recording:
+def read_case(case: Case) -> Scenario | KernelRecording:
     """Return a case's scenario, or the recording that holds it, changed as the case says.
 
     Raises
@@ -438,7 +438,7 @@ def read_case(case: Case) -> Scenario | Recording:
     return replace(recording, scenario=case.change(recording.scenario))
 
 
-def scenario_of(work: Scenario | Recording) -> Scenario:
+def scenario_of(work: Scenario | KernelRecording) -> Scenario:
     """Return the scenario in what :func:`read_case` returned."""
     return work if isinstance(work, Scenario) else work.scenario
 
@@ -455,7 +455,10 @@ def read_boot(case: Case) -> Stream:
 
 
 def run_work(
-    work: Scenario | Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
+    work: Scenario | KernelRecording,
+    design: RoleDesign | str = "passthrough",
+    *,
+    kernel: Kernel | None = None,
 ) -> CaseRun:
     """Run what :func:`read_case` returned: a scenario is judged by its tables, a recording by what it saw.
 
