@@ -32,7 +32,7 @@ from mmulab.widgets.session import Session
 @click.option("--wrong", is_flag=True, help="Say what goes wrong first, and begin or open the page there.")
 @click.option("--follow", metavar="GVA", help="Follow this guest-virtual address (hexadecimal).")
 @kernel_options
-@click.option("--page", metavar="OUT", help="Write a page that steps with no kernel, and end.")
+@click.option("--page", metavar="OUT", help="Write a page that steps in any browser, and end.")
 @click.option(
     "--part", type=(int, int), metavar="FIRST LAST", help="Moments that the page has; all if left out."
 )

@@ -1,4 +1,4 @@
-"""A recording on one page that steps with neither a kernel nor the network.
+"""A recording on one page that steps with neither Jupyter nor the network.
 
 The panels of every step are drawn beforehand; equal panels are kept once. The
 step that the page opens at is in its own HTML, so that it shows without a script too.

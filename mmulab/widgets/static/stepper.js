@@ -1,4 +1,4 @@
-// Steps through a recording whose panels were drawn beforehand; needs no kernel and no network.
+// Steps through a recording whose panels were drawn beforehand; needs no Jupyter and no network.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("steps").textContent);
