@@ -1,6 +1,6 @@
 """An executed notebook as one HTML page that needs neither network nor script.
 
-A live widget cannot be seen without a kernel and the scripts that draw it, so
+A live widget cannot be seen without a Jupyter kernel and the scripts that draw it, so
 every figure carries a picture of the same content (:mod:`mmulab.widgets.figure`)
 and the page shows that one. An output that exists only as a live control is
 replaced by a line that says so: no gap without a word. The page forbids itself

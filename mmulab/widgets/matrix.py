@@ -2,7 +2,7 @@
 
 In JupyterLab the wrong cells are buttons. Everywhere else the matrix is a table
 whose wrong cells are links to views further down in the same output; a style
-sheet shows the one that was asked for, so neither a kernel nor a script is needed.
+sheet shows the one that was asked for, so neither a Jupyter kernel nor a script is needed.
 
 Cases that are right under every design are folded away, by group. ``!`` marks a cell
 that is wrong and not by the design, ``†`` one whose case the design is too old for.

@@ -1,7 +1,7 @@
 """A list of places in a run: each leads to a view of it.
 
 In JupyterLab the places are buttons. Everywhere else they are links to views
-further down in the same output, which need neither a kernel nor a script.
+further down in the same output, which need neither a Jupyter kernel nor a script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chosen moments of a recording, told one after the other; no kernel and no script needed to step."""
+"""Chosen moments of a recording, told one after the other; no Jupyter and no script needed to step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wrong access and what led to it, as steps that need neither a kernel nor a script."""
+"""A wrong access and what led to it, as steps that need neither a Jupyter kernel nor a script."""
 
 from __future__ import annotations
 

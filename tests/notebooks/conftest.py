@@ -1,4 +1,4 @@
-"""Notebooks run as a user runs them, with plain papermill; what a notebook refuses needs no kernel."""
+"""Notebooks run as a user runs them, with plain papermill; what a notebook refuses needs no Jupyter."""
 
 from __future__ import annotations
 

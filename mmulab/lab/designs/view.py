@@ -109,7 +109,7 @@ def _verdict(cell: DesignCell) -> Verdict:
 
 
 def wrong_steps(cell: DesignCell, kernel: Kernel | None = None, *, name: str = "") -> Steps:
-    """Return the moments that tell how a wrong cell went wrong, to step through without a kernel.
+    """Return the moments that tell how a wrong cell went wrong, to step through without a Jupyter kernel.
 
     Parameters
     ----------

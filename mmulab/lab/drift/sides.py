@@ -74,7 +74,7 @@ class Side:
         return [*named, (recording.number(Moment(self.op, None)), "the op has ended")][self.at :]
 
     def steps(self) -> Steps:
-        """Return the moments from where the sides part, to step through without a kernel."""
+        """Return the moments from where the sides part, to step through without a Jupyter kernel."""
         session = Session(self.recording)
         told = self._moments
         chosen = told if len(told) <= MOST else [*told[: MOST - 1], told[-1]]

@@ -190,7 +190,7 @@ class Replayed:
         return Stepper(recording, at=told[-1][0])
 
     def story(self, name: str) -> Steps:
-        """Return the moments that tell how it went wrong, at first the last; they need no kernel.
+        """Return the moments that tell how it went wrong, at first the last; they need no Jupyter.
 
         Parameters
         ----------

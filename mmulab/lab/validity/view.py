@@ -1,7 +1,7 @@
 """A cell of the validity matrix closely: the contexts' roles step by step, and each comparison of them.
 
 In JupyterLab marker and witness are chosen from lists. Everywhere else the
-chosen cell is steps that need neither a kernel nor a script.
+chosen cell is steps that need neither a Jupyter kernel nor a script.
 """
 
 from __future__ import annotations
