@@ -93,7 +93,7 @@ def _wanted(patterns: tuple[str, ...]) -> Callable[[Kind], bool]:
         first = pattern.split(" ")[0]
         if first not in known and not _GLOB & set(first):
             raise InputError(
-                f"--only '{quoted(pattern)}': no kind begins so; a kind begins with an event's name in "
+                f"--only '{quoted(pattern)}': no such kind; a kind begins with an event's name in "
                 f"recordings or {', '.join(OTHER_THINGS)}, and ends in {', '.join(How)}"
             )
     return partial(_is_wanted, patterns or ("*",))

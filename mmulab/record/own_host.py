@@ -48,7 +48,7 @@ def _text(path: Path) -> str:
 
 def _root(_top: Path) -> str:
     if os.geteuid():
-        raise InputError("this is not root, whom probes, SCHED_FIFO and host frames want; run it with sudo")
+        raise InputError("not root, which probes, SCHED_FIFO and host frames need; run it with sudo")
     return "this is root"
 
 

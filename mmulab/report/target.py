@@ -113,6 +113,6 @@ def _of_signature(function: Callable[..., Any], name: str) -> dict[str, Paramete
     for one in signature.parameters.values():
         if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) or hints.get(one.name) not in _TYPES:
             mend = "declare it as int, float, str or bool"
-            raise InputError(f"function '{name}': parameter '{one.name}' is none of an experiment; {mend}")
+            raise InputError(f"function '{name}': parameter '{one.name}' cannot be set; {mend}")
         found[one.name] = Parameter(one.name, hints[one.name], one.default, "")
     return found
