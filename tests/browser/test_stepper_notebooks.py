@@ -151,10 +151,10 @@ def test_page_beside_a_report_can_do_what_the_text_says(offline_page: OpenPage, 
     first = text.inner_text()
     page.get_by_role("button", name="Next ▶").click()
     assert text.inner_text() != first
-    page.get_by_role("radio", name="fault").check()
+    page.get_by_role("button", name="fault").click()
     page.get_by_role("button", name="Next ▶").click()
     assert "kvm_page_fault" in text.inner_text()
-    page.get_by_role("radio", name="event").check()
+    page.get_by_role("button", name="event").click()
     page.get_by_role("combobox").select_option(label="a page goes out of sync")
     page.get_by_role("button", name="Find ▶").click()
     assert "kvm_mmu_unsync_page" in text.inner_text()
@@ -163,7 +163,8 @@ def test_page_beside_a_report_can_do_what_the_text_says(offline_page: OpenPage, 
     page.get_by_role("combobox").select_option(label="a wrong access")
     page.get_by_role("button", name="Find ▶").click()
     assert "It has ended: reaches" in text.inner_text()
-    page.get_by_role("slider").press("End")
+    page.get_by_role("combobox").blur()
+    page.keyboard.press("End")
     end = text.inner_text()
     page.get_by_role("button", name="◀ Previous").click()
     assert text.inner_text() != end
