@@ -135,7 +135,7 @@ def test_report_shows_what_the_notebook_refuses(command: CommandLine) -> None:
     said = (
         "InputError: real_boot.ipynb: limit 3000001: boot-686-nonpae has 3000000 records; give 1 to 3000000"
     )
-    assert done.stdout.splitlines()[0] == f"real_boot: failed in cell 5: {said}"
+    assert done.stdout.splitlines()[0] == f"real_boot: failed in cell 6: {said}"
     assert done.stdout.splitlines()[1] == "report: 0 of 1 runs done, 1 failed"
 
 
