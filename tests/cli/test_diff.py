@@ -167,7 +167,7 @@ def test_trouble_is_one_line_and_exit_code_2(command: CommandLine, tmp_path: Pat
         ("model", OLD): "A 'model': the model runs the scenarios of recordings; name it as B",
         (OLD / "tdp0", "model:5.0"): "kernel '5.0': unknown; ",
         (BASIC, NEW / "tdp0"): f"{NEW}/tdp0: no recording 'basic-32' in this folder; name the other file too",
-        (BASIC, BASIC, "--only", "flush"): "--only 'flush': no kind begins so; ",
+        (BASIC, BASIC, "--only", "flush"): "--only 'flush': no such kind; ",
         (BASIC, BASIC, "--causes"): f"{BASIC}: both sides have kernel 6.1.192; leave --causes out",
     }
     for args, line in says.items():
