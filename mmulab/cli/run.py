@@ -18,12 +18,12 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError, find_named
 from mmulab.events import CONSOLE, EVENT_TYPES, FUNCTIONS, Event
+from mmulab.ftrace.wording import event_text
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.runner import Result
-from mmulab.trace.ftrace import event_text
 
 
 @click.command(name="run")

@@ -24,6 +24,7 @@ from mmulab.cli.main import run as command_line
 from mmulab.conform.compare import Level, compare
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
+from mmulab.ftrace.writer import format_recording
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.report.parameters import declared, resolve
 from mmulab.scenario.grammar import FORMS, usage
@@ -31,7 +32,6 @@ from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import open_recording, save
-from mmulab.trace.ftrace import format_recording
 from mmulab.trace.search import SEARCHES
 from mmulab.workload.snapshot import load_snapshot
 from mmulab.workload.stream import load_stream

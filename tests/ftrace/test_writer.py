@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from mmulab import events as ev
+from mmulab.ftrace.wording import event_text
+from mmulab.ftrace.writer import format_event, format_recording
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
-from mmulab.trace.ftrace import event_text, format_event, format_recording
 
 EXAMPLE = Path(__file__).parents[1] / "scenario/examples/first_fault.mmu"
 ROLE = 0x3711
