@@ -167,7 +167,8 @@ KVM: Mapping[str, tuple[Layout, ...]] = {
     "kvm_nested_vmenter": (
         Layout(
             "rip: {rip:#018x} {block:word}: {vmcb:#018x} nested_rip: {nested_rip:#018x}"
-            " int_ctl: {int_ctl:#010x} event_inj: {event_inj:#010x} nested_{tdp:word}={tdp_enabled:yn} {pgd:word}: {guest_pgd:#018x}",
+            " int_ctl: {int_ctl:#010x} event_inj: {event_inj:#010x} nested_{tdp:word}={tdp_enabled:yn}"
+            " {pgd:word}: {guest_pgd:#018x}",
             "6.0",
         ),
         Layout(

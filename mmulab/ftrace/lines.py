@@ -22,6 +22,8 @@ HEADER_ONLY = re.compile(
 )
 NAMED = re.compile(r"\s*([A-Za-z_][\w:]*): *(.*)")
 PRIVATE = re.compile(r"\s*([A-Za-z_]\w*)((?: +\w+=\S+)+)\s*")
+HIERARCHY = re.compile(r"------ spte\b.* level\b")
+"""A line of a log that shows a shadow entry (``get_mmio_spte``)."""
 _PASSED = re.compile(
     r"\s*(?:#.*|-{2,}|\.{2,}|\[\.{2,}\]|\[?snip\]?|cpus=\d+|CPU:? ?\d+ is empty|version = \d+|"
     r"trace-cmd .*|\d+ (?:events|entries).*|)\s*",
@@ -104,6 +106,12 @@ def read_header(line: str) -> tuple[str, str, str] | None:
     if found["time"]:
         return found["place"], found["time"], found["rest"]
     return found["other"].rstrip(), found["seconds"], found["what"]
+
+
+def names_cpu(line: str) -> bool:
+    """Whether a line is an event's that says its CPU, and so a head that is whole."""
+    found = HEADER.fullmatch(line)
+    return found is not None and found["time"] is not None
 
 
 def is_passed(line: str) -> bool:

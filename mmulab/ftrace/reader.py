@@ -17,6 +17,7 @@ from mmulab.ftrace.kind import Kind, count_unread
 from mmulab.ftrace.layouts import FOREIGN, LAYOUTS
 from mmulab.ftrace.lines import (
     HEADER_ONLY,
+    HIERARCHY,
     NAMED,
     PRIVATE,
     STACK,
@@ -26,11 +27,12 @@ from mmulab.ftrace.lines import (
     frame,
     is_passed,
     lost,
+    names_cpu,
     read_header,
     read_place,
     read_time,
 )
-from mmulab.ftrace.source import LONGEST, STDIN, Ended, binary_share, read_blocks
+from mmulab.ftrace.source import LONGEST, STDIN, Ended, clean, is_binary, read_blocks
 from mmulab.ftrace.trace import UNKNOWN_TIME, Counts, Trace
 
 MOST_NAMES = 4096
@@ -70,7 +72,7 @@ def read_trace(path: str, stdin: IO[bytes] | None = None) -> Trace:
 def read_text(text: str) -> Trace:
     """Read a trace from a text; one without events gives an empty trace."""
     reader = Reader()
-    reader.block(text)
+    reader.block(clean(text))
     return reader.trace()
 
 
@@ -79,6 +81,11 @@ def _nothing(counts: Counts) -> str:
         return f"{counts.ended}, and no event of a trace before that; copy it again"
     if counts.binary:
         return "binary, no text of a trace; give what trace_pipe, 'trace-cmd report' or 'perf script' prints"
+    if counts.hierarchies:
+        return (
+            f"no event of a trace in {counts.lines} lines, but a kernel's log with shadow entries; give those to"
+            " 'mmulab spte decode'"
+        )
     sample = f", as '{quoted(counts.samples[0])}'" if counts.samples else ""
     return (
         f"no event of a trace in {counts.lines} lines{sample}; give what trace_pipe, 'trace-cmd report' or"
@@ -168,7 +175,7 @@ class Reader:
     def _completed(self, line: str) -> str:
         """Return a line behind the head that a mailer parted from it."""
         head, self._pending = self._pending, ""
-        if read_header(line) is not None:
+        if names_cpu(line):  # an event of its own
             count_unread(self.counts, head)
             return line
         self.counts.joined += 1
@@ -235,7 +242,8 @@ class Reader:
             if len(tail) < MOST_TAIL:
                 tail.append(line.strip())
                 return
-        self.counts.binary += binary_share(line)
+        self.counts.binary += is_binary(line)
+        self.counts.hierarchies += HIERARCHY.search(line) is not None
         count_unread(self.counts, line)
 
     def _kind(self, name: str) -> Kind | None:

@@ -139,7 +139,11 @@ def _end_of_lines(data: bytes) -> int:
 
 
 def _text(data: bytes) -> str:
-    text = data.decode("utf-8", "replace")
+    return clean(data.decode("utf-8", "replace"))
+
+
+def clean(text: str) -> str:
+    """Take off what mailers and terminals add."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "")
     if "\x1b" in text:
@@ -149,6 +153,6 @@ def _text(data: bytes) -> str:
     return text
 
 
-def binary_share(line: str) -> bool:
+def is_binary(line: str) -> bool:
     """Whether a line has characters that no text has."""
     return _CONTROL.search(line) is not None or "\ufffd" in line

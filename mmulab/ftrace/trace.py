@@ -93,6 +93,8 @@ class Counts:
         Lines that are too long to be an event's.
     binary : int
         Of the lines not read those with characters that no text has.
+    hierarchies : int
+        Of the lines not read those of a log that show a shadow entry.
     unreadable : dict of str to int
         Events of a known name whose text no layout fits.
     unknown : dict of str to int
@@ -111,6 +113,7 @@ class Counts:
     unread: int = 0
     long: int = 0
     binary: int = 0
+    hierarchies: int = 0
     unreadable: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
