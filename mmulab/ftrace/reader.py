@@ -83,8 +83,8 @@ def _nothing(counts: Counts) -> str:
         return "binary, no text of a trace; give what trace_pipe, 'trace-cmd report' or 'perf script' prints"
     if counts.hierarchies:
         return (
-            f"no event of a trace in {counts.lines} lines, but a kernel's log with shadow entries; give those to"
-            " 'mmulab spte decode'"
+            f"no event of a trace in {counts.lines} lines, but a kernel's log with shadow entries; give those"
+            " to 'mmulab spte decode'"
         )
     sample = f", as '{quoted(counts.samples[0])}'" if counts.samples else ""
     return (

@@ -31,16 +31,24 @@ def only(text: str) -> Trace:
     ("head", "place", "time"),
     [
         (HEAD, Place("qemu-system-x86", 140, -1, 0, "....."), 16309345000),
-        ("   tdxvm-13694-13714   [065] ....   807.856265: ", Place("tdxvm-13694", 13714, -1, 65, "...."), 807856265000),
+        (
+            "   tdxvm-13694-13714   [065] ....   807.856265: ",
+            Place("tdxvm-13694", 13714, -1, 65, "...."),
+            807856265000,
+        ),
         ("  CPU 0/KVM-1018505 [025] 57120.030891: ", Place("CPU 0/KVM", 1018505, -1, 25, ""), 57120030891000),
-        ("  CPU 0/KVM  1018505 [025] 57120.030891123: kvmmmu:", Place("CPU 0/KVM", 1018505, -1, 25, ""), 57120030891123),
+        (
+            "  CPU 0/KVM  1018505 [025] 57120.030891123: kvmmmu:",
+            Place("CPU 0/KVM", 1018505, -1, 25, ""),
+            57120030891123,
+        ),
         ("  <...>-77  (   70) [001] d..2. 1.000001: ", Place("<...>", 77, 70, 1, "d..2."), 1000001000),
         ("  a: b-9  [001] ..... 1.000001: ", Place("a: b", 9, -1, 1, "....."), 1000001000),
         ("  idle-9  [001] ..... 4711: ", Place("idle", 9, -1, 1, "....."), 4711),
         ("", Place("", -1, -1, -1, ""), -1),
         ("   ", Place("", -1, -1, -1, ""), -1),
     ],
-)  # fmt: skip
+)
 def test_heads(head: str, place: Place, time: int) -> None:
     event = only(head + ELEMENT).event(0)
     assert event == (time, place, "kvm_mmu_paging_element", {"pte": 0x67, "level": 2})
@@ -61,8 +69,20 @@ def test_heads(head: str, place: Place, time: int) -> None:
         HEAD + SPTE.replace(": ", ":       "),
         HEAD + SPTE.replace("spte 100", "spte 0x100") + "   ",
     ],
-    ids=["plain", "cr", "quoted", "quoted-once", "colour", "wrapped", "wrapped-late", "head", "head-cut", "padded", "0x"],
-)  # fmt: skip
+    ids=[
+        "plain",
+        "cr",
+        "quoted",
+        "quoted-once",
+        "colour",
+        "wrapped",
+        "wrapped-late",
+        "head",
+        "head-cut",
+        "padded",
+        "0x",
+    ],
+)
 def test_what_mailers_and_terminals_do(text: str) -> None:
     trace = only(text)
     assert trace.event(0).fields["sptep"] == 0x10052FA5020
@@ -137,17 +157,23 @@ def test_fields_one_by_one() -> None:
         ("kvm_page_fault: address 84d000 error_code 4", {"fault_address": 0x84D000, "error_code": 4}),
         ("kvm_mmu_get_page: sp gen a gfn 1 4 pae q0 direct wux nxe root 0 sync new", {"mmu_valid_gen": 10}),
         ("kvm_mmu_get_page: sp gen 10 gfn 1 l1 4-byte q0 wux nxe ad root 0 sync new", {"mmu_valid_gen": 10}),
-        ("kvm_mmu_get_page: existing sp gfn 1 1/4 q0 wux !pge nxe root 2 unsync", {"unsync": 1, "created": 0}),
+        (
+            "kvm_mmu_get_page: existing sp gfn 1 1/4 q0 wux !pge nxe root 2 unsync",
+            {"unsync": 1, "created": 0},
+        ),
         ("kvm_mmu_pagetable_walk: addr 8c26f6 pferr 0", {"pferr": 0}),
         ("kvm_inj_exception: #PF (0x7) [reinjected]", {"exception": 14, "error_code": 7, "reinjected": 1}),
-        ("kvm_emulate_insn: f0000:ec2f:0f 20 c1 (real) failed", {"insn": "0f 20 c1", "mode": "real", "failed": 1}),
+        (
+            "kvm_emulate_insn: f0000:ec2f:0f 20 c1 (real) failed",
+            {"insn": "0f 20 c1", "mode": "real", "failed": 1},
+        ),
         ("mark_mmio_spte: sptep:(____ptrval____) gfn fee00 access 7 gen 3a", {"sptep": 0, "gen": 0x3A}),
         (
             "kvm_mmu_set_spte: gfn 1151b spte 86000080a5669b37 (rwx) level 1 at 80b34fc8d8",
             {"spte": 0x86000080A5669B37, "u": -1},
         ),
     ],
-)  # fmt: skip
+)
 def test_layouts_of_kernels_and_tools(line: str, fields: dict[str, object]) -> None:
     found = only(HEAD + line).event(0).fields
     assert dict(found) | fields == found

@@ -94,5 +94,5 @@ def test_a_stack_stands_with_its_event() -> None:
 
 
 def test_a_log_is_no_trace() -> None:
-    with pytest.raises(InputError, match="no event of a trace in 29 lines, .*mmulab spte decode"):
+    with pytest.raises(InputError, match=r"no event of a trace in 29 lines, .*mmulab spte decode"):
         read_trace(str(DATA / "public/t12-dmesg-spte-hierarchies.txt"))
