@@ -85,6 +85,10 @@ def _flags(text: str) -> int:
 _hex = partial(int, base=16)
 
 
+def _any_base(text: str) -> int:
+    return int(text, 16 if text.startswith("0x") else 10)
+
+
 def _pointer(text: str) -> int:
     return 0 if text in NULL else int(text, 16)
 
@@ -112,6 +116,8 @@ def choice(*texts: str, first: int = 0) -> Form:
 
 FORMS: Mapping[str, Form] = {
     "d": Form(r"(-?\d{1,18})", "i8", int, "{:d}".format),
+    "signed": Form(r"(0x[0-9a-f]{1,15}|-?\d{1,18})", "i8", _any_base, "{:d}".format),
+    "unsigned": Form(r"(0x[0-9a-f]{1,16}|\d{1,19})", "u8", _any_base, "{:#x}".format),
     "flags": Form(rf"({_FLAG}(?:\|{_FLAG})*|)", "u8", _flags, flags_text),
     "pointer": Form(
         r"((?:0x)?[0-9a-f]{1,16}|" + "|".join(map(re.escape, NULL)) + ")", "u8", _pointer, _pointer_text

@@ -9,18 +9,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmulab.ftrace.forms import Column
-from mmulab.ftrace.layout import PROBE, RAW, Layout
+from mmulab.ftrace.layout import PROBE, RAW, UNPARSED, Layout
 from mmulab.ftrace.trace import NOT_READ, Counts, Table
 
 MOST_LAYOUTS = 32
 """Layouts that the text itself may give for one name."""
 SAMPLES = 5
 _PROBE = re.compile(r"\s*(\([^(){}]*\))((?: +\w+=[^\s{}]+)*)\s*")
-_FIELDS = re.compile(r"\s*(\[FAILED TO PARSE\])?((?: *\b\w+=[^\s{}]+)+)\s*")
+_FIELDS = re.compile(rf"\s*({re.escape(UNPARSED)})?((?: *\b\w+=[^\s{{}}]+)+)\s*")
+_SPECS = {"i8": "signed", "u8": "unsigned"}
 _PAIR = re.compile(r"(\w+)=(\S+)")
 
 
-def layout_of(text: str, names: Mapping[str, str]) -> Layout | None:
+def is_probe(text: str) -> bool:
+    """Whether a line is a probe's, by its place in brackets."""
+    return _PROBE.fullmatch(text) is not None
+
+
+def layout_of(text: str, names: Mapping[str, str], types: Mapping[str, str]) -> Layout | None:
     """Return the layout of a line of ``name=value`` pairs: a probe's, or a tool's that cannot print better.
 
     Parameters
@@ -28,6 +34,8 @@ def layout_of(text: str, names: Mapping[str, str]) -> Layout | None:
     text : str
     names : mapping of str to str
         Fields that have another name here.
+    types : mapping of str to str
+        The columns' types of fields that are known.
     """
     probe = _PROBE.fullmatch(text)
     found = probe or _FIELDS.fullmatch(text)
@@ -35,8 +43,13 @@ def layout_of(text: str, names: Mapping[str, str]) -> Layout | None:
         return None
     begin = "({probe:text})" if probe else (found[1] or "")
     pairs = _PAIR.findall(found[2])
-    body = " ".join(f"{name}={{{names.get(name, name)}:{_spec(value)}}}" for name, value in pairs)
+    body = " ".join(_field(name, value, names.get(name, name), types) for name, value in pairs)
     return Layout(f"{begin} {body}".strip(), by=PROBE if probe else RAW)
+
+
+def _field(name: str, value: str, known_as: str, types: Mapping[str, str]) -> str:
+    spec = _SPECS.get(types.get(known_as, "")) or _spec(value)
+    return f"{name}={{{known_as}:{spec}}}"
 
 
 def _spec(value: str) -> str:
@@ -65,11 +78,16 @@ class Kind:
     layouts: list[Layout]
     by_text: bool
     renamed: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, str] = field(init=False)
     texts: list[str] = field(default_factory=list)
     tails: dict[int, list[str]] = field(default_factory=dict)
     rows: int = 0
     _pieces: list[tuple[Column | slice, int, tuple[Column, ...]]] = field(default_factory=list)
     _recent: int = 0
+
+    def __post_init__(self) -> None:
+        """Note the types of the fields that are known: a line's own layout may not change them."""
+        self.types = {name: one.dtype for layout in self.layouts for name, one in layout.forms.items()}
 
     def read(self, counts: Counts) -> None:
         """Turn the block's lines into columns."""
@@ -125,9 +143,9 @@ class Kind:
 
     def _learn(self, text: str) -> bool:
         """Take the layout that a line itself tells; True if the line is of it."""
-        if len(self.layouts) >= MOST_LAYOUTS or not (self.by_text or "FAILED TO PARSE" in text):
+        if len(self.layouts) >= MOST_LAYOUTS or not (self.by_text or UNPARSED in text):
             return False
-        layout = layout_of(text, self.renamed)
+        layout = layout_of(text, self.renamed, self.types)
         if layout is None or layout.match(text) is None:
             return False
         self.layouts.append(layout)

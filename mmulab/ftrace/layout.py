@@ -19,6 +19,8 @@ KERNEL = "the kernel"
 PLUGIN = "libtraceevent's plugin"
 PROBE = "a probe"
 RAW = "a tool, field by field"
+UNPARSED = "[FAILED TO PARSE]"
+"""What libtraceevent prints before the fields of an event whose format it cannot run."""
 
 
 class Layout:

@@ -7,13 +7,12 @@ line.
 
 from __future__ import annotations
 
-import sys
 from typing import IO
 
 import numpy as np
 
 from mmulab.errors import InputError, named, quoted
-from mmulab.ftrace.kind import Kind, count_unread
+from mmulab.ftrace.kind import Kind, count_unread, is_probe
 from mmulab.ftrace.layouts import FOREIGN, LAYOUTS
 from mmulab.ftrace.lines import (
     HEADER_ONLY,
@@ -58,7 +57,7 @@ def read_trace(path: str, stdin: IO[bytes] | None = None) -> Trace:
         There is no event of a trace in it.
     """
     reader = Reader()
-    for block in read_blocks(path, sys.stdin.buffer if stdin is None else stdin):
+    for block in read_blocks(path, stdin):
         if isinstance(block, Ended):
             reader.counts.ended = block.why
         else:
@@ -197,7 +196,7 @@ class Reader:
     def _without_head(self, line: str) -> bool:
         """Take an event of which only name and text are left, or one of a program of somebody's own."""
         found = NAMED.fullmatch(line)
-        if found is not None and _bare(found[1]) in LAYOUTS:
+        if found is not None and (_bare(found[1]) in LAYOUTS or is_probe(found[2])):
             kind = self._kind(found[1])
             if kind is not None:
                 self._push(kind, _NO_HEAD, found[2])

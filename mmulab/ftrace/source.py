@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,14 +48,15 @@ class Ended(NamedTuple):
     why: str
 
 
-def read_blocks(path: str, stdin: IO[bytes]) -> Iterator[str | Ended]:
+def read_blocks(path: str, stdin: IO[bytes] | None = None) -> Iterator[str | Ended]:
     """Yield the text in blocks of whole lines, and last how it ended.
 
     Parameters
     ----------
     path : str
         A file, packed with gzip, xz or bzip2 or not; ``-`` for `stdin`.
-    stdin : file
+    stdin : file, optional
+        The process's own if left out.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def read_blocks(path: str, stdin: IO[bytes]) -> Iterator[str | Ended]:
         There is no such file, it is no text, or is longer than the limit.
     """
     if path == STDIN:
-        yield from _lines(_unpacked(stdin, "standard input"), "standard input")
+        yield from _lines(_unpacked(stdin or sys.stdin.buffer, "standard input"), "standard input")
         return
     check_file(Path(path), limits.TRACE_BYTES)
     try:

@@ -67,8 +67,10 @@ def statistics(trace: Trace) -> list[Row]:
 
 
 def _table(trace: Trace, name: str, *fields: str) -> Table | None:
+    """Return the rows of an event that tell some fields; None if there are none."""
     table = trace.tables.get(name)
-    return table if table is not None and all(field in table.columns for field in fields) else None
+    found = None if table is None else table.telling(*fields)
+    return found if found is not None and len(found) else None
 
 
 def _counted(group: str, values: Iterable[object], prefix: str = "") -> Iterator[Row]:
@@ -89,8 +91,8 @@ def _exits(trace: Trace) -> Iterator[Row]:
     for name, group in (("kvm_exit", "exits"), ("kvm_nested_vmexit", "exits of L2")):
         table = _table(trace, name, "reason")
         if table is not None:
-            yield Row(group, "all", len(table))
-            yield from _counted(group, table["reason"][table.told("reason")].tolist())
+            yield Row(group, "all", trace.event_counts[name])
+            yield from _counted(group, table["reason"].tolist())
 
 
 def _error_code(code: int) -> str:
@@ -105,8 +107,8 @@ def _faults(trace: Trace) -> Iterator[Row]:
     ):
         table = _table(trace, name, field)
         if table is not None:
-            yield Row(group, f"{what}, all", len(table))
-            yield from _counted(group, _number(table[field][table.told(field)], _error_code), f"{what} ")
+            yield Row(group, f"{what}, all", trace.event_counts[name])
+            yield from _counted(group, _number(table[field], _error_code), f"{what} ")
     fast = _table(trace, "fast_page_fault", "fixed", "spurious")
     if fast is not None:
         yield Row(group, "fast, tried", len(fast))
@@ -128,7 +130,7 @@ def _roles(table: Table) -> list[str]:
 
 def _pages(trace: Trace) -> Iterator[Row]:
     group = "shadow pages"
-    table = _table(trace, "kvm_mmu_get_page", "role", "created")
+    table = _table(trace, "kvm_mmu_get_page", "gfn", "role", "created")
     if table is not None:
         new = table["created"] == 1
         yield Row(group, "looked up", len(table))
@@ -170,8 +172,8 @@ def _last_before(trace: Trace, at: npt.NDArray[np.int64]) -> list[str]:
 def _lifetimes(trace: Trace) -> Iterator[Row]:
     """Yield how long pages lived: from the lookup that made one to the zap of the same gfn and role."""
     group = "lifetimes"
-    made = _table(trace, "kvm_mmu_get_page", "role", "created")
-    zapped = _table(trace, "kvm_mmu_prepare_zap_page", "role")
+    made = _table(trace, "kvm_mmu_get_page", "gfn", "role", "created")
+    zapped = _table(trace, "kvm_mmu_prepare_zap_page", "gfn", "role")
     if made is None:
         return
     new = np.flatnonzero(made["created"] == 1)
@@ -277,7 +279,7 @@ def _roots(trace: Trace) -> Iterator[Row]:
             yield Row("roots", name, counts[name])
     table = _table(trace, "kvm_set_cr3", "val")
     if table is not None:
-        yield Row("roots", "kvm_set_cr3, different values", len(np.unique(table["val"])))
+        yield Row("roots", "kvm_set_cr3, different values", len(set(table["val"].tolist())))
 
 
 def _walks(trace: Trace) -> Iterator[Row]:

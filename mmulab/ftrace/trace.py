@@ -60,6 +60,14 @@ class Table:
         found: npt.NDArray[np.bool_] = has[self.layout]
         return found
 
+    def telling(self, *names: str) -> Table:
+        """Return the rows that tell all of some fields."""
+        rows = np.logical_and.reduce([self.told(name) for name in names])
+        if rows.all():
+            return self
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Table(self.at[rows], self.layout[rows], self.layouts, columns)
+
     def fields(self, row: int) -> dict[str, Any]:
         """Return what a row tells."""
         number = int(self.layout[row])
@@ -181,10 +189,10 @@ class Trace:
         pids = np.array([place.pid for place in self.places])
         for name in ("kvm_exit", "kvm_entry", "kvm_page_fault"):
             table = self.tables.get(name)
-            if table is None or "vcpu_id" not in table.columns:
+            table = None if table is None else table.telling("vcpu_id")
+            if table is None or not len(table):
                 continue
-            told = table.told("vcpu_id")
-            pairs = np.stack([table["vcpu_id"][told].astype(np.int64), pids[self.place[table.at[told]]]])
+            pairs = np.stack([table["vcpu_id"].astype(np.int64), pids[self.place[table.at]]])
             for vcpu, pid in np.unique(pairs, axis=1).T.tolist():
                 found.setdefault(vcpu, set()).update({pid} - {-1})
         return {vcpu: sorted(threads) for vcpu, threads in sorted(found.items())}

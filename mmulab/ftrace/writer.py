@@ -15,7 +15,7 @@ from typing import Any
 
 from mmulab import events as ev
 from mmulab.ftrace.kernel_fields import kernel_fields
-from mmulab.ftrace.layout import PLUGIN, Layout
+from mmulab.ftrace.layout import PLUGIN, UNPARSED, Layout
 from mmulab.ftrace.layouts import KVM, KVMMMU, LAYOUTS
 from mmulab.ftrace.lines import Place
 from mmulab.ftrace.trace import TracedEvent
@@ -52,6 +52,7 @@ def traced(event: ev.Event, kernel: Kernel, vendor: str, vcpu: int) -> tuple[str
         return name, {_PROBE: f"{name}+0x0", **event._asdict()}
     fields = kernel_fields(event, kernel, vendor, vcpu)
     layout = _layout(name, fields, by_plugin=False)
+    assert layout is not None, f"{name} has no layout that the model's fields fit"
     return name, {
         field: int(value) if isinstance(value, bool) else value
         for field, value in fields.items()
@@ -70,22 +71,23 @@ def line_of(name: str, fields: Mapping[str, Any], *, by_plugin: bool = False) ->
     by_plugin : bool
         Whether libtraceevent prints it; its plugin then tells a part of the fields.
     """
-    if _PROBE in fields or name not in LAYOUTS:
-        arguments = "".join(
-            f" {key}={value:#x}" if isinstance(value, int) and value >= 0 else f" {key}={value}"
-            for key, value in fields.items()
-            if key != _PROBE
-        )
-        return (f"({fields[_PROBE]})" if _PROBE in fields else "") + arguments
-    return _layout(name, fields, by_plugin=by_plugin).write(fields)
+    layout = None if _PROBE in fields else _layout(name, fields, by_plugin=by_plugin)
+    if layout is not None and (layout.by == PLUGIN or layout.forms.keys() == fields.keys()):
+        return layout.write(fields)
+    begin = f"({fields[_PROBE]})" if _PROBE in fields else UNPARSED if name in LAYOUTS else ""
+    return " ".join([begin, *(_pair(*pair) for pair in fields.items() if pair[0] != _PROBE)]).strip()
 
 
-def _layout(name: str, fields: Mapping[str, Any], *, by_plugin: bool) -> Layout:
+def _pair(name: str, value: Any) -> str:
+    return f"{name}={value:#x}" if isinstance(value, int) and value >= 0 else f"{name}={value}"
+
+
+def _layout(name: str, fields: Mapping[str, Any], *, by_plugin: bool) -> Layout | None:
     """Return the layout that tells the most of the fields, among the plugin's if it has one."""
-    fitting = [one for one in LAYOUTS[name] if one.fits(fields)]
+    fitting = [one for one in LAYOUTS.get(name, ()) if one.fits(fields)]
     if by_plugin:
         fitting = [one for one in fitting if one.by == PLUGIN] or fitting
-    return max(fitting, key=lambda one: len(one.forms))
+    return max(fitting, key=lambda one: len(one.forms), default=None)
 
 
 def format_line(event: TracedEvent, text: str = "trace") -> str:
@@ -102,7 +104,7 @@ def format_line(event: TracedEvent, text: str = "trace") -> str:
     seconds, part = divmod(event.time, 10**9)
     time = f"{seconds:5}.{part // 1000:06}" if part % 1000 == 0 else f"{seconds:5}.{part:09}"
     if event.time < 0:
-        return f"{event.name}: {said}"
+        return f"{event.name}{':' if event.name in LAYOUTS or _PROBE in event.fields else ''} {said}"
     if text == "trace":
         return f"{task:>16}-{pid:<7} [{cpu:03}] {flags or '.....'} {time:>12}: {event.name}: {said}"
     if text == "trace-cmd":
