@@ -2,6 +2,7 @@
 # make report   run the notebooks, write out/report/index.html
 # make test     the tests (SELECT= runs the slow ones too)
 # make lint     ruff (check and format, notebooks too), mypy --strict, import directions
+# make reference  the manual and all modules as pages in out/reference
 # make fuzz     the fuzzers, for FUZZ_SECONDS (600) altogether; findings go to out/fuzz
 # make lab      JupyterLab on the notebooks (LAB_ARGS= goes to it: LAB_ARGS='--no-browser --port 9000')
 # make lock     requirements.lock anew from pyproject.toml; needs uv
@@ -21,7 +22,7 @@ LOCK   := requirements.lock
 PYTHONS  ?= python3 python3.13 python3.12 python3.11 python
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: setup report test lint fuzz lab lock clean
+.PHONY: setup report test lint reference fuzz lab lock clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+reference: $(STAMP)
+	$(BIN)/python -m mmulab.report.reference out/reference
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.run --total $(FUZZ_SECONDS) --jobs $(JOBS)

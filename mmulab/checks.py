@@ -1,4 +1,4 @@
-"""One thing that a machine may lack: whether it is there, and the mend."""
+"""One thing that a machine may lack: whether it is there, and what to do if not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Check", "checked"]
 
 
 class Check(NamedTuple):
-    """One thing: what it is, whether all is well with it, and what there is or the mend."""
+    """One thing: what it is, whether all is well with it, and what was found or what to do."""
 
     name: str
     ok: bool
@@ -21,7 +21,7 @@ class Check(NamedTuple):
 
 
 def checked(name: str, look: Callable[[], str], needed: bool = True) -> Check:
-    """Look at one thing: `look` returns what there is, or raises InputError with the mend."""
+    """Look at one thing: `look` returns what there is, or raises InputError that says what to do."""
     try:
         return Check(name, True, look(), needed)
     except InputError as error:

@@ -95,7 +95,7 @@ def find_named(known: Mapping[str, Thing], name: str, what: str, kind: str) -> T
     Raises
     ------
     InputError
-        Nothing is called so.
+        The name is unknown.
     """
     if name not in known:
         hint = near(name, known)

@@ -43,7 +43,13 @@ _REASONS = {
     errno.EACCES: "may not be read; change its permissions",
     errno.ENAMETOOLONG: "the name is too long",
 }
-DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+    errno.EIO: "use another disk",
+}
+DISK_ERRORS = frozenset(_REMEDIES)
 """What a disk answers that is full or broken: no fault of the program that writes."""
 _CHUNK = 1 << 20
 _UNPACKERS: dict[str, Callable[[bytes], IO[bytes]]] = {
@@ -55,6 +61,18 @@ _UNPACKERS: dict[str, Callable[[bytes], IO[bytes]]] = {
 def reason(error: OSError) -> str:
     """Return what went wrong, in words."""
     return _REASONS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def remedy(error: BaseException, kind: str) -> str:
+    """Return what helps where a file or folder, `kind`, cannot be written.
+
+    >>> remedy(OSError(errno.ENOSPC, "No space left on device"), "file")
+    'make room there'
+    >>> remedy(OSError(errno.EROFS, "Read-only file system"), "folder")
+    'name another folder'
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    return _REMEDIES.get(code or 0, f"name another {kind}")
 
 
 def check_named(path: str | Path) -> None:
@@ -226,7 +244,7 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
         if not isinstance(error, (OSError, ValueError)) or isinstance(error, InputError):
             raise
         why = reason(error) if isinstance(error, OSError) else error
-        raise InputError(f"{named(path)}: cannot be written ({why}); name another file") from error
+        raise InputError(f"{named(path)}: cannot be written ({why}); {remedy(error, 'file')}") from error
 
 
 def _check_replaceable(path: Path) -> None:
@@ -298,7 +316,8 @@ def disk_errors_of(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        raise InputError(f"{named(path)}: cannot be written ({reason(error)}); make room there") from error
+        why = f"cannot be written ({reason(error)}); {remedy(error, 'folder')}"
+        raise InputError(f"{named(path)}: {why}") from error
 
 
 def _discard(temporary: Path) -> None:

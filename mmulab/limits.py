@@ -36,4 +36,4 @@ QUOTED = 60
 PATH = 1024
 """Characters of a path that a message names."""
 MESSAGE = 4096
-"""Characters of a message, which may list all names that there are."""
+"""Characters of a message, which may list all known names."""

@@ -1,4 +1,4 @@
-"""A check says what there is, or the mend; a bug is no mend."""
+"""A check says what was found, or what to do; a bug is not swallowed."""
 
 from __future__ import annotations
 

@@ -91,10 +91,13 @@ class Fields:
     Parameters
     ----------
     names : tuple of str
+    records : tuple of str
+        Those of lists of NamedTuples, which :mod:`marshal` does not take.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], records: tuple[str, ...] = ()) -> None:
         self.names = names
+        self._records = [names.index(name) for name in records]
         self._get: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
         self._plans: dict[tuple[type, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._known: dict[bytes, Piece] = {}
@@ -109,6 +112,8 @@ class Fields:
         written: list[Any] = list(values)
         for at in odd:
             written[at] = id(values[at])  # a known piece keeps it alive, so that it is no other's
+        for at in self._records:
+            written[at] = [tuple(record) for record in values[at]]
         try:
             name = marshal.dumps(written, 2)
         except ValueError:  # something odd in a list

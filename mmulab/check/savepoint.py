@@ -63,7 +63,7 @@ def _but(kind: type, *apart: str) -> tuple[str, ...]:
 
 _VCPU_APART = (*CONTEXTS, "mmu", "walk_mmu", "nested", "id", "kvm", "vmx", "dirty_ring")
 PAGE = Fields(names_of(ShadowPage))
-MMU = Fields(names_of(Mmu))
+MMU = Fields(names_of(Mmu), records=("prev_roots",))
 SLOT = Fields(_but(KvmMemslot, "rmap"))
 RMAP = Fields(("rmap", "as_id"))
 VCPU = Fields(_but(Vcpu, *_VCPU_APART, *NOISE, "stat"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.invariants.changes import Changes
-from mmulab.check.invariants.checks import Checker
-from mmulab.check.invariants.flags import Violation
+from mmulab.kvm.invariants.changes import Changes
+from mmulab.kvm.invariants.checks import Checker
+from mmulab.kvm.invariants.flags import Violation
 from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import Result
 

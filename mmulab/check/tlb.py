@@ -28,11 +28,12 @@ import numpy as np
 
 from mmulab import events as ev
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.invariants.leaves import clean_pages
-from mmulab.check.invariants.snapshot import Changed, Snapshot, Table
-from mmulab.check.invariants.survey import tables_at
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
+from mmulab.kvm.invariants.leaves import clean_pages
+from mmulab.kvm.invariants.snapshot import Changed, Snapshot, Table
+from mmulab.kvm.invariants.survey import tables_at
 from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT, KVM_PAGES_PER_HPAGE
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roots import root_pages
 from mmulab.kvm.spte import (
@@ -84,7 +85,7 @@ class Kept(NamedTuple):
     def frames(self) -> range:
         """The frames that it leads to."""
         first = spte_to_pfn(self.spte)
-        return range(first, first + (1 << 9 * (self.sp.level - 1)))
+        return range(first, first + KVM_PAGES_PER_HPAGE[self.sp.level])
 
 
 @dataclass(slots=True)
@@ -225,7 +226,7 @@ class Adversary:
         if sp.passthrough:
             return sp.gfn
         if not sp.has_gptes:
-            return sp.gfn + (index << 9 * (sp.level - 1))
+            return sp.gfn + (index << KVM_HPAGE_GFN_SHIFT[sp.level])
         known = self._gfns.get(sp.frame, {}).get(index)
         return None if known is None else known >> 12
 

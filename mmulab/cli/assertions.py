@@ -42,13 +42,13 @@ def assertions(
     source: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the kernel's assertions about the MMU and nested guests: in the model, or why not.
+    """Show the kernel's assertions about the MMU and nested guests, and whether the model has each.
 
-    For each one in the model: how often all recordings reach it, and how often its condition held there,
-    so that the kernel warned or died. With PATH, recordings or folders of them, that is counted anew;
-    interrupted, what is counted so far is shown, and --out not written. With --source the table, which
-    is 6.1.192's, is compared with another kernel's sources, by file, function and macro: '+' is new
-    there, '-' is gone, '~' has another macro; exit code 1 if there is any.
+    Of each in the model: how often the recordings reach it, and how often its condition held, so that
+    the kernel warned or died. Of each other: why the model lacks it. PATH, recordings or folders of them,
+    counts anew; interrupted, it shows what is counted so far and does not write --out. --source compares
+    the table, which is 6.1.192's, with another kernel's sources by file, function and macro: '+' is new
+    there, '-' is gone, '~' has another macro; exit code 1 if anything differs.
     """
     if source is not None:
         if paths or out is not None:

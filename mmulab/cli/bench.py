@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mmulab.cli.path import PATH
+from mmulab.cli.progress import working
 from mmulab.errors import InputError
 from mmulab.lab.bench.measure import Measure
 from mmulab.lab.bench.replay import bench_replay
@@ -65,16 +66,16 @@ def bench(
     states: int,
     as_json: bool,
 ) -> None:
-    """Measure translations a second over the same random pages, of this package and of unicorn.
+    """Measure translations per second over the same random pages, of this package and of unicorn.
 
     The walks check rights and set A bits. The last column says how many times as fast the compiled
     batch walk is. A line of unicorn that hits its TLB makes no walk and is there for comparison.
 
-    With --replay the same column compares records a second with the batch walk over the stream's
-    accesses, where nothing is handled, compared or stored.
+    With --replay the last column compares records per second with the batch walk over the stream's
+    accesses, which handles, compares and stores nothing.
 
-    With --check it is ops a second of random trials, bare and watched, and new states a second
-    of scopes tried whole, both of processor time.
+    With --check it measures ops per second of random trials, bare and watched, and new states per
+    second of scopes tried whole, both in processor time.
     """
     asked = [("--step", events is not None), ("--replay", stream is not None), ("--check", checker)]
     kinds = [name for name, is_asked in asked if is_asked]
@@ -87,9 +88,12 @@ def bench(
     elif events is not None:
         _bench_step(events, seed, as_json)
     elif stream is not None:
-        _show_rates(bench_replay(stream, limit=limit, repeat=repeat), {"stream": stream.stem}, as_json)
+        with working("bench"):
+            rates = bench_replay(stream, limit=limit, repeat=repeat)
+        _show_rates(rates, {"stream": stream.stem}, as_json)
     else:
-        rates = bench_walk(seed=seed, translations=translations, repeat=repeat)
+        with working("bench"):
+            rates = bench_walk(seed=seed, translations=translations, repeat=repeat)
         _show_rates(rates, {"translations": translations}, as_json)
 
 
@@ -104,13 +108,17 @@ def _show_rates(rates: Sequence[Rate], what: dict[str, Any], as_json: bool) -> N
 def _bench_step(events: int, seed: int, as_json: bool) -> None:
     from mmulab.lab.bench.step import bench_step  # the notebook packages: only where they are measured
 
-    _show_measures(bench_step(events=events, seed=seed), as_json)
+    with working("bench"):
+        measures = bench_step(events=events, seed=seed)
+    _show_measures(measures, as_json)
 
 
 def _bench_check(trials: int, states: int, repeat: int, seed: int, as_json: bool) -> None:
     from mmulab.lab.bench.check import bench_check  # all of the checker: only where it is measured
 
-    _show_measures(bench_check(trials=trials, states=states, repeat=repeat, seed=seed), as_json)
+    with working("bench"):
+        measures = bench_check(trials=trials, states=states, repeat=repeat, seed=seed)
+    _show_measures(measures, as_json)
 
 
 def _show_measures(measures: Sequence[Measure], as_json: bool) -> None:

@@ -25,7 +25,7 @@ VERDICTS = {True: "affected", False: "not affected", None: "not known"}
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of lines.")
 def bugs(ids: tuple[str, ...], as_json: bool) -> None:
-    """Show the historical bugs of KVM's MMU, or all that is known of those named.
+    """Show the historical bugs of KVM's MMU, or everything known about those named.
 
     A bug with a switch can be given to a kernel by its id: '--kernel 6.1+B2' is 6.1.192 without the fix.
     """

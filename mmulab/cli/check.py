@@ -39,16 +39,18 @@ INDENT = " " * 6
 
 @click.command()
 @kernel_options
-@click.option("--bug", "bugs", metavar="ID,..", help="Take back these bugs' fixes, each by itself, or 'all'.")
+@click.option("--bug", "bugs", metavar="ID,..", help="Undo these bugs' fixes, one at a time, or 'all'.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="On the clock, for each kernel.",
+    help="Time on the clock for each kernel.",
 )
-@click.option("--scope", "scopes", metavar="NAME,..", default="*", show_default=True, help="Where.")
+@click.option(
+    "--scope", "scopes", metavar="NAME,..", default="*", show_default=True, help="Scopes and guests."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random searches.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @SCHEDULER
@@ -71,11 +73,11 @@ def check(
 ) -> None:
     """Search for the shortest sequence of operations that goes wrong, and show it as a scenario.
 
-    A scope is tried whole up to its depth, a guest at random; '*' in a name stands for anything. What
-    the recorded kernel does as well is known, and no finding of a bug's or a design's. Each finding is
-    made minimal: run and step take its file. The exit code is 1 if anything was found; with --bug, if a
-    bug was not found. Ctrl-C ends the search and shows what there is; with --scheduler, of the kernels
-    whose search is over.
+    It tries a scope whole, up to its depth, and a guest at random; --list names them, and '*' in a name
+    stands for anything. What Linux itself does wrong is known, and does not count as a finding of a bug
+    or a design. Each finding is made minimal; 'run' and 'step' take its file. The exit code is 1 if
+    anything was found; with --bug, if a bug was not found. Ctrl-C ends the search and shows what was
+    found so far; with --scheduler, only of the kernels whose search is over.
     """
     names = places(scopes.split(","))
     if listed:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 
+from mmulab import files
 from mmulab.cli import signals
 from mmulab.cli.complete import complete_case_list
 from mmulab.cli.drift import compare_kernels
 from mmulab.cli.options import SCHEDULER, KernelChoice, rule_options, workers
+from mmulab.cli.path import PATH
 from mmulab.cli.progress import progress
 from mmulab.cli.syncs import compare_policies
 from mmulab.errors import InputError
@@ -18,9 +21,9 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.find import find_design
-from mmulab.lab.cases.table import Case, totals
+from mmulab.lab.cases.table import Case, read_case, scenario_of, totals
 from mmulab.lab.cases.works import ALL, find_works
-from mmulab.lab.designs.compare import Cell, Comparison, compare_each
+from mmulab.lab.designs.compare import Comparison, DesignCell, compare_each
 
 _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults", "syncs", "zaps")
 
@@ -37,7 +40,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
     default=ALL,
     show_default=True,
     shell_complete=complete_case_list,
-    help="Cases, recordings, boots, FILE.mmu.",
+    help="Cases, recordings, boots, FILE.mmu, FILE.jsonl.xz.",
 )
 @rule_options
 @click.option("--limit", type=click.IntRange(1), help="Records of a boot; all if left out.")
@@ -45,6 +48,9 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @SCHEDULER
 @click.option("--details", is_flag=True, help="Also which fields tell pages apart, and each cell's measures.")
+@click.option(
+    "--picture", metavar="OUT.svg", type=PATH, help="Draw the pages that two designs make in one case."
+)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with one object a cell.")
 def compare(
     designs: str | None,
@@ -57,6 +63,7 @@ def compare(
     jobs: int,
     scheduler: str | None,
     details: bool,
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     """Run each design on each case and show which are wrong, with the access, and what each costs.
@@ -64,10 +71,10 @@ def compare(
     A case is one of 'mmulab cases', or a recording of a real kernel (conformance/6.1.192/sh/mode-switch),
     judged by what the real guest saw, or a boot (stream/boot-686-nonpae), judged by the recorded
     addresses, or a workload in a paging mode on a host (workload/fork-exec/64/shadow), judged by the
-    guest's tables, or a scenario of your own (FILE.mmu), judged by the guest's tables; '*' in a name
-    stands for anything. Of a wrong cell the page is shown that was shared, and the bit that would have
-    told it apart. The exit code does not depend on the verdicts. In JSON a design goes by the name by
-    which it was asked for; design_name and design_id are its own.
+    guest's tables, or a file of your own: FILE.mmu, a scenario, judged by the guest's tables, or
+    FILE.jsonl.xz, a recording; '*' in a name stands for anything. Of a wrong cell the page is shown that
+    was shared, and the bit that would have told it apart. The exit code does not depend on the verdicts.
+    In JSON a design goes by the name by which it was asked for; design_name and design_id are its own.
 
     With --kernels 6.1,6.12 each case runs on both, with each change between them alone and with all
     but it: page faults, flushes, syncs, zaps and emulations more or fewer, and where it first shows.
@@ -78,6 +85,8 @@ def compare(
     what the guest's tables have held since it last flushed.
     """
     by = workers(jobs, scheduler)
+    if picture is not None and (kernels is not None or syncs is not None or choice.given):
+        raise InputError("--picture: draws two designs on 6.1; leave --kernels, --syncs and the like out")
     if kernels is not None:
         if designs is not None or syncs is not None or choice.given:
             raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
@@ -95,7 +104,9 @@ def compare(
     chosen = [find_design(name) for name in names]
     works = _works(cases, limit, seed)
     kernel = choice.over(LINUX_6_1) if choice.given else None
-    cells: list[Cell] = []
+    if picture is not None:
+        _draw(chosen, works, picture)
+    cells: list[DesignCell] = []
 
     def show() -> None:
         _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
@@ -105,11 +116,25 @@ def compare(
             cells += row
 
 
+def _draw(designs: Sequence[RoleDesign], works: Sequence[Case], out: Path) -> None:
+    """Draw what one design shares and the other makes twice."""
+    if len(designs) != 2 or len(works) != 1 or works[0].stream:
+        raise InputError("--picture: draws two designs in one case; name them with --designs and --cases")
+    from mmulab.widgets.page_graph import page_graph, sharing_graph  # imports notebook packages
+
+    scenario, (case,) = scenario_of(read_case(works[0])), works
+    one, other = (page_graph(scenario, design) for design in designs)
+    names = " and ".join(design.id or design.name for design in designs)
+    files.write_text(out, f"{sharing_graph(one, other, title=f'{case.name} under {names}')}\n")
+
+
 def _works(names: str, limit: int | None, seed: int) -> list[Case]:
     return find_works([name.strip() for name in names.split(",")], records=limit, seed=seed)
 
 
-def _comparison(designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> Comparison:
+def _comparison(
+    designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[DesignCell]
+) -> Comparison:
     finished = {cell.case.name for cell in cells}
     return Comparison(designs, [case for case in works if case.name in finished], cells)
 
@@ -148,7 +173,7 @@ def _row(name: str, width: int, cells: Sequence[str], columns: Sequence[int]) ->
     return f"{name:{width}}  " + " ".join(f"{c:>{w}}" for c, w in zip(cells, columns, strict=True))
 
 
-def _verdict(cell: Cell) -> str:
+def _verdict(cell: DesignCell) -> str:
     if cell.first_wrong is None:
         return "ok"
     if cell.as_default:
@@ -191,7 +216,7 @@ def _fields(found: Comparison) -> Iterator[str]:
         yield f"    never alone:      {', '.join(found.idle_fields(design))}"
 
 
-def _wrong(cell: Cell) -> Iterator[str]:
+def _wrong(cell: DesignCell) -> Iterator[str]:
     wrong, shared = cell.first_wrong, cell.collision
     assert wrong is not None
     when = "" if cell.in_its_time else ", which lies after its time"
@@ -214,7 +239,7 @@ def _wrong(cell: Cell) -> Iterator[str]:
     )
 
 
-def _measures(cell: Cell) -> str:
+def _measures(cell: DesignCell) -> str:
     measures = cell.measures
     sums = ", ".join(f"{name.replace('_', ' ')} {getattr(measures, name)}" for name in _TOTALS)
     return f"{cell.case.name} {cell.design.name}: {sums}; coarsest {measures.coarsest or 'none correct'}"

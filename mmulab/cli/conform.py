@@ -13,7 +13,7 @@ from mmulab.cli.options import KernelChoice, kernel_design_options
 from mmulab.conform.compare import Comparison, Difference, Level, Part, compare
 from mmulab.conform.explain import event_str, explain
 from mmulab.conform.outcome import outcome_str
-from mmulab.conform.recording import RecordedOp, Recording, find_recordings, read_recording
+from mmulab.conform.recording import KernelRecording, RecordedOp, find_recordings, read_recording
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.roles.design import RoleDesign
@@ -52,7 +52,7 @@ def _fatal_line(comparison: Comparison) -> str:
     return f"{where}: not compared: {outcome_str(op.outcome)}"
 
 
-def _difference_line(recording: Recording, difference: Difference) -> str:
+def _difference_line(recording: KernelRecording, difference: Difference) -> str:
     vendor = recording.scenario.header.vendor
     at = difference.number
     op: RecordedOp | None = recording.ops[at] if at < len(recording.ops) else None
@@ -103,11 +103,11 @@ def conform(
     """Run recorded scenarios in the model and compare op for op.
 
     PATH is a recording (.jsonl, .jsonl.gz, .jsonl.xz) or a folder of them.
-    Exit code 0 only if every scenario agrees at the level, 1 otherwise. Under another role design than the
-    recorded kernel's, which is the default one, everything but the role words is compared. Interrupted,
-    the scenarios compared so far are shown; in JSON 'interrupted' is true and 'not_run' counts the others.
-    A file that is no recording is said at the end, with exit code 2; the others are compared. Where the
-    recorded kernel died, its last op is named and what came before it is compared.
+    The exit code is 0 if every scenario agrees at the level, else 1. With --design, everything but the
+    role words is compared. Interrupted, it shows the scenarios compared so far; in JSON 'interrupted' is
+    true and 'not_run' counts the others. A file that is not a recording is named at the end, with exit
+    code 2; the others are compared. Where the recorded kernel died, its last op is named, and what came
+    before it is compared.
     """
     chosen = Level(level)
     other = None if choice.design is None else find_design(choice.design)

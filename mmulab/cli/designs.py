@@ -26,7 +26,7 @@ _TITLES = {
 def designs(as_json: bool) -> None:
     """Show the role designs, each with the layout of its word, child-role derivations, root strategies.
 
-    A design is chosen by its name or its id. Which of them are wrong where, 'mmulab compare' finds out.
+    Options take a design by its name or its id. 'mmulab compare' finds out which are wrong where.
     """
     known = {
         "designs": [_record(design) for design in DESIGNS.values()],

@@ -16,7 +16,7 @@ from mmulab.conform.codec import EVENT_NAMES
 from mmulab.conform.compare import Level
 from mmulab.conform.couples import Couple, find_couples, find_set
 from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only, whole_scenario
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import KernelRecording, read_recording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernel import Kernel
@@ -58,7 +58,7 @@ def _work(job: _Job) -> _Answer:
     if second is None:
         their_kernel = job.kernel or our_kernel
         run = model_run(ours, their_kernel)
-        theirs = Recording(f"{MODEL}:{their_kernel}", ours.scenario, run.ops)
+        theirs = KernelRecording(f"{MODEL}:{their_kernel}", ours.scenario, run.ops)
     else:
         theirs = read_recording(second)
         their_kernel = find_kernel(theirs.scenario.header.kernel)
@@ -138,16 +138,16 @@ def diff(
     """Compare two sets of recordings op for op and count their differences by kind.
 
     A and B are each a recording or a folder of them, whose files are matched by their paths in it. B may be
-    'model', the model's run of A's scenarios as A's kernel, or 'model:KERNEL' ('mmulab kernels'). An event is
-    missing or added in B, or moved, or a field of it is another one; so may be the outcome or a
-    statistic. An op after the first that differs may differ as a consequence, and counts.
+    'model', the model's run of A's scenarios as A's kernel, or 'model:KERNEL' ('mmulab kernels'). In B
+    an event may be missing, added, moved or have another field; an outcome or a statistic may differ.
+    An op after the first that differs may differ as a consequence; it counts too.
 
-    --only takes a kind as it is shown, 'kvm_exit err other', or its first or last word, and '*' for anything.
+    --only takes a kind as printed, 'kvm_exit err other', or its first or last word, and '*' for anything.
     With --causes the model runs B's scenarios as B's kernel without each change since A's: the ops
     that then differ from B are those that the change explains. An op may need several changes.
 
-    Exit code 0 if nothing differs, 1 if something does, 2 in case of trouble.
-    A file that is no recording is said at the end; the others are compared.
+    The exit code is 0 if nothing differs, 1 if something does, 2 in case of trouble.
+    A file that is not a recording is named at the end; the others are compared.
     """
     wanted = _wanted(patterns)
     couples, model, kernel = _couples(a, b)

@@ -31,7 +31,7 @@ class Side:
     kernels : Counter of str
         Scenarios that were compared, by kernel.
     alone : list of str
-        Scenarios that the other set has not.
+        Scenarios that the other set lacks.
     """
 
     name: str

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import click
 
 from mmulab.checks import Check
+from mmulab.cli.progress import working
 from mmulab.report import doctor as install
 
 
@@ -44,14 +45,18 @@ GROUPS = {
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @click.pass_context
 def doctor(ctx: click.Context, groups: tuple[str, ...], as_json: bool) -> None:
-    """Say of each thing that mmulab needs whether it is here, and the mend.
+    """Say whether each thing that mmulab needs is here, and what to do if not.
 
-    GROUP is python, widgets, notebooks, cluster, dev or record. Without one all are shown, and the exit
-    code is 0 if the report and the notebooks have what they need (the first three groups). With groups
-    only these are shown, and it is 0 if they have: 'mmulab doctor record' says so of 'mmulab record --deb'.
-    A line begins with 'yes'; with 'no' where something is needed; with '-' where one can do without.
+    GROUP is python, widgets, notebooks, cluster, dev or record. Without one, all are shown, and the exit
+    code is 0 if the report and the notebooks have what they need (the first three groups). With groups,
+    only these are shown, and the exit code is 0 if they have what they need: 'mmulab doctor record' for
+    'mmulab record --deb'. A line begins with 'yes'; with 'no' where something needed is missing; with '-'
+    where something optional is.
     """
-    found = {name: GROUPS[name].look() for name in dict.fromkeys(groups or GROUPS)}
+    found: dict[str, list[Check]] = {}
+    for name in dict.fromkeys(groups or GROUPS):
+        with working(f"doctor {name}"):
+            found[name] = GROUPS[name].look()
     fine = {name: all(check.ok for check in checks if check.needed) for name, checks in found.items()}
     ok = all(fine[name] for name in found if groups or GROUPS[name].needed)
     if as_json:

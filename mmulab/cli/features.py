@@ -23,7 +23,7 @@ INDENT = " " * (7 + COLUMN * len(KERNELS))
 @click.option("--json", "as_json", is_flag=True, help="One JSON array instead of lines.")
 @click.option("--state", type=click.Choice(STATES), help="Only the features in this state for some kernel.")
 def features(as_json: bool, state: str | None) -> None:
-    """Show each feature of KVM's x86 MMU, its state in the model of each kernel, and what shows it.
+    """Show each feature of KVM's x86 MMU, its state in the model of each kernel, and the evidence.
 
     conformant: recordings of the kernel exercise it, and the model agrees with them. modelled: a test
     shows it, but no recording. not modelled: neither; the row says why.

@@ -1,4 +1,4 @@
-"""A group of commands that names the nearest one where none is called so."""
+"""A group of commands that names the nearest one where the name is unknown."""
 
 from __future__ import annotations
 

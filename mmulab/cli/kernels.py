@@ -24,9 +24,9 @@ from mmulab.kvm.kernels import KERNELS, LINUX_6_1, find_kernel
 def kernels(ctx: click.Context, as_json: bool) -> None:
     """Show the kernels with their behaviours.
 
-    A name, '6.12' say, takes behaviours behind it: '6.12+unprotect_on_reinjection' turns one on,
-    '6.12-dummy_root' turns one off. 'file.py:KERNEL' names a kernel of your own, a value as
-    mmulab.kvm.kernel.LINUX_6_12.with_(design=..).
+    A name such as '6.12' can be changed: '6.12+unprotect_on_reinjection' turns a behaviour on,
+    '6.12-dummy_root' turns one off. 'file.py:KERNEL' names a kernel of your own: a value such as
+    mmulab.kvm.kernels.LINUX_6_12.with_(design=..).
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -50,10 +50,10 @@ def kernels(ctx: click.Context, as_json: bool) -> None:
 @click.argument("other")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object instead of lines.")
 def diff(one: str, other: str, as_json: bool) -> None:
-    """Show what kernel OTHER does in another way than kernel ONE, with the commits.
+    """Show what kernel OTHER does differently from kernel ONE, with the commits.
 
-    With '+' OTHER has a behaviour or a bug that ONE has not, with '-' the other way round; '~' says what
-    is called or numbered in another way.
+    '+': OTHER has a behaviour or a bug that ONE lacks; '-': ONE has it and OTHER lacks it; '~': both have
+    it under another name or number.
     """
     before, after = find_kernel(kernel_name(one)), find_kernel(kernel_name(other))
     found = after.changes_from(before)

@@ -36,6 +36,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from mmulab import __version__, files, limits
 from mmulab.cli import signals
 from mmulab.cli.group import Group
+from mmulab.cli.progress import working
 from mmulab.errors import InputError, quoted
 
 
@@ -48,14 +49,14 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "report": Entry("mmulab.cli.report:report", "Run the notebooks and export each to an offline page."),
-    "sweep": Entry("mmulab.cli.sweep:sweep", "Run an experiment file, go on with it, or repeat and compare."),
+    "sweep": Entry("mmulab.cli.sweep:sweep", "Run an experiment file, resume it, or repeat and compare."),
     "results": Entry("mmulab.cli.results:results", "Ask the results of a report or a sweep in SQL."),
     "run": Entry("mmulab.cli.run:run_scenario", "Run a scenario and print each op with its events."),
     "step": Entry("mmulab.cli.step:step", "Step through a run, event by event, in a terminal or on a page."),
     "conform": Entry("mmulab.cli.conform:conform", "Compare the model with recordings of real kernels."),
     "diff": Entry("mmulab.cli.diff:diff", "Compare two sets of recordings: differences by kind."),
     "record": Entry("mmulab.cli.record:record_scenarios", "Record scenarios on a real kernel, emulated."),
-    "doctor": Entry("mmulab.cli.doctor:doctor", "Say what is installed, what is missing, and the mend."),
+    "doctor": Entry("mmulab.cli.doctor:doctor", "Say what is installed, what is missing, and what to do."),
     "translate": Entry("mmulab.cli.translate:translate", "Walk snapshots of real page tables and compare."),
     "replay": Entry("mmulab.cli.replay:replay", "Replay a recorded boot and compare every translation."),
     "bench": Entry("mmulab.cli.bench:bench", "Measure translations a second against unicorn."),
@@ -63,7 +64,7 @@ COMMANDS: dict[str, Entry] = {
     "compare": Entry("mmulab.cli.compare:compare", "Compare role designs on cases, recordings and boots."),
     "check": Entry("mmulab.cli.check:check", "Search for the shortest sequence that breaks a kernel."),
     "designs": Entry("mmulab.cli.designs:designs", "Show the role designs and child-role derivations."),
-    "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels, and in which behaviours they differ."),
+    "kernels": Entry("mmulab.cli.kernels:kernels", "Show the kernels and in which behaviours they differ."),
     "bugs": Entry("mmulab.cli.bugs:bugs", "Show the historical bugs of KVM's MMU and their switches."),
     "affected": Entry("mmulab.cli.bugs:affected", "Show which of these bugs a release of Linux has."),
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
@@ -71,10 +72,10 @@ COMMANDS: dict[str, Entry] = {
         "mmulab.cli.trace:trace", "Read a real kernel's trace: what is in it, and its statistics."
     ),
     "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
-    "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU and what shows each."),
-    "assertions": Entry("mmulab.cli.assertions:assertions", "Show what the kernel asserts of itself."),
+    "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU, with evidence."),
+    "assertions": Entry("mmulab.cli.assertions:assertions", "Show the kernel's assertions."),
     "doc": Entry("mmulab.cli.doc:doc", "Print a page of the manual."),
-    "help": Entry("mmulab.cli.doc:doc", "The same: 'mmulab help scenario' is the scenario language."),
+    "help": Entry("mmulab.cli.doc:doc", "The same: 'mmulab help scenario' prints the scenario language."),
     "glossary": Entry("mmulab.cli.doc:glossary", "Explain a word of KVM's MMU or of this program."),
 }
 """Every command, in the order in which ``mmulab --help`` lists them."""
@@ -102,7 +103,8 @@ class LazyGroup(Group):
         if entry is None:
             return None
         module, attribute = entry.target.split(":")
-        with signals.held():  # an import that is cut off fails in ways of its own
+        # An import that is cut off fails in ways of its own.
+        with signals.held(), working(f"mmulab {cmd_name}"):
             command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), f"{entry.target} is no click command"
         return command
@@ -123,7 +125,7 @@ class LazyGroup(Group):
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="'mmulab COMMAND --help' explains a command. Errors exit with 2 and say the mend in one line.",
+    epilog="'mmulab COMMAND --help' explains a command. An error is one line, with what to do; exit code 2.",
 )
 @click.version_option(__version__, prog_name="mmulab", message="%(prog)s %(version)s")
 @click.pass_context
@@ -159,7 +161,8 @@ def run(args: Sequence[str], *, signalled: bool = False) -> int:
         if error.errno not in files.DISK_ERRORS:
             raise
         _silence(1)
-        return _complain(f"standard output: cannot be written ({files.reason(error)}); make room there", 2)
+        why = f"cannot be written ({files.reason(error)}); {files.remedy(error, 'file')}"
+        return _complain(f"standard output: {why}", 2)
 
 
 def _invoke(args: Sequence[str]) -> int:

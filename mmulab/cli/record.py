@@ -84,13 +84,13 @@ def record_scenarios(
     recording ('mmulab cases', conformance/6.1.192/sh/basic-32), or a folder of files. The host, its module
     parameters and levels, is the one that the scenario's header names; --kvm and --levels change it.
     AMD hosts run in QEMU, Intel ones in Bochs.
-    Scenarios of one host run in one boot. One that the host does not survive is recorded up to there, with
+    Scenarios of one host run in one boot. One that kills the host is recorded up to there, with
     the kernel's words, and the others run in a fresh boot; the exit code is then 1. 'mmulab doctor record'
     says what this machine lacks.
 
-    With --host nothing is booted and no module loaded: scenarios whose host is not this machine as it is are
-    left out by name, which also makes the exit code 1. Its settings and its tracing are left as they were. A
-    scenario that its host does not survive takes this machine with it, and all that is not saved.
+    With --host nothing is booted and no module is loaded. A scenario that needs another host than this
+    machine as it is, is left out and named, and the exit code is 1. Settings and tracing are left as they
+    were. A scenario that kills its host kills this machine, and whatever is not saved is lost.
     """
     changes = parse_parameters(settings)
     machine = _this_machine(deb, image, modules, settings, levels) if this_machine else None
@@ -257,4 +257,5 @@ def _make_folders(out: Path, works: list[Work]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{named(folder)}: {files.reason(error)}; name another folder") from error
+            why = f"{files.reason(error)}; {files.remedy(error, 'folder')}"
+            raise InputError(f"{named(folder)}: {why}") from error

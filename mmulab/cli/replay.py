@@ -43,10 +43,10 @@ def replay(
     """Replay a stream: each access runs on the vCPU, each table store is a guest write.
 
     The physical address that each access reaches is compared with the recorded one. The first that
-    differs ends the replay; its record, the guest's walk and the shadow path are shown, and the exit
-    code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created.
-    A line begins with 'sync': what the sync policy did. Interrupted, it counts, and with --record
-    keeps, what was replayed; in JSON 'interrupted' is true.
+    differs ends the replay: its record, the guest's walk and the shadow path are shown, and the exit
+    code is 1. The last line counts accesses, page faults that KVM handled and shadow pages created;
+    the line that begins with 'sync' says what the sync policy did. Interrupted, it counts what was
+    replayed so far, and --record keeps it; in JSON 'interrupted' is true.
     """
     kernel = choice.over(LINUX_6_1)
     chosen, rule = kernel.design, kernel.derivation

@@ -42,8 +42,8 @@ def report(
 ) -> None:
     """Run the project's notebooks and export each to a page that shows everything with no network.
 
-    It is the sweep of one run a notebook: each gets a folder with its page, the executed notebook, its
-    results tables, and what is needed to run it again. A second call runs what is missing, has failed
+    Each notebook gets a folder with its page, the executed notebook, its results tables, and what is
+    needed to run it again. A second call runs what is missing, has failed
     or has changed since; the folder then has these notebooks and no others. A line names each notebook
     as it ends; the last line is the path of the report's first page. Interrupted (Ctrl-C, SIGTERM),
     finished notebooks stay. One that fails stops no other, and the exit code is 1.

@@ -13,6 +13,7 @@ import click
 
 from mmulab import files
 from mmulab.cli.path import PATH
+from mmulab.cli.progress import working
 from mmulab.report import query as asked
 from mmulab.report.results import Table
 
@@ -33,9 +34,12 @@ def results(folder: Path, sql: str | None, form: str | None, out: Path | None) -
     if form and out:
         raise click.UsageError("--parquet writes a file: leave out --csv and --json")
     if out is not None:
-        files.write_bytes(out, _parquet(folder, sql))
+        with working("results"):
+            answer = _parquet(folder, sql)
+        files.write_bytes(out, answer)
         return
-    found = asked.query(folder, sql) if sql is not None else asked.listing(folder)
+    with working("results"):
+        found = asked.query(folder, sql) if sql is not None else asked.listing(folder)
     if form == "csv":
         click.echo(found.csv(), nl=False, color=True)  # as it is, whatever characters a value has
     elif form == "json":

@@ -148,30 +148,33 @@ def encode(fields: tuple[str, ...], kernel: str | None, design: str | None) -> N
 
 
 @role.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="[B]", required=False)
+@click.argument("words", metavar="A [B]", nargs=-1, required=True)
 @_reads
 @click.option("--to", metavar="VERSION", help="Read A (and B) as this kernel too, beside --kernel.")
 @_JSON
 def diff(
-    a: str, b: str | None, kernel: str | None, design: str | None, to: str | None, as_json: bool
+    words: tuple[str, ...], kernel: str | None, design: str | None, to: str | None, as_json: bool
 ) -> None:
     """Show where two words differ, or two kernels.
 
     That is the fields of A and B with other values, and which of them the trace hides; or, with --to, how
-    two kernels read the same word. A and B are hexadecimal, with 0x or without.
+    two kernels read the same word. A and B are hexadecimal, with 0x or without, or each a line of a trace
+    in quotes, as 'role decode' takes it; with '-' alone, standard input has both, one on each line. What
+    such a line does not tell may differ, and is named.
     """
     reader = _reader(kernel, design)
     if to is not None:
         other = _kernel(to)
-        texts = [a] if b is None else [a, b]
-        pairs = [(_record(reader, reader.read(t)), _record(other, other.read(t))) for t in texts]
+        pairs = [(_record(reader, reader.read(t)), _record(other, other.read(t))) for t in words]
         answer: Any = [{"from": one, "to": two} for one, two in pairs]
         lines: Iterator[str] = (line for one, two in pairs for line in _two_kernels(reader, one, other, two))
-    elif b is None:
-        raise InputError("role diff: give a second word, or a second kernel with --to")
     else:
-        answer = _differences(reader, reader.read(a), reader.read(b))
+        found = [role for word in words for role in reader.told((word,))]
+        if len(found) < 2:
+            raise InputError("role diff: give a second word, or a second kernel with --to")
+        if len(found) > 2:
+            raise InputError(f"role diff: {len(found)} words, expected two")
+        answer = _differences(reader, *found)
         lines = _two_words(reader, answer)
     for line in [json.dumps(answer, indent=1)] if as_json else lines:
         click.echo(line)
@@ -288,8 +291,10 @@ def _misread(misread: Misreading) -> str:
     return f"{misread.field} {misread.said} (is {true})"
 
 
-def _differences(reader: Reader, a: int, b: int) -> dict[str, Any]:
+def _differences(reader: Reader, first: TracedRole, second: TracedRole) -> dict[str, Any]:
+    a, b = first.word, second.word
     one, two = reader.layout.unpack(a), reader.layout.unpack(b)
+    not_told = {*first.hidden, *second.hidden}
     differ = [
         {
             "name": field["name"],
@@ -299,9 +304,17 @@ def _differences(reader: Reader, a: int, b: int) -> dict[str, Any]:
             "hidden": reader.hides(a, b, field["name"]),
         }
         for field in _fields(reader.layout)
-        if one[field["name"]] != two[field["name"]]
+        if one[field["name"]] != two[field["name"]] and field["name"] not in not_told
     ]
-    return {"a": hex(a), "b": hex(b), "read_as": reader.title, "differ": differ, "xor": hex(a ^ b)}
+    unknown = [field["name"] for field in _fields(reader.layout) if field["name"] in not_told]
+    return {
+        "a": hex(a),
+        "b": hex(b),
+        "read_as": reader.title,
+        "differ": differ,
+        "not_told": unknown,
+        "xor": hex(a ^ b),
+    }
 
 
 def _two_words(reader: Reader, answer: dict[str, Any]) -> Iterator[str]:
@@ -313,6 +326,8 @@ def _two_words(reader: Reader, answer: dict[str, Any]) -> Iterator[str]:
     for field in answer["differ"]:
         hidden = "  (the trace hides it)" if field["hidden"] else ""
         yield f"  {field['bits']:>6}  {field['name']:16} {field['a']} {field['b']}{hidden}"
+    if answer["not_told"]:
+        yield f"  note: not told, so these may differ: {', '.join(answer['not_told'])}"
     if answer["differ"] and all(field["hidden"] for field in answer["differ"]):
         yield "  note: a trace prints the same for both"
 

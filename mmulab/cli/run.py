@@ -58,11 +58,11 @@ def run_scenario(
 ) -> None:
     """Run the scenario in FILE and print each op with its outcome.
 
-    The format is described in mmulab.scenario.text. FILE may also be a recording, whose scenario is run,
+    'mmulab help scenario' describes the format. FILE may also be a recording, whose scenario is run,
     or the name of a case ('mmulab cases') or of a workload (workload/text-patching/64/shadow).
     With --events, --event or --op the last lines count the events shown, by name.
-    What the kernel warns of stands below its op. A design that brings the model to a stop ends the run there,
-    with exit code 1; so does an assertion that the host does not survive.
+    A warning of the kernel is printed below its op. A design that stops the model ends the run,
+    with exit code 1; so does an assertion that kills the host.
     """
     if record is not None and choice.is_own:
         raise InputError(f"{record}: a recording is of a kernel that its header can name; leave out your own")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 
 import click
 
@@ -12,6 +11,9 @@ from mmulab.check.judged import record_judged
 from mmulab.cli.complete import complete_works
 from mmulab.cli.options import KernelChoice, kernel_options
 from mmulab.cli.progress import working
+from mmulab.cli.step_keys import Keyboard
+from mmulab.cli.step_orders import QUIT, Orders, hexadecimal
+from mmulab.cli.step_screen import Screen, can_draw, has_colour
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
 from mmulab.ftrace.writer import format_recording
@@ -20,27 +22,8 @@ from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import failure_str
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
 from mmulab.trace.recording import Recording
-from mmulab.trace.search import SEARCHES, Grain
 from mmulab.widgets.blocks import panels_text
 from mmulab.widgets.session import Session
-
-HELP = """\
-n p  next, previous event       f F  next, previous fault     o O  next, previous operation
-/    search: WHAT [ARGUMENT]    s S  again: next, previous    g    go to moment N
-a    follow a gva (none: as it comes)                         h    this help         q  quit
-WHAT is one of: """ + ", ".join(
-    f"{name} {search.argument.upper()}".strip() for name, search in SEARCHES.items()
-)
-_STEPS = {
-    "n": (Grain.EVENT, False),
-    "p": (Grain.EVENT, True),
-    "f": (Grain.FAULT, False),
-    "F": (Grain.FAULT, True),
-    "o": (Grain.OPERATION, False),
-    "O": (Grain.OPERATION, True),
-}
-_ASK = {"/": "search", "g": "moment", "a": "gva"}
-"""Keys that want words behind them."""
 
 
 @click.command()
@@ -69,11 +52,11 @@ def step(
     """Step through FILE: a recording (.mmr), a scenario, a case by its name, or a real kernel's recording.
 
     \b
-    n p  next, previous event       f F  fault       o O  operation
-    /    search                     g    go to       h    help        q  quit
+    → ←  next, previous event (n p)    f F  fault       o O  operation    w W  wrong access
+    ↓ ↑  scroll                        /    search      g    go to        h    help    q  quit
 
     A scenario, a case, and the scenario of a real kernel's recording, is run first. When keys do not
-    come from a terminal, each line is a key and what belongs to it.
+    come from a terminal, each line is a key and what belongs to it. NO_COLOR=1 leaves colours out.
     """
     if part is not None and page is None:
         raise InputError(f"--part {part[0]} {part[1]} belongs to a page; name one with --page")
@@ -95,9 +78,8 @@ def step(
         for line in format_recording(recording):
             click.echo(line)
     if page is None and save_as is None and not ftrace:
-        address = None if follow is None else _hexadecimal(follow)
-        session = Session(recording, at=at or 0, address=address)
-        _Terminal(session).run(_keys() if sys.stdin.isatty() else _lines())
+        address = None if follow is None else hexadecimal(follow)
+        _step(Session(recording, at=at or 0, address=address))
 
 
 def _recording(file: str, choice: KernelChoice) -> Recording:
@@ -136,89 +118,34 @@ def _first_wrong(file: str, choice: KernelChoice) -> tuple[Recording, int]:
     return recording, at
 
 
-def _hexadecimal(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError as error:
-        raise InputError(f"gva {text!r} is no hexadecimal number") from error
+def _step(session: Session) -> None:
+    orders = Orders(session)
+    if not can_draw():
+        _Lines(orders).run()
+        return
+    with Keyboard(sys.stdin.fileno()) as keyboard:
+        Screen(orders, keyboard, colour=has_colour()).run()
+    click.echo(f"[moment {session.at} of {session.last}]")
 
 
-def _keys() -> Iterator[tuple[str, str]]:
-    """Yield keys as they are pressed, with the words of those that want some."""
-    while True:
-        key = click.getchar()
-        words = click.prompt(_ASK[key], default="", show_default=False) if key in _ASK else ""
-        yield key, words
+class _Lines:
+    """A session driven by lines: each begins with a key, the words that belong to it behind."""
 
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
 
-def _lines() -> Iterator[tuple[str, str]]:
-    """Yield the keys that lines begin with, and the rest of the lines."""
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()[0], line.strip()[1:].strip()
-
-
-class _Terminal:
-    """A session driven by keys."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._searched: tuple[str, str] | None = None
-
-    def run(self, keys: Iterator[tuple[str, str]]) -> None:
-        """Obey keys until one of them ends it."""
+    def run(self) -> None:
+        """Obey lines until one of them ends it."""
         self._show("h: help")
-        for key, words in keys:
-            if key in ("q", "\x03", "\x04"):
+        for line in filter(None, map(str.strip, sys.stdin)):
+            if line[0] in QUIT:
                 return
             try:
-                self._show(self._obey(key, words))
+                self._show(self._orders.obey(line[0], line[1:].strip()))
             except InputError as error:
                 click.echo(f"mmulab: {error}")
 
-    def _obey(self, key: str, words: str) -> str:
-        """Do what a key says and return a message."""
-        if key in _STEPS:
-            grain, back = _STEPS[key]
-            self.session.step(grain, back=back)
-            return ""
-        obey = self._orders().get(key)
-        return f"no such key: {key!r}; h: help" if obey is None else obey(words)
-
-    def _orders(self) -> dict[str, Callable[[str], str]]:
-        return {
-            "/": self._search,
-            "s": lambda words: self._again(back=False),
-            "S": lambda words: self._again(back=True),
-            "g": self._goto,
-            "a": self._follow,
-            "h": lambda words: HELP,
-        }
-
-    def _search(self, words: str) -> str:
-        what, _, argument = words.strip().partition(" ")
-        self._searched = (what, argument.strip())
-        return self._again(back=False)
-
-    def _again(self, *, back: bool) -> str:
-        if self._searched is None:
-            return "nothing was looked for yet: / first"
-        arrived = self.session.find(*self._searched, back=back)
-        return "" if arrived else f"none {'before' if back else 'after'} this moment"
-
-    def _goto(self, words: str) -> str:
-        if not words.isdecimal():
-            raise InputError(f"moment {words!r} is no number")
-        self.session.goto(int(words))
-        return ""
-
-    def _follow(self, words: str) -> str:
-        self.session.address = _hexadecimal(words) if words else None
-        return ""
-
     def _show(self, message: str) -> None:
-        session = self.session
-        if sys.stdout.isatty():
-            click.clear()
+        session = self._orders.session
         click.echo(panels_text(session.panels()))
         click.echo(f"[moment {session.at} of {session.last}] {message}".rstrip())

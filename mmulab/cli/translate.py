@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mmulab.cli.path import PATH
+from mmulab.cli.progress import working
 from mmulab.workload.translate import Translation, translate_files
 
 SHOWN_DIFFERENCES = 10
@@ -21,10 +22,14 @@ SHOWN_DIFFERENCES = 10
 def translate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     """Walk every sampled address of snapshots of page tables and compare with what was recorded.
 
-    Compared are the physical address or that there is none, the page's size and the leaf entry's bits.
+    It compares the physical address (or the lack of one), the page's size and the leaf entry's bits.
     Exit code 1 if an address disagrees.
     """
-    summary = translate_files(files, None if as_json else _print_lines)
+    if as_json:
+        with working("translate"):
+            summary = translate_files(files, None)
+    else:
+        summary = translate_files(files, _print_lines)
     if as_json:
         answer = {
             "agree": summary.agree,

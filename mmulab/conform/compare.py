@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mmulab import events as ev
 from mmulab.conform.codec import canonical
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
+from mmulab.conform.recording import TEARDOWN, KernelRecording, RecordedOp
 from mmulab.conform.values import FrameMap
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
@@ -214,7 +214,7 @@ def _item(items: list[ev.Event], at: int) -> ev.Event | None:
 
 
 def make_runner(
-    recording: Recording,
+    recording: KernelRecording,
     design: RoleDesign | None,
     emit: ev.EventSink | None = None,
     kernel: Kernel | None = None,
@@ -224,7 +224,7 @@ def make_runner(
 
 
 def compare(
-    recording: Recording,
+    recording: KernelRecording,
     level: Level,
     design: RoleDesign | None = None,
     kernel: Kernel | None = None,
@@ -233,7 +233,7 @@ def compare(
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
     level : Level
     design : RoleDesign, optional
         Another than the recorded kernel's: role words are not compared then.

@@ -15,7 +15,7 @@ from mmulab.conform.classify import HEADER, MODEL, Delta, How, Kind, classify
 from mmulab.conform.codec import canonical
 from mmulab.conform.compare import Level, frame_map, not_recorded
 from mmulab.conform.outcome import encode_outcome
-from mmulab.conform.recording import TEARDOWN, RecordedOp, Recording
+from mmulab.conform.recording import TEARDOWN, KernelRecording, RecordedOp
 from mmulab.conform.tally import WHOLE, OpDiff
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
@@ -54,19 +54,19 @@ class Run(NamedTuple):
     failure: str = ""
 
     @classmethod
-    def of(cls, recording: Recording) -> Run:
+    def of(cls, recording: KernelRecording) -> Run:
         """Return a recorded run."""
         return cls(recording.scenario.header.vendor, recording.ops)
 
 
-def model_run(recording: Recording, kernel: Kernel) -> Run:
+def model_run(recording: KernelRecording, kernel: Kernel) -> Run:
     """Run a recording's scenario in the model and return its ops as a recording has them.
 
     Where the recorded kernel died, the model's run ends after that op too: nobody knows what comes next.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
         Its ops give theirs their numbers: a scenario's steps are only those that ran.
     kernel : Kernel
 

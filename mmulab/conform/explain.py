@@ -25,7 +25,7 @@ from mmulab.conform.compare import (
     make_runner,
 )
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import RecordedOp, Recording
+from mmulab.conform.recording import KernelRecording, RecordedOp
 from mmulab.conform.state import state_lines
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.scenario.grammar import GrammarError, parse_step
@@ -53,7 +53,7 @@ class _Replay:
     """
 
     def __init__(
-        self, recording: Recording, level: Level, difference: Difference, design: RoleDesign | None
+        self, recording: KernelRecording, level: Level, difference: Difference, design: RoleDesign | None
     ) -> None:
         self.results: list[Result] = []
         self.events: list[ev.Event] = []
@@ -87,12 +87,12 @@ class _Replay:
         self._count += 1
 
 
-def explain(recording: Recording, level: Level, comparison: Comparison) -> str:
+def explain(recording: KernelRecording, level: Level, comparison: Comparison) -> str:
     """Return the report of a comparison's first difference.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
     level : Level
         Of the comparison.
     comparison : Comparison
@@ -125,7 +125,7 @@ def explain(recording: Recording, level: Level, comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _head(recording: Recording, comparison: Comparison, difference: Difference) -> Iterator[str]:
+def _head(recording: KernelRecording, comparison: Comparison, difference: Difference) -> Iterator[str]:
     header = recording.scenario.header
     host = " ".join(f"{k}={header.host[k]}" for k in _HOST_KEYS if k in header.host)
     yield f"{recording.path}: {header.vendor} {host} mode {header.mode}{' thp' if header.thp else ''}"

@@ -70,7 +70,7 @@ class RecordedOp:
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class KernelRecording:
     """A recording: the scenario it ran and what happened.
 
     Attributes
@@ -106,7 +106,7 @@ class Recording:
         events = sum(len(op.events) for op in self.ops)
         header = self.scenario.header
         return (
-            f"<Recording {self.path}: {header.mode} guest, {header.vendor} host with {header.kernel}, "
+            f"<KernelRecording {self.path}: {header.mode} guest, {header.vendor} host with {header.kernel}, "
             f"{len(self.steps)} ops, {events} events>"
         )
 
@@ -169,7 +169,7 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(f"{named(path)}: byte {error.start}: not ASCII text; copy it again") from error
 
 
-def read_recording(path: Path) -> Recording:
+def read_recording(path: Path) -> KernelRecording:
     """Read one recording whole.
 
     Raises
@@ -180,7 +180,7 @@ def read_recording(path: Path) -> Recording:
     return parse_recording(read_lines(path), path)
 
 
-def parse_recording(lines: list[str], path: Path) -> Recording:
+def parse_recording(lines: list[str], path: Path) -> KernelRecording:
     """Read a recording from its lines; `path` is said where one of them is wrong.
 
     Raises
@@ -214,7 +214,7 @@ def parse_recording(lines: list[str], path: Path) -> Recording:
         raise InputError(f"{path}: line {line}: an op after {HOST_DIED}, expected none")
     if not ops or ops[0].text != INIT or not (died[-1] or ops[-1].text == TEARDOWN):
         raise InputError(f"{path}: line 2: expected the op init first and teardown, or {HOST_DIED}, last")
-    return Recording(str(path), Scenario(header, tuple(steps), str(path)), tuple(ops))
+    return KernelRecording(str(path), Scenario(header, tuple(steps), str(path)), tuple(ops))
 
 
 def _object(path: Path, lines: list[str], index: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The hypervisor's MMU, one concern a file, named as the kernel names it.
 
 Records first: ``state`` (VM, vCPU), ``mmu`` (context), ``mmu_page``, ``memslot``,
-``config``; ``role`` and ``design`` for the role word, ``spte`` for entries.
+``config``; ``roles`` for the role word and its designs, ``spte`` for entries,
+``kernel`` for what differs from one kernel to the next. ``trace`` reports.
 
 A fault comes in by ``page_fault`` and goes to ``paging_tmpl`` (shadow tables),
 ``direct`` (direct maps) or, for the TDP MMU, ``tdp_map``; ``guest_walk`` walks

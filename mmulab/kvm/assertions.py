@@ -86,7 +86,7 @@ class Assertion:
     condition : str
         What must not be, in the kernel's terms.
     modelled : bool
-        Whether it stands in the model.
+        Whether the model has it.
     note : str
         Why it is not modelled; of a modelled one, why nothing can make it fire, if so.
     """

@@ -287,7 +287,7 @@ def find_behaviour(name: str) -> Change:
     Raises
     ------
     InputError
-        Nothing is called so.
+        The name is unknown.
     """
     return find_named(CHANGES, name, "behaviour", "behaviours")
 
@@ -298,7 +298,7 @@ def with_behaviours(base: Behaviours, wanted: dict[str, bool]) -> Behaviours:
     Raises
     ------
     InputError
-        Nothing is called so, or it is as wanted already, which tells of a mistake.
+        The name is unknown, or it is already as wanted, which is a mistake of the caller's.
     """
     for name, on in wanted.items():
         find_behaviour(name)

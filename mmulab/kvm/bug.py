@@ -192,7 +192,7 @@ def with_bugs(base: Bugs, wanted: dict[str, bool]) -> Bugs:
     Raises
     ------
     InputError
-        Nothing is called so, or it is as wanted already, which tells of a mistake.
+        The name is unknown, or it is already as wanted, which is a mistake of the caller's.
     """
     for name, on in wanted.items():
         if name not in SWITCHES:

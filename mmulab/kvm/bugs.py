@@ -24,6 +24,6 @@ def find_bug(id: str) -> Bug:
     Raises
     ------
     InputError
-        Nothing is called so.
+        The name is unknown.
     """
     return find_named(BUGS, id, "bug", "bugs")

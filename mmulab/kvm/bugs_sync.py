@@ -38,7 +38,7 @@ SYNC_BUGS: tuple[Bug, ...] = (
         fixed="5.16",
         backports={"5.15": "5.15.7"},
         mechanism="At a change between L1 and L2 only one of the two requests to flush the side that is "
-        "left is served. The other is served on the other side, and the flush that was owed is lost.",
+        "left is served. The other is served on the other side, and the flush that is still needed is lost.",
         breaks=("I3", "I12"),
         needs=("B25 (07ffaf343e34), whose request it is",),
         source="vmx/nested.c:nested_vmx_enter_non_root_mode, __nested_vmx_vmexit; 20211125014944.536398-2. "

@@ -39,8 +39,9 @@ from mmulab.kvm.spte import (
     is_writable_pte,
     restore_acc_track_spte,
 )
-from mmulab.kvm.state import KvmRunError, Vcpu, sptep_to_sp, vcpu_memslots
+from mmulab.kvm.state import KvmRunError, Vcpu, spte_at, sptep_to_sp, vcpu_memslots
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map
+from mmulab.kvm.trace import trace
 from mmulab.x86.mode import PT_PRESENT_MASK, PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_ALL
 
@@ -94,7 +95,7 @@ def direct_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa, fault.addr)
     while it.okay():
         if fault.nx_huge_page_workaround_enabled:
-            disallowed_hugepage_adjust(kvm, fault, kvm.memory.words[it.sptep >> 3], it.level)
+            disallowed_hugepage_adjust(kvm, fault, spte_at(kvm, it.sptep), it.level)
         if it.level == fault.goal_level:
             break
         base_gfn = gfn_round_for_level(fault.gfn, it.level)
@@ -136,10 +137,8 @@ def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
     ret = RetPf.INVALID
     if is_shadow_present_pte(spte) and is_last_spte(spte, sptep_to_sp(kvm, sptep).level):
         ret = _fix_spte(vcpu, fault, sptep, spte)
-    emit = kvm.emit
-    if emit is not None:
-        now = kvm.memory.words[sptep >> 3] if sptep >= 0 else 0
-        emit(ev.fast_page_fault(fault.addr, fault.error_code, sptep, spte, now, int(ret)))
+    now = spte_at(kvm, sptep) if sptep >= 0 else 0
+    trace(kvm, ev.fast_page_fault, fault.addr, fault.error_code, sptep, spte, now, int(ret))
     if ret != RetPf.INVALID:
         vcpu.stat["pf_fast"] += 1
     return ret

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mmulab import events as ev
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.state import Kvm, Vcpu, vcpu_memslots
+from mmulab.kvm.trace import trace
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 
 
@@ -33,9 +34,7 @@ def kvm_dirty_ring_push(vcpu: Vcpu, slot: KvmMemslot, gfn: int) -> None:
     assert ring is not None
     id, offset = slot.as_id << 16 | slot.id, gfn - slot.base_gfn
     ring.push(id, offset)
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_dirty_ring_push(ring.index, ring.dirty_index, ring.reset_index, id, offset))
+    trace(vcpu.kvm, ev.kvm_dirty_ring_push, ring.index, ring.dirty_index, ring.reset_index, id, offset)
 
 
 def kvm_vcpu_mark_page_dirty(vcpu: Vcpu, gfn: int) -> None:

@@ -43,8 +43,9 @@ from mmulab.kvm.spte import (
     is_shadow_present_pte,
     make_huge_page_split_spte,
 )
-from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, spte_at, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import ENOMEM, kvm_tdp_mmu_try_split_huge_pages, take_split_tables
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import KVM_MIN_FREE_MMU_PAGES, kvm_mmu_available_pages
 from mmulab.x86.pferr import ACC_EXEC_MASK
 from mmulab.x86.regs import PG_LEVEL_4K
@@ -110,7 +111,7 @@ def _first_to_split(kvm: Kvm, head: PteList | None) -> int | None:
         lost = not (sp.guest_mode or all_of_them)
         if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:guest_mode", lost):
             continue
-        small = not is_large_pte(kvm.memory.words[sptep >> 3])
+        small = not is_large_pte(spte_at(kvm, sptep))
         if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:large", small):
             continue
         if warn_on(kvm, "mmu.c:shadow_mmu_try_split_huge_pages:unsync", sp.unsync) or sp.invalid:
@@ -125,7 +126,7 @@ def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
     """Split one huge spte, report it, and return 0 or a negative errno."""
     huge_sp = sptep_to_sp(kvm, huge_sptep)
     gfn = kvm_mmu_page_get_gfn(huge_sp, spte_index(huge_sptep))
-    huge_spte = kvm.memory.words[huge_sptep >> 3]
+    huge_spte = spte_at(kvm, huge_sptep)
     result = 0
     if kvm_mmu_available_pages(kvm) <= KVM_MIN_FREE_MMU_PAGES:
         result = -ENOSPC
@@ -134,9 +135,7 @@ def _try_split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int) -> int:
         result = _topup_split_caches(kvm) or -EAGAIN
     else:
         _split_huge_page(kvm, slot, huge_sptep, huge_spte)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_split_huge_page(gfn, huge_spte, huge_sp.level, result))
+    trace(kvm, ev.kvm_mmu_split_huge_page, gfn, huge_spte, huge_sp.level, result)
     return result
 
 
@@ -176,10 +175,9 @@ def _split_huge_page(kvm: Kvm, slot: KvmMemslot, huge_sptep: int, huge_spte: int
     """
     sp = _get_sp_for_split(kvm, huge_sptep)
     executable = bool(sp.access & ACC_EXEC_MASK) and is_nx_huge_page_enabled(kvm)
-    words = kvm.memory.words
     for index in range(SPTE_ENT_PER_PAGE):
         sptep = sp.frame << 12 | index << 3
-        if is_shadow_present_pte(words[sptep >> 3]):
+        if is_shadow_present_pte(spte_at(kvm, sptep)):
             continue
         spte = 0
         if can_split_huge_spte(kvm, huge_spte):

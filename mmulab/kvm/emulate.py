@@ -26,6 +26,7 @@ from mmulab.kvm.mmio import vcpu_match_mmio_gpa, vcpu_match_mmio_gva
 from mmulab.kvm.mmu import X86Exception
 from mmulab.kvm.pte_write import emulator_write_phys, kvm_mmu_pte_write
 from mmulab.kvm.state import Emulation, MmioAccess, Vcpu, vcpu_memslots
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.x86.insn import WRITES_TABLES, Instruction, Mnemonic
 from mmulab.x86.pferr import (
@@ -122,7 +123,6 @@ def x86_emulate_instruction(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Ins
 
 def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> bool:
     """Fetch the opcode; False if that cannot be. A stream's access has no opcode."""
-    emit = vcpu.kvm.emit
     known = insn.mnemonic not in NOT_EMULATED
     fetched, vcpu.fetch_fault = insn.code if known else insn.code[:-1], None
     if insn.rip is not None:
@@ -132,8 +132,7 @@ def _decode(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> boo
             fetched, vcpu.fetch_fault = b"", fault
         elif kvm_read_guest(vcpu, gpa, 1) is None:
             fetched = b""
-        if emit is not None:
-            emit(ev.kvm_emulate_insn(insn.rip, len(fetched), fetched.hex(), False))
+        trace(vcpu.kvm, ev.kvm_emulate_insn, insn.rip, len(fetched), fetched.hex(), False)
     vcpu.stat["insn_emulation"] += 1
     return insn.rip is None or (known and bool(fetched))
 
@@ -152,9 +151,7 @@ def _decode_failed(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction)
 
 def _handle_emulation_failure(vcpu: Vcpu, kind: EmulationType, insn: Instruction, fetched: bytes) -> Verdict:
     vcpu.stat["insn_emulation_fail"] += 1
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_emulate_insn(insn.rip or 0, len(fetched), fetched.hex(), True))
+    trace(vcpu.kvm, ev.kvm_emulate_insn, insn.rip or 0, len(fetched), fetched.hex(), True)
     if kind.skip:
         return Verdict.FAILED
     kvm_queue_exception(vcpu, UD_VECTOR)
@@ -283,7 +280,6 @@ def _known_gpa(vcpu: Vcpu, cr2: int, kind: EmulationType) -> int | None:
 
 def _read_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -> int:
     """Read the memory operand; device parts are left to the VMM and read as 0xd0 bytes."""
-    emit = vcpu.kvm.emit
     mmio = vcpu.emulation.mmio
     result = 0
     for gva, size, shift in _pieces(insn):
@@ -295,23 +291,21 @@ def _read_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction) -
             value = int.from_bytes(b"\xd0" * size, "little")
             mmio.append(MmioAccess(False, gpa, size, value))
         result |= value << shift
-    if mmio and emit is not None:
-        emit(ev.kvm_mmio("unsatisfied-read", mmio[0].size, mmio[0].gpa))
-        emit(ev.kvm_mmio("read", insn.size, mmio[0].gpa))
+    if mmio:
+        trace(vcpu.kvm, ev.kvm_mmio, "unsatisfied-read", mmio[0].size, mmio[0].gpa)
+        trace(vcpu.kvm, ev.kvm_mmio, "read", insn.size, mmio[0].gpa)
     return result
 
 
 def _write_memory(vcpu: Vcpu, cr2: int, kind: EmulationType, insn: Instruction, value: int) -> None:
     """Write the memory operand; device parts are left to the VMM."""
-    emit = vcpu.kvm.emit
     for gva, size, shift in _pieces(insn):
         gpa, is_mmio = _mmio_gva_to_gpa(vcpu, gva, _known_gpa(vcpu, cr2, kind), True)
         if not shift:
             vcpu.emulation.gpa = gpa
         part = value >> shift & ((1 << 8 * size) - 1)
         if is_mmio or not emulator_write_phys(vcpu, gpa, size, part):
-            if emit is not None:
-                emit(ev.kvm_mmio("write", size, gpa))
+            trace(vcpu.kvm, ev.kvm_mmio, "write", size, gpa)
             vcpu.emulation.mmio.append(MmioAccess(True, gpa, size, part))
 
 

@@ -24,6 +24,7 @@ from mmulab.kvm.page_fault import kvm_mmu_page_fault
 from mmulab.kvm.rsm import handle_rsm
 from mmulab.kvm.state import KvmRunError, Vcpu
 from mmulab.kvm.svm.nested import is_vmcb12, nested_svm_vmrun
+from mmulab.kvm.trace import trace
 from mmulab.kvm.vmx.insn import handle_vmx_instruction, vmwrite_exits
 from mmulab.kvm.vmx.pml import vmx_flush_pml_buffer
 from mmulab.kvm.x86 import GeneralProtectionError, kvm_set_cr0, kvm_set_cr3, kvm_set_cr4, set_efer
@@ -81,9 +82,7 @@ def kvm_handle_page_fault(
         vcpu.kvm, "mmu.c:kvm_handle_page_fault:address", addr >> 32 != 0
     ):
         raise KvmRunError(errno.EFAULT)
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_page_fault(vcpu.rip, addr, error_code))
+    trace(vcpu.kvm, ev.kvm_page_fault, vcpu.rip, addr, error_code)
     if reinjection and not vcpu.mmu.direct and vcpu.kvm.behaviours.unprotect_on_reinjection:
         access = PFERR_USER_MASK if vcpu.cpl == 3 else 0
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, access)
@@ -207,14 +206,12 @@ def _vmrun(vcpu: Vcpu, insn: Instruction) -> Verdict:
 
 def _wrmsr(vcpu: Vcpu, insn: Instruction) -> Verdict:
     """Write the MSR first; only then is the instruction skipped, which may need its opcode."""
-    emit = vcpu.kvm.emit
     failed = False
     try:
         set_efer(vcpu, insn.value)
     except GeneralProtectionError:
         failed = True
-    if emit is not None:
-        emit(ev.kvm_msr(True, insn.register, insn.value, failed))
+    trace(vcpu.kvm, ev.kvm_msr, True, insn.register, insn.value, failed)
     if failed:
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return Verdict.RESUME
@@ -237,9 +234,7 @@ def _handle_ud(vcpu: Vcpu, insn: Instruction) -> Verdict:
 
 
 def _trace_cr(vcpu: Vcpu, insn: Instruction) -> None:
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_cr(True, insn.register, insn.value))
+    trace(vcpu.kvm, ev.kvm_cr, True, insn.register, insn.value)
 
 
 def _intercept(vcpu: Vcpu, insn: Instruction) -> ev.kvm_exit | None:
@@ -291,14 +286,12 @@ def handle_nested_page_fault(
     InternalError
         An EPT misconfiguration (MMIO) while an event is being delivered.
     """
-    emit = vcpu.kvm.emit
     if vcpu.kvm.config.vendor == "amd":
         where = PFERR_GUEST_FINAL_MASK if fault.final else PFERR_GUEST_PAGE_MASK
         code = fault.error_code | where
         event = ev.kvm_exit("npf", vcpu.rip, error_code=code, address=fault.gpa, idt_vectoring=idt_vectoring)
         trace_exit(vcpu, event, code, fault.gpa)
-        if emit is not None:
-            emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, code))
+        trace(vcpu.kvm, ev.kvm_page_fault, vcpu.rip, fault.gpa, code)
         return kvm_mmu_page_fault(vcpu, fault.gpa, code, insn, reinjection=idt_vectoring is not None)
     if vcpu.guest_mode:
         # Undefined if the access was for no linear address (SDM 3, table 28-7); processors leave 0.
@@ -312,8 +305,7 @@ def handle_nested_page_fault(
     qualification = fault.qualification()
     event = ev.kvm_exit("ept_violation", vcpu.rip, qualification=qualification, idt_vectoring=idt_vectoring)
     trace_exit(vcpu, event)
-    if emit is not None:
-        emit(ev.kvm_page_fault(vcpu.rip, fault.gpa, qualification))
+    trace(vcpu.kvm, ev.kvm_page_fault, vcpu.rip, fault.gpa, qualification)
     vcpu.exit_qualification = qualification
     code = _ept_error_code(qualification)
     without_gva = not qualification & EPT_VIOLATION_GVA_IS_VALID

@@ -7,24 +7,22 @@ Source: Linux 6.1 and 6.12 ``virt/kvm/kvm_main.c`` (``kvm_flush_remote_tlbs``),
 from __future__ import annotations
 
 from mmulab import events as ev
+from mmulab.kvm.mmu_internal import KVM_PAGES_PER_HPAGE
 from mmulab.kvm.mmu_page import kvm_mmu_page_get_gfn
 from mmulab.kvm.state import Kvm, Request, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace
 
 
 def kvm_flush_remote_tlbs(kvm: Kvm) -> None:
     """Ask every processor to forget its translations."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_flush_remote_tlbs())
+    trace(kvm, ev.kvm_flush_remote_tlbs)
     kvm.stat["remote_tlb_flush_requests"] += 1
     kvm.make_all_cpus_request(Request.TLB_FLUSH)
 
 
 def kvm_flush_remote_tlbs_range(kvm: Kvm, start_gfn: int, pages: int) -> None:
     """Ask for a flush of a range; without a paravirtual host that is a flush of all."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_flush_remote_tlbs_with_address(start_gfn, pages))
+    trace(kvm, ev.kvm_flush_remote_tlbs_with_address, start_gfn, pages)
     kvm_flush_remote_tlbs(kvm)
 
 
@@ -34,7 +32,7 @@ def kvm_flush_remote_tlbs_gfn(kvm: Kvm, gfn: int, level: int) -> None:
     6.1 inlines the call there, so that a probe sees nothing but the flush of all.
     """
     if kvm.behaviours.ranged_flushes_are_calls:
-        pages = 1 << 9 * (level - 1)
+        pages = KVM_PAGES_PER_HPAGE[level]
         kvm_flush_remote_tlbs_range(kvm, gfn & -pages, pages)
     else:
         kvm_flush_remote_tlbs(kvm)

@@ -82,7 +82,7 @@ def prefetch_gpte(vcpu: Vcpu, sp: ShadowPage, sptep: int, gpte: int, *, no_dirty
     gfn = gpte_to_gfn(gpte)
     access = protect_clean_gpte(paging, sp.access & gpte_access(paging, gpte), gpte)
     slot = gfn_to_memslot_dirty_bitmap(vcpu, gfn, no_dirty_log=no_dirty_log and bool(access & ACC_WRITE_MASK))
-    # gfn_to_pfn_memslot_atomic asks for a writable page, which a read-only slot has not.
+    # gfn_to_pfn_memslot_atomic asks for a writable page, which a read-only slot does not give.
     if slot is None or slot.readonly or vcpu.kvm.memory.is_special(slot.frame(gfn)):
         return False
     mmu_set_spte(vcpu, slot, sptep, access, gfn, slot.frame(gfn), None)

@@ -18,6 +18,7 @@ from mmulab.kvm.dirty import kvm_vcpu_mark_page_dirty
 from mmulab.kvm.host_page import access_host_page, readable_frame
 from mmulab.kvm.mmu import PT32E_ROOT_LEVEL, Mmu, X86Exception
 from mmulab.kvm.state import Vcpu, vcpu_memslots
+from mmulab.kvm.trace import trace
 from mmulab.x86.ept import (
     EPT_VIOLATION_ACC_INSTR,
     EPT_VIOLATION_ACC_READ,
@@ -126,7 +127,7 @@ def translate_nested_gpa(vcpu: Vcpu, gpa: int, access: int) -> tuple[int | None,
     return gva_to_gpa(vcpu, vcpu.mmu, gpa, access | PFERR_USER_MASK)
 
 
-class GuestWalk(NamedTuple):
+class GuestWalker(NamedTuple):
     """A walk by software, and what it found at fault.
 
     Attributes
@@ -161,8 +162,7 @@ RealPages = dict[int, int]
 def _loader(vcpu: Vcpu, width: int) -> Load:
     """Return a ``load`` that reads entries of this many bytes in memslots, and reports them."""
     kvm = vcpu.kvm
-    emit, slots = kvm.emit, kvm.slots[vcpu.smm]
-    words, dwords = kvm.memory.words, kvm.memory.dwords
+    words, dwords, slots = kvm.memory.words, kvm.memory.dwords, kvm.slots[vcpu.smm]
 
     def load(gpa: int, level: int) -> int | None:
         frame = readable_frame(kvm, slots, gpa >> 12)
@@ -170,8 +170,7 @@ def _loader(vcpu: Vcpu, width: int) -> Load:
             return None
         hpa = frame << 12 | gpa & 0xFFF
         pte = words[hpa >> 3] if width == 8 else dwords[hpa >> 2]
-        if emit is not None:
-            emit(ev.kvm_mmu_paging_element(pte, level))
+        trace(kvm, ev.kvm_mmu_paging_element, pte, level)
         return pte
 
     return load
@@ -193,7 +192,7 @@ def _nested_loader(vcpu: Vcpu, paging: Paging, real: RealPages) -> Load:
     return nested_load
 
 
-def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk:
+def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalker:
     """Walk the guest tables of `mmu` for `addr`.
 
     Parameters
@@ -202,18 +201,16 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
         Kind of access: W, U and F bits of an error code, and
         ``PFERR_IMPLICIT_ACCESS``.
     """
-    emit = vcpu.kvm.emit
     kvm_mmu_refresh_passthrough_bits(vcpu, mmu)
     paging = mmu.paging
     assert paging is not None
-    if emit is not None:
-        emit(ev.kvm_mmu_pagetable_walk(addr, access & 0xFFFFFFFF))
+    trace(vcpu.kvm, ev.kvm_mmu_pagetable_walk, addr, access & 0xFFFFFFFF)
     pdptes = kvm_mmu_get_pdptrs(vcpu, mmu) if paging.mode.has_pdptes else None
     kind = access & (PFERR_WRITE_MASK | PFERR_USER_MASK | PFERR_FETCH_MASK)
     write = bool(access & PFERR_WRITE_MASK)
     while True:
-        if pdptes is not None and emit is not None:
-            emit(ev.kvm_mmu_paging_element(pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL))
+        if pdptes is not None:
+            trace(vcpu.kvm, ev.kvm_mmu_paging_element, pdptes[addr >> 30 & 3], PT32E_ROOT_LEVEL)
         real: RealPages | None = {} if mmu is vcpu.nested_mmu else None
         try:
             w = walk(
@@ -229,25 +226,25 @@ def walk_addr_generic(vcpu: Vcpu, mmu: Mmu, addr: int, access: int) -> GuestWalk
                 pkru=vcpu.pkru,
             )
         except _NestedFault as nested:
-            return GuestWalk(Walk(addr, kind), nested.fault)
+            return GuestWalker(Walk(addr, kind), nested.fault)
         if w.error is not None:
             return _failed(vcpu, mmu, w, w.error)
         if real is not None:
             page, fault = translate_nested_gpa(vcpu, w.pa & ~0xFFF, access)
             if page is None:
-                return GuestWalk(w, fault)
+                return GuestWalker(w, fault)
             w.pa = page | w.pa & 0xFFF
         if not write and paging.have_ad and not w.ptes[w.level] & paging.dirty_mask:
             w.pte_access &= ~ACC_WRITE_MASK
         try:
             if w.ad_done or update_accessed_dirty_bits(vcpu, mmu, w, real, write=write):
-                return GuestWalk(w, None)
+                return GuestWalker(w, None)
         except _NotUpdated:
             reported = PFERR_WRITE_MASK | PFERR_USER_MASK | (PFERR_FETCH_MASK if paging.fetch_bit else 0)
             return _failed(vcpu, mmu, w, kind & reported)
 
 
-def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
+def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalker:
     """Report a walk that failed; of L1's EPT, work out the qualification for L1.
 
     The access is this walk's, the rights are those of L1's entries, and of the
@@ -264,10 +261,8 @@ def _failed(vcpu: Vcpu, mmu: Mmu, w: Walk, error: int) -> GuestWalk:
         ):
             qualification |= access if w.pfec & bit else 0
         vcpu.exit_qualification = qualification | raw_rwx(w.pte_access) << EPT_VIOLATION_RWX_SHIFT
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_walker_error(error))
-    return GuestWalk(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
+    trace(vcpu.kvm, ev.kvm_mmu_walker_error, error)
+    return GuestWalker(w, X86Exception(error, w.va, mmu is not vcpu.walk_mmu))
 
 
 def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | None, *, write: bool) -> bool:
@@ -289,17 +284,14 @@ def update_accessed_dirty_bits(vcpu: Vcpu, mmu: Mmu, w: Walk, real: RealPages | 
     assert paging is not None
     if not paging.have_ad:
         return True
-    emit = vcpu.kvm.emit
     width = paging.mode.entry_bytes
     for level in range(w.max_level, w.level - 1, -1):
         old = pte = w.ptes[level]
         if not pte & paging.accessed_mask:
-            if emit is not None:
-                emit(ev.kvm_mmu_set_accessed_bit(w.entry_addr[level]))
+            trace(vcpu.kvm, ev.kvm_mmu_set_accessed_bit, w.entry_addr[level])
             pte |= paging.accessed_mask
         if level == w.level and write and not pte & paging.dirty_mask:
-            if emit is not None:
-                emit(ev.kvm_mmu_set_dirty_bit(w.entry_addr[level]))
+            trace(vcpu.kvm, ev.kvm_mmu_set_dirty_bit, w.entry_addr[level])
             if paging.ept and vcpu.nested is not None and not vcpu.nested.write_log_dirty(vcpu, w.va):
                 raise _NotUpdated
             pte |= paging.dirty_mask

@@ -15,8 +15,9 @@ from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import INVALID_PAGE, SHADOWING, Mmu
 from mmulab.kvm.shadow_page import ShadowWalk
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
-from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Vcpu, spte_at, spte_index, sptep_to_sp
 from mmulab.kvm.sync.page import kvm_sync_spte
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import mmu_page_zap_pte
 from mmulab.x86.mode import is_canonical, paging_mode
 
@@ -34,7 +35,7 @@ def invlpg(vcpu: Vcpu, gva: int, root_hpa: int) -> None:
     it = ShadowWalk(vcpu, root_hpa, gva)
     while it.okay():
         sp = sptep_to_sp(kvm, it.sptep)
-        old = kvm.memory.words[it.sptep >> 3]
+        old = spte_at(kvm, it.sptep)
         if is_last_spte(old, it.level):
             if not sp.unsync:
                 return
@@ -97,8 +98,6 @@ def kvm_mmu_invalidate_gva(vcpu: Vcpu, mmu: Mmu, gva: int, root_hpa: int) -> Non
 
 def kvm_mmu_invlpg(vcpu: Vcpu, gva: int) -> None:
     """Serve the guest's INVLPG."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_invlpg(gva))
+    trace(vcpu.kvm, ev.kvm_mmu_invlpg, gva)
     kvm_mmu_invalidate_gva(vcpu, vcpu.walk_mmu, gva, INVALID_PAGE)
     vcpu.stat["invlpg"] += 1

@@ -16,7 +16,7 @@ from mmulab.errors import InputError, quoted
 from mmulab.kvm.behaviours import CHANGES, Behaviours, with_behaviours
 from mmulab.kvm.bug import SWITCHES, Bugs, with_bugs
 from mmulab.kvm.event_words import EVENTS_6_1, EventWords
-from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK
+from mmulab.kvm.free_roots_lock import FREE_ROOTS_LOCK
 from mmulab.kvm.roles.derivation import Derivation, parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.root_strategy import RootStrategy, special
@@ -75,7 +75,7 @@ class Kernel:
         What becomes of a changed CPUID once the vCPU has run (:data:`CPUID_AFTER_RUN`).
     free_roots_lock : {"write", "by_root_role"}
         How the MMU lock is held while roots are freed
-        (:data:`mmulab.kvm.mmu_lock.FREE_ROOTS_LOCK`).
+        (:data:`mmulab.kvm.free_roots_lock.FREE_ROOTS_LOCK`).
     eager_split : {"nested", "shadow"}
         Whose huge pages ``eager_page_split`` splits (:data:`EAGER_SPLIT`).
     events : EventWords

@@ -19,6 +19,7 @@ from mmulab.kvm.eager_split import kvm_mmu_slot_try_split_huge_pages, kvm_mmu_tr
 from mmulab.kvm.flush import kvm_flush_remote_tlbs
 from mmulab.kvm.hugepage import kvm_mmu_max_mapping_level
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot, PteList
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import (
     for_each_rmap_spte,
@@ -31,13 +32,14 @@ from mmulab.kvm.rmap import (
     slot_handle_level_range,
 )
 from mmulab.kvm.spte import MMIO_SPTE_GEN_MASK, SPTE_TDP_AD_MASK
-from mmulab.kvm.state import Kvm, sptep_to_sp
+from mmulab.kvm.state import Kvm, spte_at, sptep_to_sp
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_clear_dirty_pt_masked,
     kvm_tdp_mmu_clear_dirty_slot,
     kvm_tdp_mmu_wrprot_slot,
     kvm_tdp_mmu_zap_collapsible_sptes,
 )
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import KVM_MIN_ALLOC_MMU_PAGES, kvm_mmu_change_mmu_pages, kvm_mmu_zap_all_fast
 from mmulab.memory.memslots import (
     KVM_ADDRESS_SPACE_NUM,
@@ -213,10 +215,10 @@ def kvm_mmu_slot_leaf_clear_dirty(kvm: Kvm, slot: KvmMemslot) -> None:
 
 
 def _rmap_clear_dirty(kvm: Kvm, head: PteList | None) -> bool:
-    """Clear D, or W in an spte whose D does not count; return whether a flush is owed."""
+    """Clear D, or W in an spte whose D does not count; return whether a flush is needed."""
     flush = False
     for sptep in for_each_rmap_spte(kvm, head):
-        spte = kvm.memory.words[sptep >> 3]
+        spte = spte_at(kvm, sptep)
         if spte & SPTE_TDP_AD_MASK:
             flush |= bool(spte & PT_WRITABLE_MASK)
             kvm.memory.store64(sptep, spte & ~PT_WRITABLE_MASK)
@@ -236,7 +238,7 @@ def kvm_mmu_zap_collapsible_sptes(kvm: Kvm, slot: KvmMemslot) -> None:
             kvm_pte_list_remove(kvm, head, sptep)
             zapped = True
         if head is not None and not head:
-            del slot.rmap[level][gfn >> 9 * (level - 1)]
+            del slot.rmap[level][gfn >> KVM_HPAGE_GFN_SHIFT[level]]
         return zapped
 
     levels = range(1, KVM_MAX_HUGEPAGE_LEVEL)
@@ -330,9 +332,7 @@ def _dirty_ring_reset(kvm: Kvm, ring: DirtyRing) -> int:
         if slot is not None and offset + mask.bit_length() <= slot.npages:
             pages = [offset + bit for bit in range(mask.bit_length()) if mask >> bit & 1]
             _enable_log_dirty_pt_masked(kvm, slot, pages)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_dirty_ring_reset(ring.index, ring.dirty_index, ring.reset_index))
+    trace(kvm, ev.kvm_dirty_ring_reset, ring.index, ring.dirty_index, ring.reset_index)
     return len(freed)
 
 

@@ -20,7 +20,7 @@ class KvmMemslot(Memslot):
     Attributes
     ----------
     rmap : list of dict
-        ``rmap[level]``: gfn >> 9*(level-1) to the sptes that map it.
+        ``rmap[level]``: gfn >> ``KVM_HPAGE_GFN_SHIFT[level]`` to the sptes that map it.
     disallow_lpage : list of dict
         ``disallow_lpage[level]``: the same key to the number of reasons against
         a huge page there (levels 2 and 3).

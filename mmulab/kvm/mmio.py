@@ -17,7 +17,8 @@ from mmulab.kvm.spte import (
     is_mmio_spte,
     make_mmio_spte,
 )
-from mmulab.kvm.state import MMIO_GVA_ANY, Vcpu, vcpu_memslots
+from mmulab.kvm.state import MMIO_GVA_ANY, Vcpu, spte_at, vcpu_memslots
+from mmulab.kvm.trace import trace
 from mmulab.x86.pferr import ACC_ALL
 
 
@@ -71,9 +72,7 @@ def mark_mmio_spte(vcpu: Vcpu, sptep: int, gfn: int, access: int) -> None:
     """Write an MMIO entry."""
     kvm = vcpu.kvm
     spte = vcpu_make_mmio_spte(vcpu, gfn, access)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.mark_mmio_spte(sptep, gfn, spte & ACC_ALL, get_mmio_spte_generation(spte)))
+    trace(kvm, ev.mark_mmio_spte, sptep, gfn, spte & ACC_ALL, get_mmio_spte_generation(spte))
     mmu_spte_set(kvm, sptep, spte)
 
 
@@ -81,16 +80,14 @@ def check_mmio_spte(vcpu: Vcpu, spte: int) -> bool:
     """Whether the memslots are still those in which the entry was made."""
     kvm_gen = vcpu_memslots(vcpu).generation & MMIO_SPTE_GEN_MASK
     spte_gen = get_mmio_spte_generation(spte)
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.check_mmio_spte(spte, kvm_gen, spte_gen))
+    trace(vcpu.kvm, ev.check_mmio_spte, spte, kvm_gen, spte_gen)
     return kvm_gen == spte_gen
 
 
 def sync_mmio_spte(vcpu: Vcpu, sptep: int, gfn: int, access: int) -> bool:
     """Refresh an MMIO entry, or clear it if the gfn changed; return whether it was one."""
     kvm = vcpu.kvm
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if not is_mmio_spte(kvm.fmt, spte):
         return False
     if gfn != get_mmio_spte_gfn(kvm.fmt, spte):

@@ -1,6 +1,6 @@
 """MMU contexts as records: roles, roots and the guest's paging.
 
-Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_mmu``),
+Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h`` (``struct kvm_mmu``, ``struct kvm_mmu_root_info``),
 ``arch/x86/kvm/kvm_emulate.h`` (``struct x86_exception``).
 """
 
@@ -49,6 +49,17 @@ class X86Exception(NamedTuple):
     nested_page_fault: bool = False
 
 
+class RootInfo(NamedTuple):
+    """A root that was kept, and the guest root that it shadows (``struct kvm_mmu_root_info``).
+
+    One that was never used has ``INVALID_PAGE`` in both (``KVM_MMU_ROOT_INFO_INVALID``); one that was
+    freed keeps its `pgd` (``mmu_free_root_page``).
+    """
+
+    pgd: int = INVALID_PAGE
+    hpa: int = INVALID_PAGE
+
+
 @dataclass(slots=True)
 class Mmu:
     """An MMU context (``struct kvm_mmu``).
@@ -67,9 +78,7 @@ class Mmu:
         Configuration of walks of the guest's tables.
     root_hpa, root_pgd : int
         The root in use (-1: none) and the guest root it shadows.
-    prev_roots : list of [pgd, hpa]
-        One that was never used has ``INVALID_PAGE`` in both; one that was freed keeps its `pgd`
-        (``KVM_MMU_ROOT_INFO_INVALID``, ``mmu_free_root_page``).
+    prev_roots : list of RootInfo
     pae_root, pml4_root, pml5_root : int
         Frames of the special roots, -1 where there is none.
     pdptrs : list of int
@@ -85,9 +94,7 @@ class Mmu:
     paging: Paging | None = None
     root_hpa: int = INVALID_PAGE
     root_pgd: int = 0
-    prev_roots: list[list[int]] = field(
-        default_factory=lambda: [[INVALID_PAGE, INVALID_PAGE] for _ in range(KVM_MMU_NUM_PREV_ROOTS)]
-    )
+    prev_roots: list[RootInfo] = field(default_factory=lambda: [RootInfo()] * KVM_MMU_NUM_PREV_ROOTS)
     pae_root: int = -1
     pml4_root: int = -1
     pml5_root: int = -1

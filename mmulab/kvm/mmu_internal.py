@@ -2,7 +2,7 @@
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu_internal.h`` (``struct kvm_page_fault``, ``RET_PF_*``),
 ``include/linux/kvm_host.h`` (``KVM_PFN_*``), ``arch/x86/include/asm/kvm_host.h``
-(``KVM_PAGES_PER_HPAGE``); 6.12 ``mmu_internal.h`` (``gfn_round_for_level``).
+(``KVM_HPAGE_GFN_SHIFT``, ``KVM_PAGES_PER_HPAGE``); 6.12 ``mmu_internal.h`` (``gfn_round_for_level``).
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
 KVM_PFN_NOSLOT = -1
 KVM_PFN_ERR_RO_FAULT = -2
 KVM_PFN_ERR_FAULT = -3
+KVM_HPAGE_GFN_SHIFT = tuple(9 * (level - 1) for level in range(7))
+"""By level: a gfn without so many bits is the number of its page; level 0 has none."""
+KVM_PAGES_PER_HPAGE = (0, *(1 << shift for shift in KVM_HPAGE_GFN_SHIFT[1:]))
+"""By level: how many small pages one page has."""
 
 
 def gfn_round_for_level(gfn: int, level: int) -> int:
     """Return the first gfn of the page of `level` that `gfn` lies in."""
-    return gfn & -kvm_pages_per_hpage(level)
-
-
-def kvm_pages_per_hpage(level: int) -> int:
-    """Return how many small pages one of `level` has (``KVM_PAGES_PER_HPAGE``)."""
-    return 1 << 9 * (level - 1)
+    return gfn & -KVM_PAGES_PER_HPAGE[level]
 
 
 class RetPf(IntEnum):

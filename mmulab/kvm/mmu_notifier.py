@@ -21,6 +21,7 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.state import Kvm
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_age_gfn_range, kvm_tdp_mmu_zap_leafs
+from mmulab.kvm.trace import trace
 
 Handler = Callable[[Kvm, KvmMemslot, int, int], bool]
 """Does something to the gfns of a slot from one to another, both included; returns whether to flush."""
@@ -28,17 +29,13 @@ Handler = Callable[[Kvm, KvmMemslot, int, int], bool]
 
 def kvm_unmap_hva_range(kvm: Kvm, first_frame: int, last_frame: int) -> None:
     """Drop every spte to host frames of the range: the host is about to change them."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_unmap_hva_range())
+    trace(kvm, ev.kvm_unmap_hva_range)
     _handle_hva_range(kvm, first_frame, last_frame, _unmap_gfn_range)
 
 
 def kvm_age_hva(kvm: Kvm, first_frame: int, last_frame: int) -> bool:
     """Take what sptes know of accesses to frames of the range (``clear_flush_young``); return if one was."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_age_hva())
+    trace(kvm, ev.kvm_age_hva)
     return _handle_hva_range(kvm, first_frame, last_frame, kvm_age_gfn)
 
 

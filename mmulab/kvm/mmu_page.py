@@ -6,6 +6,7 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmu_internal.h`` (``struct kvm_mmu_page``).
 from __future__ import annotations
 
 from mmulab.kvm.memslot import PteList
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.roles.word import RoleFacts
 from mmulab.x86.markup import facts_html
 from mmulab.x86.pferr import ACC_STRINGS
@@ -154,4 +155,4 @@ def kvm_mmu_page_get_gfn(sp: ShadowPage, index: int) -> int:
         return sp.gfn
     if not sp.direct:
         return sp.shadowed_translation[index] >> 12
-    return sp.gfn + (index << 9 * (sp.level - 1))
+    return sp.gfn + (index << KVM_HPAGE_GFN_SHIFT[sp.level])

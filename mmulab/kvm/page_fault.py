@@ -26,6 +26,7 @@ from mmulab.kvm.paging_tmpl import page_fault
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.spte import get_mmio_spte_access, get_mmio_spte_gfn, is_mmio_spte
 from mmulab.kvm.state import KvmRunError, Vcpu
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import kvm_mmu_unprotect_page
 from mmulab.kvm.zero_check import any_rsvd_spte, zero_check
 from mmulab.x86.insn import Instruction
@@ -185,8 +186,6 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> RetPf:
     if not check_mmio_spte(vcpu, spte):
         return RetPf.INVALID
     gva = 0 if direct else addr
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.handle_mmio_page_fault(gva, gfn, access))
+    trace(vcpu.kvm, ev.handle_mmio_page_fault, gva, gfn, access)
     vcpu_cache_mmio_info(vcpu, gva, gfn, access)
     return RetPf.EMULATE

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs, kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import kvm_mmu_slot_gfn_write_protect
 from mmulab.kvm.state import Kvm
@@ -21,7 +22,7 @@ def update_gfn_disallow_lpage_count(kvm: Kvm, slot: KvmMemslot, gfn: int, count:
     counts = kvm.assertion_counts is not None
     for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
         info = slot.disallow_lpage[level]
-        key = gfn >> 9 * (level - 1)
+        key = gfn >> KVM_HPAGE_GFN_SHIFT[level]
         now = info.get(key, 0) + count
         if now < 0 or counts:
             warn_on(kvm, "mmu.c:update_gfn_disallow_lpage_count:negative", now < 0)
@@ -37,7 +38,7 @@ def init_lpage_info(slot: KvmMemslot) -> None:
     ``kvm_alloc_memslot_metadata``, Linux 6.1 ``arch/x86/kvm/x86.c``.
     """
     for level in range(2, KVM_MAX_HUGEPAGE_LEVEL + 1):
-        shift = 9 * (level - 1)
+        shift = KVM_HPAGE_GFN_SHIFT[level]
         mask = (1 << shift) - 1
         first, last = slot.base_gfn >> shift, (slot.base_gfn + slot.npages - 1) >> shift
         info: dict[int, int] = {}

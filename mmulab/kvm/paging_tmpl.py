@@ -25,27 +25,20 @@ from mmulab.kvm.hugepage import (
 )
 from mmulab.kvm.inject import kvm_inject_emulated_page_fault
 from mmulab.kvm.mmu import INVALID_PAGE
-from mmulab.kvm.mmu_internal import PageFault, RetPf, gfn_round_for_level, kvm_pages_per_hpage
+from mmulab.kvm.mmu_internal import KVM_PAGES_PER_HPAGE, PageFault, RetPf, gfn_round_for_level
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.prefetch import direct_pte_prefetch_group
 from mmulab.kvm.roles.root_strategy import top_table_level
 from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.shadow_page import (
     ShadowWalk,
+    is_dummy_root,
     kvm_mmu_get_child_sp,
     link_shadow_page,
     validate_direct_spte,
 )
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import (
-    KvmRunError,
-    Request,
-    Vcpu,
-    is_dummy_root,
-    spte_index,
-    sptep_to_sp,
-    vcpu_memslots,
-)
+from mmulab.kvm.state import KvmRunError, Request, Vcpu, spte_at, spte_index, sptep_to_sp, vcpu_memslots
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, PFERR_RSVD_MASK
 from mmulab.x86.walk import Walk
 
@@ -107,7 +100,7 @@ def _is_self_change_mapping(vcpu: Vcpu, gw: Walk, fault: PageFault) -> bool:
     if not gw.pte_access & ACC_WRITE_MASK and (vcpu.mmu.cpu_role.cr0_wp or fault.user):
         return False
     gfn = gw.pa >> 12
-    mask = -kvm_pages_per_hpage(gw.level)
+    mask = -KVM_PAGES_PER_HPAGE[gw.level]
     changed = False
     for level in range(gw.level, gw.max_level + 1):
         difference = gfn ^ (gw.entry_addr[level] >> 12)
@@ -136,7 +129,6 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         The tables do not go so far down.
     """
     kvm = vcpu.kvm
-    words = kvm.memory.words
     warn_on(kvm, "paging_tmpl.h:fetch:gfn", gw.pa >> 12 != fault.gfn)
     if _gpte_changed(vcpu, gw, top_table_level(vcpu.mmu.cpu_role)):
         return RetPf.RETRY
@@ -176,7 +168,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: Walk) -> RetPf:
         if not checks_here:
             sptep_to_sp(kvm, it.sptep).write_flooding_count = 0
         if fault.nx_huge_page_workaround_enabled:
-            disallowed_hugepage_adjust(kvm, fault, words[it.sptep >> 3], it.level)
+            disallowed_hugepage_adjust(kvm, fault, spte_at(kvm, it.sptep), it.level)
         if it.level == fault.goal_level:
             break
         validate_direct_spte(kvm, it.sptep, direct_access)
@@ -218,7 +210,7 @@ def pte_prefetch(vcpu: Vcpu, gw: Walk, sptep: int) -> None:
     first = sptep & ~(PTE_PREFETCH_NUM * 8 - 1)
     for i in range(PTE_PREFETCH_NUM):
         neighbour = first + 8 * i
-        if neighbour == sptep or is_shadow_present_pte(kvm.memory.words[neighbour >> 3]):
+        if neighbour == sptep or is_shadow_present_pte(spte_at(kvm, neighbour)):
             continue
         gpte = kvm_read_guest(vcpu, group + i * width, width)
         assert gpte is not None

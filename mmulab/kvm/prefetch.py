@@ -14,7 +14,7 @@ from mmulab.kvm.gpte import PTE_PREFETCH_NUM
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.set_spte import mmu_set_spte
 from mmulab.kvm.spte import is_shadow_present_pte
-from mmulab.kvm.state import Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Vcpu, spte_at, spte_index, sptep_to_sp
 from mmulab.x86.pferr import ACC_WRITE_MASK
 
 
@@ -28,12 +28,11 @@ def direct_pte_prefetch(vcpu: Vcpu, sptep: int) -> None:
 
 def direct_pte_prefetch_group(vcpu: Vcpu, sp: ShadowPage, sptep: int) -> None:
     """Map the entries of the group of eight that are not present, run by run."""
-    words = vcpu.kvm.memory.words
     warn_on(vcpu.kvm, "mmu.c:__direct_pte_prefetch:direct", not sp.direct)
     first = sptep & ~(PTE_PREFETCH_NUM * 8 - 1)
     run: list[int] = []
     for neighbour in range(first, first + 8 * PTE_PREFETCH_NUM, 8):
-        if neighbour == sptep or is_shadow_present_pte(words[neighbour >> 3]):
+        if neighbour == sptep or is_shadow_present_pte(spte_at(vcpu.kvm, neighbour)):
             if run and not _prefetch_many(vcpu, sp, run):
                 return
             run = []
@@ -44,7 +43,7 @@ def direct_pte_prefetch_group(vcpu: Vcpu, sp: ShadowPage, sptep: int) -> None:
 
 
 def _prefetch_many(vcpu: Vcpu, sp: ShadowPage, run: list[int]) -> bool:
-    """Map a run of entries, up to what the host has not writable; False if the first is none such."""
+    """Map a run of entries, up to the first that the host cannot write; False if that is the very first."""
     gfn = kvm_mmu_page_get_gfn(sp, spte_index(run[0]))
     slot = gfn_to_memslot_dirty_bitmap(vcpu, gfn, no_dirty_log=bool(sp.access & ACC_WRITE_MASK))
     if slot is None or slot.readonly or gfn + len(run) > slot.base_gfn + slot.npages:

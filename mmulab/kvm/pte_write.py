@@ -10,8 +10,9 @@ from mmulab.kvm.guest_walk import kvm_read_guest_atomic, kvm_write_guest
 from mmulab.kvm.mmu import PT32_ROOT_LEVEL
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_shadow_present_pte
-from mmulab.kvm.state import Kvm, Vcpu
+from mmulab.kvm.state import Kvm, Vcpu, spte_at
 from mmulab.kvm.sync.unsync import gfn_sps_with_gptes
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import (
     InvalidList,
     kvm_mmu_prepare_zap_page,
@@ -71,9 +72,7 @@ def get_written_sptes(sp: ShadowPage, gpa: int) -> range | None:
 def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
     """Follow an emulated write of `size` bytes at `gpa` in every page that shadows it."""
     kvm = vcpu.kvm
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_pte_write(gpa, size))
+    trace(kvm, ev.kvm_mmu_pte_write, gpa, size)
     if not kvm.indirect_shadow_pages:
         return
     gfn = gpa >> 12
@@ -96,7 +95,7 @@ def kvm_mmu_pte_write(vcpu: Vcpu, gpa: int, size: int) -> None:
             kvm.stat["mmu_flooded"] += 1
             continue
         for sptep in get_written_sptes(sp, gpa) or ():
-            entry = kvm.memory.words[sptep >> 3]
+            entry = spte_at(kvm, sptep)
             mmu_page_zap_pte(kvm, sp, sptep, None)
             if gentry and sp.level != 1:
                 kvm.stat["mmu_pde_zapped"] += 1

@@ -15,6 +15,7 @@ from mmulab import events as ev
 from mmulab.kvm.assertions import bug_on, warn_on
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_gfn
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot, PteList
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
 from mmulab.kvm.spte import (
     SPTE_MMU_PRESENT_MASK,
@@ -27,8 +28,9 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.stat import PAGES_STAT
-from mmulab.kvm.state import Kvm, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, spte_at, spte_index, sptep_to_sp
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_write_protect_gfn
+from mmulab.kvm.trace import trace
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 PTE_LIST_EXT = 14
@@ -108,10 +110,10 @@ def pte_list_iter(head: PteList) -> Iterator[int]:
 
 def for_each_rmap_spte(kvm: Kvm, head: PteList | None) -> Iterator[int]:
     """Yield the sptes of a reverse map, which must all be present; the map must not change meanwhile."""
-    words, counts = kvm.memory.words, kvm.assertion_counts is not None
+    counts = kvm.assertion_counts is not None
     first = True
     for sptep in pte_list_iter(head or []):
-        absent = not is_shadow_present_pte(words[sptep >> 3])
+        absent = not is_shadow_present_pte(spte_at(kvm, sptep))
         if absent or counts:
             if first:
                 bug_on(kvm, "mmu.c:rmap_get_first:present", absent)
@@ -123,7 +125,7 @@ def for_each_rmap_spte(kvm: Kvm, head: PteList | None) -> Iterator[int]:
 
 def gfn_to_rmap(slot: KvmMemslot, gfn: int, level: int) -> PteList | None:
     """Return the reverse map of `gfn` at `level`, None if nothing maps it."""
-    return slot.rmap[level].get(gfn >> 9 * (level - 1))
+    return slot.rmap[level].get(gfn >> KVM_HPAGE_GFN_SHIFT[level])
 
 
 def kvm_mmu_page_get_access(sp: ShadowPage, index: int) -> int:
@@ -157,7 +159,7 @@ def rmap_add(kvm: Kvm, slot: KvmMemslot, sptep: int, gfn: int, access: int) -> N
     level = sp.level
     kvm_mmu_page_set_translation(kvm, sp, spte_index(sptep), gfn, access)
     stat[PAGES_STAT[level]] += 1
-    head = slot.rmap[level].setdefault(gfn >> 9 * (level - 1), [])
+    head = slot.rmap[level].setdefault(gfn >> KVM_HPAGE_GFN_SHIFT[level], [])
     count = pte_list_add(head, sptep, keeps_tail_full=kvm.behaviours.pte_list_keeps_tail_full)
     stat["max_mmu_rmap_size"] = max(stat["max_mmu_rmap_size"], count)
     if count > RMAP_RECYCLE_THRESHOLD:
@@ -172,7 +174,7 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
     slot = kvm.slots[sp.smm].lookup(gfn)
     if slot is None:
         raise KeyError(f"spte at {sptep:#x}: gfn {gfn:#x} is in no slot")
-    heads, key = slot.rmap[level], gfn >> 9 * (level - 1)
+    heads, key = slot.rmap[level], gfn >> KVM_HPAGE_GFN_SHIFT[level]
     head = heads.get(key, [])
     kvm_pte_list_remove(kvm, head, sptep)
     if not head:
@@ -182,19 +184,19 @@ def rmap_remove(kvm: Kvm, sptep: int) -> None:
 def mmu_spte_set(kvm: Kvm, sptep: int, new_spte: int) -> None:
     """Write an entry where no present one is."""
     memory = kvm.memory
-    present = memory.words[sptep >> 3] & SPTE_MMU_PRESENT_MASK
+    present = spte_at(kvm, sptep) & SPTE_MMU_PRESENT_MASK
     if present or kvm.assertion_counts is not None:
         warn_on(kvm, "mmu.c:mmu_spte_set:present", bool(present))
     memory.store64(sptep, new_spte)
 
 
 def mmu_spte_update(kvm: Kvm, sptep: int, new_spte: int) -> bool:
-    """Change the rights of a leaf entry; return whether a flush is owed.
+    """Change the rights of a leaf entry; return whether a flush is needed.
 
-    A flush is owed when MMU-writable is lost, or A, or D.
+    A flush is needed when MMU-writable is lost, or A, or D.
     """
     memory, fmt = kvm.memory, kvm.fmt
-    old = memory.words[sptep >> 3]
+    old = spte_at(kvm, sptep)
     absent = not new_spte & SPTE_MMU_PRESENT_MASK
     if absent or kvm.assertion_counts is not None:
         warn_on(kvm, "mmu.c:mmu_spte_update_no_track:present", absent)
@@ -218,7 +220,7 @@ def mmu_spte_age(kvm: Kvm, sptep: int) -> bool:
 
     Where A counts it is cleared; without, the entry waits for its next access.
     """
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if not is_accessed_spte(kvm.fmt, spte):
         return False
     kvm.memory.store64(sptep, kvm_mark_spte_for_access_track(kvm, spte))
@@ -228,7 +230,7 @@ def mmu_spte_age(kvm: Kvm, sptep: int) -> bool:
 def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
     """Clear a leaf entry and return what it was."""
     memory = kvm.memory
-    old = memory.words[sptep >> 3]
+    old = spte_at(kvm, sptep)
     memory.store64(sptep, kvm.fmt.nonpresent)
     if old & SPTE_MMU_PRESENT_MASK:
         kvm.stat[PAGES_STAT[kvm.pages[sptep >> 12].level]] -= 1
@@ -237,18 +239,16 @@ def mmu_spte_clear_track_bits(kvm: Kvm, sptep: int) -> int:
 
 def drop_spte(kvm: Kvm, sptep: int) -> None:
     """Clear a leaf entry and its place in the reverse map."""
-    emit = kvm.emit
-    if emit is not None:
-        old = kvm.memory.words[sptep >> 3]
-        if old != kvm.fmt.nonpresent:
-            emit(ev.drop_spte(sptep, old))
+    old = spte_at(kvm, sptep)
+    if old != kvm.fmt.nonpresent:
+        trace(kvm, ev.drop_spte, sptep, old)
     if mmu_spte_clear_track_bits(kvm, sptep) & SPTE_MMU_PRESENT_MASK:
         rmap_remove(kvm, sptep)
 
 
 def kvm_zap_all_rmap_sptes(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> bool:
     """Clear every spte that maps `gfn` at `level`; return whether there was one."""
-    head = slot.rmap[level].pop(gfn >> 9 * (level - 1), None)
+    head = slot.rmap[level].pop(gfn >> KVM_HPAGE_GFN_SHIFT[level], None)
     if head is None:
         return False
     for sptep in pte_list_iter(head):
@@ -257,11 +257,11 @@ def kvm_zap_all_rmap_sptes(kvm: Kvm, slot: KvmMemslot, gfn: int, level: int) -> 
 
 
 def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
-    """Make one spte read-only; return whether a flush is owed.
+    """Make one spte read-only; return whether a flush is needed.
 
     With `pt_protect` the page is a guest table, and MMU-writable goes too.
     """
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if not is_writable_pte(spte) and not (pt_protect and spte & kvm.fmt.mmu_writable):
         return False
     if pt_protect:
@@ -270,7 +270,7 @@ def spte_write_protect(kvm: Kvm, sptep: int, *, pt_protect: bool) -> bool:
 
 
 def rmap_write_protect(kvm: Kvm, head: PteList | None, *, pt_protect: bool) -> bool:
-    """Make every spte of a reverse map read-only; return whether a flush is owed."""
+    """Make every spte of a reverse map read-only; return whether a flush is needed."""
     flush = False
     for sptep in for_each_rmap_spte(kvm, head):
         flush |= spte_write_protect(kvm, sptep, pt_protect=pt_protect)
@@ -300,7 +300,7 @@ def slot_handle_level_range(
     """
     result = False
     for level in levels:
-        shift = 9 * (level - 1)
+        shift = KVM_HPAGE_GFN_SHIFT[level]
         first, last = start_gfn >> shift, end_gfn >> shift
         for key in sorted(k for k in slot.rmap[level] if first <= k <= last):
             result |= handler(key << shift, level)

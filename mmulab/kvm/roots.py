@@ -14,6 +14,7 @@ from mmulab.kvm.assertions import warn_on
 from mmulab.kvm.context import kvm_init_mmu
 from mmulab.kvm.expanded_roots import free_one_off_page, mmu_alloc_expanded_root
 from mmulab.kvm.flush import flush_tlb
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.guest_walk import kvm_mmu_get_guest_pgd, kvm_mmu_get_pdptrs
 from mmulab.kvm.mmio import vcpu_clear_mmio_info
 from mmulab.kvm.mmu import (
@@ -28,12 +29,12 @@ from mmulab.kvm.mmu import (
     PT64_ROOT_4LEVEL,
     PT64_ROOT_5LEVEL,
     Mmu,
+    RootInfo,
     root_previous,
 )
-from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts, role_word
-from mmulab.kvm.shadow_page import kvm_mmu_get_shadow_page
+from mmulab.kvm.shadow_page import is_dummy_root, kvm_mmu_get_shadow_page
 from mmulab.kvm.state import (
     MMIO_GVA_ANY,
     Kvm,
@@ -41,12 +42,12 @@ from mmulab.kvm.state import (
     Request,
     Vcpu,
     context_name,
-    is_dummy_root,
     is_obsolete_sp,
     to_shadow_page,
     vcpu_memslots,
 )
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_get_vcpu_root, kvm_tdp_mmu_put_root
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import (
     InvalidList,
     kvm_mmu_commit_zap_page,
@@ -233,9 +234,7 @@ def kvm_mmu_load(vcpu: Vcpu) -> None:
     KvmRunError
         There can be no root; ``KVM_RUN`` ends with the error.
     """
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_load())
+    trace(vcpu.kvm, ev.kvm_mmu_load)
     if not vcpu.mmu.root_level:
         raise KvmRunError(_errno_without_level(vcpu))
     mmu_alloc_special_roots(vcpu)
@@ -264,9 +263,7 @@ def _errno_without_level(vcpu: Vcpu) -> int:
 def kvm_mmu_sync_roots(vcpu: Vcpu, *, everything: bool = False) -> None:
     """Sync every unsync page below the current root; `everything`: global ones need not be spared."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_roots())
+    trace(kvm, ev.kvm_mmu_sync_roots)
     if mmu.direct or mmu.root_hpa == INVALID_PAGE:
         return
     vcpu_clear_mmio_info(vcpu, MMIO_GVA_ANY)
@@ -304,9 +301,7 @@ def is_unsync_root(kvm: Kvm, root_hpa: int) -> bool:
 
 def kvm_mmu_sync_prev_roots(vcpu: Vcpu) -> None:
     """Free the previous roots that have something unsync below."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_prev_roots())
+    trace(vcpu.kvm, ev.kvm_mmu_sync_prev_roots)
     roots = 0
     for i, (_, hpa) in enumerate(vcpu.mmu.prev_roots):
         if is_unsync_root(vcpu.kvm, hpa):
@@ -337,17 +332,15 @@ def kvm_mmu_roots_all(kvm: Kvm) -> int:
 
 def kvm_mmu_free_roots(kvm: Kvm, mmu: Mmu, roots_to_free: int) -> None:
     """Drop the context's hold on the roots of the mask; invalid ones nobody holds are freed."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_free_roots(roots_to_free))
+    trace(kvm, ev.kvm_mmu_free_roots, roots_to_free)
     if kvm.watch is not None:
         _watch_mmu_lock(kvm, mmu, roots_to_free)
     invalid: InvalidList = []
     for i in range(KVM_MMU_NUM_PREV_ROOTS):
         root = mmu.prev_roots[i]
-        if roots_to_free & root_previous(i) and root[1] != INVALID_PAGE:
-            _free_root_page(kvm, root[1], invalid)
-            root[1] = INVALID_PAGE
+        if roots_to_free & root_previous(i) and root.hpa != INVALID_PAGE:
+            _free_root_page(kvm, root.hpa, invalid)
+            mmu.prev_roots[i] = RootInfo(root.pgd)
     if roots_to_free & KVM_MMU_ROOT_CURRENT and mmu.root_hpa != INVALID_PAGE:
         if to_shadow_page(kvm, mmu.root_hpa) is not None:
             _free_root_page(kvm, mmu.root_hpa, invalid)
@@ -401,9 +394,7 @@ def kvm_mmu_free_guest_mode_roots(kvm: Kvm, mmu: Mmu) -> None:
 
 def kvm_mmu_reset_context(vcpu: Vcpu) -> None:
     """Free all roots and configure the context again, because the guest's paging changed."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_reset_context())
+    trace(vcpu.kvm, ev.kvm_mmu_reset_context)
     kvm_mmu_unload(vcpu)
     kvm_init_mmu(vcpu)
 
@@ -448,10 +439,10 @@ def fast_pgd_switch(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
         return _find_without_current(kvm, mmu, new_pgd)
     if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
         return True
-    for previous in mmu.prev_roots:
+    for i, previous in enumerate(mmu.prev_roots):
         # Each swap moves the root that was current one place down, so the least recent ends up in hand.
-        previous[0], mmu.root_pgd = mmu.root_pgd, previous[0]
-        previous[1], mmu.root_hpa = mmu.root_hpa, previous[1]
+        mmu.prev_roots[i] = RootInfo(mmu.root_pgd, mmu.root_hpa)
+        mmu.root_pgd, mmu.root_hpa = previous
         if _is_root_usable(kvm, mmu, mmu.root_hpa, mmu.root_pgd, new_pgd):
             return True
     kvm_mmu_free_roots(kvm, mmu, KVM_MMU_ROOT_CURRENT)
@@ -462,11 +453,11 @@ def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
     """Take a kept root; those behind it move up, and the last place is free but keeps its guest root."""
     for i, (pgd, hpa) in enumerate(mmu.prev_roots):
         if _is_root_usable(kvm, mmu, hpa, pgd, new_pgd):
-            mmu.prev_roots[i] = [mmu.root_pgd, mmu.root_hpa]
+            mmu.prev_roots[i] = RootInfo(mmu.root_pgd, mmu.root_hpa)
             mmu.root_pgd, mmu.root_hpa = pgd, hpa
-            last_pgd, _ = mmu.prev_roots[-1]
+            last = mmu.prev_roots[-1]
             del mmu.prev_roots[i]
-            mmu.prev_roots.append([last_pgd, INVALID_PAGE])
+            mmu.prev_roots.append(RootInfo(last.pgd))
             return True
     return False
 
@@ -474,9 +465,7 @@ def _find_without_current(kvm: Kvm, mmu: Mmu, new_pgd: int) -> bool:
 def kvm_mmu_new_pgd(vcpu: Vcpu, new_pgd: int) -> None:
     """Turn to another guest root: the guest loads CR3, or enters L2."""
     kvm, mmu = vcpu.kvm, vcpu.mmu
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_new_pgd(new_pgd))
+    trace(kvm, ev.kvm_mmu_new_pgd, new_pgd)
     if not fast_pgd_switch(kvm, mmu, new_pgd):
         return
     vcpu.requests |= Request.LOAD_MMU_PGD

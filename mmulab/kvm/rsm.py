@@ -17,6 +17,7 @@ from mmulab.kvm.inject import UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.smm import kvm_smm_changed, read_save_state
 from mmulab.kvm.state import Request, Vcpu
 from mmulab.kvm.svm.nested import svm_leave_smm
+from mmulab.kvm.trace import trace
 from mmulab.kvm.x86 import (
     GeneralProtectionError,
     is_long_mode,
@@ -49,9 +50,7 @@ def handle_rsm(vcpu: Vcpu, insn: Instruction) -> Verdict:
     vcpu.exception = None
     vcpu.last_retry_eip = vcpu.last_retry_addr = 0
     vcpu.stat["insn_emulation"] += 1
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_emulate_insn(insn.rip or 0, len(insn.code), insn.code.hex(), False))
+    trace(vcpu.kvm, ev.kvm_emulate_insn, insn.rip or 0, len(insn.code), insn.code.hex(), False)
     return em_rsm(vcpu, insn)
 
 
@@ -82,9 +81,7 @@ def em_rsm(vcpu: Vcpu, insn: Instruction) -> Verdict:
 def _failed(vcpu: Vcpu, insn: Instruction) -> Verdict:
     """Give up: SMRAM is in no slot (``handle_emulation_failure``)."""
     vcpu.stat["insn_emulation_fail"] += 1
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_emulate_insn(insn.rip or 0, 0, "", True))
+    trace(vcpu.kvm, ev.kvm_emulate_insn, insn.rip or 0, 0, "", True)
     kvm_queue_exception(vcpu, UD_VECTOR)
     return Verdict.FAILED
 

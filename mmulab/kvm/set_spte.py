@@ -34,7 +34,8 @@ from mmulab.kvm.spte import (
     spte_ad_enabled,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Vcpu, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, spte_at, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace
 from mmulab.kvm.zap import drop_parent_pte
 from mmulab.kvm.zero_check import is_rsvd_spte, zero_check
 from mmulab.x86.mode import PT_PAGE_SIZE_MASK, PT_PRESENT_MASK, PT_WRITABLE_MASK
@@ -123,10 +124,9 @@ def mmu_set_spte(
 ) -> RetPf:
     """Map `gfn` at `sptep`; without a `fault` it is a prefetch."""
     kvm = vcpu.kvm
-    words = kvm.memory.words
     sp = sptep_to_sp(kvm, sptep)
     level = sp.level
-    old = words[sptep >> 3]
+    old = spte_at(kvm, sptep)
     flush = was_rmapped = False
     overwrites = kvm.bugs.B5 and pfn == KVM_PFN_NOSLOT
     if is_shadow_present_pte(old) and not overwrites:
@@ -152,13 +152,13 @@ def mmu_set_spte(
         pte_access,
         gfn,
         pfn,
-        words[sptep >> 3],
+        spte_at(kvm, sptep),
         prefetch=fault is None or fault.prefetch,
         can_unsync=True,
         host_writable=fault is None or fault.map_writable,
     )
     ret = RetPf.FIXED
-    if words[sptep >> 3] == spte:
+    if spte_at(kvm, sptep) == spte:
         ret = RetPf.SPURIOUS
     else:
         flush |= mmu_spte_update(kvm, sptep, spte)
@@ -179,10 +179,8 @@ def mmu_set_spte(
 
 def trace_set_spte(kvm: Kvm, level: int, gfn: int, sptep: int, spte: int) -> None:
     """Report the leaf entry that now stands at `sptep`."""
-    emit = kvm.emit
-    if emit is None:
-        return
     fmt = kvm.fmt
     readable = bool(fmt.present or spte & PT_PRESENT_MASK)
     user = int(spte & fmt.user != 0) if fmt.user else -1
-    emit(ev.kvm_mmu_set_spte(gfn, spte, level, sptep, readable, is_executable_pte(fmt, spte), user))
+    executable = is_executable_pte(fmt, spte)
+    trace(kvm, ev.kvm_mmu_set_spte, gfn, spte, level, sptep, readable, executable, user)

@@ -24,7 +24,8 @@ from mmulab.kvm.spte import (
     make_pdpte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, Vcpu, is_dummy_root, is_obsolete_sp, spte_index, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, is_obsolete_sp, spte_at, spte_index, sptep_to_sp
+from mmulab.kvm.trace import trace_page
 from mmulab.kvm.zap import (
     InvalidList,
     drop_parent_pte,
@@ -99,9 +100,7 @@ def kvm_mmu_get_shadow_page(
     created = sp is None
     if sp is None:
         sp = kvm_mmu_alloc_shadow_page(kvm, vcpu, gfn, role, addr)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_get_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync, created))
+    trace_page(kvm, ev.kvm_mmu_get_page, sp, created)
     return sp
 
 
@@ -154,7 +153,7 @@ def kvm_mmu_get_child_sp(
     """
     kvm = vcpu.kvm
     role = kvm_mmu_child_role(kvm, sptep, direct=direct, access=access, vcpu=vcpu, addr=addr)
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if is_shadow_present_pte(spte) and not is_large_pte(spte):
         child = kvm.pages.get(spte_to_pfn(spte))
         if child is not None and _is_right_child(kvm, child, gfn, role):
@@ -175,7 +174,7 @@ def _is_right_child(kvm: Kvm, child: ShadowPage, gfn: int, role: int) -> bool:
 
 def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
     """Let the entry at `sptep` point to `sp`, in place of whatever is there."""
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if is_shadow_present_pte(spte):
         invalid: InvalidList = []
         parent = sptep_to_sp(kvm, sptep)
@@ -193,12 +192,17 @@ def link_shadow_page(kvm: Kvm, sptep: int, sp: ShadowPage) -> None:
 
 def validate_direct_spte(kvm: Kvm, sptep: int, direct_access: int) -> None:
     """Unlink a direct child made for other rights: the guest's huge page may have become dirty."""
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if is_shadow_present_pte(spte) and not is_large_pte(spte):
         child = kvm.pages[spte_to_pfn(spte)]
         if child.access != direct_access:
             drop_parent_pte(kvm, child, sptep)
             kvm_flush_remote_tlbs_sptep(kvm, sptep)
+
+
+def is_dummy_root(kvm: Kvm, hpa: int) -> bool:
+    """Whether a root is the page of zeros that stands for one outside all memslots (6.7)."""
+    return hpa == kvm.dummy_root << 12 and kvm.dummy_root != 0
 
 
 class ShadowWalk:
@@ -245,7 +249,7 @@ class ShadowWalk:
 
     def next(self) -> None:
         """Go down through the entry at hand, or end there."""
-        spte, level = self._kvm.memory.words[self.sptep >> 3], self.level
+        spte, level = spte_at(self._kvm, self.sptep), self.level
         if not spte & SPTE_MMU_PRESENT_MASK or is_last_spte(spte, level):
             self.level = 0
             return
@@ -258,6 +262,6 @@ def shadow_path(vcpu: Vcpu, addr: int, root_hpa: int | None = None) -> list[tupl
     path = []
     it = ShadowWalk(vcpu, vcpu.mmu.root_hpa if root_hpa is None else root_hpa, addr)
     while it.okay():
-        path.append((it.level, it.sptep, vcpu.kvm.memory.words[it.sptep >> 3]))
+        path.append((it.level, it.sptep, spte_at(vcpu.kvm, it.sptep)))
         it.next()
     return path

@@ -20,6 +20,7 @@ from mmulab.kvm.guest_walk import kvm_read_guest, kvm_write_guest
 from mmulab.kvm.hw_cr4 import set_cr4
 from mmulab.kvm.roots import kvm_mmu_reset_context
 from mmulab.kvm.state import Request, Vcpu
+from mmulab.kvm.trace import trace
 from mmulab.kvm.vmx.vmcs12 import INVALID_GPA
 from mmulab.memory.host import FRAME_BYTES
 from mmulab.x86.regs import (
@@ -144,9 +145,7 @@ def kvm_vcpu_ioctl_smi(vcpu: Vcpu) -> None:
 
 def kvm_smm_changed(vcpu: Vcpu, *, entering: bool) -> None:
     """Go to the other address space, with the MMU configured anew."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_smm_transition(vcpu.smbase, entering))
+    trace(vcpu.kvm, ev.kvm_smm_transition, vcpu.smbase, entering)
     vcpu.smm = int(entering)
     kvm_mmu_reset_context(vcpu)
 

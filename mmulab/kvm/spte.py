@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mmulab.kvm.assertions import warn_on
+from mmulab.kvm.mmu_internal import KVM_PAGES_PER_HPAGE
 from mmulab.kvm.spte_layout import (
     ACC_TRACK_SAVED,
     AD_TYPE,
@@ -367,7 +368,7 @@ def make_huge_page_split_spte(
     `executable`: the page may be executed once it is a small one, because only
     huge pages are kept from it (``nx_huge_pages``).
     """
-    spte = huge_spte | index << 12 + 9 * (level - 1)
+    spte = huge_spte | index * KVM_PAGES_PER_HPAGE[level] << 12
     if level == 1:
         spte &= ~PT_PAGE_SIZE_MASK
         if executable:

@@ -134,7 +134,7 @@ def invalid_cr4(host: Host, cpu: CpuModel, cr4: int) -> str:
             return f"CR4.{name} is set, but the guest's CPUID has {feature}=0"
         if cr4 & bit and not kvm_cpu_cap_has(host, feature):
             return f"CR4.{name} is set, but KVM has no {feature} on this host"
-    return f"CR4 has bits {cr4 & ~known:x}, which KVM has not" if cr4 & ~known else ""
+    return f"CR4 has bits {cr4 & ~known:x}, which KVM does not have" if cr4 & ~known else ""
 
 
 def invalid_cr0(cr0: int) -> str:
@@ -147,7 +147,7 @@ def invalid_cr0(cr0: int) -> str:
 
 
 def efer_reserved_bits(host: Host) -> int:
-    """Return the bits of EFER that KVM has not on this host.
+    """Return the bits of EFER that KVM lacks on this host.
 
     A 32-bit kernel's has no long mode; kvm_amd adds FFXSR, and SVME and LMSLE with ``nested``.
     """

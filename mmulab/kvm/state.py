@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from mmulab.events import EventSink, kvm_exit, kvm_nested_vmexit
 from mmulab.kvm.dirty_ring import DirtyRing
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.mmu import Mmu, X86Exception
-from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.stat import VCPU_STATS, VM_STATS
 from mmulab.kvm.sync.oos_state import OosState
@@ -467,6 +467,11 @@ def context_name(vcpu: Vcpu, mmu: Mmu) -> str:
     return next(name for name, context in named if context is mmu)
 
 
+def spte_at(kvm: Kvm, sptep: int) -> int:
+    """Return the spte at host-physical `sptep`."""
+    return kvm.memory.words[sptep >> 3]
+
+
 def sptep_to_sp(kvm: Kvm, sptep: int) -> ShadowPage:
     """Return the page whose table holds the spte at host-physical `sptep`."""
     return kvm.pages[sptep >> 12]
@@ -485,11 +490,6 @@ def to_shadow_page(kvm: Kvm, hpa: int) -> ShadowPage | None:
 def vcpu_memslots(vcpu: Vcpu) -> Memslots[KvmMemslot]:
     """Return the slots of the address space the vCPU is in (``kvm_vcpu_memslots``)."""
     return vcpu.kvm.slots[vcpu.smm]
-
-
-def is_dummy_root(kvm: Kvm, hpa: int) -> bool:
-    """Whether a root is the page of zeros that stands for one outside all memslots (6.7)."""
-    return hpa == kvm.dummy_root << 12 and kvm.dummy_root != 0
 
 
 def is_obsolete_sp(kvm: Kvm, sp: ShadowPage) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmulab.kvm.assertions import warn_on
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.state import Kvm
@@ -54,7 +55,7 @@ def _entries(
     kvm: Kvm, table: int, level: int, base: int, start: int, end: int, min_level: int, as_id: int
 ) -> Iterator[TdpEntry]:
     words = kvm.memory.words
-    shift = 9 * (level - 1)
+    shift = KVM_HPAGE_GFN_SHIFT[level]
     first = max(0, (start - base) >> shift)
     for index in range(first, 512):
         gfn = base + (index << shift)

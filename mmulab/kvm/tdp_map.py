@@ -15,7 +15,7 @@ from mmulab.kvm.hugepage import (
     trace_spte_requested,
 )
 from mmulab.kvm.mmio import vcpu_make_mmio_spte
-from mmulab.kvm.mmu_internal import PageFault, RetPf
+from mmulab.kvm.mmu_internal import KVM_PAGES_PER_HPAGE, PageFault, RetPf
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import account_nx_huge_page
 from mmulab.kvm.set_spte import make_spte, trace_set_spte
@@ -25,7 +25,7 @@ from mmulab.kvm.spte import (
     is_last_spte,
     is_shadow_present_pte,
 )
-from mmulab.kvm.state import Kvm, Vcpu, sptep_to_sp
+from mmulab.kvm.state import Kvm, Vcpu, spte_at, sptep_to_sp
 from mmulab.kvm.tdp_iter import TdpEntry, for_each_tdp_pte
 from mmulab.kvm.tdp_mmu import (
     tdp_mmu_alloc_child,
@@ -34,6 +34,7 @@ from mmulab.kvm.tdp_mmu import (
     tdp_mmu_split_huge_page,
     tdp_mmu_zap_spte_atomic,
 )
+from mmulab.kvm.trace import trace
 from mmulab.x86.pferr import ACC_ALL
 
 
@@ -55,7 +56,7 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
         else:
             if is_shadow_present_pte(entry.old_spte):
                 tdp_mmu_zap_spte_atomic(kvm, entry)
-                entry.old_spte = kvm.memory.words[entry.sptep >> 3]
+                entry.old_spte = spte_at(kvm, entry.sptep)
             sp = tdp_mmu_alloc_child(kvm, entry)
             tdp_mmu_link_sp(kvm, entry, sp, shared=True)
         if fault.huge_page_disallowed:
@@ -66,9 +67,9 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: PageFault) -> RetPf:
 def _flush_of_table(kvm: Kvm, sp: ShadowPage, entry: TdpEntry) -> None:
     """Flush what a table mapped whose place a page took; 6.1 gives the table's own gfn and range."""
     if kvm.behaviours.ranged_flushes_are_calls:
-        kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+        kvm_flush_remote_tlbs_range(kvm, entry.gfn, KVM_PAGES_PER_HPAGE[entry.level])
     else:
-        kvm_flush_remote_tlbs_range(kvm, sp.gfn, 1 << 9 * entry.level)
+        kvm_flush_remote_tlbs_range(kvm, sp.gfn, KVM_PAGES_PER_HPAGE[entry.level + 1])
 
 
 def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
@@ -100,12 +101,10 @@ def _set_leaf(vcpu: Vcpu, fault: PageFault, entry: TdpEntry) -> RetPf:
             _flush_of_table(kvm, sp, entry)
     if wrprot and fault.write:
         ret = RetPf.WRITE_PROTECTED
-    emit = kvm.emit
     if slot is None:
         vcpu.stat["pf_mmio_spte_created"] += 1
-        if emit is not None:
-            gen = get_mmio_spte_generation(new)
-            emit(ev.mark_mmio_spte(entry.sptep, entry.gfn, new & ACC_ALL, gen))
+        gen = get_mmio_spte_generation(new)
+        trace(kvm, ev.mark_mmio_spte, entry.sptep, entry.gfn, new & ACC_ALL, gen)
         return RetPf.EMULATE
-    trace_set_spte(kvm, entry.level, entry.gfn, entry.sptep, kvm.memory.words[entry.sptep >> 3])
+    trace_set_spte(kvm, entry.level, entry.gfn, entry.sptep, spte_at(kvm, entry.sptep))
     return ret

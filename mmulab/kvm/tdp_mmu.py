@@ -16,6 +16,7 @@ from mmulab.kvm.assertions import bug_on, kvm_bug_on, warn_on
 from mmulab.kvm.dirty import mark_page_dirty_in_slot
 from mmulab.kvm.flush import kvm_flush_remote_tlbs_range
 from mmulab.kvm.memslot import KVM_MAX_HUGEPAGE_LEVEL, KvmMemslot
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT, KVM_PAGES_PER_HPAGE
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled, unaccount_nx_huge_page
 from mmulab.kvm.roles.design import role_facts, role_of_child
@@ -37,8 +38,9 @@ from mmulab.kvm.spte import (
     spte_to_pfn,
 )
 from mmulab.kvm.stat import PAGES_STAT
-from mmulab.kvm.state import Kvm, sptep_to_sp
+from mmulab.kvm.state import Kvm, spte_at, sptep_to_sp
 from mmulab.kvm.tdp_iter import PT64_ROOT_MAX_LEVEL, TdpEntry, for_each_tdp_pte
+from mmulab.kvm.trace import trace, trace_page
 from mmulab.x86.mode import PT_WRITABLE_MASK
 from mmulab.x86.pferr import ACC_EXEC_MASK
 from mmulab.x86.regs import PG_LEVEL_1G
@@ -64,9 +66,7 @@ def tdp_mmu_alloc_sp(kvm: Kvm, gfn: int, role: int) -> ShadowPage:
     sp = ShadowPage(frame, gfn, role, role_facts(kvm.config.kernel.design, role), 0)
     sp.tdp_mmu_page = True
     kvm.pages[frame] = sp
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_get_page(gfn, role, 0, 0, False, True))
+    trace_page(kvm, ev.kvm_mmu_get_page, sp, True)
     return sp
 
 
@@ -112,9 +112,7 @@ def handle_changed_spte(
     """Report a change of an entry and do what follows from it: statistics, dirty log, a lost table."""
     _assert_change(kvm, gfn, old, new, level)
     if old != new:
-        emit = kvm.emit
-        if emit is not None:
-            emit(ev.kvm_tdp_mmu_spte_changed(as_id, gfn, level, old, new))
+        trace(kvm, ev.kvm_tdp_mmu_spte_changed, as_id, gfn, level, old, new)
         _account_change(kvm, old, new, level)
     changed = not is_writable_pte(old) or spte_to_pfn(old) != spte_to_pfn(new)
     if dirty_log and level == 1 and changed and is_writable_pte(new):
@@ -130,7 +128,7 @@ def is_removed_spte(kvm: Kvm, spte: int) -> bool:
 
 def _assert_change(kvm: Kvm, gfn: int, old: int, new: int, level: int) -> None:
     low, high = level < 1, level > PT64_ROOT_MAX_LEVEL
-    unaligned = gfn & (1 << 9 * (level - 1)) - 1 != 0 if not low else False
+    unaligned = gfn & KVM_PAGES_PER_HPAGE[level] - 1 != 0 if not low else False
     was_leaf = is_shadow_present_pte(old) and is_last_spte(old, level)
     is_leaf = is_shadow_present_pte(new) and is_last_spte(new, level)
     replaced = was_leaf and is_leaf and spte_to_pfn(old) != spte_to_pfn(new)
@@ -166,9 +164,7 @@ def _other_table(kvm: Kvm, old: int, new: int) -> bool:
 
 def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
     """Take apart a table that was cut off."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_prepare_zap_page, sp)
     unaccount_nx_huge_page(kvm, sp)
     base = sp.frame * SPTE_ENT_PER_PAGE
     shared, frozen = kvm.mmu_lock_shared, REMOVED_SPTE | kvm.fmt.nonpresent
@@ -177,7 +173,7 @@ def _handle_removed_pt(kvm: Kvm, sp: ShadowPage) -> None:
         if not shared and not is_shadow_present_pte(old):
             continue
         kvm.memory.store64((base + index) << 3, frozen)
-        gfn = sp.gfn + (index << 9 * (sp.level - 1))
+        gfn = sp.gfn + (index << KVM_HPAGE_GFN_SHIFT[sp.level])
         handle_changed_spte(kvm, sp.smm, gfn, old, frozen, sp.level)
     _free_sp(kvm, sp)
 
@@ -209,10 +205,10 @@ def tdp_mmu_zap_spte_atomic(kvm: Kvm, entry: TdpEntry) -> None:
     empty = kvm.fmt.nonpresent
     if not kvm.behaviours.zap_flushes_before_children:
         tdp_mmu_set_spte_atomic(kvm, entry, REMOVED_SPTE | empty)
-        kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+        kvm_flush_remote_tlbs_range(kvm, entry.gfn, KVM_PAGES_PER_HPAGE[entry.level])
         kvm.memory.store64(entry.sptep, empty)
         return
-    kvm_flush_remote_tlbs_range(kvm, entry.gfn, 1 << 9 * (entry.level - 1))
+    kvm_flush_remote_tlbs_range(kvm, entry.gfn, KVM_PAGES_PER_HPAGE[entry.level])
     tdp_mmu_set_spte_atomic(kvm, entry, empty)
 
 
@@ -293,10 +289,10 @@ def kvm_tdp_mmu_zap_sp(kvm: Kvm, sp: ShadowPage) -> None:
     """Cut one table off."""
     if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:root", not sp.ptep):
         return
-    linked = is_shadow_present_pte(kvm.memory.words[sp.ptep >> 3])
+    linked = is_shadow_present_pte(spte_at(kvm, sp.ptep))
     if warn_on(kvm, "tdp_mmu.c:kvm_tdp_mmu_zap_sp:present", not linked):
         return
-    entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, kvm.memory.words[sp.ptep >> 3], sp.smm)
+    entry = TdpEntry(sp.level + 1, sp.gfn, sp.ptep, spte_at(kvm, sp.ptep), sp.smm)
     tdp_mmu_set_spte(kvm, entry, kvm.fmt.nonpresent)
 
 
@@ -327,7 +323,7 @@ def kvm_tdp_mmu_wrprot_slot(kvm: Kvm, slot: KvmMemslot, min_level: int) -> None:
 
 
 def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, as_id: int, gfn: int, min_level: int) -> bool:
-    """Write-protect one gfn because a nested guest's table lies there; return if a flush is owed."""
+    """Write-protect one gfn because a nested guest's table lies there; return if a flush is needed."""
     bug_on(kvm, "tdp_mmu.c:write_protect_gfn:level", min_level > KVM_MAX_HUGEPAGE_LEVEL)
     changed = False
     for root in roots(kvm, as_id):
@@ -379,9 +375,7 @@ def tdp_mmu_split_huge_page(kvm: Kvm, entry: TdpEntry, *, shared: bool) -> Shado
         kvm.memory.store64((sp.frame * SPTE_ENT_PER_PAGE + index) << 3, spte)
     tdp_mmu_link_sp(kvm, entry, sp, shared=shared)
     kvm.stat[PAGES_STAT[sp.level]] += SPTE_ENT_PER_PAGE
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_split_huge_page(entry.gfn, huge, entry.level, 0))
+    trace(kvm, ev.kvm_mmu_split_huge_page, entry.gfn, huge, entry.level, 0)
     return sp
 
 
@@ -414,9 +408,7 @@ def _split_huge_pages_root(
         if not is_shadow_present_pte(entry.old_spte) or not is_large_pte(entry.old_spte):
             continue
         if not take_split_tables(kvm, 1):
-            emit = kvm.emit
-            if emit is not None:
-                emit(ev.kvm_mmu_split_huge_page(entry.gfn, entry.old_spte, entry.level, -ENOMEM))
+            trace(kvm, ev.kvm_mmu_split_huge_page, entry.gfn, entry.old_spte, entry.level, -ENOMEM)
             return False
         tdp_mmu_split_huge_page(kvm, entry, shared=shared)
     return True

@@ -206,6 +206,6 @@ def find_validity(name: str) -> Validity:
     Raises
     ------
     InputError
-        No marker is called so.
+        No marker has this name.
     """
     return find_named(VALIDITIES, name, "role validity", "markers")

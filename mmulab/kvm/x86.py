@@ -41,6 +41,7 @@ from mmulab.kvm.sregs import (
 )
 from mmulab.kvm.state import KvmRunError, Request, Vcpu
 from mmulab.kvm.svm.load_mmu_pgd import kvm_mmu_load_pgd
+from mmulab.kvm.trace import trace
 from mmulab.x86.regs import (
     EFER_LMA,
     EFER_LME,
@@ -462,15 +463,11 @@ def _take_smi(vcpu: Vcpu) -> None:
 
 
 def _dirty_ring_exit(vcpu: Vcpu) -> NoReturn:
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_dirty_ring_exit(vcpu.id))
+    trace(vcpu.kvm, ev.kvm_dirty_ring_exit, vcpu.id)
     raise DirtyRingFullError
 
 
 def _trace_injection(vcpu: Vcpu, reinject: bool) -> None:
-    emit = vcpu.kvm.emit
-    if emit is None or vcpu.exception is None:
-        return
-    vector, error_code, _ = vcpu.exception
-    emit(ev.kvm_inj_exception(vector, error_code, reinject))
+    if vcpu.exception is not None:
+        vector, error_code, _ = vcpu.exception
+        trace(vcpu.kvm, ev.kvm_inj_exception, vector, error_code, reinject)

@@ -27,7 +27,7 @@ from mmulab.kvm.spte import (
     is_mmio_spte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp
+from mmulab.kvm.state import Kvm, KvmRunError, Request, Vcpu, is_obsolete_sp, spte_at
 from mmulab.kvm.sync.unsync import gfn_sps_with_gptes, kvm_unlink_unsync_page
 from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_invalidate_all_roots,
@@ -35,6 +35,7 @@ from mmulab.kvm.tdp_mmu import (
     kvm_tdp_mmu_zap_invalidated_roots,
     kvm_tdp_mmu_zap_sp,
 )
+from mmulab.kvm.trace import trace, trace_page
 
 KVM_MIN_ALLOC_MMU_PAGES = 64
 KVM_MIN_FREE_MMU_PAGES = 5
@@ -56,7 +57,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: ShadowPage, sptep: int, invalid: InvalidList 
     A child of an L2 table that is left without parents is zapped too, because
     nobody is likely to look for it again.
     """
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     if spte & SPTE_MMU_PRESENT_MASK:
         if is_last_spte(spte, sp.level):
             drop_spte(kvm, sptep)
@@ -89,9 +90,7 @@ def prepare_zap_page(kvm: Kvm, sp: ShadowPage, invalid: InvalidList) -> tuple[bo
     nr_zapped : int
         Pages zapped, `sp` itself included unless it is a root in use.
     """
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_prepare_zap_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_prepare_zap_page, sp)
     kvm.stat["mmu_shadow_zapped"] += 1
     nr_zapped = kvm.sync.zap_below(kvm, sp, invalid)
     nr_zapped += _unlink_children(kvm, sp, invalid)
@@ -150,7 +149,7 @@ def _free_shadow_page(kvm: Kvm, frame: int) -> None:
 
 
 def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid: InvalidList, remote_flush: bool) -> bool:
-    """Commit the list, which flushes, or flush alone if that is owed."""
+    """Commit the list, which flushes, or flush alone if that is needed."""
     if invalid:
         kvm_mmu_commit_zap_page(kvm, invalid)
         return True
@@ -161,9 +160,7 @@ def kvm_mmu_remote_flush_or_zap(kvm: Kvm, invalid: InvalidList, remote_flush: bo
 
 def kvm_mmu_unprotect_page(kvm: Kvm, gfn: int) -> bool:
     """Zap every page that shadows `gfn`, so that the guest may write it; return if there was one."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_unprotect_page(gfn))
+    trace(kvm, ev.kvm_mmu_unprotect_page, gfn)
     invalid: InvalidList = []
     pages = [sp for sp in gfn_sps_with_gptes(kvm, gfn) if kvm.sync.may_zap(kvm, sp)]
     for sp in pages:
@@ -262,9 +259,7 @@ def set_nx_huge_pages(kvm: Kvm, enabled: bool) -> None:
 
 def kvm_mmu_zap_all_fast(kvm: Kvm) -> None:
     """Make every page obsolete by turning the generation, then zap them, oldest first."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_zap_all_fast(kvm.mmu_valid_gen, kvm.n_used_mmu_pages))
+    trace(kvm, ev.kvm_mmu_zap_all_fast, kvm.mmu_valid_gen, kvm.n_used_mmu_pages)
     kvm.mmu_valid_gen ^= 1
     kvm.make_all_cpus_request(Request.MMU_FREE_OBSOLETE_ROOTS)
     if kvm.config.uses_tdp_mmu:

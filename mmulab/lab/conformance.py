@@ -46,7 +46,7 @@ def conformance(
     chosen = {path for path in known if fnmatchcase(_name(path, folder), pattern)}
     if not chosen:
         some = ", ".join(dict.fromkeys(f"{path.parent.name}/*" for path in known))
-        raise InputError(f"'{quoted(pattern)}': no recording of {kernel} is called so; there are {some}")
+        raise InputError(f"'{quoted(pattern)}': no recording of {kernel} has this name; there are {some}")
     compared: dict[Path, Comparison] = {}
     for path in known:
         if path in chosen:
@@ -72,7 +72,7 @@ def conformance(
     columns = ["kernel", "host", "recordings", "compared", "agree"]
     columns += ["ops", "ops agree", "events", "events agree"]
     said = f"{sum(one.agrees for one in compared.values())} of {len(compared)} recordings agree"
-    return Table("conformance", columns, rows, f"{said}, of {len(known)} that there are of Linux {kernel}.")
+    return Table("conformance", columns, rows, f"{said}, of all {len(known)} of Linux {kernel}.")
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -91,7 +91,7 @@ def run(
 def _the_only(name: str) -> Case:
     found = find_works([name])
     if len(found) > 1:
-        raise InputError(f"case '{name}': {len(found)} are called so, expected one")
+        raise InputError(f"case '{name}': {len(found)} have this name, expected one")
     return found[0]
 
 

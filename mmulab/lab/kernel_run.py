@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mmulab import files, paths
 from mmulab.conform.outcome import outcome_str
 from mmulab.conform.record import MODULE_PARAMETERS
-from mmulab.conform.recording import SUFFIXES, Recording, parse_recording, read_lines
+from mmulab.conform.recording import SUFFIXES, KernelRecording, parse_recording, read_lines
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernels import recorded_kernel
 from mmulab.lab.cases.table import read_case, scenario_of
@@ -40,7 +40,7 @@ class KernelRun(NamedTuple):
 
     Attributes
     ----------
-    recording : Recording
+    recording : KernelRecording
     path : Path or None
         Of the recording's file; None: it was made just now.
     where : str
@@ -49,7 +49,7 @@ class KernelRun(NamedTuple):
         Why it was not recorded now; in what the host is not the one that the scenario wants; what it died of.
     """
 
-    recording: Recording
+    recording: KernelRecording
     path: Path | None
     where: str
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmulab.conform.classify import Kind
 from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_runs, model_run
-from mmulab.conform.recording import Recording
+from mmulab.conform.recording import KernelRecording
 from mmulab.conform.tally import Diff
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES
@@ -37,7 +37,7 @@ class TwoKernels:
         Which changes between the kernels explain it.
     model : Kernel
         The first kernel.
-    recording : Recording
+    recording : KernelRecording
         Of the scenario on the first kernel.
     """
 
@@ -45,7 +45,7 @@ class TwoKernels:
     diff: Diff
     causes: Causes
     model: Kernel
-    recording: Recording
+    recording: KernelRecording
 
     @property
     def kinds(self) -> Table:
@@ -81,14 +81,14 @@ class TwoKernels:
         return model_at(self.both, 0, self.recording.scenario, self.model)
 
 
-def two_kernels(name: str, first: Recording, second: Recording, *, at: str) -> TwoKernels:
+def two_kernels(name: str, first: KernelRecording, second: KernelRecording, *, at: str) -> TwoKernels:
     """Lay the model's run as the first kernel beside the recording of the second one.
 
     Parameters
     ----------
     name : str
         Of the results table.
-    first, second : Recording
+    first, second : KernelRecording
         Of one scenario on two kernels.
     at : str
         The op that stands open, as :meth:`SideBySide.position` takes it.

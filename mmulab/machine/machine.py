@@ -7,7 +7,6 @@ emulates the instruction or gives the fault to the guest.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from errno import EINVAL
 
@@ -20,6 +19,7 @@ from mmulab.kvm.context import kvm_mmu_create
 from mmulab.kvm.cpuid import kvm_set_cpuid
 from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, kvm_dirty_ring_get_rsvd_entries
 from mmulab.kvm.host_page import access_host_page
+from mmulab.kvm.invariants import Check, check
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.memory_region import (
     check_memory_region,
@@ -49,11 +49,11 @@ from mmulab.kvm.zap import (
     set_nx_huge_pages,
 )
 from mmulab.machine import op as ops
-from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig, changed_cpu
+from mmulab.machine.config import HostConfig, MachineConfig, changed_cpu
+from mmulab.machine.execution import Execution
 from mmulab.machine.host_memory import mprotect, swap_out
 from mmulab.machine.op import Op, Outcome, OutcomeKind
 from mmulab.machine.processor import processor_of
-from mmulab.machine.run import Execution
 from mmulab.machine.stubs import (
     HAS_OPERAND,
     HSAVE_PA,
@@ -68,7 +68,6 @@ from mmulab.x86.insn import Instruction
 from mmulab.x86.markup import facts_html
 
 HUGE = 1 << 21
-
 
 OpSink = Callable[[Op, Outcome], None]
 
@@ -96,11 +95,7 @@ class Machine:
         host = config.host
         self.config = config
         self.op_sink: OpSink | None = None
-        self.memory = HostMemory(
-            config.backing_bytes,
-            table_frames=config.table_frames,
-            align=HUGE,
-        )
+        self.memory = HostMemory(config.backing_bytes, table_frames=config.table_frames, align=HUGE)
         self.processor = processor_of(host)
         self.kvm = Kvm(_kvm_config(host, config.kernel), self.memory, None)
         self.kvm.manual_dirty_log_protect = int(config.manual_dirty)
@@ -110,13 +105,17 @@ class Machine:
             self.kvm.vcpus[-1].hsave_msr = HSAVE_PA
         if config.dirty_ring:
             self._enable_dirty_ring(config.dirty_ring, pml=host.pml)
-        # A VM and its vCPUs name each other. Cut there when the machine goes, its memory goes at once.
-        weakref.finalize(self, self.kvm.vcpus.clear).atexit = False
         for slot in config.slots:
             errno = self._set_memslot(ops.SetMemslot(slot.id, slot.gpa, slot.size, slot.flags, slot.offset))
             if errno:
                 raise InputError(f"KVM_SET_USER_MEMORY_REGION refuses slot {slot.id:x}: {errno}")
         self.kvm.emit = emit
+
+    def __del__(self) -> None:
+        # A VM and its vCPUs name each other. Cut there, its memory goes at once, not by the collector.
+        # (A finalizer of weakref would hold the VM, and with it an observer that holds this machine.)
+        if "kvm" in self.__dict__:
+            self.kvm.vcpus.clear()
 
     def _enable_dirty_ring(self, entries: int, *, pml: bool) -> None:
         errno = check_dirty_ring(entries, pml=pml)
@@ -146,12 +145,25 @@ class Machine:
         return stats
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are, in the order in which they were made."""
+        """Return the shadow pages, in the order in which they were made."""
         return Pages(self.kvm.pages.values())
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
         """Return where `gva` leads now, by the guest's tables and by those in use; nothing changes."""
         return walks(self, gva, vcpu=vcpu)
+
+    def check(self) -> Check:
+        """Ask every invariant of the MMU's own state; nothing changes.
+
+        True if all hold; ``status`` has a flag for each that does not, ``violations`` name the objects.
+
+        >>> machine = Machine(MachineConfig())
+        >>> machine.kvm.stat["pages_4k"] += 1
+        >>> machine.check()
+        <Check STATISTICS, 1 violations>
+        STATISTICS: pages_4k is 1, a recount gives 0
+        """
+        return check(self.kvm)
 
     def __repr__(self) -> str:
         host, kernel = self.config.host, self.config.kernel
@@ -462,19 +474,6 @@ class Machine:
     def _backing_level(self) -> int:
         """Size of the pages that the backing was made of: 1 (4 KiB) or 2 (2 MiB)."""
         return 2 if self.config.thp else 1
-
-    def slot_configs(self) -> tuple[SlotConfig, ...]:
-        """Return the memslots of address space 0 as they are now."""
-        return tuple(
-            SlotConfig(
-                s.id,
-                s.base_gfn << 12,
-                s.npages * FRAME_BYTES,
-                s.flags,
-                (s.base_frame - self.memory.backing) << 12,
-            )
-            for s in self.kvm.slots[0].slots
-        )
 
 
 def _kvm_config(host: HostConfig, kernel: Kernel) -> KvmConfig:

@@ -52,7 +52,7 @@ class HostMemory:
         2 MiB runs (frame >> 9) of the backing that the host has split into 4 KiB
         pages (1), or collapsed into a huge one (2), since.
     protection : dict of int to int
-        Frames of the backing to which the VMM has not :data:`ALL_ACCESS`.
+        Frames of the backing to which the VMM lacks :data:`ALL_ACCESS`.
     swapped, clean : dict of int to None
         Frames of the backing that are swapped out, and those that have come back to be read: the
         host's page table does not let them be written yet.

@@ -1,4 +1,4 @@
-"""What a machine can do of recording: each thing that is needed, whether it is there, and the mend."""
+"""What recording needs: whether each thing is there, and what to do if not."""
 
 from __future__ import annotations
 

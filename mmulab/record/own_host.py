@@ -151,7 +151,7 @@ class Machine(NamedTuple):
         return KernelParameters(self.vendor, self.levels, modules)
 
     def obstacle(self, header: Header) -> str:
-        """Return why this machine is not the host that a header wants, and the mend; empty: it is."""
+        """Return why this machine is not the host that a header wants, and what to do; empty: it is."""
         if header.vendor != self.vendor:
             return f"this machine's KVM is kvm_{self.vendor}; use one of kvm_{header.vendor}"
         wanted = LEVELS[header.host["virt_bits"]]

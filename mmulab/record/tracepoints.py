@@ -174,7 +174,7 @@ class RawReader:
         return ev.kvm_mmu_split_huge_page(raw["gfn"], spte, raw["level"], raw["errno"])
 
     def _fast_page_fault(self, raw: dict[str, Any]) -> ev.Event:
-        """The model's vocabulary is 6.1's; a number that it has not comes after its own."""
+        """The model's vocabulary is 6.1's; a number that it lacks comes after its own."""
         name = self.words.ret_pf[raw["ret"]]
         known = EVENTS_6_1.ret_pf
         return ev.fast_page_fault(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmulab import files
 from mmulab.conform.record import scenario_record
-from mmulab.conform.recording import Recording, read_lines, read_recording, scenario_name
+from mmulab.conform.recording import KernelRecording, read_lines, read_recording, scenario_name
 from mmulab.errors import named
 from mmulab.machine.op import Age
 from mmulab.record.host import CPUID, KernelParameters
@@ -134,7 +134,7 @@ def read_recorded(path: Path, name: str | None = None) -> Work:
     return of_recording(name or scenario_name(path), recording, header)
 
 
-def of_recording(name: str, recording: Recording, header: dict[str, Any]) -> Work:
+def of_recording(name: str, recording: KernelRecording, header: dict[str, Any]) -> Work:
     """Return the work of a recording that was read, and of its first line as JSON."""
     ops = tuple((op.index, op.text) for op in recording.steps)
     described = {key: value for key, value in header.items() if key not in _MADE_ANEW}

@@ -61,8 +61,8 @@ def whole(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         building, descriptor = _make_locked(target)
     except OSError as error:
-        why = f"the folder cannot be written ({files.reason(error)})"
-        raise InputError(f"{named(target)}: {why}; name another one") from error
+        why = f"the folder cannot be written ({files.reason(error)}); {files.remedy(error, 'folder')}"
+        raise InputError(f"{named(target)}: {why}") from error
     try:
         with files.disk_errors_of(target):
             building.chmod(0o755)

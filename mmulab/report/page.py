@@ -20,6 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from mmulab.report import beside
 from mmulab.report.links import commits_in, linked
 
 __all__ = ["export", "remote_references", "shell"]
@@ -39,6 +40,7 @@ def export(notebook: Any, title: str) -> str:
     notebook : nbformat.NotebookNode
         It is not changed.
     title : str
+        The notebook's name, with which the names of pages beside this one begin.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def export(notebook: Any, title: str) -> str:
     exporter, colours = _exporter()
     style = _style() + colours
     resources = {"metadata": {"name": title}, "mmulab_style": style}
-    html, _ = exporter.from_notebook_node(_still(notebook), resources=resources)
+    html, _ = exporter.from_notebook_node(_still(notebook, title), resources=resources)
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     html = linked(html, commits_in(" ".join(prose)))
     found = remote_references(html)
@@ -101,7 +103,7 @@ def _style() -> str:
     return (TEMPLATES / "mmulab" / "style.css").read_text("utf-8")
 
 
-def _still(notebook: Any) -> Any:
+def _still(notebook: Any, title: str) -> Any:
     """Return a copy without live views: the picture beside one stays, or a line of text stands for it.
 
     Cells are numbered, because papermill gives the one that it adds a random name.
@@ -112,6 +114,9 @@ def _still(notebook: Any) -> Any:
         cell["id"] = f"cell-{number}"
         for output in cell.get("outputs", []):
             data = output.get("data", {})
+            page = data.pop(beside.MIME, None)
+            if page:
+                data["text/html"] = beside.link_to(page, title)
             if data.pop(WIDGET_MIME, None) and not set(STATIC[:-1]) & set(data):
                 data["text/html"] = LIVE_ONLY
     return notebook

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmulab.errors import InputError, quoted
 from mmulab.kvm.roles.design import DESIGNS
+
+if TYPE_CHECKING:
+    from mmulab.widgets.choices import Choices
 
 __all__ = [
     "Kind",
@@ -44,6 +47,8 @@ __all__ = [
 TAG = "parameters"
 INJECTED_HEADER = "# Parameters"
 """First line of the cell that papermill puts after the tagged one."""
+_CHOSEN = "_chosen"
+"""Name in a notebook of what was chosen from lists there."""
 
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -170,10 +175,21 @@ def resolve(path: Path, given: Mapping[str, object]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a parameter may be: `accepts` tests a value, `expects` says it in words."""
+    """What a parameter may be.
+
+    Attributes
+    ----------
+    expects : str
+        In words.
+    accepts : callable
+        Tests a value.
+    options : tuple of str
+        All that it may be, or the plain ones of what it may be; empty if they cannot be listed.
+    """
 
     expects: str
     accepts: Callable[[object], bool]
+    options: tuple[str, ...] = ()
 
 
 def integer(low: int | None = None, high: int | None = None) -> Kind:
@@ -194,8 +210,8 @@ def number(low: float | None = None, high: float | None = None) -> Kind:
 
 def choice(options: Iterable[str]) -> Kind:
     """Return the kind of one of `options`, a table's keys for example."""
-    known = list(options)
-    return Kind("one of " + ", ".join(known), lambda value: value in known)
+    known = tuple(options)
+    return Kind("one of " + ", ".join(known), lambda value: value in known, known)
 
 
 def text(*, or_integer: bool = False) -> Kind:
@@ -222,7 +238,8 @@ def kernel_name() -> Kind:
         except InputError:
             return False
 
-    return Kind(f"one of {', '.join(KERNELS)}, with +NAME or -NAME, or file.py:KERNEL", known)
+    expects = f"one of {', '.join(KERNELS)}, with +NAME or -NAME, or file.py:KERNEL"
+    return Kind(expects, known, tuple(KERNELS))
 
 
 def role_design() -> Kind:
@@ -231,6 +248,7 @@ def role_design() -> Kind:
     return Kind(
         f"one of {', '.join(known)}, or module:Class",
         lambda value: type(value) is str and (value in known or ":" in value),
+        tuple(found.name for found in DESIGNS.values()),
     )
 
 
@@ -249,15 +267,23 @@ def _bounds(low: float | None, high: float | None) -> str:
     return " of " + " and ".join(words) if words else ""
 
 
-def check(namespace: Mapping[str, Any], **kinds: Kind) -> None:
+def check(namespace: MutableMapping[str, Any], **kinds: Kind) -> Choices:
     """Check a notebook's parameters from inside it, in the cell right after them.
+
+    What was chosen from the lists that it returns comes first, as long as the parameters' cell
+    says what it said then.
 
     Parameters
     ----------
-    namespace : mapping
+    namespace : dict
         The notebook's ``globals()``.
     **kinds : Kind
         What each parameter may be; every parameter must be named.
+
+    Returns
+    -------
+    mmulab.widgets.choices.Choices
+        Shown in JupyterLab, lists to choose from.
 
     Raises
     ------
@@ -268,12 +294,22 @@ def check(namespace: Mapping[str, Any], **kinds: Kind) -> None:
     for name in _injected(namespace.get("In", [])):
         if name not in kinds:
             raise InputError(f"unknown parameter '{quoted(name)}'; the notebook has {known}")
+    chosen = namespace.setdefault(_CHOSEN, {})
     for name, kind in kinds.items():
         if name not in namespace:
             raise InputError(f"parameter '{name}' is not set; run the cell tagged '{TAG}' first")
+        if name in chosen and namespace[name] not in chosen[name]:
+            del chosen[name]  # the parameters' cell was edited since
+        if name in chosen:
+            namespace[name] = chosen[name].value
         if not kind.accepts(namespace[name]):
             shown = quoted(repr(namespace[name]))
             raise InputError(f"parameter '{name}' is {shown}; it must be {kind.expects}")
+    # The command line reads parameters too, and has no use for a notebook package.
+    from mmulab.widgets.choices import Choices  # isort: split
+
+    options = {name: kind.options for name, kind in kinds.items() if kind.options}
+    return Choices({name: namespace[name] for name in kinds}, options, chosen)
 
 
 def _injected(history: list[str]) -> list[str]:

@@ -6,6 +6,7 @@
     status.json               what came of it, and the seconds it took
     results.parquet           its results tables, and tables/TABLE.csv
     STEM.ipynb, STEM.html     of a notebook: the executed one and its page
+    STEM-NAME.html            a page to which that one links
     picture.svg               of a notebook that declares one
 
 A run that fails has manifest, status, and the notebook as far as it came.
@@ -303,9 +304,11 @@ def _run_notebook(run: Run, target: Path, found: _Found, timeout: int) -> None:
 
 
 def _write_page(path: Path, notebook: Any, title: str) -> None:
-    from mmulab.report import page
+    from mmulab.report import beside, page
 
     path.write_text(page.export(notebook, title), "utf-8")
+    for name, text in beside.pages_of(notebook, title):
+        path.with_name(name).write_text(text, "utf-8")
 
 
 def _take(notebook: Any, found: _Found) -> None:

@@ -267,8 +267,8 @@ def _owned(out: Path, name: str) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         marker = os.open(out / folder.MARKER, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        why = f"the folder cannot be written ({files.reason(error)})"
-        raise InputError(f"{named(out)}: {why}; name another one") from error
+        why = f"the folder cannot be written ({files.reason(error)}); {files.remedy(error, 'folder')}"
+        raise InputError(f"{named(out)}: {why}") from error
     try:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)

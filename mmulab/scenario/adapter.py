@@ -102,7 +102,7 @@ def parse_host(text: str) -> HostConfig:
     Raises
     ------
     InputError
-        Naming what is wrong and the mend.
+        It names what is wrong and what to do.
     """
     source = f"host '{quoted(text)}'"
     try:

@@ -282,7 +282,7 @@ def format_scenario(scenario: Scenario) -> str:
     Raises
     ------
     GrammarError
-        An op that the language has not.
+        An op that the language lacks.
     """
     return "\n".join([f"{MAGIC} {VERSION}", *_header_lines(scenario), "ops", *_op_lines(scenario), "end", ""])
 

@@ -17,7 +17,7 @@ from mmulab.errors import InputError, quoted
 from mmulab.events import EVENT_TYPES
 from mmulab.kvm.dirty_ring import DirtyRing
 from mmulab.kvm.event_words import EventWords
-from mmulab.kvm.mmu import Mmu, X86Exception
+from mmulab.kvm.mmu import Mmu, RootInfo, X86Exception
 from mmulab.kvm.roles.word import CpuRole, RoleFacts
 from mmulab.kvm.state import Emulation, MmioAccess
 from mmulab.kvm.svm.nested import SvmNested
@@ -60,7 +60,8 @@ RECORDS = {
     **OUTCOMES,
     **EVENTS,
     **_named(CpuModel, CpuRole, Emulation, HostConfig, Mmu, MmioAccess, ops.Mmio, Paging, PagingMode),
-    **_named(DirtyRing, EventWords, OosState, RoleFacts, SlotConfig, Stubs, Validity, VmxState, X86Exception),
+    **_named(DirtyRing, EventWords, OosState, RoleFacts, RootInfo, SlotConfig, Stubs, Validity, VmxState),
+    **_named(X86Exception),
 }
 ENUMS = _named(ops.Mode, ops.OutcomeKind)
 OBJECTS: dict[str, tuple[type, dict[str, Any]]] = {

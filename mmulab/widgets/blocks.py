@@ -13,21 +13,41 @@ from mmulab.widgets.bitfield import Cell, strip
 
 MARK = "▶"
 
+COLUMNS = 3
+"""Columns in which panels have their places; in a narrow window they stand one below the other."""
+
 STYLE = """
+.mml { container-type: inline-size; }
 .mml { color: #1a1a1a; background: #fff; font: 13px/1.4 "DejaVu Sans", sans-serif; }
-.mml .mml-grid { display: grid; gap: 8px; }
+.mml .mml-grid, .mml .mml-columns { display: grid; gap: 6px; align-items: start; }
 .mml .mml-grid { grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
-.mml section { border: 1px solid #bbb; padding: 4px 8px; overflow-x: auto; min-width: 0; }
-.mml h4 { margin: 0 0 4px; font-size: 13px; }
-.mml p { margin: 2px 0; }
-.mml code, .mml td { font: 12px/1.4 "DejaVu Sans Mono", monospace; }
-.mml table { border-collapse: collapse; margin: 2px 0; font-size: 12px; }
+.mml .mml-columns { margin-top: 6px; }
+.mml .mml-columns > div { display: grid; gap: 6px; align-content: start; }
+.mml .mml-columns, .mml .mml-columns > div { grid-template-columns: minmax(0, 1fr); }
+.mml .mml-columns > div:empty { display: none; }
+.mml section { border: 1px solid #bbb; padding: 3px 8px; min-width: 0; overflow-wrap: break-word; }
+.mml h4 { margin: 0 0 2px; font-size: 13px; }
+.mml p { margin: 1px 0; }
+.mml code, .mml td { font: 12px/1.35 "DejaVu Sans Mono", monospace; }
+.mml table { border-collapse: collapse; margin: 1px 0; font-size: 12px; }
 .mml th { text-align: left; font-weight: normal; color: #555; border-bottom: 1px solid #888; }
-.mml th, .mml td { padding: 1px 8px 1px 0; border-bottom: 1px solid #e5e5e5; white-space: pre; }
-.mml td:last-child { white-space: normal; }
+.mml th, .mml td { padding: 0 7px 0 0; border-bottom: 1px solid #e5e5e5; white-space: pre; }
+.mml td:last-child { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 3rem; }
 .mml tr.mml-new td { font-weight: bold; background: #fff3bf; }
-.mml .mml-wrong { font-weight: bold; border: 2px solid #d55e00; padding: 2px 6px; }
-.mml svg { display: block; max-width: none; }
+.mml .mml-wrong { font-weight: bold; border: 2px solid #d55e00; padding: 1px 6px; }
+.mml svg { display: block; max-width: 100%; height: auto; }
+@container (max-width: 30rem) {
+  .mml th, .mml td { font-size: 11px; padding-right: 5px; white-space: pre-wrap; }
+}
+@container (min-width: 44rem) {
+  .mml .mml-columns, .mml .mml-columns > :nth-child(3) { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .mml .mml-columns > :nth-child(2) { grid-column: 2; }
+  .mml .mml-columns > :nth-child(3) { grid-column: 1 / -1; }
+}
+@container (min-width: 68rem) {
+  .mml .mml-columns { grid-template-columns: minmax(0, 43fr) minmax(0, 48fr) minmax(0, 32fr); }
+  .mml .mml-columns > :nth-child(3) { grid-column: 3; grid-template-columns: minmax(0, 1fr); }
+}
 """
 """The panels' style sheet; everything in it begins with ``.mml``."""
 
@@ -61,7 +81,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; rows whose numbers are in `marked` are new."""
+    """A table; rows whose numbers are in `marked` are new. Without a column's name it has no head."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -69,9 +89,10 @@ class Table:
 
     def html(self) -> str:
         """Return the table as HTML."""
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *self.columns))
+        cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("", *self.columns))
+        head = f"<thead><tr>{cells}</tr></thead>" if any(self.columns) else ""
         body = "".join(self._row(number, row) for number, row in enumerate(self.rows))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table>{head}<tbody>{body}</tbody></table>"
 
     def _row(self, number: int, row: Sequence[str]) -> str:
         new = number in self.marked
@@ -80,9 +101,10 @@ class Table:
 
     def lines(self) -> list[str]:
         """Return the table as lines of text."""
-        rows = [list(self.columns), *(list(row) for row in self.rows)]
+        head = [list(self.columns)] if any(self.columns) else []
+        rows = [*head, *(list(row) for row in self.rows)]
         widths = [max(len(row[at]) for row in rows) for at in range(len(self.columns))]
-        marks = ["", *(MARK if number in self.marked else "" for number in range(len(self.rows)))]
+        marks = [*("" for _ in head), *(MARK if n in self.marked else "" for n in range(len(self.rows)))]
         return [
             f"{mark:1} "
             + "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
@@ -124,11 +146,14 @@ class Panel:
     blocks : sequence of Line, Table or Strip
     wide : bool
         It takes the whole width.
+    column : int
+        From 1 to :data:`COLUMNS`: it always stands in that column, below the panels without one.
     """
 
     title: str
     blocks: Sequence[Block]
     wide: bool = False
+    column: int = 0
 
     def html(self) -> str:
         """Return the panel as HTML."""
@@ -143,9 +168,16 @@ class Panel:
 
 def panels_html(panels: Sequence[Panel], *, style: bool = True) -> str:
     """Return panels as one piece of HTML, with its style sheet if `style`."""
-    inside = "".join(panel.html() for panel in panels)
     sheet = f"<style>{STYLE}</style>" if style else ""
-    return f'{sheet}<div class="mml"><div class="mml-grid">{inside}</div></div>'
+    return f'{sheet}<div class="mml">{arranged([(panel.column, panel.html()) for panel in panels])}</div>'
+
+
+def arranged(panels: Sequence[tuple[int, str]]) -> str:
+    """Return panels, each a column and its HTML, at their places: the columns are there even if empty."""
+    places = ["".join(html for column, html in panels if column == at) for at in range(COLUMNS + 1)]
+    columns = "".join(f"<div>{inside}</div>" for inside in places[1:])
+    below = f'<div class="mml-columns">{columns}</div>' if any(column for column, _ in panels) else ""
+    return f'<div class="mml-grid">{places[0]}</div>{below}'
 
 
 def panels_text(panels: Sequence[Panel]) -> str:

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import ipywidgets
+from ipywidgets.widgets.widget_string import HTMLStyle
 
 __all__ = ["Column", "Matrix", "Row", "Verdict"]
 
@@ -125,6 +126,32 @@ Place = tuple[int, int]
 """Numbers of a row and of a column."""
 
 
+class _Looks:
+    """Layouts and styles, each once for all that look alike.
+
+    Each is a model of its own. When a notebook is opened again on a live Jupyter kernel, JupyterLab reads
+    all models, and of some thousands it may not have the one to show in time.
+    """
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[tuple[str, str], ...], Any] = {}
+        self.button = ipywidgets.ButtonStyle()
+        self._words = HTMLStyle()
+
+    def layout(self, **how: str) -> Any:
+        key = tuple(sorted(how.items()))
+        if key not in self._layouts:
+            self._layouts[key] = ipywidgets.Layout(**how)
+        return self._layouts[key]
+
+    def cell(self, *, opened: bool) -> Any:
+        """Return the layout of a wrong cell."""
+        return self.layout(width=_CELL, margin="1px", padding="0", **({"border": _OPEN} if opened else {}))
+
+    def html(self, words: str, **how: str) -> Any:
+        return ipywidgets.HTML(words, layout=self.layout(**how), style=self._words)
+
+
 class Matrix:
     """Verdicts by case and design.
 
@@ -168,6 +195,7 @@ class Matrix:
         shape = repr((self.columns, self.rows, name))
         self._id = "mtx" + hashlib.sha256(shape.encode()).hexdigest()[:12]
         self._html: str | None = None
+        self._looks = _Looks()
         self.view = ipywidgets.VBox([])
         self.buttons: dict[Place, Any] = {}
         self.opened: Place | None = None
@@ -291,14 +319,14 @@ class Matrix:
         return lines
 
     def _text(self, html: str, width: str) -> Any:
-        return ipywidgets.HTML(f'<div class="{self._id}">{html}</div>', layout={"width": width})
+        return self._looks.html(f'<div class="{self._id}">{html}</div>', width=width)
 
     def _label(self, html: str) -> Any:
         centred = f'<div class="{self._id}" style="text-align: center">{html}</div>'
-        return ipywidgets.HTML(centred, layout={"width": _CELL, "margin": "1px"})
+        return self._looks.html(centred, width=_CELL, margin="1px")
 
     def _line(self, label: str, cells: Sequence[Any], top: str = "0") -> Any:
-        layout = {"border_top": top, "align_items": "center"}
+        layout = self._looks.layout(border_top=top, align_items="center")
         return ipywidgets.HBox([self._text(label, _LABEL), *cells], layout=layout)
 
     def _live_row(self, number: int) -> Any:
@@ -316,7 +344,8 @@ class Matrix:
             description=verdict.mark,
             tooltip=verdict.tip,
             button_style="warning" if verdict.known else "danger",
-            layout={"width": _CELL, "margin": "1px", "padding": "0"},
+            layout=self._looks.cell(opened=False),
+            style=self._looks.button,
         )
         button.on_click(lambda _: self.open(*place))
         self.buttons[place] = button
@@ -340,7 +369,7 @@ class Matrix:
         self.view.children = [line, self._live(row, column).widget]
         self.opened = (row, column)
         for place, button in self.buttons.items():
-            button.layout.border = _OPEN if place == self.opened else None
+            button.layout = self._looks.cell(opened=place == self.opened)
         # What has the keyboard is scrolled to; the view itself is not drawn yet.
         self.back.focus()
 

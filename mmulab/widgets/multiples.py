@@ -44,7 +44,7 @@ def multiples(
     Raises
     ------
     ValueError
-        A measure has not one value a row.
+        A measure does not have one value a row.
     """
     for name, values in measures.items():
         if len(values) != len(labels):

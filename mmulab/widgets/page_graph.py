@@ -149,7 +149,7 @@ def splits(one: PageGraph, other: PageGraph) -> list[Split]:
 _SLOT, _BOX, _GAP, _LEFT = 136.0, 56.0, 36.0, 70.0
 _SIZE = 11.0
 _SHARED, _TWICE, _ALONE = "#cfe6f5", "#fbd9c6", "#fff3bf"
-"""Fill of a page that the other design splits, of one that it shares, of one that it has not."""
+"""Fill of a page that the other design splits, of one that it shares, of one that it lacks."""
 _KEY = (
     (_SHARED, "one page here, more under the other design", False),
     (_TWICE, "more pages here, told apart by the field named", False),

@@ -21,7 +21,9 @@ from mmulab.x86.pferr import ACC_STRINGS, pferr_str
 
 MAX_CHANGES = 16
 """Changed sptes that are listed; the rest is counted."""
-_WALK_COLUMNS = ("level", "table", "index", "entry", "bits", "rights so far")
+GUEST, HOST, STATE = 1, 2, 3
+"""Columns: what the guest has and the step changed; what KVM has for it; registers and counters."""
+_WALK_COLUMNS = ("level", "table", "index", "entry", "bits", "rights")
 STRIPS = 2
 """Changed sptes that are drawn bit by bit."""
 
@@ -45,8 +47,8 @@ def panels(look: Look, kernel: Kernel, fmt: SpteFormat, before: Look | None = No
         guest_panel(look, before),
         nested_panel(look),
         path_panel(look, design, fmt),
-        page_panel(look, design),
         changes_panel(look, fmt),
+        page_panel(look, design),
         rmap_panel(look, design, fmt),
         unsync_panel(look, design),
         registers_panel(look, before),
@@ -100,7 +102,8 @@ def guest_panel(look: Look, before: Look | None = None) -> Panel | None:
         blocks.append(Table(_WALK_COLUMNS, rows, marked))
     blocks.append(Line(_walk_end(walk)))
     whose = "L2's" if look.registers.guest_mode else "the guest's"
-    return Panel(f"{whose} tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}", blocks)
+    title = f"{whose} tables for {walk.address:#x}: {walk.mode}, CR3 {walk.root:#x}"
+    return Panel(title, blocks, column=GUEST)
 
 
 def nested_panel(look: Look) -> Panel | None:
@@ -110,7 +113,7 @@ def nested_panel(look: Look) -> Panel | None:
         return None
     rows = [_guest_row(step) for step in walk.steps]
     title = f"L1's nested tables for L2's {walk.address:#x}: {walk.mode}, root {walk.root:#x}"
-    return Panel(title, [Table(_WALK_COLUMNS, rows), Line(_walk_end(walk))])
+    return Panel(title, [Table(_WALK_COLUMNS, rows), Line(_walk_end(walk))], column=GUEST)
 
 
 def _guest_row(step: GuestStep) -> list[str]:
@@ -139,20 +142,18 @@ def path_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
         return None
     title = f"the host's tables for {look.path_address:#x}: root {hpa_str(look.registers.root_hpa, '#x')}"
     if not look.path:
-        return Panel(title, [Line("→ there is no root yet")])
+        return Panel(title, [Line("→ there is no root yet")], column=HOST)
     changed = {change.sptep for change in look.changes}
     rows = [_path_row(step, design, fmt) for step in look.path]
     marked = [number for number, step in enumerate(look.path) if step.sptep in changed]
-    columns = ("level", "table", "index", "spte", "bits")
-    return Panel(title, [Table(columns, rows, marked), Line(_path_end(look.path[-1]))])
+    columns = ("level", "frame", "page", "index", "spte", "bits")
+    return Panel(title, [Table(columns, rows, marked), Line(_path_end(look.path[-1]))], column=HOST)
 
 
 def _path_row(step: ShadowStep, design: RoleDesign, fmt: SpteFormat) -> list[str]:
-    page = f"frame {step.frame:#x}, " + (
-        "special root" if step.page is None else page_text(step.page, design)
-    )
+    page = "special root" if step.page is None else page_text(step.page, design)
     flags = spte_flags(fmt, step.spte, step.level)
-    return [str(step.level), page, f"{step.entry_index:#x}", f"{step.spte:x}", flags]
+    return [str(step.level), f"{step.frame:#x}", page, f"{step.entry_index:#x}", f"{step.spte:x}", flags]
 
 
 def page_text(page: PageHeader, design: RoleDesign) -> str:
@@ -206,9 +207,8 @@ def page_panel(look: Look, design: RoleDesign) -> Panel | None:
         rows = [_sibling_row(page, sibling, design) for sibling in found.siblings[:8]]
         blocks.append(Table(("same gfn", "level", "role", "differs in"), rows))
     why = "found wrongly: " if look.found_wrongly else ""
-    return Panel(
-        f"{why}shadow page in frame {page.frame:#x}: {page_text(page, design)}, level {page.level}", blocks
-    )
+    title = f"{why}shadow page in frame {page.frame:#x}: {page_text(page, design)}, level {page.level}"
+    return Panel(title, blocks, column=HOST)
 
 
 def _page_state(found: PageLook) -> str:
@@ -246,11 +246,11 @@ def _sibling_row(page: PageHeader, sibling: PageHeader, design: RoleDesign) -> l
 # What changed --------------------------------------------------------------------------
 
 
-def changes_panel(look: Look, fmt: SpteFormat) -> Panel:
+def changes_panel(look: Look, fmt: SpteFormat) -> Panel | None:
     """The shadow entries that changed in this step, old to new."""
     changes = look.changes
     if not changes:
-        return Panel("shadow entries changed in this step", [Line("none")])
+        return None
     rows = [_change_row(change) for change in changes[:MAX_CHANGES]]
     blocks: list[Block] = [
         Table(("at", "page", "index", "old", "new"), rows, range(len(rows))),
@@ -261,7 +261,7 @@ def changes_panel(look: Look, fmt: SpteFormat) -> Panel:
         title = f"{change.old:x} → {change.new:x}"
         level = None if change.page is None else change.page.level
         blocks.append(Strip(title, spte_cells(fmt, change.new, change.old, level)))
-    return Panel(f"shadow entries changed in this step: {len(changes)}", blocks)
+    return Panel(f"shadow entries changed in this step: {len(changes)}", blocks, column=GUEST)
 
 
 def _change_row(change: SpteChange) -> list[str]:
@@ -290,7 +290,7 @@ def rmap_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     )
     if rmap.tracked:
         blocks.append(Line(f"writes to it are tracked: {rmap.tracked} upper-level shadow pages of it"))
-    return Panel(f"reverse map of gfn {rmap.gfn:#x}, level {rmap.level}", blocks)
+    return Panel(f"reverse map of gfn {rmap.gfn:#x}, level {rmap.level}", blocks, column=HOST)
 
 
 def unsync_panel(look: Look, design: RoleDesign) -> Panel | None:
@@ -307,7 +307,8 @@ def unsync_panel(look: Look, design: RoleDesign) -> Panel | None:
         ]
         for p in parents
     ]
-    return Panel("out-of-sync children", [Table(("page", "level", "children", "at index"), rows)])
+    table = Table(("page", "level", "children", "at index"), rows)
+    return Panel("out-of-sync children", [table], column=HOST)
 
 
 def _bits(bitmap: int, most: int = 12) -> str:
@@ -328,18 +329,19 @@ def registers_panel(look: Look, before: Look | None = None) -> Panel:
     rows = _register_rows(look)
     known = rows if before is None else _register_rows(before)
     marked = [number for number, row in enumerate(rows) if row not in known]
-    return Panel("registers and lists", [Table(("", "value"), rows, marked)])
+    return Panel("registers and lists", [Table(("", ""), rows, marked)], column=STATE)
 
 
-def statistics_panel(look: Look, before: Look | None = None) -> Panel:
+def statistics_panel(look: Look, before: Look | None = None) -> Panel | None:
     """KVM's statistics that are not zero, and by how much this step changed them."""
     known = look.stats if before is None else before.stats
     shown = [name for name, value in look.stats.items() if value or known.get(name, 0)]
     deltas = {name: look.stats[name] - known.get(name, 0) for name in shown}
+    if not shown:
+        return None
     rows = [[name, str(look.stats[name]), f"{deltas[name]:+}" if deltas[name] else ""] for name in shown]
     marked = [number for number, name in enumerate(shown) if deltas[name]]
-    table = Table(("", "value", "this step"), rows, marked)
-    return Panel("statistics", [table if rows else Line("all are 0")])
+    return Panel("statistics", [Table(("", "value", "this step"), rows, marked)], column=STATE)
 
 
 def _register_rows(look: Look) -> list[list[str]]:

@@ -108,7 +108,7 @@ class Session:
         Raises
         ------
         InputError
-            No breakpoint is called so.
+            No breakpoint has this name.
         """
         predicate = self.breakpoints.get(breakpoint)
         if predicate is None:

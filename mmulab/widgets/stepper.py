@@ -25,6 +25,20 @@ from mmulab.widgets.session import Session
 __all__ = ["Stepper"]
 
 PLAY_MILLISECONDS = 800
+_TIMELINE = """<style>
+.mml-timeline { position: relative; z-index: 1; height: 50px !important; margin: -54px 2px 0 !important; }
+.mml-timeline .slider-container { height: 50px; padding: 0 !important; }
+.mml-timeline .noUi-base::before { content: ""; position: absolute; inset: 0 -8px; }
+.mml-timeline .noUi-target, .mml-timeline .noUi-connects, .mml-timeline .noUi-connect {
+  height: 50px !important; top: 0 !important; background: none !important; border: 0 !important;
+  box-shadow: none !important; cursor: pointer; }
+.mml-timeline .noUi-handle { width: 12px !important; height: 50px !important; top: 0 !important;
+  right: -6px !important; background: none !important; border: 0 !important; box-shadow: none !important; }
+.mml-timeline .noUi-handle:focus { outline: 2px solid #0072b2 !important; }
+.mml-timeline .noUi-active { background: #0003 !important; }
+.NAME .slider-container { margin: 0 INSET% !important; }
+</style>"""
+"""Lays the slider, unseen, on the picture of the run: its ends stand on the first and the last moment."""
 
 
 class Stepper:
@@ -47,8 +61,8 @@ class Stepper:
 
     Notes
     -----
-    Every control is reached with Tab; Enter or Space presses a button, and in
-    the slider the arrow keys go from moment to moment.
+    Every control is reached with Tab; Enter or Space presses a button. The timeline can be clicked,
+    and there the arrow keys go from moment to moment, Home and End to the ends.
     """
 
     def __init__(
@@ -85,9 +99,15 @@ class Stepper:
             min=0,
             max=last,
             continuous_update=False,
-            description="moment",
-            layout={"width": "100%"},
+            readout=False,
+            tooltip="click, or arrow keys",
+            layout={"width": "auto"},
         )
+        name = f"mml-timeline-{last}"
+        for known in ("mml-timeline", name):
+            self.slider.add_class(known)
+        # In percent; the first and the last moment lie half a moment from the picture's ends.
+        self._style = _TIMELINE.replace("NAME", name).replace("INSET", f"{50 / (last + 1):.4f}")
         searches = [(search.label, name) for name, search in SEARCHES.items()]
         searches += [(f"breakpoint {name}", f"breakpoint {name}") for name in self.session.breakpoints]
         self.what = ipywidgets.Dropdown(options=searches, description="search", layout={"width": "18rem"})
@@ -100,14 +120,15 @@ class Stepper:
             placeholder="as it comes",
             layout={"width": "15rem"},
         )
-        self.density = ipywidgets.HTML()
+        self.place = ipywidgets.HTML()
+        self.density = ipywidgets.HTML(layout={"width": "auto", "height": "50px", "overflow": "hidden"})
         self.message = ipywidgets.HTML()
         self.body = ipywidgets.HTML()
         row = ipywidgets.HBox
         wrap = {"flex_flow": "row wrap"}
         self.widget = ipywidgets.VBox(
             [
-                row([self.previous, self.next, self.grain, self.play], layout=wrap),
+                row([self.previous, self.next, self.grain, self.play, self.place], layout=wrap),
                 self.density,
                 self.slider,
                 row(
@@ -195,7 +216,10 @@ class Stepper:
             self.play.value = min(session.at, session.last)
         finally:
             self._showing = False
-        self.density.value = str(self._density.picture(session.at, session.found))
+        event = session.look().event
+        named = "the end of the op" if event is None else session.recording.name_of(event)
+        self.place.value = f"<b>moment {session.at} of {session.last}: {escape(named)}</b>"
+        self.density.value = self._style + str(self._density.picture(session.at, session.found))
         self.body.value = panels_html(session.panels())
         self.message.value = f'<p role="status"><b>{escape(message)}</b></p>' if message else ""
         self.previous.disabled = session.at == 0
@@ -203,8 +227,8 @@ class Stepper:
 
     def html(self) -> str:
         """Return the step at hand as HTML that needs no script."""
-        picture = self._density.picture(self.session.at, self.session.found)
-        return f'<div class="stepper">{picture}{panels_html(self.session.panels())}</div>'
+        timeline = self._density.html(self.session.at, self.session.found)
+        return f'<div class="stepper">{timeline}{panels_html(self.session.panels())}</div>'
 
     def __repr__(self) -> str:
         return f"<Stepper at moment {self.at} of {self.session.recording!r}>"

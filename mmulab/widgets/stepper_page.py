@@ -16,8 +16,8 @@ from mmulab import files
 from mmulab.errors import InputError
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import SEARCHES, Grain, find, stops
-from mmulab.widgets.blocks import STYLE
-from mmulab.widgets.density import Density
+from mmulab.widgets.blocks import STYLE, arranged
+from mmulab.widgets.density import CAPTION, Density
 from mmulab.widgets.session import Session
 
 __all__ = ["MOST", "stepper_page", "write_stepper_page"]
@@ -27,18 +27,29 @@ MOST = 4000
 SCRIPT = Path(__file__).parent / "static" / "stepper.js"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 _STYLE = """
-body { margin: 0 auto; max-width: 72rem; padding: 0.5rem 1rem; font: 14px/1.4 "DejaVu Sans", sans-serif; }
-#controls > div { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; margin: 0.4rem 0; }
-#slider { width: 100%; margin: 0; }
-#picture { position: relative; }
-#picture svg { display: block; width: 100%; height: auto; }
-#density { position: absolute; top: 25%; bottom: 0; width: 2px; background: #1a1a1a; }
-kbd { border: 1px solid #999; border-radius: 3px; padding: 0 0.25rem; font-family: monospace; }
+body { margin: 0 auto; max-width: 100rem; padding: 6px 1rem; font: 13px/1.4 "DejaVu Sans", sans-serif; }
+h1 { margin: 0; font-size: 16px; overflow-wrap: anywhere; }
+header, #controls > div { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; }
+header { justify-content: space-between; }
+#controls > div { margin: 4px 0; }
+button, select, input { font: inherit; }
+button[aria-pressed=true] { background: #1a1a1a; color: #fff; }
+#place { font-weight: bold; }
+#picture { position: relative; height: 48px; cursor: pointer; touch-action: pan-y; }
+#picture svg { display: block; width: 100%; height: 100%; }
+#picture:focus-within { outline: 2px solid #0072b2; }
+#slider { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; }
+#slider { pointer-events: none; }
+#density, #marks i { position: absolute; width: 2px; margin-left: -1px; pointer-events: none; }
+#density { top: 0; bottom: 0; background: #1a1a1a; }
+#marks i { bottom: 0; height: 9px; background: #d55e00; }
+#keys { color: #555; font-size: 12px; }
+kbd { border: 1px solid #999; border-radius: 3px; padding: 0 0.2rem; font: 11px monospace; }
 """
-_KEYS = (
-    "<kbd>n</kbd> <kbd>p</kbd> event, <kbd>f</kbd> <kbd>F</kbd> fault, <kbd>o</kbd> <kbd>O</kbd> operation, \
-<kbd>s</kbd> <kbd>S</kbd> find: next and previous"
-)
+_KEYS = "<kbd>←</kbd> <kbd>→</kbd> step, <kbd>Home</kbd> <kbd>End</kbd>; next and previous: <kbd>n</kbd> \
+<kbd>p</kbd> event, <kbd>f</kbd> <kbd>F</kbd> fault, <kbd>o</kbd> <kbd>O</kbd> operation, <kbd>w</kbd> \
+<kbd>W</kbd> wrong access, <kbd>s</kbd> <kbd>S</kbd> find; <kbd>/</kbd> search. Click the timeline: \
+events are light, page faults dark."
 
 
 def stepper_page(
@@ -77,21 +88,20 @@ def stepper_page(
     if not first <= at <= last:
         raise InputError(f"moment {at}: the page has {first} to {last}")
     session = Session(recording, at=first)
-    kept: dict[str, int] = {}
+    kept: dict[tuple[int, str], int] = {}
     steps = []
     for number in range(first, last + 1):
         session.goto(number)
-        panels = [kept.setdefault(panel.html(), len(kept)) for panel in session.panels()]
+        panels = [kept.setdefault((panel.column, panel.html()), len(kept)) for panel in session.panels()]
         event = session.look().event
         name = "end of the op" if event is None else recording.name_of(event)
         gfn = getattr(event, "gfn", None)
         steps.append({"panels": panels, "title": name, "gfn": None if gfn is None else f"{gfn:x}"})
         if progress is not None:
             progress(number - first + 1)
-    density = Density(recording)
     data = {
-        "ends": [density.share(first), density.share(last)],
         "first": first,
+        "end": len(recording) - 1,
         "at": at - first,
         "panels": list(kept),
         "steps": steps,
@@ -99,7 +109,7 @@ def stepper_page(
         "finds": _finds(recording, first, last),
     }
     title = title or recording.info.source or "recording"
-    return _page(title, data, str(density.picture(None)))
+    return _page(title, data, str(Density(recording, first, last).picture(None)))
 
 
 def _within(numbers: Any, first: int, last: int) -> list[int]:
@@ -119,13 +129,13 @@ def _finds(recording: Recording, first: int, last: int) -> dict[str, list[int]]:
 
 def _page(title: str, data: dict[str, Any], density: str) -> str:
     begin = data["steps"][data["at"]]["panels"]
-    panels = "".join(data["panels"][number] for number in begin)
+    panels = arranged([data["panels"][number] for number in begin])
     options = "".join(
         f'<option value="{name}">{escape(SEARCHES[name].label)}</option>' for name in data["finds"]
     )
     grains = "".join(
-        f'<label><input type="radio" name="grain" value="{grain}"'
-        f"{' checked' if grain is Grain.EVENT else ''}> {grain}</label>"
+        f'<button data-grain="{grain}" aria-pressed="{"true" if grain is Grain.EVENT else "false"}">{grain}'
+        "</button>"
         for grain in Grain
     )
     # In JSON inside a page "<" must not begin a tag.
@@ -140,20 +150,20 @@ def _page(title: str, data: dict[str, Any], density: str) -> str:
 <style>{_STYLE}{STYLE}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
+<header><h1>{escape(title)}</h1><span id="place"></span></header>
 <div id="controls" hidden>
-<div><button id="previous" accesskey="p">◀ Previous</button><button id="next" accesskey="n">Next ▶</button>
-{grains}<span id="place"></span></div>
-<div id="picture">{density}<div id="density"></div></div>
-<input type="range" id="slider" min="0" aria-label="moment">
-<div><select id="search" aria-label="search">{options}<option value="gfn">anything about gfn</option></select>
+<div><button id="previous">◀ Previous</button><button id="next">Next ▶</button>
+<span role="group" aria-label="step by">{grains}</span>
+<select id="search" aria-label="search">{options}<option value="gfn">anything about gfn</option></select>
 <input type="text" id="argument" size="10" placeholder="gfn" aria-label="gfn">
 <button id="find-previous">◀ Find</button><button id="find-next">Find ▶</button>
 <b id="status" role="status"></b></div>
-<div>{_KEYS}</div>
+<div id="picture" title="{CAPTION}">{density}<div id="marks"></div><div id="density"></div>
+<input type="range" id="slider" min="0" aria-label="moment"></div>
+<div id="keys"><span>{_KEYS}</span></div>
 </div>
 <p id="still">This is moment {data["first"] + data["at"]}; the others need scripts to be allowed.</p>
-<div class="mml"><div class="mml-grid" id="body">{panels}</div></div>
+<div class="mml" id="body">{panels}</div>
 <script type="application/json" id="steps">{steps}</script>
 <script>
 {SCRIPT.read_text("utf-8")}</script>

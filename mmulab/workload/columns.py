@@ -1,7 +1,7 @@
 """Recorded data as files hold it: columns in an npz archive, a description in JSON beside it.
 
 Everything is checked on reading, and what is wrong is said in one line that
-names the file, the place in it and the mend.
+names the file, the place in it and what to do.
 """
 
 from __future__ import annotations

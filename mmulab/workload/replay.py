@@ -195,7 +195,7 @@ class Replay:
     # Steps --------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Fill in the tables that there are at the start, then load the registers."""
+        """Fill in the tables of the start, then load the registers."""
         self._apply_tables(INITIAL_RECORDS)
         registers = self.stream.registers
         registers = registers._replace(cr4=registers.cr4 & ~NOT_SHADOWED_CR4)

@@ -104,7 +104,7 @@ class Sampler:
         dict of str to numpy.ndarray, shape (n,), dtype int64
             ``record``; faults so far by class (:data:`FAULT_CLASSES`); KVM's
             statistics by name; ``guest_tables``, ``shadow_pages`` and
-            ``unsync_pages`` that there are.
+            ``unsync_pages``.
         """
         table = np.array(self._rows, np.int64).reshape(len(self._rows), len(self._names))
         columns = {"record": np.array(self.records, np.int64)}

@@ -112,7 +112,7 @@ def tour(mode: str, seed: int = 0, extra: str = "") -> Tour:
     Raises
     ------
     InputError
-        No such mode, or an op that the language has not.
+        No such mode, or an op that the language lacks.
     """
     if mode not in SHAPES:
         raise InputError(f"mode {mode!r}: a tour has one of {', '.join(SHAPES)}")

@@ -21,7 +21,7 @@ CASE = "la57-switch-npt-4to5-l0-5"
 CELLS = (
     """
 from mmulab.lab.designs.compare import compare
-from mmulab.lab.designs.matrix import design_matrix
+from mmulab.lab.designs.view import design_matrix
 from mmulab.lab.cases.works import find_works
 
 design_matrix(compare(["D0", "D4"], find_works(["la57-switch-npt-*"])))

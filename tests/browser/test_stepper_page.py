@@ -47,7 +47,8 @@ class Stands:
     def on(self, number: int) -> None:
         """Check that the page shows this moment: its event, page, role, gfn and sptes."""
         page, look = self.opened.page, Session(self.recording, at=number).look()
-        assert f"moment {number} of" in page.locator("#place").inner_text()
+        last = len(self.recording) - 1
+        assert page.locator("#place").inner_text().startswith(f"moment {number} of {last}")
         body = page.locator("#body").inner_text()
         design = self.recording.config.kernel.design
         if look.event is not None:
@@ -70,7 +71,7 @@ def test_it_steps_with_the_network_off(offline_page: OpenPage, path: Path, recor
         stands.on(number)
     page.click("#previous")
     stands.on(10)
-    page.click("input[value=fault]")
+    page.click("[data-grain=fault]")
     page.click("#next")
     fault = step(recording, 10, Grain.FAULT)
     stands.on(fault)
@@ -143,7 +144,117 @@ def test_first_step_is_a_still_picture(offline_page: OpenPage, path: Path) -> No
     assert opened.page.get_by_text("the others need scripts").is_visible()
 
 
-def test_narrow_window(offline_page: OpenPage, path: Path) -> None:
+def test_arrow_keys_step_and_do_not_steal_typing(
+    offline_page: OpenPage, path: Path, recording: Recording
+) -> None:
     opened = offline_page(path)
-    opened.page.set_viewport_size({"width": 500, "height": 800})
-    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 500
+    page, stands = opened.page, Stands(opened, recording)
+    last = len(recording) - 1
+    for key, number in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", last), ("Home", 0)]:
+        page.keyboard.press(key)
+        stands.on(number)
+    page.click("[data-grain=fault]")
+    page.keyboard.press("ArrowRight")
+    fault = step(recording, 0, Grain.FAULT)
+    stands.on(fault)
+    page.keyboard.press("/")
+    page.keyboard.type("anything")
+    page.keyboard.press("Tab")
+    page.keyboard.type("22n")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Delete")
+    assert page.input_value("#argument") == "22"
+    stands.on(fault)
+    page.keyboard.press("Enter")
+    about = [n for n in find(recording, "gfn", "22").tolist() if n > fault]
+    stands.on(about[0])
+    page.keyboard.press("Escape")
+    page.keyboard.press("p")
+    stands.on(about[0] - 1)
+    page.keyboard.press("Home")
+    page.keyboard.press("w")
+    wrong = find(recording, "wrong").tolist()
+    stands.on(wrong[0])
+    page.keyboard.press("End")
+    page.keyboard.press("W")
+    stands.on(wrong[-1])
+    assert opened.complaints == []
+
+
+def test_timeline_goes_where_it_is_clicked_and_dragged(
+    offline_page: OpenPage, path: Path, recording: Recording
+) -> None:
+    opened = offline_page(path)
+    page, stands = opened.page, Stands(opened, recording)
+    box = page.locator("#picture").bounding_box()
+    assert box is not None
+
+    def point(number: int) -> tuple[float, float]:
+        return box["x"] + box["width"] * (number + 0.5) / len(recording), box["y"] + box["height"] / 2
+
+    page.mouse.click(*point(40))
+    stands.on(40)
+    page.keyboard.press("ArrowRight")
+    stands.on(41)
+    page.mouse.move(*point(10))
+    page.mouse.down()
+    stands.on(10)
+    page.mouse.move(*point(25))
+    stands.on(25)
+    page.mouse.up()
+    page.mouse.move(*point(60))
+    stands.on(25)
+    line = page.locator("#density").bounding_box()
+    assert line is not None
+    assert line["x"] + line["width"] / 2 == pytest.approx(point(25)[0], abs=1)
+    assert opened.complaints == []
+
+
+def test_page_of_a_part_says_where_it_lies_in_the_run(
+    offline_page: OpenPage, recording: Recording, tmp_path: Path
+) -> None:
+    write_stepper_page(recording, tmp_path / "part.html", first=20, last=40, at=30)
+    opened = offline_page(tmp_path / "part.html")
+    place = opened.page.locator("#place")
+    assert place.inner_text().startswith(f"moment 30 of {len(recording) - 1} (this page: 20 to 40): ")
+    opened.page.keyboard.press("End")
+    assert place.inner_text().startswith(f"moment 40 of {len(recording) - 1} (this page: 20 to 40): ")
+
+
+def test_what_the_search_finds_is_marked_on_the_timeline(
+    offline_page: OpenPage, path: Path, recording: Recording
+) -> None:
+    page = offline_page(path).page
+    page.select_option("#search", "flush")
+    marks = page.locator("#marks i").evaluate_all("nodes => nodes.map(node => parseFloat(node.style.left))")
+    found = find(recording, "flush").tolist()
+    assert marks == pytest.approx([100 * (n + 0.5) / len(recording) for n in found], abs=0.01)
+
+
+_LAYOUT = """() => {
+  const slider = document.getElementById("slider"), page = document.documentElement, seen = [];
+  for (let number = 0; number <= Number(slider.max); number += 1) {
+    slider.value = number;
+    slider.dispatchEvent(new Event("input"));
+    const drawn = (one) => one.clientWidth && !one.closest("svg");
+    const boxes = [...document.querySelectorAll("body *")].filter(drawn);
+    const scrolled = boxes.filter((one) => getComputedStyle(one).display !== "inline"
+      && (one.scrollHeight > one.clientHeight + 1 || one.scrollWidth > one.clientWidth + 1));
+    const empty = [...document.querySelectorAll("#body section")].filter((one) => one.children.length < 2);
+    seen.push([page.scrollWidth, page.scrollHeight, scrolled.length, empty.length]);
+  }
+  return seen;
+}"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 900)])
+def test_layout_of_every_moment(offline_page: OpenPage, path: Path, width: int, height: int) -> None:
+    """Nothing is cut off or scrolls inside the page, and a wide window shows all of it."""
+    page = offline_page(path).page
+    page.set_viewport_size({"width": width, "height": height})
+    seen = page.evaluate(_LAYOUT)
+    assert len(seen) > 50
+    assert [number for number, (across, *_) in enumerate(seen) if across > width] == []
+    assert [number for number, (*_, scrolled, empty) in enumerate(seen) if scrolled or empty] == []
+    if width == 1280:
+        assert [number for number, (_, down, *_) in enumerate(seen) if down > height] == []

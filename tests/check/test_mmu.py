@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mmulab.check.finding import Finding, FindingKind
-from mmulab.check.invariants import Invariant, violations
-from mmulab.check.mmu import Invariants, check
+from mmulab.check.mmu import Invariants
 from mmulab.check.trial import make_bench
 from mmulab.conform.recording import find_recordings, read_recording
 from mmulab.events import mark_mmio_spte
+from mmulab.kvm.invariants import Invariant, check, violations
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.spte import make_mmio_spte
 from mmulab.machine import op as ops

@@ -94,9 +94,7 @@ def test_lines_fit_the_terminal(
 
 def test_unknown_case_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cases", "npt-64", "npt-64-l2-np-l0-5"]) == 2
-    assert capsys.readouterr().err == (
-        "mmulab: case 'npt-64': no case is called so; 'mmulab cases' lists them all\n"
-    )
+    assert capsys.readouterr().err == ("mmulab: case 'npt-64': unknown; 'mmulab cases' lists them all\n")
 
 
 def test_interrupted_json_has_the_rows_that_are_finished(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mmulab.cli import compare as command
 from mmulab.cli.main import INTERRUPTED, run
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.lab.cases.table import find_cases
-from mmulab.lab.designs.compare import Cell, compare_each
+from mmulab.lab.designs.compare import DesignCell, compare_each
 
 Out = pytest.CaptureFixture[str]
 SWITCH = "la57-switch-npt-4to5-l0-5"
@@ -133,7 +134,7 @@ def test_what_6_1_does_itself_is_no_designs_fault(capsys: Out) -> None:
 def test_an_interrupted_run_shows_what_is_finished(
     as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[list[Cell]]:
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[list[DesignCell]]:
         yield from list(compare_each([DESIGNS["passthrough"]], find_cases(["shadow-32-l0-4"])))
         raise KeyboardInterrupt
 
@@ -154,7 +155,7 @@ def test_an_interrupted_run_shows_what_is_finished(
     [
         (["--designs", "D4,D9"], "role design 'D9': unknown; the designs are D0 pre_fix"),
         (["--designs", "D4,passthrough"], "role design 'passthrough' is there 2 times"),
-        (["--cases", "shadow-58"], "case 'shadow-58': no case is called so"),
+        (["--cases", "shadow-58"], "case 'shadow-58': unknown"),
         (["--derivation", "guessed"], "derivation 'guessed': unknown"),
         (["--roots", "none"], "root strategy 'none': unknown; the strategies are special, shadow, one_off"),
     ],
@@ -189,3 +190,34 @@ def test_a_scenario_that_cannot_be_read_is_refused_before_anything_runs(tmp_path
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert str(own) in err
+
+
+def test_a_recording_is_compared_by_its_path_as_by_its_name(tmp_path: Path, root: Path, capsys: Out) -> None:
+    name = "conformance/6.1.192/sh/accessed-dirty-pae"
+    inside = root / f"data/{name}.jsonl.xz"
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(lzma.decompress(inside.read_bytes()))
+    found = []
+    for case in (name, str(inside), str(own), str(tmp_path / "*.jsonl")):
+        assert run(["compare", "--cases", case, "--designs", "D0,D7", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [[cell.pop("case") for cell in cells] for cells in found] == [
+        [case] * 2 for case in (name, str(inside), str(own), str(own))
+    ]
+    assert found[1:] == [found[0]] * 3
+    assert run(["compare", "--cases", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_a_picture_is_drawn_of_two_designs_in_one_case(tmp_path: Path, capsys: Out) -> None:
+    out = tmp_path / "wp.svg"
+    drawn = ["--designs", "D7,D4", "--cases", "mixed-wp-64", "--picture", str(out)]
+    assert run(["compare", *drawn]) == 0
+    assert "D7 glevels on mixed-wp-64: wrong" in capsys.readouterr().out
+    svg = out.read_text()
+    assert svg.startswith("<svg ")
+    assert "mixed-wp-64 under D7 and D4" in svg
+    assert "cr0_wp=0" in svg
+    for wrong in (["--designs", "D4"], ["--cases", "mixed-wp-*"], ["--kernel", "6.12"], ["--syncs", "x"]):
+        assert run(["compare", *drawn, *wrong]) == 2
+        assert capsys.readouterr().err.startswith("mmulab: --picture: draws two designs ")

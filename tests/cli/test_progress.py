@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import threading
 from collections.abc import Generator
+from types import ModuleType
 
+import click
 import pytest
 
+from mmulab.cli.doctor import GROUPS
+from mmulab.cli.main import LazyGroup
 from mmulab.cli.progress import progress, working
+from mmulab.errors import InputError
 
 
 class Numbers:
@@ -89,3 +95,53 @@ def test_without_a_terminal_nothing_is_said(
     with working("run case"):
         assert threading.active_count() == before
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_that_takes_long_to_load_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    load = importlib.import_module
+
+    def slowly(name: str) -> ModuleType:
+        assert screen.shown.wait(60)
+        return load(name)
+
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("mmulab.cli.progress.PATIENCE", 0)
+    monkeypatch.setattr("mmulab.cli.main.importlib.import_module", slowly)
+    command = LazyGroup().get_command(click.Context(LazyGroup()), "kernels")
+    assert command is not None
+    assert command.name == "kernels"
+    assert screen.getvalue().startswith("\rmmulab kernels: 0 s")
+    assert screen.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        (["results", "out"], "mmulab.cli.results.asked.listing"),
+        (["translate", "--json", "x.npz"], "mmulab.cli.translate.translate_files"),
+        (["bench"], "mmulab.cli.bench.bench_walk"),
+        (["features"], "mmulab.cli.features.table"),
+        (["doctor", "python"], "mmulab.cli.doctor.install.python"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_counted_is_timed(
+    command: list[str], slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits until its line is on the screen, and is then cut off."""
+    screen = Screen()
+
+    def waits(*args: object, **options: object) -> None:
+        assert screen.shown.wait(60)
+        raise InputError("seen")
+
+    loaded = LazyGroup().get_command(click.Context(LazyGroup()), command[0])
+    assert loaded is not None
+    monkeypatch.setattr(slow, waits)
+    monkeypatch.setitem(GROUPS, "python", GROUPS["python"]._replace(look=waits))
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("mmulab.cli.progress.PATIENCE", 0)
+    with pytest.raises(InputError, match="seen"):
+        loaded.main(command[1:], standalone_mode=False)
+    assert screen.getvalue().startswith(f"\r{command[0]}")

@@ -225,6 +225,21 @@ def test_every_role_that_a_run_prints_is_read_back_whole(capsys: pytest.CaptureF
     assert (values["guest_mode"], values["passthrough"], values["cr0_wp"]) == (1, 1, 0)
 
 
+def test_diff_takes_lines_of_a_trace_as_decode_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = LINE.replace("direct wux", "wux")
+    given = as_json(capsys, "diff", LINE, other)
+    assert [(field["name"], field["a"], field["b"]) for field in given["differ"]] == [("direct", 1, 0)]
+    assert "cr0_wp" in given["not_told"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{LINE}\n{other}\n"))
+    assert as_json(capsys, "diff", "-") == given
+    lines = printed(capsys, "diff", LINE, "0x3711").splitlines()
+    assert [line.split() for line in lines[3:4]] == [["7", "direct", "1", "0"]]
+    assert lines[-1].startswith("  note: not told, so these may differ: cr0_wp, ")
+    assert as_json(capsys, "diff", "7", "7")["not_told"] == []
+
+
 def test_diff_of_two_kernels_reads_the_word_as_each(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "diff", "0x3795", "--kernel", "5.16", "--to", "6.1").splitlines()
     starred = [line.split()[1] for line in lines if line.startswith(" *")]
@@ -266,6 +281,7 @@ def test_layouts_list_every_change_with_its_commits(capsys: pytest.CaptureFixtur
         (["encode", "level"], "give a name and a number as level=2"),
         (["encode", "level=1", "level=2"], "level is given twice"),
         (["diff", "1"], "give a second word"),
+        (["diff", "1", "2", "3"], "3 words, expected two"),
         (["diff", "1", "--to", "2.6.27"], "starts with 2.6.28"),
         (["decode", "9" * 5000], "9999'...: give a hexadecimal number as 20712"),
         (["decode", "0x" + "f" * 5000], "ffff'...: give a hexadecimal number as 20712"),

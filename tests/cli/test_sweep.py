@@ -207,7 +207,8 @@ def test_a_full_disk_fails_what_needs_it_and_no_other(command: CommandLine) -> N
 def test_a_disk_with_no_room_for_anything_is_one_line(command: CommandLine) -> None:
     write(command, POWERS + "grid: {base: [1]}\n")
     command.prepare = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
-    assert "sweep.json: cannot be written (File too large)" in command.error("sweep", "t.yaml")
+    said = command.error("sweep", "t.yaml")
+    assert "sweep.json: cannot be written (File too large); raise the limit on a file's size" in said
 
 
 def test_a_finished_sweep_imports_nothing_of_notebooks(command: CommandLine) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.compare import Level, Part, compare, first_difference
-from mmulab.conform.recording import RecordedOp, Recording, read_lines, read_recording
+from mmulab.conform.recording import KernelRecording, RecordedOp, read_lines, read_recording
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
 from tests.conform.deaths import cut_short, write
@@ -22,12 +22,14 @@ OP = 3
 
 
 @pytest.fixture(scope="module")
-def recording(root: Path) -> Recording:
+def recording(root: Path) -> KernelRecording:
     """A recording with which the model agrees."""
     return read_recording(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
 
 
-def changed(recording: Recording, change: Callable[[RecordedOp], RecordedOp], number: int = OP) -> Recording:
+def changed(
+    recording: KernelRecording, change: Callable[[RecordedOp], RecordedOp], number: int = OP
+) -> KernelRecording:
     """Return the recording with one op changed, as if the kernel had done otherwise."""
     ops = list(recording.ops)
     ops[number] = change(ops[number])
@@ -45,7 +47,7 @@ def without_event(kind: type) -> Callable[[RecordedOp], RecordedOp]:
 
 
 @pytest.mark.parametrize("level", list(Level))
-def test_the_model_agrees_with_the_kernel(recording: Recording, level: Level) -> None:
+def test_the_model_agrees_with_the_kernel(recording: KernelRecording, level: Level) -> None:
     result = compare(recording, level)
     assert result.difference is None
     assert result.agrees
@@ -59,7 +61,7 @@ def test_the_model_agrees_with_the_kernel(recording: Recording, level: Level) ->
     )
 
 
-def test_the_levels_are_nested(recording: Recording) -> None:
+def test_the_levels_are_nested(recording: KernelRecording) -> None:
     totals = [compare(recording, level).events for level in (Level.OUTCOME, Level.MMU, Level.FULL)]
     assert totals == sorted(totals)
     assert totals[0] == 0 < totals[1] < totals[2]
@@ -69,7 +71,7 @@ def test_the_levels_are_nested(recording: Recording) -> None:
     ("field", "value"),
     [("addr", 1), ("pferr", 2)],
 )
-def test_any_field_of_an_event_counts(recording: Recording, field: str, value: int) -> None:
+def test_any_field_of_an_event_counts(recording: KernelRecording, field: str, value: int) -> None:
     def change(op: RecordedOp) -> RecordedOp:
         at = next(i for i, e in enumerate(op.events) if isinstance(e, ev.kvm_mmu_pagetable_walk))
         events = list(op.events)
@@ -84,7 +86,7 @@ def test_any_field_of_an_event_counts(recording: Recording, field: str, value: i
     assert result.ops_agree == result.ops - 1
 
 
-def test_an_event_missing_in_the_model_is_found(recording: Recording) -> None:
+def test_an_event_missing_in_the_model_is_found(recording: KernelRecording) -> None:
     def change(op: RecordedOp) -> RecordedOp:
         return dataclasses.replace(op, events=(*op.events, ev.kvm_mmu_walker_error(4)))
 
@@ -95,7 +97,7 @@ def test_an_event_missing_in_the_model_is_found(recording: Recording) -> None:
     assert result.difference.event == len(Level.MMU.events(recording.ops[OP].events))
 
 
-def test_each_level_sees_what_it_compares_and_no_more(recording: Recording) -> None:
+def test_each_level_sees_what_it_compares_and_no_more(recording: KernelRecording) -> None:
     missing_exit = changed(recording, without_event(ev.kvm_exit), 1)
     assert compare(missing_exit, Level.MMU).agrees
     assert not compare(missing_exit, Level.FULL).agrees
@@ -104,7 +106,7 @@ def test_each_level_sees_what_it_compares_and_no_more(recording: Recording) -> N
     assert not compare(missing_walk, Level.MMU).agrees
 
 
-def test_outcomes_count_at_every_level(recording: Recording) -> None:
+def test_outcomes_count_at_every_level(recording: KernelRecording) -> None:
     wrong = changed(recording, lambda op: dataclasses.replace(op, outcome={**op.outcome, "rip": 5}))
     for level in Level:
         result = compare(wrong, level)
@@ -113,7 +115,7 @@ def test_outcomes_count_at_every_level(recording: Recording) -> None:
         assert result.events_agree == result.events
 
 
-def test_statistics_count_at_level_full_alone(recording: Recording) -> None:
+def test_statistics_count_at_level_full_alone(recording: KernelRecording) -> None:
     wrong = changed(recording, lambda op: dataclasses.replace(op, stats={**op.stats, "mmu_unsync": 9}))
     assert compare(wrong, Level.MMU).agrees
     result = compare(wrong, Level.FULL)
@@ -123,7 +125,7 @@ def test_statistics_count_at_level_full_alone(recording: Recording) -> None:
     assert compare(other, Level.FULL).agrees
 
 
-def test_the_sequence_of_ops_counts(recording: Recording) -> None:
+def test_the_sequence_of_ops_counts(recording: KernelRecording) -> None:
     renamed = changed(recording, lambda op: dataclasses.replace(op, text="nop"))
     result = compare(renamed, Level.OUTCOME)
     assert result.difference is not None
@@ -139,7 +141,7 @@ def test_the_sequence_of_ops_counts(recording: Recording) -> None:
 
 
 def test_a_failure_of_the_model_is_a_difference_where_it_happened(
-    recording: Recording, monkeypatch: pytest.MonkeyPatch
+    recording: KernelRecording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute = Machine.execute
     calls = iter(range(1000))
@@ -179,7 +181,7 @@ def test_first_difference_tells_kinds_apart() -> None:
     assert first_difference([], []) is None
 
 
-def test_what_came_before_a_death_is_compared(root: Path, tmp_path: Path, recording: Recording) -> None:
+def test_what_came_before_a_death_is_compared(root: Path, tmp_path: Path, recording: KernelRecording) -> None:
     lines = read_lines(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
     died = read_recording(write(tmp_path / "died.jsonl", cut_short(lines, OP + 2)))
     result = compare(died, Level.FULL)

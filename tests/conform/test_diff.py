@@ -10,7 +10,7 @@ import pytest
 from mmulab.conform.classify import How, Kind
 from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_headers, diff_runs, model_run, only
-from mmulab.conform.recording import Recording, read_lines, read_recording
+from mmulab.conform.recording import KernelRecording, read_lines, read_recording
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
@@ -19,12 +19,12 @@ from tests.conform.deaths import WORDS, cut_short, write
 DATA = "data/conformance"
 
 
-def recorded(root: Path, name: str) -> Recording:
+def recorded(root: Path, name: str) -> KernelRecording:
     return read_recording(root / DATA / f"{name}.jsonl.xz")
 
 
 @pytest.fixture(scope="module")
-def basic(root: Path) -> Recording:
+def basic(root: Path) -> KernelRecording:
     return recorded(root, "6.1.192/sh/basic-64")
 
 
@@ -57,7 +57,7 @@ def test_ops_that_one_side_lacks_are_beside_nothing(root: Path) -> None:
 
 
 def test_a_failure_of_the_model_is_at_the_op_where_it_happened(
-    basic: Recording, monkeypatch: pytest.MonkeyPatch
+    basic: KernelRecording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute = Machine.execute
     calls = iter(range(1000))
@@ -78,7 +78,7 @@ def test_a_failure_of_the_model_is_at_the_op_where_it_happened(
         assert all(delta.kinds[0].what == "op" for op in differ[1:] for delta in op.deltas)
 
 
-def test_headers_are_compared_but_not_the_hosts(root: Path, basic: Recording) -> None:
+def test_headers_are_compared_but_not_the_hosts(root: Path, basic: KernelRecording) -> None:
     header = basic.scenario.header
     elsewhere = dataclasses.replace(header, kernel="6.12.117", host={**header.host, "npt": 1})
     assert diff_headers(header, elsewhere) == []

@@ -10,7 +10,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.conform.compare import Level, Part, compare
 from mmulab.conform.explain import event_str, explain
-from mmulab.conform.recording import RecordedOp, Recording, read_recording
+from mmulab.conform.recording import KernelRecording, RecordedOp, read_recording
 from mmulab.conform.state import state_lines
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op, Outcome
@@ -19,7 +19,7 @@ from mmulab.scenario.runner import Runner
 
 
 @pytest.fixture(scope="module")
-def recording(root: Path) -> Recording:
+def recording(root: Path) -> KernelRecording:
     """A recording with which the model agrees."""
     return read_recording(root / "data/conformance/6.1.192/sh/basic-64.jsonl.xz")
 
@@ -32,17 +32,17 @@ def _without(op: RecordedOp, at: int) -> RecordedOp:
     return dataclasses.replace(op, events=tuple(events))
 
 
-def _changed(recording: Recording, number: int, op: RecordedOp) -> Recording:
+def _changed(recording: KernelRecording, number: int, op: RecordedOp) -> KernelRecording:
     return dataclasses.replace(recording, ops=(*recording.ops[:number], op, *recording.ops[number + 1 :]))
 
 
-def _explained(recording: Recording, level: Level = Level.MMU) -> list[str]:
+def _explained(recording: KernelRecording, level: Level = Level.MMU) -> list[str]:
     comparison = compare(recording, level)
     assert comparison.difference is not None
     return explain(recording, level, comparison).splitlines()
 
 
-def test_the_columns_part_at_the_event_that_one_side_lacks(recording: Recording) -> None:
+def test_the_columns_part_at_the_event_that_one_side_lacks(recording: KernelRecording) -> None:
     walk_levels = [e for e in recording.ops[1].events if isinstance(e, ev.kvm_mmu_paging_element)]
     at = Level.MMU.events(recording.ops[1].events).index(walk_levels[0])
     lines = _explained(_changed(recording, 1, _without(recording.ops[1], at)))
@@ -57,7 +57,7 @@ def test_the_columns_part_at_the_event_that_one_side_lacks(recording: Recording)
     assert left.split(maxsplit=1)[1].strip() == right.strip() == event_str(walk_levels[1], "amd")
 
 
-def test_the_two_ops_before_are_shown_with_their_events(recording: Recording) -> None:
+def test_the_two_ops_before_are_shown_with_their_events(recording: KernelRecording) -> None:
     number = 5
     op = recording.ops[number]
     longer = dataclasses.replace(op, events=(*op.events, ev.kvm_mmu_walker_error(0)))
@@ -68,7 +68,7 @@ def test_the_two_ops_before_are_shown_with_their_events(recording: Recording) ->
     assert len(shown) == sum(len(Level.MMU.events(o.events)) for o in recording.ops[number - 2 : number])
 
 
-def test_the_state_is_that_at_the_event_not_after_the_op(recording: Recording) -> None:
+def test_the_state_is_that_at_the_event_not_after_the_op(recording: KernelRecording) -> None:
     """At the walk of op 0 no shadow page below the root exists yet; after the op it does."""
     first = recording.ops[1]
     events = Level.MMU.events(first.events)
@@ -82,7 +82,7 @@ def test_the_state_is_that_at_the_event_not_after_the_op(recording: Recording) -
     assert any("outcome (rax)" in line for line in late)
 
 
-def test_statistics_and_outcomes_name_the_keys_that_differ(recording: Recording) -> None:
+def test_statistics_and_outcomes_name_the_keys_that_differ(recording: KernelRecording) -> None:
     op = recording.ops[3]
     wrong = dataclasses.replace(op, stats={**op.stats, "mmu_unsync": 9})
     lines = _explained(_changed(recording, 3, wrong), Level.FULL)
@@ -91,7 +91,7 @@ def test_statistics_and_outcomes_name_the_keys_that_differ(recording: Recording)
 
 
 def test_a_failure_shows_how_far_the_model_came(
-    recording: Recording, monkeypatch: pytest.MonkeyPatch
+    recording: KernelRecording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute = Machine.execute
 
@@ -121,7 +121,7 @@ def test_a_failure_shows_how_far_the_model_came(
     assert marked.rstrip().endswith("<")
 
 
-def test_too_few_or_too_many_ops_are_explained(recording: Recording) -> None:
+def test_too_few_or_too_many_ops_are_explained(recording: KernelRecording) -> None:
     lines = _explained(dataclasses.replace(recording, ops=recording.ops[:-1]))
     assert any("after the last op, op" in line for line in lines)
     renamed = dataclasses.replace(recording.ops[4], text="nop")

@@ -9,7 +9,7 @@ import pytest
 
 from mmulab.conform.compare import Level, compare, frame_map
 from mmulab.conform.record import recording_lines, write_recording
-from mmulab.conform.recording import Recording, read_lines, read_recording
+from mmulab.conform.recording import KernelRecording, read_lines, read_recording
 from mmulab.errors import InputError
 from mmulab.scenario.runner import Runner
 from mmulab.scenario.scenario import Scenario
@@ -32,12 +32,12 @@ def record(scenario: Scenario) -> list[str]:
 
 
 @pytest.fixture(params=NAMES)
-def original(root: Path, request: pytest.FixtureRequest) -> Recording:
+def original(root: Path, request: pytest.FixtureRequest) -> KernelRecording:
     """A recording with which the model agrees."""
     return read_recording(root / f"data/conformance/6.1.192/{request.param}.jsonl.xz")
 
 
-def test_the_models_recording_is_the_kernels_line_for_line(original: Recording) -> None:
+def test_the_models_recording_is_the_kernels_line_for_line(original: KernelRecording) -> None:
     ours = record(original.scenario)
     theirs = read_lines(Path(original.path))
     assert len(ours) == len(theirs)
@@ -51,7 +51,7 @@ def test_the_models_recording_is_the_kernels_line_for_line(original: Recording) 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])
 def test_a_written_recording_reads_back_and_conforms(
-    original: Recording, tmp_path: Path, suffix: str
+    original: KernelRecording, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"r.{suffix}"
     lines = record(original.scenario)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from mmulab import events as ev
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_internal import PageFault
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.rmap import gfn_to_rmap, pte_list_iter
 from mmulab.kvm.shadow_page import shadow_path
@@ -281,6 +282,15 @@ class Guest:
     def maps(self, gva: int, gpa: int, level: int = 1) -> bool:
         """Whether the shadow entry of `level` maps `gva` to `gpa`."""
         return spte_to_pfn(self.spte(gva, level)) == self.hpa(gpa) >> 12
+
+
+def fault_at(guest: Guest, gfn: int, **more: object) -> PageFault:
+    """Return a fault that was resolved as far as its frame."""
+    made = PageFault(gfn << 12, 0, exec=False, write=False, present=False, rsvd=False, user=False)
+    made.gfn, made.slot, made.pfn, made.map_writable = gfn, guest.slot, guest.slot.frame(gfn), True
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
 
 
 def cr4(bits: int) -> int:

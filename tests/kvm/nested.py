@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmulab import events as ev
-from mmulab.check.invariants import Invariant
-from mmulab.check.mmu import check
+from mmulab.kvm.invariants import Invariant, check
 from mmulab.kvm.memslot import KvmMemslot
 from mmulab.kvm.rmap import pte_list_iter
 from mmulab.kvm.roles.derivation import copied

@@ -30,7 +30,7 @@ from mmulab.kvm.guest_walk import walk_addr_generic
 from mmulab.kvm.hugepage import kvm_mmu_hugepage_adjust
 from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmio import vcpu_make_mmio_spte
-from mmulab.kvm.mmu import INVALID_PAGE
+from mmulab.kvm.mmu import INVALID_PAGE, RootInfo
 from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_fault import HANDLERS, handle_mmio_page_fault, kvm_mmu_page_fault
@@ -156,7 +156,7 @@ FIRES: dict[str, Callable[[Guest], object]] = {
     ),
     "mmu.c:kvm_mmu_hugepage_adjust:pfn": lambda g: kvm_mmu_hugepage_adjust(g.kvm, unlike_fault(g)),
     "mmu.c:mmu_free_root_page:sp": lambda g: (
-        g.vcpu.mmu.prev_roots.__setitem__(0, [0, NO_TABLE]),
+        g.vcpu.mmu.prev_roots.__setitem__(0, RootInfo(0, NO_TABLE)),
         kvm_mmu_free_roots(g.kvm, g.vcpu.mmu, 2),
     ),
     "mmu.c:kvm_mmu_free_guest_mode_roots:role": lambda g: (

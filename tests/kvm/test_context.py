@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab.kvm.context import base_facts, kvm_calc_cpu_role, kvm_init_mmu, kvm_mmu_get_tdp_level
-from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.state import Request
 from mmulab.kvm.validity import RoleDecision

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.direct import fast_page_fault
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.spte import is_access_track_spte, mark_spte_for_access_track
 from mmulab.machine import op as ops

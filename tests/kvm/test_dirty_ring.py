@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.dirty_ring import DirtyRing, check_dirty_ring, coalesce
+from mmulab.kvm.invariants import violations
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.machine.op import OutcomeKind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.spte import SPTE_MMU_PRESENT_MASK
 from mmulab.kvm.tdp_mmu import kvm_tdp_mmu_try_split_huge_pages

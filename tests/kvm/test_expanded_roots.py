@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.check.invariants import violations
 from mmulab.errors import InputError
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
 from mmulab.kvm.expanded_role import expanded_role, is_expanded_level
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.roles.root_strategy import ROOT_STRATEGIES, find_root_strategy, special, top_table_level
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.roots import kvm_mmu_load, kvm_mmu_unload

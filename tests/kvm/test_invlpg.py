@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.invlpg import kvm_mmu_invalidate_gva, kvm_mmu_invlpg
 from mmulab.kvm.mmu import INVALID_PAGE
 from tests.kvm.guest import DATA, GVA, HOLE, MIB, PAGE, Guest

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.emulate import Verdict
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.invpcid import invpcid_is_allowed, invpcid_is_undefined, kvm_handle_invpcid
 from mmulab.kvm.mmu import INVALID_PAGE
 from mmulab.kvm.state import Request
@@ -40,7 +40,7 @@ class PcidGuest:
             self.load(pcid)
             guest.read(GVA)
             guest.write(WINDOW + (guest.entry(GVA, root=root) & 0xFFF), DATA + 0x4000 | PAGE, size=8)
-        self.hpas = [guest.vcpu.mmu.root_hpa, guest.vcpu.mmu.prev_roots[0][1]]
+        self.hpas = [guest.vcpu.mmu.root_hpa, guest.vcpu.mmu.prev_roots[0].hpa]
 
     def load(self, pcid: int) -> None:
         """Load CR3 without a flush."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import Invariant, status
+from mmulab.kvm.invariants import Invariant, status
 from mmulab.kvm.mmio import (
     check_mmio_spte,
     mark_mmio_spte,

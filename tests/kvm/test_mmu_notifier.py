@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.mmu_notifier import kvm_age_hva, kvm_unmap_hva_range
 from mmulab.machine import op as ops

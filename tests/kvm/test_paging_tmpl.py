@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.guest_walk import walk_addr_generic
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import PageFault, RetPf
 from mmulab.kvm.paging_tmpl import fetch, page_fault
 from mmulab.machine import op as ops

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.pte_write import WRITE_FLOODING_LIMIT, emulator_write_phys, get_written_sptes
 from mmulab.kvm.state import spte_index
 from tests.kvm.guest import DATA, GVA, HOLE, MIB, PAGE, TABLE, Guest

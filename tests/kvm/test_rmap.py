@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
 from mmulab.kvm.assertions import HostDiedError
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.rmap import (
     PTE_LIST_EXT,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu import (
     INVALID_PAE_ROOT,
     INVALID_PAGE,
     KVM_MMU_ROOT_CURRENT,
     KVM_MMU_ROOTS_ALL,
+    RootInfo,
     root_previous,
 )
 from mmulab.kvm.roots import (
@@ -143,7 +144,7 @@ def test_special_roots_are_not_kept() -> None:
     guest.cr3(roots[1])
     guest.cr3(roots[0])
     assert kept(guest) == [roots[0]]
-    assert all(entry[1] == INVALID_PAGE for entry in guest.vcpu.mmu.prev_roots)
+    assert all(entry.hpa == INVALID_PAGE for entry in guest.vcpu.mmu.prev_roots)
 
 
 def test_a_root_of_another_role_does_not_count() -> None:
@@ -171,12 +172,12 @@ def test_a_free_place_tells_which_root_it_had() -> None:
     """``KVM_MMU_ROOT_INFO_INVALID`` before its first use; after that only the page is forgotten."""
     guest, roots = with_roots(3)
     mmu = guest.vcpu.mmu
-    unused = [INVALID_PAGE, INVALID_PAGE]
+    unused = RootInfo(INVALID_PAGE, INVALID_PAGE)
     assert mmu.prev_roots == [unused] * 3
     for root in roots:
         guest.cr3(root)
     kvm_mmu_free_roots(guest.kvm, mmu, root_previous(0))
-    assert mmu.prev_roots[0] == [roots[1], INVALID_PAGE]
+    assert mmu.prev_roots[0] == RootInfo(roots[1], INVALID_PAGE)
     assert mmu.prev_roots[2] == unused
 
 
@@ -189,11 +190,11 @@ def test_a_root_taken_where_there_is_none_leaves_the_last_places_root_behind() -
     kvm_mmu_free_roots(guest.kvm, mmu, KVM_MMU_ROOT_CURRENT)
     assert fast_pgd_switch(guest.kvm, mmu, roots[1])
     assert [pgd for pgd, _ in mmu.prev_roots] == [roots[2], roots[0], roots[0]]
-    assert mmu.prev_roots[2][1] == INVALID_PAGE
+    assert mmu.prev_roots[2].hpa == INVALID_PAGE
     kvm_mmu_free_roots(guest.kvm, mmu, KVM_MMU_ROOT_CURRENT)
-    mmu.prev_roots[2], mmu.prev_roots[1] = mmu.prev_roots[1], [roots[3], INVALID_PAGE]
+    mmu.prev_roots[2], mmu.prev_roots[1] = mmu.prev_roots[1], RootInfo(roots[3])
     assert fast_pgd_switch(guest.kvm, mmu, roots[0])
-    assert mmu.prev_roots[2] == [0, INVALID_PAGE]  # what the current root had
+    assert mmu.prev_roots[2] == RootInfo(0, INVALID_PAGE)  # what the current root had
 
 
 def test_flush_on_reuse_asks_for_a_sync() -> None:

@@ -5,37 +5,18 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
-from mmulab.kvm.hugepage import (
-    disallowed_hugepage_adjust,
-    kvm_mmu_hugepage_adjust,
-    kvm_mmu_max_mapping_level,
-    trace_spte_requested,
-)
-from mmulab.kvm.mmu_internal import (
-    KVM_PFN_NOSLOT,
-    PageFault,
-    RetPf,
-)
+from mmulab.kvm.invariants import violations
+from mmulab.kvm.mmu_internal import KVM_PFN_NOSLOT, RetPf
 from mmulab.kvm.set_spte import make_spte, mmu_set_spte
 from mmulab.kvm.spte import is_mmio_spte
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.x86.pferr import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK
-from tests.kvm.guest import DATA, GVA, MIB, NX, PS, A, D, Guest, P, U, W
+from tests.kvm.guest import DATA, GVA, MIB, NX, PS, A, D, Guest, P, U, W, fault_at
 
 HOST_WRITABLE, MMU_WRITABLE, PRESENT = 1 << 9, 1 << 10, 1 << 11
 BASE = PRESENT | P
-
-
-def fault_at(guest: Guest, gfn: int, **more: object) -> PageFault:
-    """A fault that was resolved as far as its frame."""
-    made = PageFault(gfn << 12, 0, exec=False, write=False, present=False, rsvd=False, user=False)
-    made.gfn, made.slot, made.pfn, made.map_writable = gfn, guest.slot, guest.slot.frame(gfn), True
-    for name, value in more.items():
-        setattr(made, name, value)
-    return made
 
 
 @pytest.mark.parametrize(
@@ -186,59 +167,3 @@ def test_a_huge_page_takes_the_place_of_a_table() -> None:
     assert small.parent_ptes == []
     assert ev.kvm_flush_remote_tlbs() in seen
     assert violations(guest.kvm) == []
-
-
-# Sizes ------------------------------------------------------------------------------------
-
-
-def test_the_size_is_the_least_that_anyone_allows() -> None:
-    guest = Guest("64", thp=True)
-    gfn = 4 * MIB >> 12
-
-    def level(most: int) -> int:
-        return kvm_mmu_max_mapping_level(guest.kvm, guest.slot, gfn, most)
-
-    assert (level(3), level(2), level(1)) == (2, 2, 1)
-    guest.slot.disallow_lpage[2][gfn >> 9] = 1
-    assert level(3) == 1
-    del guest.slot.disallow_lpage[2][gfn >> 9]
-    guest.machine.memory.page_level[guest.slot.frame(gfn) >> 9] = 1
-    assert level(3) == 1
-
-
-@pytest.mark.parametrize("case", ["huge", "guest small", "logged", "split", "no slot"])
-def test_a_fault_aims_at_the_largest_page(case: str) -> None:
-    guest = Guest("64", thp=True)
-    gfn = (4 * MIB >> 12) + 5
-    fault = fault_at(guest, gfn, max_level=1 if case == "guest small" else 3)
-    if case == "logged":
-        guest.slot.flags |= KVM_MEM_LOG_DIRTY_PAGES
-    if case == "split":
-        fault.exec, fault.nx_huge_page_workaround_enabled = True, True
-    if case == "no slot":
-        fault.slot, fault.pfn = None, KVM_PFN_NOSLOT
-    pfn = fault.pfn
-    kvm_mmu_hugepage_adjust(guest.kvm, fault)
-    if case == "huge":
-        assert (fault.goal_level, fault.pfn) == (2, pfn - 5)
-    else:
-        assert (fault.goal_level, fault.pfn) == (1, pfn)
-    assert fault.req_level == (2 if case in ("huge", "split") else 1)
-    assert fault.huge_page_disallowed == (case == "split")
-
-
-def test_below_a_table_an_nx_huge_page_becomes_smaller(guest: Guest) -> None:
-    fault = fault_at(guest, 0x605, goal_level=2, pfn=0x8600)
-    disallowed_hugepage_adjust(guest.kvm, fault, 0, 2)
-    disallowed_hugepage_adjust(guest.kvm, fault, BASE | PS, 2)
-    disallowed_hugepage_adjust(guest.kvm, fault, BASE, 1)
-    assert fault.goal_level == 2
-    disallowed_hugepage_adjust(guest.kvm, fault, BASE, 2)
-    assert (fault.goal_level, fault.pfn) == (1, 0x8605)
-
-
-def test_the_request_names_the_frame_of_the_gfn(guest: Guest) -> None:
-    fault = fault_at(guest, 0x605, goal_level=2, pfn=0x8600)
-    with guest.watch() as seen:
-        trace_spte_requested(guest.kvm, fault)
-    assert seen == [ev.kvm_mmu_spte_requested(0x605, 0x8605, 2)]

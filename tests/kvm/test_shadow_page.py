@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.derivation import DERIVATIONS
 from mmulab.kvm.shadow_page import (

@@ -229,7 +229,7 @@ ENTRIES = {
 
 
 def _recorded(name: str) -> Iterator[DecodedSpte]:
-    """Decode the entries of the first recording that is called so."""
+    """Decode the entries of the first recording of this name."""
     recording = read_recording(min(DATA_FOLDER.glob(f"{name}.jsonl.xz")))
     header = recording.scenario.header
     fmt = host_config(header).spte_format(find_kernel(header.kernel))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.spte import REMOVED_SPTE, is_mmio_spte, is_shadow_present_pte
 from mmulab.kvm.tdp_map import kvm_tdp_mmu_map

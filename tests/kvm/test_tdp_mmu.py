@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.kvm.spte import REMOVED_SPTE, is_last_spte, is_shadow_present_pte, spte_to_pfn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Request
 from mmulab.kvm.zap import (

@@ -22,7 +22,7 @@ def test_counts_by_folder() -> None:
     assert other["recordings"] > 100
     assert other["compared"] == 0
     total = sum(row["recordings"] for row in rows.values())
-    assert table.caption == f"6 of 6 recordings agree, of {total} that there are of Linux 6.1.192."
+    assert table.caption == f"6 of 6 recordings agree, of all {total} of Linux 6.1.192."
 
 
 def test_a_model_that_differs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,5 +36,5 @@ def test_a_model_that_differs_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_such_recording() -> None:
-    with pytest.raises(InputError, match=r"'nothing': no recording of 6\.1\.192 is called so; .* sh/\*"):
+    with pytest.raises(InputError, match=r"'nothing': no recording of 6\.1\.192 has this name; .* sh/\*"):
         conformance(KERNEL, "nothing")

@@ -96,7 +96,7 @@ def test_walk_of_l2_under_nested_paging_is_refused() -> None:
 def test_run_takes_names_and_kernels() -> None:
     assert mmulab.run("la57-switch-npt-4to5-l0-5", "D0").wrong is not None
     assert mmulab.run("mixed-wp-64", kernel="6.12").machine.config.kernel.name.startswith("6.12")
-    with pytest.raises(InputError, match="3 are called so"):
+    with pytest.raises(InputError, match="3 have this name"):
         mmulab.run("mixed-wp-*")
     with pytest.raises(InputError, match="recorded boot"):
         mmulab.run("stream/boot-686-nonpae")

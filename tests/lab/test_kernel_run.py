@@ -139,7 +139,7 @@ def test_a_name_is_one_scenario(root: Path) -> None:
     assert len(list(named_works("shadow-32-*"))) > 1
     with pytest.raises(InputError, match="it names 2 scenarios; name one"):
         find_work("shadow-32-l0-*", "6.1.192")
-    with pytest.raises(InputError, match="case 'ghost': no case is called so"):
+    with pytest.raises(InputError, match="case 'ghost': unknown"):
         find_work("ghost", "6.1.192")
 
 

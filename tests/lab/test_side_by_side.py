@@ -11,7 +11,7 @@ import pytest
 from mmulab import events as ev
 from mmulab.conform.codec import EVENT_NAMES
 from mmulab.conform.diff import Run, model_run
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import KernelRecording, read_recording
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.find import find_design
@@ -22,17 +22,17 @@ NAME = "sh/shared-pt-32"
 SIDES = ("old", "new")
 
 
-def recorded(root: Path, kernel: str, name: str = NAME) -> Recording:
+def recorded(root: Path, kernel: str, name: str = NAME) -> KernelRecording:
     return read_recording(root / f"data/conformance/{kernel}/{name}.jsonl.xz")
 
 
 @pytest.fixture(scope="module")
-def old(root: Path) -> Recording:
+def old(root: Path) -> KernelRecording:
     return recorded(root, "6.1.192")
 
 
 @pytest.fixture(scope="module")
-def apart(root: Path, old: Recording) -> SideBySide:
+def apart(root: Path, old: KernelRecording) -> SideBySide:
     """The same scenario on two kernels."""
     return SideBySide.of("ops", SIDES, (Run.of(old), Run.of(recorded(root, "6.12.117"))), at="most")
 
@@ -47,7 +47,7 @@ def text_of(html: str) -> str:
     return re.sub(r"<[^>]+>", "", re.sub(r"<style>.*?</style>", "", html, flags=re.S))
 
 
-def test_each_event_of_both_sides_is_in_one_row(root: Path, old: Recording, apart: SideBySide) -> None:
+def test_each_event_of_both_sides_is_in_one_row(root: Path, old: KernelRecording, apart: SideBySide) -> None:
     new = recorded(root, "6.12.117")
     for one, other, op in zip(old.ops, new.ops, apart.ops, strict=True):
         assert op.events == (len(one.events), len(other.events))
@@ -71,7 +71,7 @@ def test_marks_say_what_differs_and_where(apart: SideBySide) -> None:
     assert row.left[0] == ("c_free_roots", False)
 
 
-def test_exchanged_sides_give_exchanged_marks(root: Path, old: Recording, apart: SideBySide) -> None:
+def test_exchanged_sides_give_exchanged_marks(root: Path, old: KernelRecording, apart: SideBySide) -> None:
     back = SideBySide.of("ops", SIDES, (Run.of(recorded(root, "6.12.117")), Run.of(old)))
     mirrored = {LEFT: RIGHT, RIGHT: LEFT}
     for one, other in zip(apart.ops, back.ops, strict=True):
@@ -79,7 +79,7 @@ def test_exchanged_sides_give_exchanged_marks(root: Path, old: Recording, apart:
         assert sorted(marks) == sorted(row.mark for row in one.rows)
 
 
-def test_an_event_that_moved_is_one_row(old: Recording) -> None:
+def test_an_event_that_moved_is_one_row(old: KernelRecording) -> None:
     run = Run.of(old)
     first, second, *rest = run.ops[4].events
     moved = with_events(run, 4, (second, *rest, first))
@@ -87,7 +87,7 @@ def test_an_event_that_moved_is_one_row(old: Recording) -> None:
     assert [row.mark for row in op.rows if row.mark != BOTH] == [MOVED]
 
 
-def test_the_model_agrees_and_the_longest_step_stands_open(old: Recording) -> None:
+def test_the_model_agrees_and_the_longest_step_stands_open(old: KernelRecording) -> None:
     both = SideBySide.of("ops", SIDES, (Run.of(old), model_run(old, LINUX_6_1)))
     assert both.differing == []
     assert both.verdict == "All 25 ops agree, with 241 events, outcomes and statistics"
@@ -97,13 +97,13 @@ def test_the_model_agrees_and_the_longest_step_stands_open(old: Recording) -> No
     assert [row[-1] for row in both.table.rows] == [True] * 25
 
 
-def test_role_words_of_another_design_may_differ(old: Recording) -> None:
+def test_role_words_of_another_design_may_differ(old: KernelRecording) -> None:
     run = model_run(old, LINUX_6_1.with_(design=find_design("D5")))
     assert SideBySide.of("ops", SIDES, (Run.of(old), run)).differing
     assert SideBySide.of("ops", SIDES, (Run.of(old), run), roles=False).differing == []
 
 
-def test_what_the_model_raised_is_shown_where_it_was(old: Recording) -> None:
+def test_what_the_model_raised_is_shown_where_it_was(old: KernelRecording) -> None:
     run = model_run(old, LINUX_6_1)
     failed = run._replace(ops=run.ops[:5], failure="KeyError: 7")
     both = SideBySide.of("ops", SIDES, (Run.of(old), failed))
@@ -136,7 +136,7 @@ def test_the_html_lists_each_op_and_opens_one(apart: SideBySide) -> None:
     assert apart._repr_mimebundle_()["text/html"] == html
 
 
-def test_long_stretches_and_long_scenarios_are_cut(old: Recording) -> None:
+def test_long_stretches_and_long_scenarios_are_cut(old: KernelRecording) -> None:
     run = Run.of(old)
     events = tuple(ev.kvm_mmu_pagetable_walk(n << 12, 0) for n in range(60))
     many = with_events(run, 4, events)

@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import Invariant, status, violations
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op, OutcomeKind

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from mmulab import events as ev
 from mmulab.errors import InputError
+from mmulab.kvm.invariants import Invariant
 from mmulab.kvm.spte import shadow_format
 from mmulab.machine import op as ops
 from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
@@ -22,6 +28,15 @@ SLOT = SlotConfig(0, 0, 4 * MIB, 0, 0)
 FLAT = ops.SetSregs(0x11, 0, 0, 0)
 
 
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def machine_of(**config: object) -> Machine:
     return Machine(MachineConfig(**{"backing_bytes": 8 * MIB, "slots": (SLOT,), "table_frames": 64} | config))
 
@@ -30,7 +45,12 @@ def test_it_is_built_as_configured() -> None:
     slots = (SLOT, SlotConfig(1, 16 * MIB, 2 * MIB, KVM_MEM_LOG_DIRTY_PAGES, 4 * MIB))
     cpu = CpuModel(vendor="intel", maxphyaddr=36)
     machine = machine_of(slots=slots, vcpus=3, cpu=cpu, manual_dirty=3, disable_nx_huge_pages=True, thp=True)
-    assert machine.slot_configs() == slots
+    base = machine.memory.backing
+    shown = [
+        SlotConfig(slot.id, slot.base_gfn << 12, slot.npages << 12, slot.flags, slot.base_frame - base << 12)
+        for slot in machine.kvm.slots[0].slots
+    ]
+    assert tuple(shown) == slots
     assert [vcpu.id for vcpu in machine.kvm.vcpus] == [0, 1, 2]
     assert all(vcpu.cpu is cpu for vcpu in machine.kvm.vcpus)
     assert machine.kvm.manual_dirty_log_protect == 3
@@ -132,7 +152,7 @@ def test_a_slots_number_has_the_address_space_in_its_high_half() -> None:
     assert machine.execute(ops.SetMemslot(1 << 16 | 5, 0, MIB, 0, 0)).result == 0
     (slot,) = machine.kvm.slots[1].slots
     assert (slot.id, slot.as_id) == (5, 1)
-    assert len(machine.slot_configs()) == 1
+    assert len(machine.kvm.slots[0].slots) == 1
 
 
 def test_results_of_host_ops_are_the_ioctls() -> None:
@@ -283,3 +303,39 @@ def test_what_the_guest_has_no_memory_for_is_refused(op: Op) -> None:
     with pytest.raises(InputError, match="do not lie in the 0x800000 bytes of the guest's backing"):
         guest.machine.execute(op)
     assert guest.machine.execute(ops.HostWrite(8, 8 * MIB - 8, 1)).kind is OutcomeKind.HOST
+
+
+def test_a_machine_checks_itself() -> None:
+    guest = Guest("64").map(GVA, DATA)
+    guest.write(GVA)
+    machine = guest.machine
+    assert machine.check()
+    assert machine.check().status is Invariant.VALID
+    machine.memory.store64(guest.sptep(GVA), guest.spte(GVA) + 0x1000)
+    found = machine.check()
+    assert not found
+    assert Invariant.FRAME in found.status
+    assert {violation.sptep for violation in found.violations} == {guest.sptep(GVA)}
+    assert "<td>FRAME</td>" in found._repr_html_()
+
+
+def test_a_machine_goes_at_once() -> None:
+    machine = machine_of()
+    machine.kvm.emit = lambda event: None
+    gone = weakref.ref(machine), weakref.ref(machine.kvm.emit)  # the VM alone holds its observer
+    with collector_off():
+        del machine
+        assert [ref() for ref in gone] == [None, None]
+
+
+def seen_on(machine: Machine, event: ev.Event) -> None:
+    """An observer that knows the machine."""
+
+
+def test_an_observer_that_holds_its_machine_does_not_keep_it() -> None:
+    machine = machine_of()
+    machine.kvm.emit = partial(seen_on, machine)
+    gone = weakref.ref(machine)
+    del machine
+    gc.collect()
+    assert gone() is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mmulab.check.invariants import Invariant, status, violations
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Op

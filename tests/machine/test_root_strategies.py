@@ -9,10 +9,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mmulab.check.invariants import violations
 from mmulab.conform.outcome import encode_outcome
 from mmulab.conform.recording import read_recording
 from mmulab.events import kvm_mmu_get_page, kvm_mmu_prepare_zap_page
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS

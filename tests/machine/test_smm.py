@@ -11,8 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
-from mmulab.check.invariants import Invariant, status, violations
 from mmulab.errors import InputError
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.state import Vcpu
 from mmulab.machine import op as ops

@@ -41,7 +41,7 @@ def test_a_few_rows_and_another_case(papermill: Papermill) -> None:
     ("given", "says"),
     [
         ({"case": "npt-64"}, "parameter 'case' is 'npt-64'; it must be one of la57-switch-npt-4to5-l0-5"),
-        ({"rows": "nothing-*"}, "case 'nothing-*': no case is called so"),
+        ({"rows": "nothing-*"}, "case 'nothing-*': unknown"),
         ({"faults": 0}, "parameter 'faults' is 0; it must be an integer of at least 1 and at most 12"),
         ({"fault": 1}, "unknown parameter 'fault'; the notebook has case, rows, faults"),
     ],

@@ -88,7 +88,7 @@ def test_seed_draws_recordings_and_nothing_else_changes(opened: Opened) -> None:
     ("parameters", "says"),
     [
         ({"designs": "D0,D99"}, "role design 'D99': unknown; the designs are D0 pre_fix"),
-        ({"cases": "la57-*,nothing"}, "case 'nothing': no case is called so"),
+        ({"cases": "la57-*,nothing"}, "case 'nothing': unknown"),
         ({"derivation": "guessed"}, "parameter 'derivation' is 'guessed'; it must be one of parity, copied"),
         ({"root_strategy": "none"}, "parameter 'root_strategy' is 'none'; it must be one of special, shadow"),
         ({"seed": -1}, "parameter 'seed' is -1; it must be an integer of at least 0"),

@@ -129,8 +129,8 @@ def test_other_prices_another_seed_and_a_boot(papermill: Papermill) -> None:
     ("given", "says"),
     [
         ({"policies": "none"}, "sync policy 'none'"),
-        ({"workloads": "none"}, "case 'workload/none/64/shadow': no case is called so"),
-        ({"mode": 16}, "case 'workload/fork-exec/16/shadow': no case is called so"),
+        ({"workloads": "none"}, "case 'workload/none/64/shadow': unknown"),
+        ({"mode": 16}, "case 'workload/fork-exec/16/shadow': unknown"),
         ({"variations": "size"}, "variation 'size': unknown; they are globals, index, "),
         ({"across": "sync_entry"}, "parameters 'across' and 'up' are both 'sync_entry'; plot two prices"),
         ({"up": "luck"}, "parameter 'up' is 'luck'; it must be one of exit, fault, emulation, walk_level, "),

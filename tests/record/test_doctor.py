@@ -1,4 +1,4 @@
-"""What a machine lacks is said with the mend."""
+"""What a machine lacks is said with what to do."""
 
 from __future__ import annotations
 

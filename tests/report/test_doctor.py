@@ -1,4 +1,4 @@
-"""An install that is broken in one thing is told so, with the mend."""
+"""An install that lacks one thing is told so, with what to do."""
 
 from __future__ import annotations
 

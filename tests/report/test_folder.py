@@ -182,7 +182,7 @@ with whole(Path(sys.argv[1])) as building, files.disk_errors_of(Path(sys.argv[1]
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
-    said = f"{target}: cannot be written (File too large); make room there"
+    said = f"{target}: cannot be written (File too large); raise the limit on a file's size (ulimit -f)"
     assert done.stderr.splitlines()[-1] == f"mmulab.errors.InputError: {said}"
     assert contents(target) == [".mmulab", "earlier"]
     assert contents(tmp_path) == ["out"]

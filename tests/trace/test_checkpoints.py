@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mmulab import events as ev
+from mmulab.kvm.mmu import RootInfo
 from mmulab.kvm.state import Request
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
@@ -143,7 +144,7 @@ def touch_request(guest: Guest) -> None:
 
 
 def touch_context(guest: Guest) -> None:
-    guest.vcpu.mmu.prev_roots[0] = [0x5000, 0x6000]
+    guest.vcpu.mmu.prev_roots[0] = RootInfo(0x5000, 0x6000)
 
 
 def touch_statistics(guest: Guest) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mmulab.errors import InputError
-from mmulab.kvm.mmu import Mmu
+from mmulab.kvm.mmu import Mmu, RootInfo
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.svm.nested import SvmNested
 from mmulab.kvm.x86 import kvm_set_cr3
@@ -32,7 +32,7 @@ VALUES = [
     Mode.IMPLICIT,
     CpuRole(level=4, cr0_wp=1),
     PAGING,
-    Mmu(cpu_role=CpuRole(level=3), paging=PAGING, prev_roots=[[1, 2]]),
+    Mmu(cpu_role=CpuRole(level=3), paging=PAGING, prev_roots=[RootInfo(1, 2)]),
 ]
 
 

@@ -44,3 +44,20 @@ def test_text() -> None:
         f"   {MARK} 333  4",
         f"   word 3: W=1 ({MARK} was 0)  P=1",
     ]
+
+
+def test_panels_stand_in_their_columns_and_empty_ones_are_kept() -> None:
+    html = panels_html([*PANELS, Panel("left", [], column=1), Panel("right", [], column=3)], style=False)
+    grid, columns = html.split('<div class="mml-columns">')
+    assert "a &lt; b" in grid
+    left, middle, right, *_ = columns.split("</div>")
+    assert "<h4>left</h4>" in left
+    assert middle == "<div>"
+    assert "<h4>right</h4>" in right
+    assert "mml-columns" not in panels_html(PANELS, style=False)
+
+
+def test_table_without_names_has_no_head() -> None:
+    table = Table(("", ""), [["CR3", "0x1000"]])
+    assert "<thead>" not in table.html()
+    assert table.lines() == ["  CR3  0x1000"]

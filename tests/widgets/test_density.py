@@ -62,6 +62,15 @@ def test_marks_lie_at_their_moments_and_near_ones_are_one(unsync: Recording) -> 
 def test_the_place_is_told_and_drawn(unsync: Recording) -> None:
     density = Density(unsync)
     shown, still = density.picture(7), density.picture(None)
-    assert shown.title.startswith(f"moment 7 of {len(unsync)}: ")
+    assert shown.title.startswith(f"moment 7 of {len(unsync) - 1}: ")
     assert not still.title.startswith("moment")
     assert shown.markup.count("<polyline") == still.markup.count("<polyline") + 1
+
+
+def test_a_stretch_counts_its_own_events_only(unsync: Recording) -> None:
+    density = Density(unsync, 50, 90)
+    moments = [unsync.moment(number).event for number in range(50, 91)]
+    assert density.events.tolist() == [event is not None for event in moments]
+    faults = [event for event in moments if event is not None]
+    assert density.faults.sum() == sum(isinstance(unsync.events[at], ev.kvm_page_fault) for at in faults) > 0
+    assert (density.share(50), density.share(70)) == (0.5 / 41, 0.5)

@@ -12,6 +12,7 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import find
+from mmulab.widgets.blocks import arranged
 from mmulab.widgets.session import Session
 from mmulab.widgets.stepper_page import stepper_page, write_stepper_page
 
@@ -30,7 +31,7 @@ def test_page_holds_the_panels_of_every_moment(unsync: Recording) -> None:
     assert len(data["steps"]) == 41 == counted[-1]
     for number in (50, 67, 90):
         shown = [data["panels"][n] for n in data["steps"][number - 50]["panels"]]
-        assert shown == [panel.html() for panel in Session(unsync, at=number).panels()]
+        assert shown == [[panel.column, panel.html()] for panel in Session(unsync, at=number).panels()]
     assert data["finds"]["unsync"] == [n - 50 for n in find(unsync, "unsync").tolist() if 50 <= n <= 90]
     assert len(data["panels"]) < sum(len(step["panels"]) for step in data["steps"]) * 0.7
     assert "<title>a &lt;title&gt;</title>" in page
@@ -40,7 +41,8 @@ def test_page_holds_the_panels_of_every_moment(unsync: Recording) -> None:
 def test_first_step_shows_without_a_script(unsync: Recording) -> None:
     page = stepper_page(unsync, first=60, last=70, at=67)
     body = page.split('id="body">')[1].split("<script")[0]
-    assert body.startswith("".join(panel.html() for panel in Session(unsync, at=67).panels()))
+    panels = Session(unsync, at=67).panels()
+    assert body.startswith(arranged([(panel.column, panel.html()) for panel in panels]))
     assert "This is moment 67; the others need scripts" in page
     assert steps_of(page)["at"] == 7
 

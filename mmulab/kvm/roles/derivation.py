@@ -93,6 +93,6 @@ def find_derivation(name: str) -> Derivation:
     Raises
     ------
     InputError
-        No derivation is called so.
+        No derivation has this name.
     """
     return find_named(DERIVATIONS, name, "derivation", "derivations")

@@ -23,7 +23,7 @@ _NEEDED = ("level", "invalid")
 
 
 def attribute_problem(name: str, value: object) -> str | None:
-    """Say what is wrong with the value of a design's attribute, and the mend; None: nothing.
+    """Say what is wrong with the value of a design's attribute, and what to do; None: nothing.
 
     Parameters
     ----------

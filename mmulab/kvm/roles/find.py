@@ -13,7 +13,7 @@ def find_design(name: str) -> RoleDesign:
     Raises
     ------
     InputError
-        No design is called so.
+        No design has this name.
     """
     for design in DESIGNS.values():
         if name in (design.name, design.id):

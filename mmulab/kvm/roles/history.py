@@ -5,7 +5,7 @@ A role design that is a kernel's word has its layout from here
 (:mod:`mmulab.kvm.roles.design`).
 Positions are those of the unions in the sources of the versions named by
 :data:`SOURCES_READ`: ``arch/x86/include/asm/kvm_host.h``. A stable release may
-have a change that its ``x.y.0`` has not: :data:`BACKPORTS`. Where a release lies between
+have a change that its ``x.y.0`` lacks: :data:`BACKPORTS`. Where a release lies between
 two that were read, or after the last, :func:`find_role_version` says that it is
 not settled.
 """

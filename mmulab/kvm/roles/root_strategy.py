@@ -60,7 +60,7 @@ def find_root_strategy(name: str) -> RootStrategy:
     Raises
     ------
     InputError
-        No strategy is called so.
+        No strategy has this name.
     """
     return find_named(ROOT_STRATEGIES, name, "root strategy", "strategies")
 

@@ -70,7 +70,7 @@ class RoleLayout:
         Raises
         ------
         ValueError
-            A field that the layout has not, or a value too wide for it.
+            A field that the layout lacks, or a value too wide for it.
         """
         word = 0
         for name, value in values.items():

@@ -26,6 +26,7 @@ from mmulab.kvm.roots import kvm_mmu_new_pgd
 from mmulab.kvm.sregs import invalid_cr4, kvm_valid_efer
 from mmulab.kvm.state import NestedGuest, Request, Vcpu, vcpu_memslots
 from mmulab.kvm.svm.efer import efer_of_l2, refuse_lma_alone
+from mmulab.kvm.trace import trace
 from mmulab.kvm.x86 import nested_load_cr3
 from mmulab.x86.pferr import PF_VECTOR
 from mmulab.x86.regs import (
@@ -332,10 +333,8 @@ def _enter_svm_guest_mode(
     vcpu: Vcpu, nested: SvmNested, save: dict[str, int], *, from_vmrun: bool = True
 ) -> bool:
     """Enter L2 for VMRUN or RSM; False if its CR3 is not legal."""
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        pgd = nested.nested_pgd if nested.npt else save["cr3"]
-        emit(ev.kvm_nested_vmenter(nested.vmcb12_gpa, save["rip"], nested.npt, pgd))
+    pgd = nested.nested_pgd if nested.npt else save["cr3"]
+    trace(vcpu.kvm, ev.kvm_nested_vmenter, nested.vmcb12_gpa, save["rip"], nested.npt, pgd)
     _transition_tlb_flush(vcpu)
     vcpu.guest_mode = True
     warn_on(vcpu.kvm, "nested.c:enter_svm_guest_mode:vmcb02", vcpu.nested is not None)
@@ -463,7 +462,7 @@ def nested_svm_vmexit(vcpu: Vcpu) -> None:
     """
     nested = vcpu.nested
     assert isinstance(nested, SvmNested)
-    gpa, emit = nested.vmcb12_gpa, vcpu.kvm.emit
+    gpa = nested.vmcb12_gpa
     if not kvm_vcpu_map(vcpu, gpa):
         kvm_queue_exception(vcpu, GP_VECTOR, 0)
         return
@@ -479,15 +478,10 @@ def nested_svm_vmexit(vcpu: Vcpu) -> None:
     single_stepped = vcpu.singlestep_rip is not None and vcpu.rip == vcpu.singlestep_rip
     single_stepped |= bool(nested.l1["rflags"] & X86_EFLAGS_TF)
     _restore_l1(vcpu, nested.l1)
-    if emit is not None:
-        # The tracepoint's exit code is the VMCB's lower half: SVM_EXIT_ERR is 0xffffffff in it.
-        code = nested.exit_code & 0xFFFFFFFF
-        reason = _REASONS.get(code, hex(code))
-        emit(
-            ev.kvm_nested_vmexit_inject(
-                reason, nested.exit_info_1, nested.exit_info_2, nested.idt_vectoring or None
-            )
-        )
+    # The tracepoint's exit code is the VMCB's lower half: SVM_EXIT_ERR is 0xffffffff in it.
+    code = nested.exit_code & 0xFFFFFFFF
+    info = nested.exit_info_1, nested.exit_info_2, nested.idt_vectoring or None
+    trace(vcpu.kvm, ev.kvm_nested_vmexit_inject, _REASONS.get(code, hex(code)), *info)
     _transition_tlb_flush(vcpu)
     vcpu.mmu = vcpu.walk_mmu = vcpu.root_mmu
     if not nested_load_cr3(vcpu, nested.l1["cr3"], nested_tdp=False):

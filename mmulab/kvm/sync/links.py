@@ -12,7 +12,7 @@ from mmulab.x86.mode import PT_BASE_ADDR_MASK
 
 
 def sync_links(vcpu: Vcpu, sp: ShadowPage) -> bool:
-    """Drop every entry that no longer leads to the table of the guest's; return whether a flush is owed.
+    """Drop every entry that no longer leads to the table of the guest's; return whether a flush is needed.
 
     What has no table of the guest's below it, a huge page or the direct pages of one, is
     dropped too: nothing is kept of the guest's entry to compare with.

@@ -28,7 +28,7 @@ from mmulab.kvm.rmap import (
 )
 from mmulab.kvm.set_spte import make_spte
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, spte_to_pfn
-from mmulab.kvm.state import Vcpu, vcpu_memslots
+from mmulab.kvm.state import Vcpu, spte_at, vcpu_memslots
 from mmulab.kvm.zap import InvalidList, kvm_mmu_prepare_zap_page
 from mmulab.x86.paging import Paging
 
@@ -40,7 +40,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage) -> int:
     -------
     int
         Below 0: the page must be zapped. 0: synced. Above 0: synced, and a
-        flush is owed.
+        flush is needed.
     """
     mmu = vcpu.mmu
     paging = mmu.paging
@@ -80,7 +80,7 @@ def kvm_sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int) -> int:
 
 
 def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging) -> bool:
-    """Mend one spte; return whether a flush is owed."""
+    """Mend one spte; return whether a flush is needed."""
     kvm = vcpu.kvm
     sptep = (sp.frame * SPTE_ENT_PER_PAGE + index) << 3
     if prefetch_invalid_gpte(vcpu, sptep, gpte, paging):
@@ -98,7 +98,7 @@ def _sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, gpte: int, paging: Paging
     if kvm.behaviours.sync_keeps_clean_sptes and access == kvm_mmu_page_get_access(sp, index):
         return False
     kvm_mmu_page_set_access(kvm, sp, index, access)
-    spte = kvm.memory.words[sptep >> 3]
+    spte = spte_at(kvm, sptep)
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     new, _ = make_spte(
@@ -125,7 +125,7 @@ def kvm_sync_page(vcpu: Vcpu, sp: ShadowPage, invalid: InvalidList) -> int:
 
 
 def kvm_vcpu_write_protect_gfn(vcpu: Vcpu, gfn: int) -> bool:
-    """Write-protect a guest table before it is synced; return whether a flush is owed."""
+    """Write-protect a guest table before it is synced; return whether a flush is needed."""
     slot = vcpu_memslots(vcpu).lookup(gfn)
     assert slot is not None
     return kvm_mmu_slot_gfn_write_protect(vcpu.kvm, slot, gfn, 1)

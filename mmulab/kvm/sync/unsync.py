@@ -15,6 +15,7 @@ from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.page_track import kvm_slot_page_track_is_active
 from mmulab.kvm.state import Kvm, is_obsolete_sp
 from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.kvm.trace import trace_page
 
 
 def gfn_sps_with_gptes(kvm: Kvm, gfn: int) -> list[ShadowPage]:
@@ -58,9 +59,7 @@ def unsync_pages(
 
 def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
     """Let `sp` go out of sync; who must find it again is the policy's affair."""
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_unsync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_unsync_page, sp)
     kvm.stat["mmu_unsync"] += 1
     kvm.sync_stat["unsyncs"] += 1
     sp.unsync = True
@@ -69,8 +68,6 @@ def kvm_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
 def kvm_unlink_unsync_page(kvm: Kvm, sp: ShadowPage) -> None:
     """End `sp`'s being out of sync."""
     warn_on(kvm, "mmu.c:kvm_unlink_unsync_page:unsync", not sp.unsync)
-    emit = kvm.emit
-    if emit is not None:
-        emit(ev.kvm_mmu_sync_page(sp.gfn, sp.role, sp.mmu_valid_gen, sp.root_count, sp.unsync))
+    trace_page(kvm, ev.kvm_mmu_sync_page, sp)
     sp.unsync = False
     kvm.stat["mmu_unsync"] -= 1

@@ -30,6 +30,7 @@ from mmulab.kvm.sregs import (
     nested_host_cr0_valid,
 )
 from mmulab.kvm.state import Vcpu
+from mmulab.kvm.trace import trace
 from mmulab.kvm.vmx.vmcs12 import (
     SECONDARY_EXEC_ENABLE_EPT,
     SECONDARY_EXEC_ENABLE_PML,
@@ -155,8 +156,8 @@ def refuse_controls(vmx: VmxState) -> None:
 
 def consistency_check(vcpu: Vcpu, failed: bool) -> bool:
     """Report a check that failed (``CC``); returns whether it did."""
-    if failed and vcpu.kvm.emit is not None:
-        vcpu.kvm.emit(ev.kvm_nested_vmenter_failed(0))
+    if failed:
+        trace(vcpu.kvm, ev.kvm_nested_vmenter_failed, 0)
     return failed
 
 

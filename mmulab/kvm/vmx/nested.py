@@ -21,6 +21,7 @@ from mmulab.kvm.invlpg import invlpg
 from mmulab.kvm.mmu import INVALID_PAGE, X86Exception
 from mmulab.kvm.roots import kvm_mmu_free_roots, kvm_mmu_new_pgd, kvm_mmu_roots_all
 from mmulab.kvm.state import NestedGuest, Request, Vcpu
+from mmulab.kvm.trace import trace
 from mmulab.kvm.vmx.checks import (
     ENTRY_FAIL_DEFAULT,
     ENTRY_FAIL_PDPTE,
@@ -244,10 +245,8 @@ def nested_vmx_enter_non_root_mode(vcpu: Vcpu) -> None:
     vmx = vcpu.vmx
     ept = vmx.has_secondary(SECONDARY_EXEC_ENABLE_EPT)
     eptp, cr3 = vmx.get("ept_pointer"), vmx.get("guest_cr3")
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        pgd = eptp if ept else cr3
-        emit(ev.kvm_nested_vmenter(vmx.current_vmptr, vmx.get("guest_rip"), ept, pgd))
+    rip, pgd = vmx.get("guest_rip"), eptp if ept else cr3
+    trace(vcpu.kvm, ev.kvm_nested_vmenter, vmx.current_vmptr, rip, ept, pgd)
     _serve_flushes(vcpu)
     if not vmx.vmcs02_loaded:
         vmx.vmcs02_loaded = True
@@ -363,9 +362,7 @@ def nested_vmx_vmexit(vcpu: Vcpu, reason: str, qualification: int) -> None:
     vmx.put("launch_state", 1)
     vmx.put("idt_vectoring_info_field", nested.idt_vectoring)
     vmx.put("vm_exit_intr_info", 0)
-    emit = vcpu.kvm.emit
-    if emit is not None:
-        emit(ev.kvm_nested_vmexit_inject(reason, qualification, nested.idt_vectoring))
+    trace(vcpu.kvm, ev.kvm_nested_vmexit_inject, reason, qualification, nested.idt_vectoring)
     _load_vmcs12_host_state(vcpu)
 
 

@@ -15,12 +15,12 @@ from mmulab.check.access import Access, TwoWalks, WrongAccess, seen_str
 from mmulab.check.allowed import walks_of
 from mmulab.check.failure import FAILURES
 from mmulab.check.judge import Judge
-from mmulab.check.mmu import Check, check
 from mmulab.check.oracle import Oracle, Verdict
 from mmulab.conform.outcome import encode_outcome, outcome_str
-from mmulab.conform.recording import Recording, is_around
+from mmulab.conform.recording import KernelRecording, is_around
 from mmulab.errors import DesignError, InputError
 from mmulab.events import Event, kvm_mmu_get_page, kvm_page_fault
+from mmulab.kvm.invariants import Check
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.mmu import INVALID_PAGE, Mmu
 from mmulab.kvm.roles.design import RoleDesign
@@ -118,7 +118,7 @@ class CaseRun:
     wrong: WrongAccess | None
 
     def pages(self) -> Pages:
-        """Return the shadow pages that there are after the last op."""
+        """Return the shadow pages after the last op."""
         return self.machine.pages()
 
     def walk(self, gva: int, *, vcpu: int = 0) -> Walks:
@@ -126,8 +126,8 @@ class CaseRun:
         return self.machine.walk(gva, vcpu=vcpu)
 
     def check(self) -> Check:
-        """Check every invariant of the MMU's own state (:func:`mmulab.check.mmu.check`)."""
-        return check(self.machine.kvm)
+        """Ask every invariant of the MMU's own state after the last op."""
+        return self.machine.check()
 
     def __repr__(self) -> str:
         design = self.machine.config.kernel.design.name
@@ -182,7 +182,7 @@ def design_of(design: RoleDesign | str) -> RoleDesign:
     Raises
     ------
     InputError
-        No design is called so.
+        No design has this name.
     """
     return design if isinstance(design, RoleDesign) else find_design(design)
 
@@ -402,13 +402,13 @@ def _root(machine: Machine) -> str:
 
 
 def run_recorded(
-    recording: Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
+    recording: KernelRecording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
 ) -> CaseRun:
     """Run a recording's scenario; the judge is what the real guest saw of each op.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
     design : RoleDesign or str
     kernel : Kernel, optional
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mmulab import paths
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import SUFFIXES, KernelRecording, read_recording
 from mmulab.errors import InputError, near
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
@@ -71,6 +72,7 @@ OLD_DESIGN = "pre_fix"
 DEFAULT = find_design("passthrough")
 """The word of 6.1, which runs beside a design: what is wrong under it, Linux itself does wrong."""
 
+_SUFFIX = ".jsonl.xz"
 MODE_WORDS = {"np": "nonpaging", "32": "32-bit", "pae": "PAE", "64": "4-level", "57": "5-level"}
 
 
@@ -88,7 +90,7 @@ class Case:
     scenario : callable or None
         Makes the scenario.
     recording : str
-        The recording that holds it instead, below ``data``.
+        The recording that holds it instead: below ``data`` without suffix, elsewhere a path with one.
     change : callable or None
         Changes the recording's scenario in a way that no op's outcome may show.
     stream : str
@@ -316,7 +318,7 @@ def find_cases(patterns: Iterable[str]) -> list[Case]:
     for pattern in wanted:
         if not any(fnmatchcase(case.name, pattern) for case in known):
             hint = near(pattern, (case.name for case in known))
-            raise InputError(f"case '{pattern}': no case is called so; {hint}'mmulab cases' lists them all")
+            raise InputError(f"case '{pattern}': unknown; {hint}'mmulab cases' lists them all")
     return [
         case for case in known if not wanted or any(fnmatchcase(case.name, pattern) for pattern in wanted)
     ]
@@ -419,7 +421,7 @@ class Row:
         }
 
 
-def read_case(case: Case) -> Scenario | Recording:
+def read_case(case: Case) -> Scenario | KernelRecording:
     """Return a case's scenario, or the recording that holds it, changed as the case says.
 
     Raises
@@ -429,13 +431,14 @@ def read_case(case: Case) -> Scenario | Recording:
     """
     if case.scenario is not None:
         return case.scenario()
-    recording = read_recording(paths.data(f"{case.recording}.jsonl.xz"))
+    own = case.recording.endswith(SUFFIXES)
+    recording = read_recording(Path(case.recording) if own else paths.data(f"{case.recording}{_SUFFIX}"))
     if case.change is None:
         return recording
     return replace(recording, scenario=case.change(recording.scenario))
 
 
-def scenario_of(work: Scenario | Recording) -> Scenario:
+def scenario_of(work: Scenario | KernelRecording) -> Scenario:
     """Return the scenario in what :func:`read_case` returned."""
     return work if isinstance(work, Scenario) else work.scenario
 
@@ -452,7 +455,10 @@ def read_boot(case: Case) -> Stream:
 
 
 def run_work(
-    work: Scenario | Recording, design: RoleDesign | str = "passthrough", *, kernel: Kernel | None = None
+    work: Scenario | KernelRecording,
+    design: RoleDesign | str = "passthrough",
+    *,
+    kernel: Kernel | None = None,
 ) -> CaseRun:
     """Run what :func:`read_case` returned: a scenario is judged by its tables, a recording by what it saw.
 

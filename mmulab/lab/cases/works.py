@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import partial
+from glob import glob
+from pathlib import Path
 
 from mmulab import paths
+from mmulab.conform.recording import SUFFIXES, read_recording
 from mmulab.errors import InputError, near
 from mmulab.lab.cases.table import MODE_WORDS, Case, cases
 from mmulab.lab.sync.witnesses import witnesses
@@ -34,7 +37,8 @@ def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int
         too), which is judged by the recorded outcomes; ``stream/boot-686-nonpae``, a boot, which
         is judged by the recorded addresses; ``workload/fork-exec/64/shadow``, a workload in a
         paging mode on a host, judged by the guest's tables; ``sync/two-modes-64``, a guest that
-        tells sync policies apart; ``first.mmu``, a scenario of the user's. ``*`` stands for anything.
+        tells sync policies apart; ``first.mmu``, a scenario of the user's, or ``out/first.jsonl.xz``, a
+        recording. ``*`` stands for anything.
     records : int, optional
         Of a stream, how many records; all by default.
     seed : int
@@ -49,24 +53,34 @@ def find_works(patterns: Iterable[str], *, records: int | None = None, seed: int
     known = {case.name: case for case in every}
     found: dict[str, Case] = {}
     for pattern in patterns:
-        if pattern.endswith(SCENARIO):
-            found[pattern] = _of_file(pattern)
+        if pattern.endswith((SCENARIO, *SUFFIXES)):
+            found |= {case.name: case for case in _of_file(pattern)}
             continue
         wanted = [case for name, case in known.items() if _matches(name, pattern)]
         if not wanted:
             raise InputError(
-                f"case '{pattern}': no case is called so; {near(pattern, known)}'mmulab cases' lists them, "
+                f"case '{pattern}': unknown; {near(pattern, known)}'mmulab cases' lists them, "
                 f"recordings are {_RECORDED[0]}/KERNEL/FOLDER/NAME, boots {_STREAM}NAME, workloads "
-                f"{WORKLOAD}NAME/MODE/HOST, scenarios files that end in {SCENARIO}"
+                f"{WORKLOAD}NAME/MODE/HOST; a file ends in {SCENARIO} or, a recording, in {SUFFIXES[0]}"
             )
         found |= {case.name: case for case in wanted}
     return list(found.values())
 
 
-def _of_file(name: str) -> Case:
-    """Return the case that a scenario's file makes; it is read now, so that a bad one is refused at once."""
-    header = read_scenario(name).header
-    return Case(name, header.vendor, MODE_WORDS[header.mode], scenario=partial(read_scenario, name))
+def _of_file(name: str) -> list[Case]:
+    """Return the cases that a file makes, a scenario or a recording, or that recordings of a pattern make.
+
+    Each is read now, so that a bad one is refused at once.
+    """
+    if name.endswith(SCENARIO):
+        header = read_scenario(name).header
+        return [Case(name, header.vendor, MODE_WORDS[header.mode], scenario=partial(read_scenario, name))]
+    path = Path(name)
+    if not path.exists() and (matches := sorted(glob(name, recursive=True))):
+        return [case for match in matches for case in _of_file(match)]
+    read_recording(path)
+    inside = paths.name_of(path).removeprefix("data/").removesuffix(_SUFFIX)
+    return [Case(name, "recorded", "", recording=inside)]
 
 
 def _matches(name: str, pattern: str) -> bool:

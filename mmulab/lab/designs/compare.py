@@ -38,14 +38,14 @@ from mmulab.lab.designs.page_bound import PageBound, page_bound
 from mmulab.lab.designs.stream_run import run_stream
 from mmulab.pool import Jobs
 
-__all__ = ["Cell", "Comparison", "compare", "compare_each"]
+__all__ = ["Comparison", "DesignCell", "compare", "compare_each"]
 
 _OTHER_ROOTS = DESIGNS["glevel"]
 """What runs beside a design where roots are no special ones."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class DesignCell:
     """A design on a piece of work.
 
     Attributes
@@ -108,17 +108,19 @@ class Comparison:
     ----------
     designs : tuple of RoleDesign
     works : tuple of Case
-    cells : tuple of Cell
+    cells : tuple of DesignCell
         By work, then by design; fewer than designs times works if it was interrupted.
     """
 
-    def __init__(self, designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[Cell]) -> None:
+    def __init__(
+        self, designs: Sequence[RoleDesign], works: Sequence[Case], cells: Sequence[DesignCell]
+    ) -> None:
         self.designs = tuple(designs)
         self.works = tuple(works)
         self.cells = tuple(_against_the_coarsest(designs, cells))
         self._by_name = {(cell.design.name, cell.case.name): cell for cell in cells}
 
-    def cell(self, design: str, case: str) -> Cell:
+    def cell(self, design: str, case: str) -> DesignCell:
         """Return the cell of a design and a case, by their names.
 
         Raises
@@ -130,7 +132,7 @@ class Comparison:
             raise InputError(f"cell ({design}, {case}): the comparison has none; it has other names")
         return self._by_name[design, case]
 
-    def of(self, design: RoleDesign) -> list[Cell]:
+    def of(self, design: RoleDesign) -> list[DesignCell]:
         """Return a design's cells, in the order of the works."""
         return [cell for cell in self.cells if cell.design is design]
 
@@ -187,7 +189,7 @@ class Comparison:
         return f'<tr><th scope="row">{escape(case.name)}</th>{"".join(map(_cell_html, found))}</tr>'
 
 
-def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[Cell]) -> Iterator[Cell]:
+def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[DesignCell]) -> Iterator[DesignCell]:
     """Measure each cell against the coarsest design that is right on all works.
 
     Per work alone the coarsest would often be a design that is wrong elsewhere,
@@ -195,7 +197,7 @@ def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[Cell]) 
     """
     wrong = {cell.design.name for cell in cells if cell.first_wrong is not None and not cell.as_default}
     sound = {design.name for design in designs} - wrong
-    rows: dict[str, list[Cell]] = {}
+    rows: dict[str, list[DesignCell]] = {}
     for cell in cells:
         rows.setdefault(cell.case.name, []).append(cell)
     for cell in cells:
@@ -207,7 +209,7 @@ def _against_the_coarsest(designs: Sequence[RoleDesign], cells: Sequence[Cell]) 
         yield replace(cell, measures=against(cell.measures, cell.observed, name, runs.get(name)))
 
 
-def _cell_html(cell: Cell | None) -> str:
+def _cell_html(cell: DesignCell | None) -> str:
     if cell is None:
         return "<td>not run</td>"
     pages = f"{cell.measures.shadow_pages} pages"
@@ -234,7 +236,7 @@ def compare(
     *,
     kernel: Kernel | None = None,
     jobs: Jobs = 1,
-    progress: Callable[[Sequence[Cell]], object] | None = None,
+    progress: Callable[[Sequence[DesignCell]], object] | None = None,
 ) -> Comparison:
     """Run each design on each piece of work.
 
@@ -260,7 +262,7 @@ def compare(
         designs have one name, or one has none.
     """
     chosen = [design_of(design) for design in designs]
-    cells: list[Cell] = []
+    cells: list[DesignCell] = []
     for row in compare_each(chosen, works, kernel=kernel, jobs=jobs):
         cells += row
         if progress is not None:
@@ -274,7 +276,7 @@ def compare_each(
     *,
     kernel: Kernel | None = None,
     jobs: Jobs = 1,
-) -> Generator[list[Cell], None, None]:
+) -> Generator[list[DesignCell], None, None]:
     """Yield the cells of each piece of work as soon as it is done; else as :func:`compare`."""
     _check_names(designs)
     here = any(type(design).__module__ == "__main__" for design in designs)
@@ -296,11 +298,11 @@ class _Work(NamedTuple):
     kernel: Kernel | None
 
 
-def _work(work: _Work) -> list[Cell]:
+def _work(work: _Work) -> list[DesignCell]:
     return _cells(*work)
 
 
-def _with_own_designs(cells: list[Cell], designs: Sequence[RoleDesign]) -> list[Cell]:
+def _with_own_designs(cells: list[DesignCell], designs: Sequence[RoleDesign]) -> list[DesignCell]:
     """Give cells that came from another process this one's designs, in place of copies."""
     return [replace(cell, design=design) for cell, design in zip(cells, designs, strict=True)]
 
@@ -313,7 +315,7 @@ def _check_names(designs: Sequence[RoleDesign]) -> None:
             raise InputError(f"role design {name!r} is there {number} times; give each a name of its own")
 
 
-def _cells(case: Case, designs: Sequence[RoleDesign], kernel: Kernel | None) -> list[Cell]:
+def _cells(case: Case, designs: Sequence[RoleDesign], kernel: Kernel | None) -> list[DesignCell]:
     """Run all designs, and the default one beside, on a piece of work."""
     run, needs = _runner(case)
     rooted = None if kernel is None else kernel.with_(derivation=parity)
@@ -339,7 +341,7 @@ def _cell(
     needs: frozenset[str],
     reference: Callable[[], _Run],
     again: Callable[[RoleDesign], WrongAccess | None],
-) -> Cell:
+) -> DesignCell:
     wrong, shared = run.wrong, None
     as_default = wrong == default.wrong
     if wrong is not None and not as_default:
@@ -349,7 +351,7 @@ def _cell(
     base = default.observed if default.wrong is None else None
     measures = measure(run.design, run.observed, DEFAULT.name if base else "", base)
     era = in_its_time(run.design, needs)
-    return Cell(run.design, case, wrong, measures, shared, era, as_default, run.observed, base)
+    return DesignCell(run.design, case, wrong, measures, shared, era, as_default, run.observed, base)
 
 
 def _runner(case: Case) -> tuple[Callable[[RoleDesign, Kernel | None], _Run], frozenset[str]]:

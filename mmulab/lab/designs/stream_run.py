@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -60,10 +61,11 @@ def run_stream(
     def keep(event: Event) -> None:
         counts[type(event)] += 1
         if isinstance(event, kvm_mmu_get_page):
-            lookups.append(Lookup(replay.record, event.gfn, event.role, event.created))
+            lookups.append(Lookup(at.record, event.gfn, event.role, event.created))
 
     base = kernel or LINUX_6_1
     replay = Replay(stream, limit=records, kernel=base.with_(design=design), emit=keep)
+    at = weakref.proxy(replay)  # the replay holds its observer: held back, its memory would outlive it
     wrong = _replay(replay)
     return StreamRun(Observed.of(lookups, counts, replay.machine.stats), wrong)
 

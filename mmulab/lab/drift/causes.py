@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mmulab.conform.classify import Kind
 from mmulab.conform.compare import Level
 from mmulab.conform.diff import Run, diff_runs, model_run, only
-from mmulab.conform.recording import Recording
+from mmulab.conform.recording import KernelRecording
 from mmulab.conform.tally import Diff, OpDiff
 from mmulab.kvm.behaviours import CHANGES
 from mmulab.kvm.kernel import Kernel
@@ -58,7 +58,7 @@ class Causes:
 
 def find_causes(
     name: str,
-    theirs: Recording,
+    theirs: KernelRecording,
     differ: list[OpDiff],
     kernels: tuple[Kernel, Kernel],
     level: Level,
@@ -71,7 +71,7 @@ def find_causes(
     ----------
     name : str
         Of the scenario, for examples.
-    theirs : Recording
+    theirs : KernelRecording
         The second side.
     differ : list of OpDiff
         Against the first side.
@@ -106,7 +106,7 @@ def find_causes(
 
 
 def _diff(
-    ours: Run, theirs: Recording, level: Level, wanted: Callable[[Kind], bool]
+    ours: Run, theirs: KernelRecording, level: Level, wanted: Callable[[Kind], bool]
 ) -> tuple[int, list[OpDiff]]:
     count, differ = diff_runs(ours, Run.of(theirs), level)
     return count, only(differ, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -173,9 +174,10 @@ class Tracks:
     def _replay(self, kernel: Kernel, track: Track, counts: Counter[type[ev.Event]]) -> None:
         def keep(event: ev.Event) -> None:
             counts[type(event)] += 1
-            track.keep(replay.record, event)
+            track.keep(at.record, event)
 
         replay = Replay(self.stream, limit=self.case.records, kernel=kernel, emit=keep)
+        at = weakref.proxy(replay)  # the replay holds its observer: held back, its memory would outlive it
         mismatch = replay.run().mismatch
         if mismatch is not None:
             track.end = mismatch.what

@@ -296,6 +296,18 @@ def first_pass(
     return labels, measures
 
 
+def first_pass_said(runs: Runs, setups: Sequence[str], percents: Sequence[int]) -> str:
+    """Return in Markdown, a line a setup, how often the first pass faults, eager splitting off and on."""
+    lines = []
+    for setup in setups:
+        said = []
+        for percent in percents:
+            off, on = runs.both(setup, "pass 1", percent=percent)
+            said.append(f"{off.faults:,} and {on.faults:,} with {percent} % written")
+        lines.append(f"* `{setup}`, off and on: {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
 def parse_numbers(name: str, given: str | int, low: int, high: int) -> list[int]:
     """Return the numbers of a list, ``100,50,5``, or the only one.
 

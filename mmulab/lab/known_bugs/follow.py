@@ -139,7 +139,7 @@ def find_switches(text: str, every: Sequence[str]) -> list[str]:
 
 
 def follow(bug: str, search: Search, tell: Callable[[Followed], None] = lambda followed: None) -> Followed:
-    """Search a kernel with a bug until something is found that the kernel without it has not.
+    """Search a kernel with a bug until something is found that the kernel without it lacks.
 
     Parameters
     ----------

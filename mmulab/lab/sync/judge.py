@@ -17,7 +17,7 @@ from mmulab.check.access import WrongAccess
 from mmulab.check.failure import FAILURES
 from mmulab.check.oracle import Oracle, Verdict, wrong_access
 from mmulab.conform.outcome import Decoded, encode_outcome, outcome_str
-from mmulab.conform.recording import Recording, is_around
+from mmulab.conform.recording import KernelRecording, is_around
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.run import failure_str, runner_of
@@ -46,12 +46,12 @@ class Judged(NamedTuple):
     machine: Machine
 
 
-def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = True) -> Judged:
+def judge_recorded(recording: KernelRecording, kernel: Kernel, *, as_recorded: bool = True) -> Judged:
     """Run a recording's scenario under a kernel up to the first outcome that is not right.
 
     Parameters
     ----------
-    recording : Recording
+    recording : KernelRecording
         Of one vCPU.
     kernel : Kernel
     as_recorded : bool
@@ -103,7 +103,7 @@ def judge_recorded(recording: Recording, kernel: Kernel, *, as_recorded: bool = 
         judged += verdict is Verdict.ALLOWED or same
 
 
-def _told(recording: Recording) -> tuple[dict[tuple[int, str], list[Decoded]], dict[int, int]]:
+def _told(recording: KernelRecording) -> tuple[dict[tuple[int, str], list[Decoded]], dict[int, int]]:
     """Return the recorded outcomes by the place of their op in a run, and the recorded number of each step.
 
     Steps that the real guest skipped have a number, but are not in the recording's scenario.
@@ -118,7 +118,7 @@ def _told(recording: Recording) -> tuple[dict[tuple[int, str], list[Decoded]], d
     return told, numbers
 
 
-def _reached(recording: Recording) -> dict[tuple[int, str], int]:
+def _reached(recording: KernelRecording) -> dict[tuple[int, str], int]:
     """Return where each op's access ended in the recorded kernel's own model; no outcome tells."""
     kernel = find_kernel(recording.scenario.header.kernel)
     results = runner_of(recording.scenario, kernel.design, kernel=kernel).results()

@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 from mmulab.check.access import WrongAccess
 from mmulab.errors import InputError, find_named
-from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.validity import VALIDITIES, RoleDecision, Validity, find_validity
-from mmulab.lab.validity.run import CONTEXTS, REFERENCE, ValidityRun, run_witness
+from mmulab.lab.validity.witness_run import CONTEXTS, REFERENCE, ValidityRun, run_witness
 from mmulab.lab.validity.witnesses import Witness, witnesses
 from mmulab.machine import op as ops
 from mmulab.x86.paging import Paging
 
 __all__ = [
-    "Cell",
     "Difference",
     "Finding",
+    "ValidityCell",
     "ValidityMatrix",
     "Verdict",
     "chosen",
@@ -118,7 +118,7 @@ class Finding(NamedTuple):
         return f"{at} is taken for valid, {'and is stale' if self.stale else 'and nothing in it differs'}"
 
 
-class Cell(NamedTuple):
+class ValidityCell(NamedTuple):
     """A marker on a witness.
 
     Attributes
@@ -160,7 +160,7 @@ def find_witness(name: str) -> Witness:
     Raises
     ------
     InputError
-        No witness is called so.
+        No witness has this name.
     """
     return find_named(witnesses(), name, "witness", "witnesses")
 
@@ -186,7 +186,7 @@ def chosen(patterns: str, known: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns.split())]
 
 
-def compare(run: ValidityRun, reference: ValidityRun) -> Cell:
+def compare(run: ValidityRun, reference: ValidityRun) -> ValidityCell:
     """Judge a run by the reference's run of the same witness."""
     difference = _first_difference(run, reference)
     findings = tuple(_findings(run))
@@ -201,7 +201,7 @@ def compare(run: ValidityRun, reference: ValidityRun) -> Cell:
         verdict = Verdict.HOST
     if difference is not None:
         verdict = Verdict.GUEST
-    return Cell(run, verdict, difference, findings, asserts)
+    return ValidityCell(run, verdict, difference, findings, asserts)
 
 
 def _assertion(lock: MmuLockHeld) -> str:
@@ -274,14 +274,14 @@ class ValidityMatrix:
         markers: Iterable[Validity],
         witnesses: Iterable[Witness],
         references: dict[str, ValidityRun],
-        cells: dict[tuple[str, str], Cell],
+        cells: dict[tuple[str, str], ValidityCell],
     ) -> None:
         self.markers = tuple(markers)
         self.witnesses = tuple(witnesses)
         self.references = references
         self._cells = cells
 
-    def cell(self, marker: str, witness: str) -> Cell:
+    def cell(self, marker: str, witness: str) -> ValidityCell:
         """Return the cell of a marker and a witness, by name.
 
         Raises
@@ -347,7 +347,7 @@ LEGEND = {
 """The verdicts in words."""
 
 
-def _cell_html(cell: Cell) -> str:
+def _cell_html(cell: ValidityCell) -> str:
     style = f"background: {_COLORS[cell.verdict]}; text-align: center; {_NOWRAP}"
     return f'<td style="{style}" title="{escape(cell.detail)}">{WORDS[cell.verdict]}</td>'
 

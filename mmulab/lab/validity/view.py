@@ -14,8 +14,8 @@ import ipywidgets
 
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.validity import RoleDecision
-from mmulab.lab.validity.matrix import Cell, ValidityMatrix
-from mmulab.lab.validity.run import CONTEXTS, Seen, base_word, extended
+from mmulab.lab.validity.matrix import ValidityCell, ValidityMatrix
+from mmulab.lab.validity.witness_run import CONTEXTS, Seen, base_word, extended
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table, panels_html
 from mmulab.widgets.steps import Step, Steps
 from mmulab.widgets.words import role_cells
@@ -76,7 +76,7 @@ def _decision(decision: RoleDecision) -> Panel:
     return Panel(f"{decision.context}: {title}", blocks, wide=True)
 
 
-def _outcome(step: Seen, cell: Cell) -> Panel:
+def _outcome(step: Seen, cell: ValidityCell) -> Panel:
     blocks: list[Block] = [Line(step.outcome, code=True)]
     difference = cell.difference
     if difference is not None and (difference.op, difference.text) == (step.step, step.text):
@@ -91,7 +91,7 @@ def _outcome(step: Seen, cell: Cell) -> Panel:
     return Panel("outcome", blocks, wide=True)
 
 
-def cell_steps(cell: Cell) -> Steps:
+def cell_steps(cell: ValidityCell) -> Steps:
     """Return the ops of a cell's run as steps, at first at the op that its verdict rests on."""
     run = cell.run
     steps = [
@@ -101,7 +101,7 @@ def cell_steps(cell: Cell) -> Steps:
     return Steps(steps, name=f"{run.witness.name} under {run.marker.name}", at=_telling(cell))
 
 
-def _telling(cell: Cell) -> int:
+def _telling(cell: ValidityCell) -> int:
     told = cell.difference or next((f for f in cell.findings if f.verdict is cell.verdict), None)
     places = [(step.step, step.text) for step in cell.run.steps]
     if told is not None:
@@ -141,7 +141,7 @@ class ValidityView:
         self._show()
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> ValidityCell:
         """The cell shown."""
         return self._matrix.cell(self.marker.value, self.witness.value)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import Invariant, status, violations
 from mmulab.kvm.bugs_bookkeeping import BOOKKEEPING_BUGS
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.machine.op import OutcomeKind
 from tests.kvm.bugs.witness import HERE, Witness
 

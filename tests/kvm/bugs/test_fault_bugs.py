@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mmulab.check.invariants import Invariant, status, violations
 from mmulab.kvm.bugs_fault import FAULT_BUGS
+from mmulab.kvm.invariants import Invariant, status, violations
 from mmulab.kvm.kernels import LINUX_6_12
 from mmulab.machine.op import OutcomeKind
 from tests.kvm.bugs.witness import HERE, Witness

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.check.invariants import violations
 from mmulab.kvm.bug import SWITCHES, Bugs
 from mmulab.kvm.bugs_role import ROLE_BUGS
 from mmulab.kvm.bugs_sync import SYNC_BUGS
-from mmulab.kvm.mmu_lock import MmuLockHeld
+from mmulab.kvm.free_roots_lock import MmuLockHeld
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.validity import find_validity
 from mmulab.kvm.x86 import vcpu_enter_guest

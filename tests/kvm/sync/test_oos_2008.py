@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmulab.check.invariants import violations
 from mmulab.errors import InputError
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.oos_2008 import OOS_GLOBAL_PAGES, Oos2008, oos_2008

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mmulab.check.allowed import two_walks
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.sync.find import find_sync
 from mmulab.machine import op as ops
 from mmulab.machine.op import OutcomeKind

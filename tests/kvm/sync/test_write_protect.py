@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab import events as ev
-from mmulab.check.invariants import violations
+from mmulab.kvm.invariants import violations
 from mmulab.kvm.pte_write import WRITE_FLOODING_LIMIT
 from mmulab.kvm.sync.write_protect import write_protect
 from tests.kvm.guest import DATA, GVA, PAGE, Guest, W

@@ -272,7 +272,7 @@ def test_recorded_rows(name: str) -> None:
 
 def test_cases_are_found_by_pattern() -> None:
     assert [case.name for case in find_cases(["shadow-57-*"])] == ["shadow-57-l0-5"]
-    with pytest.raises(InputError, match="case 'shadow-58': no case is called so"):
+    with pytest.raises(InputError, match="case 'shadow-58': unknown"):
         find_cases(["shadow-57-*", "shadow-58"])
 
 

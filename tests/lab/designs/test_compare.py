@@ -18,7 +18,7 @@ from mmulab.lab.cases.build import LOWER, UPPER, plain_guest
 from mmulab.lab.cases.run import run_case
 from mmulab.lab.cases.table import Case, find_cases
 from mmulab.lab.cases.works import find_works
-from mmulab.lab.designs.compare import Cell, Comparison, compare
+from mmulab.lab.designs.compare import Comparison, DesignCell, compare
 from mmulab.scenario.builder import ScenarioBuilder
 from tests.lab.forgetful import forgetting
 
@@ -333,7 +333,7 @@ def test_more_processes_find_the_same() -> None:
 
 
 def test_progress_is_told_work_by_work() -> None:
-    seen: list[Sequence[Cell]] = []
+    seen: list[Sequence[DesignCell]] = []
     works = find_works(["shadow-32-l0-4", "shadow-64-l0-4"])
     found = compare(["D4", "D5"], works, progress=seen.append)
     assert [cell for row in seen for cell in row] == list(found.cells)

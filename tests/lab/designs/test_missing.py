@@ -9,7 +9,7 @@ import pytest
 from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, Passthrough, RoleDesign
 from mmulab.kvm.roles.word import BitField, CpuRole, RoleFacts, RoleLayout
 from mmulab.lab.cases.works import find_works
-from mmulab.lab.designs.compare import Cell, compare
+from mmulab.lab.designs.compare import DesignCell, compare
 from mmulab.lab.designs.missing import WithField
 
 WHOLE = DESIGNS["passthrough"]
@@ -28,7 +28,7 @@ def lacking(*names: str) -> RoleDesign:
     return Lacking()
 
 
-def on(design: RoleDesign, case: str) -> Cell:
+def on(design: RoleDesign, case: str) -> DesignCell:
     (cell,) = compare([design], find_works([case])).cells
     return cell
 

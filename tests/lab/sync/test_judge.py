@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mmulab import paths
-from mmulab.conform.recording import Recording, read_recording
+from mmulab.conform.recording import KernelRecording, read_recording
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Vcpu
@@ -19,7 +19,7 @@ from mmulab.lab.sync.judge import judge_recorded
 PROTECTED = LINUX_6_1.with_(sync=write_protect)
 
 
-def recorded(name: str) -> Recording:
+def recorded(name: str) -> KernelRecording:
     return read_recording(paths.data(f"conformance/6.1.192/{name}.jsonl.xz"))
 
 

@@ -7,7 +7,7 @@ import pytest
 from mmulab.errors import InputError
 from mmulab.kvm.validity import Validity
 from mmulab.lab.validity.matrix import (
-    Cell,
+    ValidityCell,
     ValidityMatrix,
     Verdict,
     chosen,
@@ -156,7 +156,7 @@ def test_it_shows_itself(matrix: ValidityMatrix) -> None:
 def test_running_again_gives_the_same(matrix: ValidityMatrix) -> None:
     again = validity_matrix([*markers().values(), NOTHING, INVALID_ALONE])
     assert again.rows() == matrix.rows()
-    cells: list[Cell] = [m.cell("force_role_reset", "guest-npt-narrows") for m in (matrix, again)]
+    cells: list[ValidityCell] = [m.cell("force_role_reset", "guest-npt-narrows") for m in (matrix, again)]
     assert cells[0] == cells[1]
 
 

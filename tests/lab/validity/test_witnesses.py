@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmulab.kvm.validity import VALIDITIES
-from mmulab.lab.validity.run import run_witness
+from mmulab.lab.validity.witness_run import run_witness
 from mmulab.lab.validity.witnesses import HIGH, NARROW, WIDE, witnesses
 from mmulab.machine import op as ops
 from mmulab.scenario.text import format_scenario, parse_scenario

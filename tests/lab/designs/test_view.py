@@ -14,7 +14,7 @@ from mmulab.kvm.roles.design import DESIGNS, LAYOUT_6_1, RoleDesign
 from mmulab.kvm.roles.word import RoleLayout
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.designs.compare import Comparison, compare
-from mmulab.lab.designs.matrix import design_matrix, record_wrong, wrong_steps
+from mmulab.lab.designs.view import design_matrix, record_wrong, wrong_steps
 from mmulab.machine import op as ops
 from mmulab.report.page import remote_references
 from mmulab.widgets.stepper import Stepper

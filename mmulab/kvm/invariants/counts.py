@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Survey, accounted, flat, hashed, slots_of
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Survey, accounted, flat, hashed, slots_of
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.page_track import init_lpage_info
 from mmulab.kvm.rmap import PTE_LIST_EXT
 from mmulab.kvm.stat import PAGES_STAT
@@ -18,14 +19,14 @@ from mmulab.kvm.state import Kvm, is_obsolete_sp
 def rmap_heads(s: Survey) -> Iterator[Wrong]:
     """Reverse maps have blocks as the kernel fills them, and nothing but leaves in them."""
     mapped = {
-        (leaf.sp.smm, leaf.sp.level, leaf.gfn >> 9 * (leaf.sp.level - 1), leaf.sptep)
+        (leaf.sp.smm, leaf.sp.level, leaf.gfn >> KVM_HPAGE_GFN_SHIFT[leaf.sp.level], leaf.sptep)
         for leaf in s.leaves
         if leaf.gfn is not None
     }
     for slot in slots_of(s.kvm):
         for level in (1, 2, 3):
             for key, head in slot.rmap[level].items():
-                gfn = key << 9 * (level - 1)
+                gfn = key << KVM_HPAGE_GFN_SHIFT[level]
                 where = f"reverse map of gfn {gfn:#x} at level {level}"
                 if any(not 0 < len(block) <= PTE_LIST_EXT for block in head) or not head:
                     yield Wrong(f"{where} has blocks of {list(map(len, head))}", gfn=gfn)
@@ -96,13 +97,13 @@ def disallow_lpage(s: Survey) -> Iterator[Wrong]:
         for level in (2, 3):
             wanted, found = edges[level].copy(), slot.disallow_lpage[level]
             for gfn in gfns:
-                key = gfn >> 9 * (level - 1)
+                key = gfn >> KVM_HPAGE_GFN_SHIFT[level]
                 wanted[key] = wanted.get(key, 0) + 1
             if wanted == found:
                 continue
             for key in sorted(wanted.keys() | found.keys()):
                 if wanted.get(key, 0) != found.get(key, 0):
-                    gfn = key << 9 * (level - 1)
+                    gfn = key << KVM_HPAGE_GFN_SHIFT[level]
                     yield Wrong(
                         f"slot {slot.id}: disallow_lpage of gfn {gfn:#x} at level {level} "
                         f"is {found.get(key, 0)}, there are {wanted.get(key, 0)} reasons",

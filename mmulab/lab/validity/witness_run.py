@@ -9,9 +9,9 @@ from mmulab.check.access import Access, WrongAccess
 from mmulab.check.oracle import Oracle
 from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.kvm.context import base_facts
+from mmulab.kvm.free_roots_lock import MmuLockHeld
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.mmu import Mmu
-from mmulab.kvm.mmu_lock import MmuLockHeld
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.state import Vcpu

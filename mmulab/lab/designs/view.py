@@ -8,7 +8,7 @@ from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.cases.kinds import KINDS, kind_of
 from mmulab.lab.cases.wrong import Wrong, kernel_of, record_again
-from mmulab.lab.designs.compare import Cell, Comparison
+from mmulab.lab.designs.compare import Comparison, DesignCell
 from mmulab.trace.recording import Moment
 from mmulab.widgets.matrix import Column, Matrix, Row, Verdict
 from mmulab.widgets.stepper import Stepper
@@ -18,12 +18,12 @@ from mmulab.widgets.wrong_access import Where, moments, wrong_access
 __all__ = ["design_matrix", "record_wrong", "wrong_steps"]
 
 
-def record_wrong(cell: Cell, kernel: Kernel | None = None) -> Wrong:
+def record_wrong(cell: DesignCell, kernel: Kernel | None = None) -> Wrong:
     """Run a wrong cell once more, recorded.
 
     Parameters
     ----------
-    cell : Cell
+    cell : DesignCell
         Whose design is wrong on its case.
     kernel : Kernel, optional
         The one that the comparison ran with.
@@ -94,12 +94,12 @@ def design_matrix(
     return Matrix(columns, rows, still=still, live=live, name=name)
 
 
-def _ends_alike(one: Cell, other: Cell) -> bool:
+def _ends_alike(one: DesignCell, other: DesignCell) -> bool:
     """Whether two wrong cells of a case may share a view: both only do what the default design does."""
     return one is other or (one.as_default and other.as_default and one.first_wrong == other.first_wrong)
 
 
-def _verdict(cell: Cell) -> Verdict:
+def _verdict(cell: DesignCell) -> Verdict:
     wrong = cell.first_wrong
     if wrong is None:
         return Verdict(False, later=not cell.in_its_time)
@@ -107,7 +107,7 @@ def _verdict(cell: Cell) -> Verdict:
     return Verdict(True, f"{what} {wrong.op}", str(wrong), cell.as_default, not cell.in_its_time)
 
 
-def wrong_steps(cell: Cell, kernel: Kernel | None = None, *, name: str = "") -> Steps:
+def wrong_steps(cell: DesignCell, kernel: Kernel | None = None, *, name: str = "") -> Steps:
     """Return the moments that tell how a wrong cell went wrong, to step through without a kernel.
 
     Parameters

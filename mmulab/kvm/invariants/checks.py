@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from mmulab.check.invariants import counts, leaves, tables
-from mmulab.check.invariants.flags import Invariant, Violation, Wrong
-from mmulab.check.invariants.form import Form
-from mmulab.check.invariants.survey import Entry, Leaf, Link, Survey
+from mmulab.kvm.invariants import counts, leaves, tables
+from mmulab.kvm.invariants.flags import Invariant, Violation, Wrong
+from mmulab.kvm.invariants.form import Form
+from mmulab.kvm.invariants.survey import Entry, Leaf, Link, Survey
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.state import Kvm
+from mmulab.x86.markup import table_html
 
 LEAF: tuple[tuple[Invariant, Callable[[Kvm, Leaf], Iterator[Wrong]]], ...] = (
     (Invariant.RMAP, leaves.rmap),
@@ -111,8 +113,8 @@ class Checker:
                 yield from self.entry(kvm, entry)
         for sp in kvm.pages.values():
             yield from self.page(kvm, sp)
-        for flag, check in WHOLE:
-            for wrong in check(survey):
+        for flag, check_whole in WHOLE:
+            for wrong in check_whole(survey):
                 yield Violation(flag, *wrong)
 
 
@@ -121,9 +123,37 @@ def found(kvm: Kvm) -> list[Violation]:
     return sorted(Checker(kvm).everything(kvm), key=lambda violation: violation.flag)
 
 
-def status(kvm: Kvm) -> Invariant:
-    """Return every invariant that is violated; ``Invariant.VALID``, which is false, if none is."""
-    flags = Invariant.VALID
-    for violation in found(kvm):
-        flags |= violation.flag
-    return flags
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check of the whole MMU found.
+
+    Attributes
+    ----------
+    status : Invariant
+        Every invariant that is violated; ``Invariant.VALID``, which is false, if none is.
+    violations : tuple of Violation
+    """
+
+    status: Invariant
+    violations: tuple[Violation, ...]
+
+    def __bool__(self) -> bool:
+        """Whether the state is right."""
+        return not self.violations
+
+    def __repr__(self) -> str:
+        lines = [str(violation) for violation in self.violations]
+        return "\n".join([f"<Check {self.status.name or 'VALID'}, {len(lines)} violations>", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [[violation.flag.name, violation.said] for violation in self.violations]
+        return table_html(["invariant", "what is wrong"], rows, f"check: {self.status.name or 'VALID'}")
+
+
+def check(kvm: Kvm) -> Check:
+    """Check everything."""
+    violations = found(kvm)
+    status = Invariant.VALID
+    for violation in violations:
+        status |= violation.flag
+    return Check(status, tuple(violations))

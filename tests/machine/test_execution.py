@@ -6,8 +6,8 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.errors import InputError
+from mmulab.machine.execution import Execution
 from mmulab.machine.op import Mode, OutcomeKind
-from mmulab.machine.run import Execution
 from mmulab.machine.stubs import instruction_of
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.grammar import parse_step

@@ -325,7 +325,7 @@ class Execution:
         raise _Exit
 
     def _skip_lead(self, insn: Instruction) -> None:
-        """Execute what stands in front of the instruction and is no matter of KVM's."""
+        """Execute the leading instructions that KVM does not intercept."""
         if insn.lead and insn.rip is not None:
             insn.rip += insn.lead
             insn.lead = 0

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from mmulab import events as ev
-from mmulab.check.invariants import counts, tables
-from mmulab.check.invariants.checks import Checker
-from mmulab.check.invariants.flags import Invariant, Violation, Wrong
-from mmulab.check.invariants.snapshot import Changed, Snapshot
-from mmulab.check.invariants.survey import Link, Other, entry_of, flat
+from mmulab.kvm.invariants import counts, tables
+from mmulab.kvm.invariants.checks import Checker
+from mmulab.kvm.invariants.flags import Invariant, Violation, Wrong
+from mmulab.kvm.invariants.snapshot import Changed, Snapshot
+from mmulab.kvm.invariants.survey import Link, Other, entry_of, flat
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.spte import (
     get_mmio_spte_gfn,
@@ -19,7 +19,7 @@ from mmulab.kvm.spte import (
     is_shadow_present_pte,
     spte_to_pfn,
 )
-from mmulab.kvm.state import Kvm
+from mmulab.kvm.state import Kvm, spte_at
 
 Header = tuple[bool, bool, int, int, int]
 
@@ -153,7 +153,7 @@ def _known_above(kvm: Kvm, sp: ShadowPage) -> Iterator[Violation]:
     for sptep in flat(sp.parent_ptes):
         parent = kvm.pages.get(sptep >> 12)
         if parent is not None:
-            link = Link(parent, sptep, kvm.memory.words[sptep >> 3], sp.frame)
+            link = Link(parent, sptep, spte_at(kvm, sptep), sp.frame)
             for wrong in tables.unsync_below(kvm, link):
                 yield Violation(Invariant.UNSYNC, *wrong)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Link, flat
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Link, flat
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT
 from mmulab.kvm.mmu_page import ShadowPage
 from mmulab.kvm.roles.design import role_facts
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE, is_last_spte, is_shadow_present_pte, spte_to_pfn
-from mmulab.kvm.state import Kvm, is_obsolete_sp, spte_index
+from mmulab.kvm.state import Kvm, is_obsolete_sp, spte_at, spte_index
 from mmulab.x86.mode import PT_WRITABLE_MASK
 
 _NAMES = ("level", "quadrant", "access", "direct", "passthrough", "invalid", "smm")
@@ -109,7 +110,7 @@ def quadrant_of_link(kvm: Kvm, link: Link) -> Iterator[Wrong]:
 def parents_of_page(kvm: Kvm, child: ShadowPage) -> Iterator[Wrong]:
     """Each parent that a page knows points to it."""
     for sptep in flat(child.parent_ptes):
-        parent, spte = kvm.pages.get(sptep >> 12), kvm.memory.words[sptep >> 3]
+        parent, spte = kvm.pages.get(sptep >> 12), spte_at(kvm, sptep)
         linked = (
             parent is not None
             and is_shadow_present_pte(spte)
@@ -185,7 +186,7 @@ def protected(kvm: Kvm, sp: ShadowPage) -> Iterator[Wrong]:
     if slot is None:
         return
     for level in (1, 2, 3):
-        for sptep in flat(slot.rmap[level].get(sp.gfn >> 9 * (level - 1), [])):
-            if kvm.memory.words[sptep >> 3] & writable:
+        for sptep in flat(slot.rmap[level].get(sp.gfn >> KVM_HPAGE_GFN_SHIFT[level], [])):
+            if spte_at(kvm, sptep) & writable:
                 said = f"spte {sptep:#x} lets gfn {sp.gfn:#x} be written, a table in sync"
                 yield Wrong(said, sp, sptep, sp.gfn)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Leaf, Other, flat, tables_at
 from mmulab.kvm.dirty import kvm_slot_dirty_track_enabled
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Leaf, Other, flat, tables_at
 from mmulab.kvm.memslot import KvmMemslot
+from mmulab.kvm.mmu_internal import KVM_HPAGE_GFN_SHIFT, KVM_PAGES_PER_HPAGE
 from mmulab.kvm.nx_huge_page import is_nx_huge_page_enabled
 from mmulab.kvm.spte import (
     SPTE_TDP_AD_MASK,
@@ -60,7 +61,7 @@ def rmap(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
     if slot is None:
         yield leaf.wrong(f"maps gfn {gfn:#x}, which is in no slot")
         return
-    times = flat(slot.rmap[sp.level].get(gfn >> 9 * (sp.level - 1), [])).count(leaf.sptep)
+    times = flat(slot.rmap[sp.level].get(gfn >> KVM_HPAGE_GFN_SHIFT[sp.level], [])).count(leaf.sptep)
     if times != 1:
         yield leaf.wrong(f"is {times} times in the reverse map of gfn {gfn:#x}")
 
@@ -70,7 +71,7 @@ def frame(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
     slot, gfn = slot_of(kvm, leaf), leaf.gfn
     if slot is None or gfn is None:
         return  # the reverse map's violation
-    first = gfn & ~((1 << 9 * (leaf.sp.level - 1)) - 1)
+    first = gfn & ~(KVM_PAGES_PER_HPAGE[leaf.sp.level] - 1)
     if first != gfn or spte_to_pfn(leaf.spte) != slot.frame(gfn):
         yield leaf.wrong(f"is {leaf.spte:#x}, but gfn {gfn:#x} is frame {slot.frame(gfn):#x}")
 
@@ -87,7 +88,7 @@ def write_protection(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
         if any(table.smm == sp.smm and not table.unsync for table in tables_at(kvm, gfn)):
             yield leaf.wrong(f"is {spte:#x} and lets gfn {gfn:#x} be written, a table in sync")
         return
-    pages = 1 << 9 * (sp.level - 1)
+    pages = KVM_PAGES_PER_HPAGE[sp.level]
     for at in [at for at in kvm.page_hash if 0 <= at - gfn < pages]:
         for table in tables_at(kvm, at):
             if table.smm == sp.smm:
@@ -102,7 +103,7 @@ def dirty_log(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
     # With page-modification logging the processor logs when it sets D.
     if kvm.config.pml and not spte & SPTE_TDP_AD_MASK and not spte & kvm.fmt.dirty:
         return
-    clean = clean_pages(kvm, slot, gfn, 1 << 9 * (leaf.sp.level - 1))
+    clean = clean_pages(kvm, slot, gfn, KVM_PAGES_PER_HPAGE[leaf.sp.level])
     if clean:
         yield leaf.wrong(f"lets gfn {gfn:#x} be written, and {clean} of its pages count as clean")
 
@@ -126,7 +127,7 @@ def large_page(kvm: Kvm, leaf: Leaf) -> Iterator[Wrong]:
     slot, gfn, level = slot_of(kvm, leaf), leaf.gfn, leaf.sp.level
     if level == 1 or slot is None or gfn is None or is_obsolete_sp(kvm, leaf.sp):
         return
-    last = gfn + (1 << 9 * (level - 1)) - 1
+    last = gfn + KVM_PAGES_PER_HPAGE[level] - 1
     if gfn not in slot or last not in slot:
         yield leaf.wrong(f"is a page of level {level}, of which slot {slot.id} has only a part")
     elif kvm.memory.mapping_level(slot.frame(gfn), slot.host_level) < level:

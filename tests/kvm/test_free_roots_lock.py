@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mmulab.kvm.free_roots_lock import FREE_ROOTS_LOCK, MmuLockHeld
 from mmulab.kvm.mmu import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL
-from mmulab.kvm.mmu_lock import FREE_ROOTS_LOCK, MmuLockHeld
 from mmulab.kvm.roots import kvm_mmu_free_roots
 from mmulab.kvm.validity import RoleDecision
 from mmulab.machine.config import HostConfig

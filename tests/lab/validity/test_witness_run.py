@@ -7,7 +7,7 @@ import pytest
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.kvm.roles.word import CpuRole
 from mmulab.kvm.validity import VALIDITIES
-from mmulab.lab.validity.run import NO_PROGRESS, REFERENCE, base_word, extended, run_witness
+from mmulab.lab.validity.witness_run import NO_PROGRESS, REFERENCE, base_word, extended, run_witness
 from mmulab.lab.validity.witnesses import witnesses
 
 DESIGN = DESIGNS["passthrough"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmulab.check.invariants.flags import Wrong
-from mmulab.check.invariants.survey import Entry
 from mmulab.kvm.config import KvmConfig
+from mmulab.kvm.invariants.flags import Wrong
+from mmulab.kvm.invariants.survey import Entry
 from mmulab.kvm.spte import is_last_spte, is_shadow_present_pte
 from mmulab.kvm.spte_decode import decode_spte
 from mmulab.kvm.spte_layout import SpteKind

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mmulab.check.invariants import Invariant, status, violations
+from mmulab.kvm.invariants import Invariant, status, violations
+from mmulab.kvm.mmu import RootInfo
 from mmulab.kvm.spte import REMOVED_SPTE, make_mmio_spte
 from mmulab.kvm.state import Request, spte_index
 from mmulab.kvm.zap import kvm_mmu_zap_all_fast
@@ -161,7 +162,7 @@ def free_child(guest: Guest) -> None:
 
 
 def free_root(guest: Guest) -> None:
-    guest.vcpu.root_mmu.prev_roots[0] = [0x5000, 0x3FF000]
+    guest.vcpu.root_mmu.prev_roots[0] = RootInfo(0x5000, 0x3FF000)
 
 
 def invalid_child(guest: Guest) -> None:
@@ -315,7 +316,7 @@ def test_kept_roots_of_every_vcpu_are_counted() -> None:
         guest.cr3(root, vcpu=1)
     assert guest.page(GVA, 4).root_count == 2
     assert status(guest.kvm) is Invariant.VALID
-    guest.vcpu.root_mmu.prev_roots[0][1] = -1
+    guest.vcpu.root_mmu.prev_roots[0] = RootInfo()
     assert status(guest.kvm) is Invariant.ROOT_COUNT
 
 

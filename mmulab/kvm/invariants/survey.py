@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mmulab.check.invariants.flags import Wrong
+from mmulab.kvm.invariants.flags import Wrong
 from mmulab.kvm.memslot import KvmMemslot, PteList
 from mmulab.kvm.mmu import INVALID_PAE_ROOT, INVALID_PAGE, Mmu
 from mmulab.kvm.mmu_page import ShadowPage, kvm_mmu_page_get_gfn
