@@ -22,6 +22,10 @@ HEADER_ONLY = re.compile(
 )
 NAMED = re.compile(r"\s*([A-Za-z_][\w:]*): *(.*)")
 PRIVATE = re.compile(r"\s*([A-Za-z_]\w*)((?: +\w+=\S+)+)\s*")
+_DUMPED = re.compile(
+    r"(?:\[ *\d+\.\d+\] ?)?\s*(?P<who>\S.{0,15}-\d+) +(?P<cpu>\d{1,4})(?P<flags>[.\w]{4,5}) +"
+    r"(?P<us>\d{1,15})us[ :!+#*$@]*: (?P<rest>\S.*)"
+)
 HIERARCHY = re.compile(r"------ spte\b.* level\b")
 """A line of a log that shows a shadow entry (``get_mmio_spte``)."""
 _PASSED = re.compile(
@@ -99,13 +103,26 @@ def read_time(text: str) -> int:
 
 
 def read_header(line: str) -> tuple[str, str, str] | None:
-    """Return the place, the time and the rest of an event's line, each as text."""
+    """Return the place, the time and the rest of an event's line, each as text.
+
+    >>> read_header("[   12.5] qemu-sys-140     3d..2 16309345us : kvm_mmu_load: (kvm_mmu_load+0x0)")
+    ('qemu-sys-140 [3] d..2', '16.309345', 'kvm_mmu_load: (kvm_mmu_load+0x0)')
+    """
     found = HEADER.fullmatch(line)
     if found is None:
-        return None
+        return _read_dumped(line)
     if found["time"]:
         return found["place"], found["time"], found["rest"]
     return found["other"].rstrip(), found["seconds"], found["what"]
+
+
+def _read_dumped(line: str) -> tuple[str, str, str] | None:
+    """Read a line of the buffer that an oops dumps to the log (``ftrace_dump_on_oops``)."""
+    found = _DUMPED.fullmatch(line)
+    if found is None:
+        return None
+    seconds, micro = divmod(int(found["us"]), 10**6)
+    return f"{found['who']} [{found['cpu']}] {found['flags']}", f"{seconds}.{micro:06}", found["rest"]
 
 
 def names_cpu(line: str) -> bool:

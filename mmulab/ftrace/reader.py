@@ -7,6 +7,9 @@ line.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -57,15 +60,28 @@ def read_trace(path: str, stdin: IO[bytes] | None = None) -> Trace:
         There is no event of a trace in it.
     """
     reader = Reader()
-    for block in read_blocks(path, stdin):
-        if isinstance(block, Ended):
-            reader.counts.ended = block.why
-        else:
-            reader.block(block)
+    with _without_collection():
+        for block in read_blocks(path, stdin):
+            if isinstance(block, Ended):
+                reader.counts.ended = block.why
+            else:
+                reader.block(block)
     trace = reader.trace()
     if not len(trace):
         raise InputError(f"{'standard input' if path == STDIN else named(path)}: {_nothing(trace.counts)}")
     return trace
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Hold the collector of cycles: a block makes a million tuples that no cycle goes through."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_text(text: str) -> Trace:
