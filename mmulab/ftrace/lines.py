@@ -29,8 +29,8 @@ _DUMPED = re.compile(
 HIERARCHY = re.compile(r"------ spte\b.* level\b")
 """A line of a log that shows a shadow entry (``get_mmio_spte``)."""
 _PASSED = re.compile(
-    r"\s*(?:#.*|-{2,}|\.{2,}|\[\.{2,}\]|\[?snip\]?|cpus=\d+|CPU:? ?\d+ is empty|version = \d+|"
-    r"trace-cmd .*|\d+ (?:events|entries).*|)\s*",
+    r"\s*(?:#.*|[-=`~*]{2,}\w*|[\[(<]?(?:\.{2,}|\u2026)[\])>]?|[-\[(<8 ]*\bsnip\b[->\]) 8]*|"
+    r"cpus=\d+|CPU:? ?\d+ is empty|version = \d+|trace-cmd .*|\d+ (?:events|entries).*|)\s*",
     re.IGNORECASE,
 )
 _LOST = re.compile(

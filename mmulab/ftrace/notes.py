@@ -32,8 +32,9 @@ def notes(trace: Trace) -> Iterator[str]:
         yield f"{told}{more} events lost by the kernel, at {len(trace.lost)} places: what follows may not fit"
     machines = max(map(len, trace.vcpu_threads.values()), default=0)
     if machines > 1:
-        threads = ", ".join(map(str, next(t for t in trace.vcpu_threads.values() if len(t) == machines)))
-        yield f"{machines} virtual machines, by the threads of one vCPU ({threads}); all are counted"
+        threads = next(pids for pids in trace.vcpu_threads.values() if len(pids) == machines)
+        counted = ", ".join(f"{pid} with {trace.thread_counts[pid]} events" for pid in threads)
+        yield f"{machines} virtual machines, by the threads of one vCPU ({counted}); all are counted"
     if not set(KVMMMU) & set(trace.event_counts):
         yield "no event of the group kvmmmu; record with -e kvmmmu -e kvm"
 

@@ -1,6 +1,7 @@
 """The bytes of a trace, block by block: a file or a pipe, packed or not, whole or cut.
 
-What a mailer or a terminal added is taken off here: carriage returns, colour, the ``>`` of a quotation.
+What a mailer, a terminal or a page added is taken off here: carriage returns, colour, the ``>`` of a
+quotation, blanks that are none.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _UNPACKERS: dict[bytes, Callable[[], Any]] = {
     b"\xfd7zXZ": lzma.LZMADecompressor,
     b"BZh": bz2.BZ2Decompressor,
 }
+_PLAIN = {"\u00a0": " ", "\t": " ", "&gt;": ">", "&lt;": "<", "&amp;": "&"}
+"""What a page or an editor puts for plain characters."""
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\n]*\x07")
 _QUOTED = re.compile(r"^(?:[ \t]?>)+ ?", re.MULTILINE)
 _HEADER = re.compile(r"\[\d+\][^\n]*?\d: +[\w:]+:")
@@ -145,7 +148,11 @@ def _text(data: bytes) -> str:
 
 
 def clean(text: str) -> str:
-    """Take off what mailers and terminals add."""
+    """Take off what mailers, terminals and pages add."""
+    text = text.removeprefix("\ufeff")
+    for odd, plain in _PLAIN.items():
+        if odd in text:
+            text = text.replace(odd, plain)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "")
     if "\x1b" in text:

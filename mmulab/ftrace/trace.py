@@ -183,6 +183,15 @@ class Trace:
         return map(self.event, range(len(self)))
 
     @cached_property
+    def thread_counts(self) -> dict[int, int]:
+        """How many events each thread has, by its pid; -1 for those of whom it is not told."""
+        counts: dict[int, int] = {}
+        numbers = np.bincount(self.place, minlength=len(self.places)).tolist()
+        for place, number in zip(self.places, numbers, strict=True):
+            counts[place.pid] = counts.get(place.pid, 0) + number
+        return counts
+
+    @cached_property
     def vcpu_threads(self) -> dict[int, list[int]]:
         """The threads that ran each vCPU, as far as events tell; more than one is more than one VM."""
         found: dict[int, set[int]] = {}

@@ -106,7 +106,7 @@ def test_what_is_not_read_is_said_and_the_rest_done(
     assert "1 events of names that are not read: kvm_ack_irq 1" in shown.err
     assert "1 line too long" in shown.err
     assert "5 events lost by the kernel" in shown.err
-    assert "2 virtual machines, by the threads of one vCPU (1, 2)" in shown.err
+    assert "2 virtual machines, by the threads of one vCPU (1 with 1 events, 2 with 1 events)" in shown.err
     assert "         2 kvm_entry" in shown.out
 
 
