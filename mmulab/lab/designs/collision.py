@@ -51,7 +51,7 @@ class Collision:
     def __str__(self) -> str:
         return (
             f"gfn {self.gfn:#x}: the page of op {self.made_op} is found again in op {self.op} under "
-            f"{self.shared:#x}; it is not the one wanted: {', '.join(self.differ)}"
+            f"{self.shared:#x}; the wanted page differs in {', '.join(self.differ)}"
         )
 
 

@@ -33,7 +33,7 @@ def test_the_words_and_the_fact_that_differs() -> None:
         "reference": "passthrough",
     }
     assert str(shared) == (
-        f"gfn 0x5: the page of op 1 is found again in op 4 under {KEY:#x}; it is not the one wanted: cr0_wp"
+        f"gfn 0x5: the page of op 1 is found again in op 4 under {KEY:#x}; the wanted page differs in cr0_wp"
     )
 
 
