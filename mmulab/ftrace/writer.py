@@ -11,7 +11,7 @@ trace-cmd ``tracecmd/trace-read.c``; perf ``builtin-script.c``
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from mmulab import events as ev
 from mmulab.ftrace.kernel_fields import kernel_fields
@@ -52,11 +52,11 @@ def traced(event: ev.Event, kernel: Kernel, vendor: str, vcpu: int) -> tuple[str
         return name, {_PROBE: f"{name}+0x0", **event._asdict()}
     fields = kernel_fields(event, kernel, vendor, vcpu)
     layout = _layout(name, fields, by_plugin=False)
-    assert layout is not None, f"{name} has no layout that the model's fields fit"
+    told = fields if layout is None else layout.forms  # a design of a user's own may have roles of no kernel
     return name, {
         field: int(value) if isinstance(value, bool) else value
         for field, value in fields.items()
-        if field in layout.forms
+        if field in told
     }
 
 
@@ -118,27 +118,46 @@ def format_trace(events: Iterable[TracedEvent], text: str = "trace") -> Iterator
     return (format_line(event, text) for event in events)
 
 
-def recorded_events(recording: Recording, text: str = "trace") -> Iterator[TracedEvent]:
-    """Yield a recording's events as a trace has them; the time counts events, in microseconds.
+def model_events(
+    ops: Iterable[tuple[int, Iterable[ev.Event]]], kernel: Kernel, vendor: str, text: str = "trace"
+) -> Iterator[TracedEvent]:
+    """Yield a model's events as a trace has them; the time counts events, in microseconds.
 
     In the texts of tools a role is as libtraceevent's plugin reads it, which knows old layouts only.
+
+    Parameters
+    ----------
+    ops : iterable of (int, iterable of Event)
+        The vCPU of each op, and the op's events.
+    kernel : Kernel
+    vendor : str
+        The host's.
+    text : str
     """
-    kernel, vendor = recording.config.kernel, recording.config.host.vendor
-    rip = 0
-    for op in range(len(recording.ops)):
-        vcpu = recording.op(op).vcpu
+    rip = number = 0
+    for vcpu, events in ops:
         place = Place("vcpu", vcpu, -1, vcpu, ".....")
-        for number in range(recording.first_event(op), int(recording.ends[op])):
-            event = recording.events[number]
+        for event in events:
+            number += 1
             if isinstance(event, ev.CONSOLE):
                 continue
             name, fields = traced(event, kernel, vendor, vcpu)
             if text != "trace" and "role" in fields:
-                fields["role"] = PLUGIN_KVM.said(event.role)
+                fields["role"] = PLUGIN_KVM.said(cast("ev.PageEvent", event).role)
             rip = fields["guest_rip"] if name == "kvm_exit" else rip
             if name == "kvm_nested_vmexit":  # of the exit that was just traced (``__vmx_handle_exit``)
                 fields["guest_rip"] = rip
-            yield TracedEvent(number * 1000, place, name, fields)
+            yield TracedEvent((number - 1) * 1000, place, name, fields)
+
+
+def recorded_events(recording: Recording, text: str = "trace") -> Iterator[TracedEvent]:
+    """Yield a recording's events as :func:`model_events` does."""
+    firsts = [recording.first_event(op) for op in range(len(recording.ops))]
+    ops = (
+        (recording.op(op).vcpu, (recording.events[at] for at in range(first, int(recording.ends[op]))))
+        for op, first in enumerate(firsts)
+    )
+    return model_events(ops, recording.config.kernel, recording.config.host.vendor, text)
 
 
 def format_recording(recording: Recording, text: str = "trace") -> Iterator[str]:

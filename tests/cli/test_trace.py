@@ -62,6 +62,16 @@ def test_stats_side_by_side_with_a_run_of_the_model(capsys: pytest.CaptureFixtur
     assert not [row for row in model["rows"] if "seconds" in row["name"]], "a run has no times"
 
 
+def test_a_run_of_the_model_is_written_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.trace"
+    assert run(["run", SEQUENCE, "--ftrace", str(out)]) == 0
+    capsys.readouterr()
+    assert run(["trace", "stats", str(out), SEQUENCE, "--json"]) == 0
+    written, direct = json.loads(capsys.readouterr().out)
+    assert [row for row in written["rows"] if "seconds" not in row["name"]] == direct["rows"]
+    assert run(["run", SEQUENCE, "--ftrace", str(tmp_path / "none/run.trace")]) == 2
+
+
 def test_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     packed = gzip.compress(WALK.encode() * 3)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(packed)))
