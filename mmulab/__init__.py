@@ -12,15 +12,16 @@ holds to that.
 =====  ======================  ===================================================
 floor  room                    what lives there
 =====  ======================  ===================================================
-8      ``mmulab.__main__``     ``python -m mmulab``
-7      ``mmulab.cli``          the command line
-7      ``mmulab.lab``          experiments: cases, designs compared, validity
-7      ``mmulab.report``       notebooks and functions run with checked parameters, in
+11     ``mmulab.__main__``     ``python -m mmulab``
+10     ``mmulab.cli``          the command line
+9      ``mmulab.lab``          experiments: cases, designs compared, validity; what
+                               shows one is its ``view``
+8      ``mmulab.report``       notebooks and functions run with checked parameters, in
                                sweeps; pages, provenance, results tables; what an
                                install lacks
 7      ``mmulab.widgets``      the notebooks' controls and figures
-6      ``mmulab.check``        the architectural oracle, the adversary's TLB,
-                               invariants; fuzzer, explorer and shrinker
+6      ``mmulab.check``        the architectural oracle, the adversary's TLB;
+                               fuzzer, explorer and shrinker
 6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as
                                recordings
 5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
@@ -33,7 +34,7 @@ floor  room                    what lives there
                                executes it
 2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file; role
                                words and their designs in ``roles``; the kernel's
-                               assertions; historical bugs as switches
+                               assertions, the invariants; historical bugs as switches
 1      ``mmulab.memory``       host physical memory, memslots
 0      ``mmulab.x86``          what the processor manuals define
 0      ``mmulab.events``       the event types

@@ -91,6 +91,8 @@ def test_the_table_of_the_house_has_the_rooms_of_the_layers() -> None:
     assert numbers == sorted(numbers, reverse=True)
     floor = {room: number for number, room in rows}
     assert all(len({floor[room] for room in layer}) == 1 for layer in layers)
+    above = [floor[layer[0]] for layer in layers if floor[layer[0]] != "0"]
+    assert len(set(above)) == len(above)
     said = {path.parent.name: path.read_text("utf-8") for path in (ROOT / "mmulab").glob("*/__init__.py")}
     told = {room: found[1] for room in said if (found := re.match(r'"""Floor (\d+):', said[room]))}
     assert told

@@ -21,6 +21,7 @@ from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.find import find_design
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case, read_case, scenario_of, totals
 from mmulab.lab.cases.works import ALL, find_works
 from mmulab.lab.designs.compare import Comparison, DesignCell, compare_each
@@ -118,7 +119,7 @@ def compare(
 
 def _draw(designs: Sequence[RoleDesign], works: Sequence[Case], out: Path) -> None:
     """Draw what one design shares and the other makes twice."""
-    if len(designs) != 2 or len(works) != 1 or works[0].stream:
+    if len(designs) != 2 or len(works) != 1 or works[0].kind is CaseKind.BOOT:
         raise InputError("--picture: draws two designs in one case; name them with --designs and --cases")
     from mmulab.widgets.page_graph import page_graph, sharing_graph  # imports notebook packages
 

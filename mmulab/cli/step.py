@@ -73,7 +73,8 @@ def step(
 
         first, last = part or (0, None)
         title = ", ".join([file, *choice.told()])
-        write_stepper_page(recording, page, title=title, first=first, last=last, at=at)
+        with working(f"step {file}: draw {page}"):
+            write_stepper_page(recording, page, title=title, first=first, last=last, at=at)
     if ftrace:
         for line in format_recording(recording):
             click.echo(line)

@@ -173,7 +173,7 @@ def _paging_of(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> Paging:
 
 
 def _is_unchanged(
-    vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, root_role: int | None, paging: Paging, force_role_reset: bool
+    vcpu: Vcpu, mmu: Mmu, cpu_role: CpuRole, root_role: int | None, paging: Paging, *, force_role_reset: bool
 ) -> bool:
     """Whether a context may stay as it is; `root_role` None: only the CPU role is compared."""
     same = not force_role_reset and unchanged(mmu, cpu_role, root_role)
@@ -189,7 +189,7 @@ def init_kvm_nested_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool
     mmu, paging, compared = vcpu.nested_mmu, _guest_paging(vcpu), cpu_role
     if vcpu.kvm.bugs.B19:  # the levels were no part of this context's role
         compared = cpu_role._replace(level=mmu.cpu_role.level, efer_lma=mmu.cpu_role.efer_lma)
-    if not _is_unchanged(vcpu, mmu, compared, None, paging, force_role_reset):
+    if not _is_unchanged(vcpu, mmu, compared, None, paging, force_role_reset=force_role_reset):
         mmu.cpu_role = cpu_role
         mmu.paging = paging
 
@@ -220,7 +220,7 @@ def kvm_init_shadow_ept_mmu(vcpu: Vcpu, *, level: int, accessed_dirty: bool, exe
     cpu_role = CpuRole(level=level, ad_disabled=int(not accessed_dirty), guest_mode=1, execonly=int(execonly))
     cpu_role = config.kernel.validity.cpu_role(cpu_role, vcpu.cpu)
     paging = make_ept_paging(level, ad=accessed_dirty, cpu=vcpu.cpu, walker=KVM_WALK, execonly=execonly)
-    if _is_unchanged(vcpu, mmu, cpu_role, None, paging, False):
+    if _is_unchanged(vcpu, mmu, cpu_role, None, paging, force_role_reset=False):
         return
     facts = base_facts(cpu_role)
     _set_roles(mmu, cpu_role, role_word(config.kernel.design, facts, cpu_role), facts, paging)
@@ -254,7 +254,7 @@ def init_kvm_tdp_mmu(vcpu: Vcpu, cpu_role: CpuRole, *, force_role_reset: bool = 
     )
     root_role = role_word(kvm.config.kernel.design, facts, cpu_role)
     paging = _guest_paging(vcpu)
-    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
+    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset=force_role_reset):
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)
     mmu.kind = "tdp"
@@ -291,7 +291,7 @@ def shadow_mmu_init_context(
 ) -> None:
     """Give a context its roles and its view of the guest's paging."""
     root_role = role_word(vcpu.kvm.config.kernel.design, facts, cpu_role)
-    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset):
+    if _is_unchanged(vcpu, mmu, cpu_role, root_role, paging, force_role_reset=force_role_reset):
         return
     _set_roles(mmu, cpu_role, root_role, facts, paging)
     if not cpu_role.level:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mmulab import events as ev
 from mmulab.kvm.assertions import kvm_bug_on, warn_on
-from mmulab.kvm.emulate import EmulationType, Verdict, x86_emulate_instruction
+from mmulab.kvm.emulate import INVALID_GFN, EmulationType, Verdict, x86_emulate_instruction
 from mmulab.kvm.guest_walk import gva_to_gpa
 from mmulab.kvm.inject import GP_VECTOR, UD_VECTOR, kvm_queue_exception
 from mmulab.kvm.invlpg import kvm_mmu_invlpg
@@ -86,7 +86,7 @@ def kvm_handle_page_fault(
     if reinjection and not vcpu.mmu.direct and vcpu.kvm.behaviours.unprotect_on_reinjection:
         access = PFERR_USER_MASK if vcpu.cpl == 3 else 0
         gpa, _ = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, access)
-        kvm_mmu_unprotect_page(vcpu.kvm, ((1 << 64) - 1 if gpa is None else gpa) >> 12)
+        kvm_mmu_unprotect_page(vcpu.kvm, INVALID_GFN if gpa is None else gpa >> 12)
     return kvm_mmu_page_fault(vcpu, addr, error_code, insn, reinjection=reinjection)
 
 

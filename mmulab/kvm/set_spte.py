@@ -57,6 +57,27 @@ def make_spte(
 ) -> tuple[int, bool]:
     """Build the leaf entry that maps `gfn` to `pfn` in `sp`.
 
+    The parameters are the kernel's, in its order.
+
+    Parameters
+    ----------
+    sp : ShadowPage
+        Its level is the size of the page mapped.
+    slot : KvmMemslot
+        Of `gfn`.
+    pte_access : int
+        What the guest's tables allow (``ACC_*``).
+    gfn, pfn : int
+        First ones of the page.
+    old_spte : int
+        What stands in the entry's place.
+    prefetch : bool
+        Nobody has accessed the page yet, so the entry is made an old one.
+    can_unsync : bool
+        Shadow pages of `gfn`, if it is a guest table, may go out of sync; else the entry stays read-only.
+    host_writable : bool
+        The host's mapping allows writes.
+
     Returns
     -------
     spte : int

@@ -1,9 +1,10 @@
 """The hypervisor's state: VM and vCPU.
 
-Records only; the rules are in the files beside this one. Everything mutable
-hangs from one :class:`Kvm`. A shadow page is named by the number of the frame
-that holds its table, an spte by its host-physical address, so that state can
-be copied without following references.
+Records, and what they answer at once: whose table, which slots, how a nested guest
+leaves. The rules are in the files beside this one. Everything mutable hangs from
+one :class:`Kvm`. A shadow page is named by the number of the frame that holds its
+table, an spte by its host-physical address, so that state can be copied without
+following references.
 
 Source: Linux 6.1 ``arch/x86/include/asm/kvm_host.h``, ``arch/x86/kvm/mmu/mmu_internal.h``.
 """

@@ -16,6 +16,7 @@ from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.lab.cases import table
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.run import CaseRun, run_case
 from mmulab.lab.cases.table import Case, read_case, run_work
 from mmulab.lab.cases.works import find_works
@@ -83,7 +84,7 @@ def run(
     if isinstance(work, Scenario):
         return run_case(work, design, kernel=chosen)
     case = work if isinstance(work, Case) else _the_only(work)
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         raise InputError(f"{case.name} is a recorded boot; 'mmulab replay' runs it")
     return run_work(read_case(case), design, kernel=chosen)
 

@@ -15,6 +15,7 @@ from mmulab.conform.record import MODULE_PARAMETERS
 from mmulab.conform.recording import SUFFIXES, KernelRecording, parse_recording, read_lines
 from mmulab.errors import InputError, named, quoted
 from mmulab.kvm.kernels import recorded_kernel
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.record.boot import EMULATORS, BootError
@@ -73,9 +74,9 @@ def named_works(name: str) -> Iterator[Work]:
         yield of_scenario(path.name.removesuffix(SUFFIX), read_scenario(path))
     else:
         for case in find_works([name]):
-            if case.stream:
+            if case.kind is CaseKind.BOOT:
                 raise InputError(f"{case.name}: a boot, which is no scenario; name a case or a recording")
-            if case.change is None and case.recording:
+            if case.change is None and case.kind is CaseKind.RECORDING:
                 recorded = paths.data(f"{case.recording}{SUFFIXES[-1]}")
                 yield read_recorded(recorded, "/".join(case.name.split("/")[-2:]))
             else:

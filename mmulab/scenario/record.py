@@ -17,6 +17,8 @@ from mmulab.trace.recording import Info, Judge, Recording
 
 Says = Callable[[Result], str | None]
 """Says what is wrong with an op that has just run, or None."""
+_DENSE = 60
+"""Ops and events between two checkpoints of a short run: each costs as much as a few ops."""
 MakeJudge = Callable[[Machine], Says]
 """Makes what judges the ops of a machine, before the first of them."""
 
@@ -64,6 +66,11 @@ def is_helper(result: Result) -> bool:
     return "~" in result.text
 
 
+def _interval(scenario: Scenario) -> int:
+    """Return an interval for a recording that is stepped: looking is quick, and checkpoints stay few."""
+    return min(INTERVAL, max(_DENSE, len(scenario.steps) // 50))
+
+
 def record_steps(
     scenario: Scenario,
     *,
@@ -99,7 +106,7 @@ def record_steps(
     """
     runner = Runner(scenario, config=machine_config(scenario, kernel))
     info = Info(scenario.source, format_scenario(scenario))
-    recorder = Recorder(runner.machine, info=info)
+    recorder = Recorder(runner.machine, info=info, interval=_interval(scenario))
     says = None if judge is None else judge(runner.machine)
     ops: dict[int, int] = {}
     for result in runner.results():

@@ -26,13 +26,16 @@ STYLE = """
 .mml .mml-columns, .mml .mml-columns > div { grid-template-columns: minmax(0, 1fr); }
 .mml .mml-columns > div:empty { display: none; }
 .mml section { border: 1px solid #bbb; padding: 3px 8px; min-width: 0; overflow-wrap: break-word; }
+.mml .mml-wide { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.mml .mml-wide > div { min-width: 0; }
 .mml h4 { margin: 0 0 2px; font-size: 13px; }
 .mml p { margin: 1px 0; }
 .mml code, .mml td { font: 12px/1.35 "DejaVu Sans Mono", monospace; }
 .mml table { border-collapse: collapse; margin: 1px 0; font-size: 12px; }
 .mml th { text-align: left; font-weight: normal; color: #555; border-bottom: 1px solid #888; }
-.mml th, .mml td { padding: 0 7px 0 0; border-bottom: 1px solid #e5e5e5; white-space: pre; }
-.mml td:last-child { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 3rem; }
+.mml th, .mml td { padding: 0 6px 0 0; border-bottom: 1px solid #e5e5e5; white-space: pre; }
+.mml td { vertical-align: top; }
+.mml td:last-child { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 1.5rem; }
 .mml tr.mml-new td { font-weight: bold; background: #fff3bf; }
 .mml .mml-wrong { font-weight: bold; border: 2px solid #d55e00; padding: 1px 6px; }
 .mml svg { display: block; max-width: 100%; height: auto; }
@@ -45,7 +48,7 @@ STYLE = """
   .mml .mml-columns > :nth-child(3) { grid-column: 1 / -1; }
 }
 @container (min-width: 68rem) {
-  .mml .mml-columns { grid-template-columns: minmax(0, 43fr) minmax(0, 48fr) minmax(0, 32fr); }
+  .mml .mml-columns { grid-template-columns: minmax(0, 43fr) minmax(0, 52fr) minmax(0, 31fr); }
   .mml .mml-columns > :nth-child(3) { grid-column: 3; grid-template-columns: minmax(0, 1fr); }
 }
 """
@@ -157,9 +160,12 @@ class Panel:
 
     def html(self) -> str:
         """Return the panel as HTML."""
-        style = ' style="grid-column: 1 / -1"' if self.wide else ""
-        inside = "".join(block.html() for block in self.blocks)
-        return f"<section{style}><h4>{escape(self.title)}</h4>{inside}</section>"
+        words = "".join(block.html() for block in self.blocks if not isinstance(block, Strip))
+        strips = "".join(block.html() for block in self.blocks if isinstance(block, Strip))
+        if not self.wide:
+            return f"<section><h4>{escape(self.title)}</h4>{words}{strips}</section>"
+        inside = f"<div><h4>{escape(self.title)}</h4>{words}</div>" + (strips and f"<div>{strips}</div>")
+        return f'<section class="mml-wide">{inside}</section>'
 
     def lines(self) -> list[str]:
         """Return the panel as lines of text."""

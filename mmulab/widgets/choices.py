@@ -88,7 +88,10 @@ class Choices:
 
     def html(self) -> str:
         """Return the values as a line that needs no script."""
-        said = (f"<code>{escape(name)}</code> {escape(str(value))}" for name, value in self.values.items())
+        said = (
+            f"<code>{escape(name)}</code> {escape(str(value)) or '(empty)'}"
+            for name, value in self.values.items()
+        )
         return f'<p class="ran-with">Run with {", ".join(said)}.</p>'
 
     def __repr__(self) -> str:

@@ -129,8 +129,8 @@ Place = tuple[int, int]
 class _Looks:
     """Layouts and styles, each once for all that look alike.
 
-    Each is a model of its own. When a notebook is opened again on a live Jupyter kernel, JupyterLab reads
-    all models, and of some thousands it may not have the one to show in time.
+    Each is a model of its own, and JupyterLab reads all models when a notebook is opened again on a live
+    Jupyter kernel.
     """
 
     def __init__(self) -> None:

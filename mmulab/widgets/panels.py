@@ -16,13 +16,21 @@ from mmulab.machine.view import GuestStep, GuestWalk, PageHeader, ShadowStep, hp
 from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table
-from mmulab.widgets.words import GPTE_FLAGS, gpte_cells, role_cells, spte_cells, spte_flags
-from mmulab.x86.pferr import ACC_STRINGS, pferr_str
+from mmulab.widgets.words import (
+    EPTE_FLAGS,
+    GPTE_FLAGS,
+    entry_flags,
+    gpte_cells,
+    role_cells,
+    spte_cells,
+    spte_flags,
+)
+from mmulab.x86.pferr import ACC_STRINGS, PFERR_RSVD_MASK, pferr_str
 
 MAX_CHANGES = 16
 """Changed sptes that are listed; the rest is counted."""
 GUEST, HOST, STATE = 1, 2, 3
-"""Columns: what the guest has and the step changed; what KVM has for it; registers and counters."""
+"""Columns: what the guest has, and what changed; KVM's tables for it, and a page; registers and counters."""
 _WALK_COLUMNS = ("level", "table", "index", "entry", "bits", "rights")
 STRIPS = 2
 """Changed sptes that are drawn bit by bit."""
@@ -72,9 +80,18 @@ def moment_panel(look: Look, kernel: Kernel) -> Panel:
     if isinstance(look.event, ev.kvm_mmu_paging_element):
         width = look.guest.entry_bytes if look.guest is not None else 8
         title = f"the guest's entry {look.event.pte:#x}, level {look.event.level}"
-        blocks.append(Strip(title, gpte_cells(look.event.pte, width)))
+        names = _element_flags(look, look.event)
+        blocks.append(Strip(title, gpte_cells(look.event.pte, width, names=names)))
     where = "the end of the op" if look.moment.event is None else f"event {look.moment.event}"
     return Panel(f"{look.op_name}, {where}", blocks, wide=True)
+
+
+def _element_flags(look: Look, event: ev.kvm_mmu_paging_element) -> dict[int, str]:
+    """Name the bits of an entry that KVM read: L1's EPT, unless it is one of L2's own tables."""
+    own = look.guest.steps if look.guest is not None else ()
+    if look.registers.kind == "ept" and (event.level, event.pte) not in [(s.level, s.entry) for s in own]:
+        return EPTE_FLAGS
+    return GPTE_FLAGS
 
 
 # The two walks -------------------------------------------------------------------
@@ -95,7 +112,7 @@ def guest_panel(look: Look, before: Look | None = None) -> Panel | None:
     if walk is None:
         return None
     known = before.guest.steps if before is not None and before.guest is not None else ()
-    rows = [_guest_row(step) for step in walk.steps]
+    rows = [_guest_row(step, entry_flags(walk.mode)) for step in walk.steps]
     marked = [n for n, step in enumerate(walk.steps) if before is not None and step not in known]
     blocks: list[Block] = []
     if rows:
@@ -111,14 +128,14 @@ def nested_panel(look: Look) -> Panel | None:
     walk = look.nested
     if walk is None:
         return None
-    rows = [_guest_row(step) for step in walk.steps]
+    rows = [_guest_row(step, entry_flags(walk.mode)) for step in walk.steps]
     title = f"L1's nested tables for L2's {walk.address:#x}: {walk.mode}, root {walk.root:#x}"
     return Panel(title, [Table(_WALK_COLUMNS, rows), Line(_walk_end(walk))], column=GUEST)
 
 
-def _guest_row(step: GuestStep) -> list[str]:
+def _guest_row(step: GuestStep, names: dict[int, str]) -> list[str]:
     table = "register" if step.table == -1 else f"gfn {step.table >> 12:#x}"
-    flags = flags_text(step.entry, GPTE_FLAGS)
+    flags = flags_text(step.entry, names)
     return [
         str(step.level),
         table,
@@ -131,7 +148,11 @@ def _guest_row(step: GuestStep) -> list[str]:
 
 def _walk_end(walk: GuestWalk) -> str:
     if walk.error is not None:
-        return f"→ page fault, error code {walk.error:#x} {pferr_str(walk.error)}"
+        ept = entry_flags(walk.mode) is EPTE_FLAGS
+        if ept and walk.error & PFERR_RSVD_MASK:
+            return "→ EPT misconfiguration"
+        fault = "EPT violation" if ept else "page fault"
+        return f"→ {fault}, error code {walk.error:#x} {pferr_str(walk.error)}"
     assert walk.gpa is not None
     return f"→ gpa {walk.gpa:#x}" + ("" if walk.steps else " (no paging)")
 
@@ -290,7 +311,7 @@ def rmap_panel(look: Look, design: RoleDesign, fmt: SpteFormat) -> Panel | None:
     )
     if rmap.tracked:
         blocks.append(Line(f"writes to it are tracked: {rmap.tracked} upper-level shadow pages of it"))
-    return Panel(f"reverse map of gfn {rmap.gfn:#x}, level {rmap.level}", blocks, column=HOST)
+    return Panel(f"reverse map of gfn {rmap.gfn:#x}, level {rmap.level}", blocks, column=GUEST)
 
 
 def unsync_panel(look: Look, design: RoleDesign) -> Panel | None:

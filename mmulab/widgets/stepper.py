@@ -120,7 +120,7 @@ class Stepper:
             placeholder="as it comes",
             layout={"width": "15rem"},
         )
-        self.place = ipywidgets.HTML()
+        self.place = ipywidgets.HTML(layout={"overflow": "hidden"})
         self.density = ipywidgets.HTML(layout={"width": "auto", "height": "50px", "overflow": "hidden"})
         self.message = ipywidgets.HTML()
         self.body = ipywidgets.HTML()
@@ -128,7 +128,8 @@ class Stepper:
         wrap = {"flex_flow": "row wrap"}
         self.widget = ipywidgets.VBox(
             [
-                row([self.previous, self.next, self.grain, self.play, self.place], layout=wrap),
+                self.place,  # in a row of its own, so that its length moves nothing
+                row([self.previous, self.next, self.grain, self.play], layout=wrap),
                 self.density,
                 self.slider,
                 row(
@@ -218,7 +219,9 @@ class Stepper:
             self._showing = False
         event = session.look().event
         named = "the end of the op" if event is None else session.recording.name_of(event)
-        self.place.value = f"<b>moment {session.at} of {session.last}: {escape(named)}</b>"
+        self.place.value = (
+            f'<b style="white-space: nowrap">moment {session.at} of {session.last}: {escape(named)}</b>'
+        )
         self.density.value = self._style + str(self._density.picture(session.at, session.found))
         self.body.value = panels_html(session.panels())
         self.message.value = f'<p role="status"><b>{escape(message)}</b></p>' if message else ""

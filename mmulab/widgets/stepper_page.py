@@ -27,7 +27,7 @@ MOST = 4000
 SCRIPT = Path(__file__).parent / "static" / "stepper.js"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
 _STYLE = """
-body { margin: 0 auto; max-width: 100rem; padding: 6px 1rem; font: 13px/1.4 "DejaVu Sans", sans-serif; }
+body { margin: 0 auto; max-width: 100rem; padding: 6px 8px; font: 13px/1.4 "DejaVu Sans", sans-serif; }
 h1 { margin: 0; font-size: 16px; overflow-wrap: anywhere; }
 header, #controls > div { display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; }
 header { justify-content: space-between; }

@@ -1,7 +1,7 @@
 """Pictures and words in steps, with Previous and Next.
 
 In JupyterLab it is a widget. Everywhere else it is HTML that steps with neither
-a kernel nor a script: radio buttons hold the position, labels are the buttons,
+a Jupyter kernel nor a script: radio buttons hold the position, labels are the buttons,
 and the arrow keys work because radio buttons have them.
 """
 
@@ -20,10 +20,11 @@ _STYLE = """
 .ID { position: relative; border: 1px solid #999; padding: 0.5rem 0.75rem; margin: 1rem 0; }
 .ID > input { position: absolute; opacity: 0; }
 .ID > section { display: none; border: 0; padding: 0; }
-.ID nav { display: flex; gap: 0.75rem; align-items: center; margin-bottom: 0.5rem; }
+.ID nav { display: flex; flex-wrap: wrap; gap: 0.5rem 0.75rem; align-items: center; margin-bottom: 0.5rem; }
 .ID label, .ID nav > s { padding: 0.1rem 0.8rem; border: 1px solid #555; border-radius: 3px; }
 .ID label, .ID nav > s { flex: none; white-space: nowrap; }
 .ID label { cursor: pointer; background: #eee; }
+.ID nav > span { overflow-wrap: anywhere; min-width: 12rem; flex: 1; }
 .ID nav > s { color: #767676; border-color: #bbb; text-decoration: none; }
 .ID > input:focus-visible ~ section label { outline: 2px solid #0072b2; }
 @media print { .ID > section { display: block; } .ID nav label, .ID nav > s { display: none; } }

@@ -7,11 +7,14 @@ from mmulab.kvm.spte import SpteFormat
 from mmulab.kvm.spte_decode import decode_spte, spte_kind
 from mmulab.kvm.spte_layout import MMU_PRESENT, SpteKind
 from mmulab.widgets.bitfield import Cell
+from mmulab.x86.ept import EPT_4LEVEL, EPT_5LEVEL
 from mmulab.x86.mode import PT_BASE_ADDR_MASK
 from mmulab.x86.pferr import ACC_STRINGS
 
 GPTE_FLAGS = {0: "P", 1: "W", 2: "U", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 7: "PS", 8: "G", 63: "NX"}
 """Bits of a guest entry by their manuals' names (SDM 3, 4.3 to 4.5)."""
+EPTE_FLAGS = {0: "R", 1: "W", 2: "X", 6: "IPAT", 7: "PS", 8: "A", 9: "D"}
+"""Bits of an entry of L1's EPT (SDM 3, 29.3.2)."""
 _SAY_NOTHING = (SpteKind.EMPTY, SpteKind.ZERO, SpteKind.UNKNOWN)
 """Kinds of entries that are cut as another one."""
 
@@ -57,11 +60,18 @@ def _address_cell(word: int, other: int | None, mask: int, name: str) -> Cell:
     return Cell(name, f"{value:x}", f"{mask.bit_length() - 1}-12", bool(value), was)
 
 
-def gpte_cells(entry: int, entry_bytes: int, other: int | None = None) -> list[Cell]:
+def entry_flags(mode: str) -> dict[int, str]:
+    """Return the bits' names of a paging mode's entries."""
+    return EPTE_FLAGS if mode in (EPT_4LEVEL.name, EPT_5LEVEL.name) else GPTE_FLAGS
+
+
+def gpte_cells(
+    entry: int, entry_bytes: int, other: int | None = None, names: dict[int, str] = GPTE_FLAGS
+) -> list[Cell]:
     """Cut a guest entry of 4 or 8 bytes into its bits and the gfn."""
     mask = 0xFFFFF000 if entry_bytes == 4 else PT_BASE_ADDR_MASK
-    high = _flag_cells(entry, other, GPTE_FLAGS, range(52, 64), tuple(range(52, 63)))
-    low = _flag_cells(entry, other, GPTE_FLAGS, range(12), (9, 10, 11))
+    high = _flag_cells(entry, other, names, range(52, 64), tuple(range(52, 64)))
+    low = _flag_cells(entry, other, names, range(12), (3, 4, 5, 9, 10, 11))
     return [*(high if entry_bytes == 8 else []), _address_cell(entry, other, mask, "gfn"), *low]
 
 

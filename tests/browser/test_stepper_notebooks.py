@@ -130,4 +130,60 @@ def test_clicks_in_jupyterlab_show_what_the_recording_has(page: Page, tmp_path: 
         stepping.on(unsync + 2)
         handle.press("Home")
         stepping.on(0)
+        timeline = stepping.box.locator("svg[aria-label^=moment]").bounding_box()
+        assert timeline is not None
+        for number in (unsync, len(recording) - 1, 3):
+            share = (number + 0.5) / len(recording)
+            page.mouse.click(timeline["x"] + timeline["width"] * share, timeline["y"] + 20)
+            stepping.on(number)
         assert remote == []
+
+
+def test_page_beside_a_report_can_do_what_the_text_says(offline_page: OpenPage, reported: Reports) -> None:
+    """Follow the instructions under "Now you", behind the link."""
+    opened = offline_page(reported("step_a_fault").page, scripts=False)
+    target = opened.page.get_by_role("link", name="Step through every moment of this run").get_attribute(
+        "href"
+    )
+    assert target
+    page = offline_page(reported("step_a_fault").folder / target).page
+    text = page.locator("#body")
+    first = text.inner_text()
+    page.get_by_role("button", name="Next ▶").click()
+    assert text.inner_text() != first
+    page.get_by_role("radio", name="fault").check()
+    page.get_by_role("button", name="Next ▶").click()
+    assert "kvm_page_fault" in text.inner_text()
+    page.get_by_role("radio", name="event").check()
+    page.get_by_role("combobox").select_option(label="a page goes out of sync")
+    page.get_by_role("button", name="Find ▶").click()
+    assert "kvm_mmu_unsync_page" in text.inner_text()
+    page.get_by_role("button", name="Next ▶").click()
+    assert "out-of-sync children" in text.inner_text()
+    page.get_by_role("combobox").select_option(label="a wrong access")
+    page.get_by_role("button", name="Find ▶").click()
+    assert "It has ended: reaches" in text.inner_text()
+    page.get_by_role("slider").press("End")
+    end = text.inner_text()
+    page.get_by_role("button", name="◀ Previous").click()
+    assert text.inner_text() != end
+
+
+@pytest.mark.slow
+def test_a_choice_in_jupyterlab_counts_when_all_is_run_again(page: Page, tmp_path: Path) -> None:
+    with jupyterlab(NOTEBOOKS / "first_fault.ipynb", tmp_path) as server:
+        run_all(page, server, last="reads wrong with quadrants by parity")
+        lists = page.locator(".jp-OutputArea-output", has_text="A choice counts when")
+        lists.get_by_label("derivation").select_option(label="copied")
+        lists = page.locator(".jp-OutputArea-output", has_text="derivation is copied in place of parity")
+        lists.wait_for(timeout=PATIENCE)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator("[data-command='runmenu:run-all']").click()
+        result = page.locator(".jp-OutputArea-output", has_text="1 of 4 reads wrong with quadrants by copied")
+        result.wait_for(timeout=PATIENCE)
+        folded = page.locator(".jp-CodeCell .jp-Placeholder")
+        hidden = folded.count()
+        assert hidden >= 4
+        folded.first.click()
+        page.locator(".jp-CodeCell .jp-InputArea-editor", has_text="role_design(),").first.wait_for()
+        assert folded.count() == hidden - 1

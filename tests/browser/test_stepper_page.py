@@ -240,7 +240,8 @@ _LAYOUT = """() => {
     const boxes = [...document.querySelectorAll("body *")].filter(drawn);
     const scrolled = boxes.filter((one) => getComputedStyle(one).display !== "inline"
       && (one.scrollHeight > one.clientHeight + 1 || one.scrollWidth > one.clientWidth + 1));
-    const empty = [...document.querySelectorAll("#body section")].filter((one) => one.children.length < 2);
+    const sections = [...document.querySelectorAll("#body section")];
+    const empty = sections.filter((one) => !one.querySelector("p, table, svg"));
     seen.push([page.scrollWidth, page.scrollHeight, scrolled.length, empty.length]);
   }
   return seen;

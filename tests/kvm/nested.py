@@ -13,12 +13,18 @@ from mmulab.kvm.roles.derivation import copied
 from mmulab.kvm.shadow_page import shadow_path
 from mmulab.kvm.state import Kvm
 from mmulab.lab.cases.build import VMCB_GPA
-from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
+from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest
 from mmulab.machine import op as ops
 from mmulab.machine.op import Outcome, OutcomeKind
+from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.adapter import machine_config
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.runner import Runner
+
+
+def log_all(builder: ScenarioBuilder) -> ops.SetMemslot:
+    """Return the op that turns dirty logging on for all of a builder's memory."""
+    return ops.SetMemslot(0, 0, builder.mem, KVM_MEM_LOG_DIRTY_PAGES, 0)
 
 
 class Nested:

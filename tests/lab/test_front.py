@@ -12,6 +12,7 @@ import mmulab
 from mmulab.errors import InputError
 from mmulab.lab.designs.compare import Comparison
 from mmulab.scenario.builder import ScenarioBuilder
+from mmulab.scenario.record import record
 
 ROOT = Path(__file__).parents[2]
 READ_ONLY = 0x65
@@ -125,6 +126,10 @@ def test_each_shows_itself_short_and_in_hexadecimal() -> None:
     assert repr(guest.build()) == "<Scenario <built>: 64 guest, CR3 0x10000, amd host, 4 ops>"
     assert repr(run.machine) == "<Machine amd tdp=0 on 6.1.192, passthrough: 1 vCPUs, 10 shadow pages>"
     assert repr(outcome) == "<Outcome kind=exc rip=0x1810 vector=0xe error_code=0x3 cr2=0x40000000>"
+    recorded = record(guest.build())
+    assert repr(recorded) == "<Recording of <built>: 6 ops, 99 events, 1 checkpoints>"
+    assert recorded._repr_html_().startswith("<table>")
+    assert repr(run.machine.check()) == repr(run.check()) == "<Check VALID, 0 violations>"
     everything = guest, guest.build(), run, run.machine, run.pages(), run.pages()[0], outcome, run.walk(GVA)
     for shown in everything:
         assert len(repr(shown).splitlines()[0]) < 130

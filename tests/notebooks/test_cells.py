@@ -115,3 +115,17 @@ def test_long_code_is_folded_and_parameters_are_not(path: Path) -> None:
         folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
         is_long = number == 1 or len(cell["source"]) > LONG
         assert folded == (is_long and not {"parameters", "open"} & set(tags)), "".join(cell["source"])
+
+
+VERB = re.compile(r"\b(click|drag|press|choose|point at|hover|run all cells)\b", re.IGNORECASE)
+PLACES = re.compile(r"JupyterLab|report|page|Try there")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_instruction_says_where_it_can_be_followed(path: Path) -> None:
+    """On an exported page there is no Jupyter kernel, and nothing to press but links and steps."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    paragraphs = [part for text in prose if not PLACES.search(text) for part in text.split("\n\n")]
+    assert [part for part in paragraphs if VERB.search(part)] == []
+    assert [text for text in prose if re.search(r"\bno kernel\b", text)] == []

@@ -61,3 +61,13 @@ def test_table_without_names_has_no_head() -> None:
     table = Table(("", ""), [["CR3", "0x1000"]])
     assert "<thead>" not in table.html()
     assert table.lines() == ["  CR3  0x1000"]
+
+
+def test_strips_of_a_wide_panel_stand_beside_its_words() -> None:
+    words, strips = PANELS[0].html().split("</div><div>")
+    assert "<table>" in words
+    assert "<svg" not in words
+    assert strips.startswith("<svg")
+    narrow = Panel("a", PANELS[0].blocks).html()
+    assert narrow.index("<table>") < narrow.index("<svg")
+    assert "<div>" not in narrow

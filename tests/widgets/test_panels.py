@@ -9,7 +9,7 @@ from mmulab.conform.recording import read_recording
 from mmulab.ftrace.wording import event_text
 from mmulab.scenario.record import record
 from mmulab.trace.recording import Recording
-from mmulab.widgets.blocks import MARK, Panel, Table, panels_text
+from mmulab.widgets.blocks import MARK, Panel, Strip, Table, panels_text
 from mmulab.widgets.session import Session
 from tests.widgets.conftest import UNSYNC
 
@@ -59,6 +59,25 @@ def test_walk_has_every_level_and_the_path_its_pages(unsync: Recording) -> None:
     assert list(tables[1].marked) == [3]
     assert guest.lines()[-1].strip() == f"→ gpa {event.gfn << 12 | session.look().address & 0xFFF:#x}"
     assert host.lines()[-1].strip() == f"→ gfn {event.gfn:#x}"
+
+
+def test_entries_of_nested_tables_have_the_names_of_ept() -> None:
+    recording = record(read_recording(UNSYNC.parents[1] / "nested-ept/ept-basic-ad.jsonl.xz").scenario)
+    session = Session(recording)
+    seen = set()
+    while session.find("event", "kvm_mmu_paging_element"):
+        nested, event = session.look().nested, session.look().event
+        assert isinstance(event, ev.kvm_mmu_paging_element)
+        if nested is None or (event.level, event.pte) not in [(s.level, s.entry) for s in nested.steps]:
+            continue
+        table = next(b for b in panel(session, "L1's nested tables").blocks if isinstance(b, Table))
+        bits = next(row[-2] for row in table.rows if row[0] == str(event.level))
+        names = {0: "R", 1: "W", 2: "X", 6: "IPAT", 7: "PS", 8: "A", 9: "D"}
+        assert bits == " ".join(name for bit, name in names.items() if event.pte >> bit & 1)
+        (strip,) = [b for b in session.panels()[0].blocks if isinstance(b, Strip)]
+        assert {cell.name: cell.text for cell in strip.cells}["X"] == str(event.pte >> 2 & 1)
+        seen.add(bits)
+    assert {"", "R W X A"} <= seen
 
 
 def test_page_shows_its_role_and_what_its_parent_has(unsync: Recording) -> None:

@@ -24,7 +24,7 @@ def find_sync(name: str) -> SyncPolicy:
     Raises
     ------
     InputError
-        No policy is called so, or it has no such variation.
+        There is no such policy, or it has no such variation.
     """
     if ":" in name:
         return load_policy(name)

@@ -11,7 +11,7 @@ as they are or with a level above their EPT.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -34,6 +34,7 @@ from mmulab.lab.cases.build import (
     nested_root_write,
     plain_guest,
 )
+from mmulab.lab.cases.case import Case
 from mmulab.lab.cases.contrast import Contrast, contrast
 from mmulab.lab.cases.flush import ept_dirty_log, ept_roots, npt_dirty_log, npt_flush
 from mmulab.lab.cases.mixed import (
@@ -74,43 +75,6 @@ DEFAULT = find_design("passthrough")
 
 _SUFFIX = ".jsonl.xz"
 MODE_WORDS = {"np": "nonpaging", "32": "32-bit", "pae": "PAE", "64": "4-level", "57": "5-level"}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One row before it is run.
-
-    Attributes
-    ----------
-    name : str
-    host : str
-        L0 in words: its tables, its own levels.
-    guest, l2 : str
-        Paging of the guest (of L1, where there is an L2) and of L2, in words; "" without L2.
-    scenario : callable or None
-        Makes the scenario.
-    recording : str
-        The recording that holds it instead: below ``data`` without suffix, elsewhere a path with one.
-    change : callable or None
-        Changes the recording's scenario in a way that no op's outcome may show.
-    stream : str
-        The recorded boot that is replayed instead, below ``data/stream``.
-    records : int or None
-        Of the stream, how many; None: all.
-    note : str
-        What a reader should know of the outcome.
-    """
-
-    name: str
-    host: str
-    guest: str
-    l2: str = ""
-    scenario: Callable[[], Scenario] | None = None
-    recording: str = ""
-    change: Callable[[Scenario], Scenario] | None = None
-    stream: str = ""
-    records: int | None = None
-    note: str = ""
 
 
 _MODES = ("np", "32", "pae", "64", "57")

@@ -10,6 +10,7 @@ from mmulab.check.judged import record_judged
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1, find_kernel
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.trace.recording import Recording
 from mmulab.workload.record import record_boot
@@ -54,7 +55,7 @@ class Ran:
 
 def kernel_of(case: Case, kernel: Kernel | None) -> Kernel:
     """Return `kernel`, or without one the kernel that a case names."""
-    if kernel is not None or case.stream:
+    if kernel is not None or case.kind is CaseKind.BOOT:
         return kernel or LINUX_6_1
     return find_kernel(scenario_of(read_case(case)).header.kernel)
 
@@ -79,7 +80,7 @@ def record_again(case: Case, kernel: Kernel, wrong: WrongAccess, *, under: str) 
     InputError
         The MMU fails before anything can be looked at.
     """
-    found = _record_boot if case.stream else _record_scenario
+    found = _record_boot if case.kind is CaseKind.BOOT else _record_scenario
     ran = found(case, kernel, wrong.op)
     if ran is None:
         raise InputError(f"{case.name} under {under}: nothing before the failure can be shown: {wrong.seen}")

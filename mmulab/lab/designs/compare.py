@@ -28,6 +28,7 @@ from mmulab.kvm.roles.derivation import parity
 from mmulab.kvm.roles.design import DESIGNS, RoleDesign
 from mmulab.kvm.roles.design_check import WORD_BITS
 from mmulab.kvm.roles.root_strategy import special
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.run import CaseRun, design_of
 from mmulab.lab.cases.table import DEFAULT, Case, read_boot, read_case, run_work, scenario_of, verdict_of
 from mmulab.lab.designs.collision import Collision, collisions
@@ -356,7 +357,7 @@ def _cell(
 
 def _runner(case: Case) -> tuple[Callable[[RoleDesign, Kernel | None], _Run], frozenset[str]]:
     """Return a function that runs a design on a piece of work, which is read once, and what it needs."""
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         stream = read_boot(case)
 
         def replay(design: RoleDesign, kernel: Kernel | None) -> _Run:

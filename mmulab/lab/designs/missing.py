@@ -18,7 +18,6 @@ from mmulab.lab.designs.collision import Collision
 __all__ = ["WithField", "blamed"]
 
 _ADDED = "added"
-_OF_CHILD = ("access", "direct", "quadrant")
 
 
 class WithField(RoleDesign):

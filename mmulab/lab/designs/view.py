@@ -6,6 +6,7 @@ from html import escape
 
 from mmulab.errors import InputError
 from mmulab.kvm.kernel import Kernel
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.kinds import KINDS, kind_of
 from mmulab.lab.cases.wrong import Wrong, kernel_of, record_again
 from mmulab.lab.designs.compare import Comparison, DesignCell
@@ -44,13 +45,13 @@ def record_wrong(cell: DesignCell, kernel: Kernel | None = None) -> Wrong:
         under=cell.design.name,
     )
     recording, wrong, shared = ran.recording, cell.first_wrong, cell.collision
-    named = f"record {wrong.op:,}" if cell.case.stream else f"op {wrong.op} '{wrong.text}'"
+    named = f"record {wrong.op:,}" if cell.case.kind is CaseKind.BOOT else f"op {wrong.op} '{wrong.text}'"
     if wrong.op not in ran.ops:
         number = recording.number(Moment(ran.ops[wrong.op - 1], None))
         return Wrong(recording, [(number, f"before {named}, in which the MMU fails")])
     at = Where(ran.ops[wrong.op], named)
     recording.verdicts.setdefault(at.op, wrong.said)
-    if shared is None or cell.case.stream:
+    if shared is None or cell.case.kind is CaseKind.BOOT:
         return Wrong(recording, moments(recording, at))
     recording.found_wrongly[at.op] = shared.gfn, shared.shared
     found = Where(ran.ops[shared.op], f"op {shared.op}")
@@ -103,7 +104,7 @@ def _verdict(cell: DesignCell) -> Verdict:
     wrong = cell.first_wrong
     if wrong is None:
         return Verdict(False, later=not cell.in_its_time)
-    what = "record" if cell.case.stream else "op"
+    what = "record" if cell.case.kind is CaseKind.BOOT else "op"
     return Verdict(True, f"{what} {wrong.op}", str(wrong), cell.as_default, not cell.in_its_time)
 
 

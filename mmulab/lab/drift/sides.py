@@ -10,6 +10,7 @@ from mmulab.check.judged import record_judged
 from mmulab.events import Event
 from mmulab.ftrace.wording import event_text
 from mmulab.kvm.kernel import Kernel
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, Effect, parts
@@ -119,7 +120,7 @@ def _kernels(drift: Drift, effect: Effect) -> tuple[Kernel, Kernel]:
 
 
 def _record(case: Case, kernel: Kernel, first: int) -> Side:
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         return Side(kernel, *record_boot(read_boot(case), first + 1, kernel))
     recording, ops = record_judged(scenario_of(read_case(case)), kernel=kernel, until=first)
     return Side(kernel, recording, ops[first])

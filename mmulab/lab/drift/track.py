@@ -17,6 +17,7 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.errors import InputError
 from mmulab.kvm.behaviours import CHANGES, Behaviours
 from mmulab.kvm.kernel import Kernel
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.run import failure_str
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.scenario.adapter import machine_config
@@ -126,7 +127,7 @@ class Tracks:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        if case.stream:
+        if case.kind is CaseKind.BOOT:
             self.stream = read_boot(case)
         else:
             self.scenario = scenario_of(read_case(case))
@@ -148,7 +149,7 @@ class Tracks:
         noting = Asked.of(kernel.behaviours)
         track = Track(kernel)
         counts = Counter[type[ev.Event]]()
-        run = self._replay if self.case.stream else self._run
+        run = self._replay if self.case.kind is CaseKind.BOOT else self._run
         try:
             run(kernel.with_(behaviours=noting) if watched else kernel, track, counts)
         except FAILURES as error:

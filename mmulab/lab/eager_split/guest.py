@@ -19,7 +19,6 @@ from mmulab.kvm.spte import is_large_pte, is_shadow_present_pte
 from mmulab.lab.cases.build import L1_ROOT, NPT_ROOT, TABLES, VMCB_GPA
 from mmulab.machine import op as ops
 from mmulab.machine.op import Mode, Op
-from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
 from mmulab.scenario.builder import ScenarioBuilder
 from mmulab.scenario.helpers import HELPER_S, HELPER_U
 from mmulab.scenario.scenario import MODES
@@ -63,11 +62,6 @@ def huge_guest(
         npt.map(address, address, level=2)
     vmcb(builder, VMCB_GPA, MODES["np"], NPT_ROOT)
     return builder, npt
-
-
-def log_all(builder: ScenarioBuilder) -> ops.SetMemslot:
-    """Return the op that turns dirty logging on for all of a builder's memory."""
-    return ops.SetMemslot(0, 0, builder.mem, KVM_MEM_LOG_DIRTY_PAGES, 0)
 
 
 def access(address: int, *, write: bool) -> Op:

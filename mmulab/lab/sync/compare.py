@@ -16,6 +16,7 @@ from mmulab.kvm.kernels import LINUX_6_1, find_kernel
 from mmulab.kvm.sync.counts import SyncCounts, sync_counts
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.run import failure_str, run_case
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.sync.judge import judge_recorded
@@ -144,7 +145,7 @@ def _cells(work: _Work) -> list[SyncCell]:
 
 def run_policy(policy: SyncPolicy, case: Case, *, kernel: Kernel | None = None) -> SyncCell:
     """Run a piece of work under a policy."""
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         return _boot(policy, case, (kernel or LINUX_6_1).with_(sync=policy))
     work = read_case(case)
     base = kernel or find_kernel(scenario_of(work).header.kernel)

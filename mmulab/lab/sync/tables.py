@@ -9,6 +9,7 @@ from typing import Any
 from mmulab.errors import InputError
 from mmulab.kvm.sync.find import find_sync
 from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case
 from mmulab.lab.costs import CostModel, Estimate, estimate, winners
 from mmulab.lab.sync.compare import SyncCell
@@ -62,9 +63,9 @@ def policies_table(policies: Sequence[SyncPolicy]) -> Table:
 
 def short(case: Case) -> str:
     """Return a case's name without what all of its kind share."""
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         return case.stream
-    if case.recording:
+    if case.kind is CaseKind.RECORDING:
         return case.recording.rpartition("/")[2]
     return case.name.removeprefix("workload/").removesuffix("/shadow")
 

@@ -18,6 +18,7 @@ from mmulab.events import (
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.spte import SPTE_ENT_PER_PAGE
 from mmulab.kvm.sync.policy import SyncPolicy
+from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.cases.wrong import Ran, Wrong, kernel_of, record_again
 from mmulab.lab.sync.compare import SyncCell, run_policy
@@ -233,7 +234,7 @@ def _group(name: str) -> str:
 def _verdict(cell: SyncCell) -> Verdict:
     if cell.wrong is None:
         return Verdict(False)
-    what = "record" if cell.case.stream else "op"
+    what = "record" if cell.case.kind is CaseKind.BOOT else "op"
     return Verdict(True, f"{what} {cell.wrong.op}", str(cell.wrong))
 
 
@@ -277,7 +278,7 @@ def resyncs(recording: Recording, most: int | None = None) -> list[Resync]:
 
 def record_work(case: Case, kernel: Kernel) -> Recording:
     """Run a piece of work, recorded; of a boot the case must name a number of records."""
-    if case.stream:
+    if case.kind is CaseKind.BOOT:
         return record_boot(read_boot(case), case.records or len(read_boot(case)), kernel)[0]
     return record_judged(scenario_of(read_case(case)), kernel=kernel)[0]
 

@@ -10,12 +10,13 @@ from mmulab import events as ev
 from mmulab.errors import InputError
 from mmulab.kvm.kernels import LINUX_6_12
 from mmulab.lab.cases.build import VMCB_GPA
-from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest, log_all
+from mmulab.lab.eager_split.guest import HUGE, MEMORY, access, fault_kinds, huge_guest
 from mmulab.lab.eager_split.passes import CAUSES, SETUPS, Phase, dirty_log_perf, phase
 from mmulab.machine import op as ops
 from mmulab.machine.machine import Machine
 from mmulab.scenario.runner import run
 from mmulab.workload.patterns import is_written
+from tests.kvm.nested import log_all
 
 PAGES = HUGE >> 12
 ON_SMALL_PAGES = [name for name in SETUPS if not name.endswith("pml")]
