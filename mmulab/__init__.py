@@ -28,7 +28,8 @@ floor  room                    what lives there
                                of ops
 5      ``mmulab.workload``     guest builders and workloads
 5      ``mmulab.conform``      comparison with recorded kernels
-4      ``mmulab.trace``        recorder, recordings, ftrace text in and out
+4      ``mmulab.ftrace``       traces of real kernels as text, in and out
+4      ``mmulab.trace``        recorder and recordings
 3      ``mmulab.machine``      VM and vCPUs; the *op*, and the one function that
                                executes it
 2      ``mmulab.kvm``          the hypervisor's MMU, one concern a file; role

@@ -15,6 +15,8 @@ EXPERIMENT_RUNS = 100_000
 """Runs of an experiment."""
 RECORDING_BYTES = 256 * MIB
 """A recording of a kernel or a stepper's recording, as the file lies on the disk."""
+TRACE_BYTES = 8192 * MIB
+"""A kernel's trace as text; 60 million events. It is read in blocks and kept as columns."""
 UNPACKED_BYTES = 1024 * MIB
 """What a compressed file may unpack to, all parts together."""
 PIECE_BYTES = 64 * MIB

@@ -68,6 +68,9 @@ COMMANDS: dict[str, Entry] = {
     "bugs": Entry("mmulab.cli.bugs:bugs", "Show the historical bugs of KVM's MMU and their switches."),
     "affected": Entry("mmulab.cli.bugs:affected", "Show which of these bugs a release of Linux has."),
     "role": Entry("mmulab.cli.role:role", "Decode and encode role words of any kernel since 2.6.28."),
+    "trace": Entry(
+        "mmulab.cli.trace:trace", "Read a real kernel's trace: what is in it, and its statistics."
+    ),
     "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU, with evidence."),
     "assertions": Entry("mmulab.cli.assertions:assertions", "Show the kernel's assertions."),

@@ -18,12 +18,14 @@ from mmulab.conform.outcome import encode_outcome, outcome_str
 from mmulab.conform.record import recording_lines, write_recording
 from mmulab.errors import InputError, find_named
 from mmulab.events import CONSOLE, EVENT_TYPES, FUNCTIONS, Event
+from mmulab.files import write_text
+from mmulab.ftrace.wording import event_text
+from mmulab.ftrace.writer import format_trace, model_events
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import find_kernel
 from mmulab.lab.cases.run import results_of, runner_of
 from mmulab.machine.op import OutcomeKind
 from mmulab.scenario.runner import Result
-from mmulab.trace.ftrace import event_text
 
 
 @click.command(name="run")
@@ -44,6 +46,7 @@ from mmulab.trace.ftrace import event_text
 @click.option(
     "--record", metavar="OUT", help="Also write the run as a recording (.jsonl, .jsonl.gz, .jsonl.xz)."
 )
+@click.option("--ftrace", metavar="OUT", help="Also write the events as lines of the kernel's trace_pipe.")
 @kernel_options
 @click.pass_context
 def run_scenario(
@@ -54,6 +57,7 @@ def run_scenario(
     number: int | None,
     as_json: bool,
     record: str | None,
+    ftrace: str | None,
     choice: KernelChoice,
 ) -> None:
     """Run the scenario in FILE and print each op with its outcome.
@@ -76,6 +80,10 @@ def run_scenario(
         results, failure = results_of(runner)
     if record is not None:
         write_recording(record, recording_lines(scenario, results, frame_map(runner.machine.memory)))
+    if ftrace is not None:
+        ops = ((result.op.vcpu, result.events) for result in results)
+        lines = format_trace(model_events(ops, kernel, runner.machine.config.host.vendor))
+        write_text(ftrace, "".join(f"{line}\n" for line in lines))
     shown = list(only.of(results))
     for result, chosen in shown:
         said = [json.dumps(_record(result, chosen))] if as_json else _lines(result, only.told(chosen), kernel)

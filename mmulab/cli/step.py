@@ -16,11 +16,11 @@ from mmulab.cli.step_orders import QUIT, Orders, hexadecimal
 from mmulab.cli.step_screen import Screen, can_draw, has_colour
 from mmulab.cli.work import on_kernel, read_work
 from mmulab.errors import InputError
+from mmulab.ftrace.writer import format_recording
 from mmulab.kvm.kernels import find_kernel
 from mmulab.kvm.roles.find import find_design
 from mmulab.lab.cases.run import failure_str
 from mmulab.trace.file import SUFFIX, is_own, open_recording, save
-from mmulab.trace.ftrace import format_recording
 from mmulab.trace.recording import Recording
 from mmulab.widgets.blocks import panels_text
 from mmulab.widgets.session import Session

@@ -1,6 +1,6 @@
 """Ops, outcomes and events as plain English sentences, for people who do not read traces yet.
 
-The kernel's own wording of an event is in :mod:`mmulab.trace.ftrace`.
+The kernel's own wording of an event is in :mod:`mmulab.ftrace`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmulab.kvm.spte import is_writable_pte
 from mmulab.machine import op as ops
 from mmulab.machine.kvm_run import is_endless
 from mmulab.machine.op import Mmio, Mode, Op, Outcome, OutcomeKind
-from mmulab.trace.ftrace import EXCEPTIONS
+from mmulab.x86.exceptions import EXCEPTIONS
 from mmulab.x86.pferr import (
     PFERR_FETCH_MASK,
     PFERR_PK_MASK,

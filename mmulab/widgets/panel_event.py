@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from html import escape
 
 from mmulab import events as ev
+from mmulab.ftrace.wording import event_text
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.machine import Machine
-from mmulab.trace.ftrace import event_text
 from mmulab.trace.sentence import event_sentence
 from mmulab.widgets.bitfield import strip
 from mmulab.widgets.scene_svg import Svg

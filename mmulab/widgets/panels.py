@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmulab import events as ev
+from mmulab.ftrace.wording import event_text
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.spte import SpteFormat
 from mmulab.machine.view import GuestStep, GuestWalk, PageHeader, ShadowStep, hpa_str
-from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look, PageLook, Parent, SpteChange
 from mmulab.trace.sentence import event_sentence, op_sentence, outcome_sentence
 from mmulab.widgets.blocks import Block, Line, Panel, Strip, Table

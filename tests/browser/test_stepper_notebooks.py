@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab import events as ev
+from mmulab.ftrace.wording import event_text
 from mmulab.scenario.record import record
-from mmulab.trace.ftrace import event_text
 from mmulab.trace.look import Look
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import find

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mmulab import events as ev
-from mmulab.trace.ftrace import event_text
+from mmulab.ftrace.wording import event_text
 from mmulab.trace.recording import Recording
 from mmulab.trace.search import Grain, find, step
 from mmulab.widgets.panels import page_text

@@ -24,6 +24,9 @@ from mmulab.cli.main import run as command_line
 from mmulab.conform.compare import Level, compare
 from mmulab.conform.recording import read_recording
 from mmulab.errors import InputError
+from mmulab.ftrace.layouts import KVMMMU
+from mmulab.ftrace.reader import read_text
+from mmulab.ftrace.writer import format_recording, format_trace
 from mmulab.kvm.roles.design import DESIGNS
 from mmulab.report.parameters import declared, resolve
 from mmulab.scenario.grammar import FORMS, usage
@@ -31,7 +34,6 @@ from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
 from mmulab.trace.file import open_recording, save
-from mmulab.trace.ftrace import format_recording
 from mmulab.trace.search import SEARCHES
 from mmulab.workload.snapshot import load_snapshot
 from mmulab.workload.stream import load_stream
@@ -107,6 +109,17 @@ def _mmr(data: bytes) -> None:
         _ = state.machine, state.op, state.event
     for _ in islice(format_recording(recording), 500):
         pass
+
+
+def _trace(data: bytes) -> None:
+    path = Path("input.trace")
+    path.write_bytes(data)
+    _command("trace", "show", "input.trace", "--list", "50")
+    _command("trace", "stats", "input.trace", "input.trace")
+    trace = read_text(data.decode("utf-8", "replace"))
+    again = read_text("\n".join(format_trace(event for event in trace.events() if event.fields)))
+    if again.counts.unreadable:
+        raise RuntimeError(f"written and not read again: {again.counts.samples}")
 
 
 def _stream(data: bytes) -> None:
@@ -234,6 +247,12 @@ def _snapshots() -> list[bytes]:
     return made
 
 
+def _traces() -> list[bytes]:
+    """Return the extracts of public threads, but for that of a log."""
+    paths = sorted((ROOT / "data/ftrace/public").glob("*.txt"))
+    return [path.read_bytes() for path in paths if "dmesg" not in path.name]
+
+
 def _parameter_seeds() -> list[bytes]:
     return [
         "\n".join(f"{p.name}={p.default}" for p in declared(path).values()).encode() for path in _NOTEBOOKS
@@ -268,6 +287,13 @@ _ROLE_WORDS = (
     "direct", "smm=1", "invalid=2", "=", "level=", "--to", "0x3712", *DESIGNS,
 )  # fmt: skip
 _PARAMETER_WORDS = (*NUMBERS, *_VALUES, "nan", "inf", "true", "False", "1.5", "'", "1" * 5000, "limit", "é=")
+_TRACE_LINES = (
+    "# tracer: nop", "> ", "--", "CPU:3 [LOST 123 EVENTS]", " => kvm_mmu_page_fault", "spte 5 (r-xu) level 1",
+    " vm-6434 [059] .... 234.587044: <stack trace>", " vm-6434 [059] .... 234.587044: sched_switch: a b",
+    "kvm_mmu_set_spte: gfn 1 spte 5 (r-xu) level 1", "TP_SPTE gfn=0x0 level=5 old=0x8 new=0x0",
+    " vm-6434 [059] .... 234.587044: f: (f+0x0/0x9 [kvm]) a=0x1", " vm-6434 [059] .... 234.587044:",
+)  # fmt: skip
+_TRACE_WORDS = (*NUMBERS, *KVMMMU, "kvm_exit:", "gfn", "spte", "level", "(rwxu)", "[000]", "16.309345:", "q0")
 _KEYS = (
     *(f"/ {name} {search.argument and '10'}" for name, search in SEARCHES.items()),
     *["n", "p", "f", "F", "o", "O", "s", "S", "g", "a", "h"], "g 3", "g 99999999999", "a 40000000", "a zz",
@@ -297,6 +323,7 @@ TARGETS: dict[str, Reader] = {
     "scenario-grammar": Reader(run_choices, change_choices, _choices),
     "recording": Reader(_recording, mutators.packed(mutators.change_json_lines)),
     "mmr": Reader(_mmr, mutators.change_zip, lambda: [_small_mmr()]),
+    "trace": Reader(_trace, mutators.lines_of_words(_TRACE_WORDS, _TRACE_LINES), _traces, guided=True),
     "stream": Reader(_stream, mutators.two_files(mutators.change_json, mutators.change_zip), _streams),
     "snapshot": Reader(_snapshot, mutators.two_files(mutators.change_json, mutators.change_zip), _snapshots),
     "role": Reader(_role, mutators.lines_of_words(_ROLE_WORDS, _ROLE_WORDS), guided=True),

@@ -6,8 +6,8 @@ import pytest
 
 from mmulab import events as ev
 from mmulab.conform.recording import read_recording
+from mmulab.ftrace.wording import event_text
 from mmulab.scenario.record import record
-from mmulab.trace.ftrace import event_text
 from mmulab.trace.recording import Recording
 from mmulab.widgets.blocks import MARK, Panel, Strip, Table, panels_text
 from mmulab.widgets.session import Session

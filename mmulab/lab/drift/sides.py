@@ -8,12 +8,12 @@ from difflib import SequenceMatcher
 
 from mmulab.check.judged import record_judged
 from mmulab.events import Event
+from mmulab.ftrace.wording import event_text
 from mmulab.kvm.kernel import Kernel
 from mmulab.lab.cases.case import CaseKind
 from mmulab.lab.cases.table import Case, read_boot, read_case, scenario_of
 from mmulab.lab.cases.works import find_works
 from mmulab.lab.drift.drift import ALL, Drift, Effect, parts
-from mmulab.trace.ftrace import event_text
 from mmulab.trace.recording import Moment, Recording
 from mmulab.widgets.blocks import panels_html
 from mmulab.widgets.scene import Svg, table

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from mmulab import events as ev
 from mmulab import paths
 from mmulab.errors import InputError
+from mmulab.ftrace.writer import format_event
 from mmulab.kvm.kernel import Kernel
 from mmulab.kvm.kernels import LINUX_6_1
 from mmulab.machine import op as ops
@@ -28,7 +29,6 @@ from mmulab.machine.config import HostConfig, MachineConfig, SlotConfig
 from mmulab.machine.machine import Machine
 from mmulab.machine.op import Mode, Op
 from mmulab.memory.memslots import KVM_MEM_LOG_DIRTY_PAGES
-from mmulab.trace.ftrace import format_event
 from mmulab.x86.pferr import PFERR_FETCH_MASK, PFERR_WRITE_MASK
 from mmulab.x86.regs import X86_CR0_ET, X86_CR0_PE
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from mmulab import events as ev
+from mmulab.ftrace.wording import event_text
+from mmulab.ftrace.writer import format_event, format_recording
 from mmulab.kvm.kernels import LINUX_6_1, LINUX_6_12
 from mmulab.scenario.record import record
 from mmulab.scenario.runner import run
 from mmulab.scenario.text import read_scenario
-from mmulab.trace.ftrace import event_text, format_event, format_recording
 
 EXAMPLE = Path(__file__).parents[1] / "scenario/examples/first_fault.mmu"
 ROLE = 0x3711
@@ -121,10 +122,73 @@ def test_every_event_of_a_run_is_one_line() -> None:
             "kvm_mmu_get_page: sp gen 1 gfn 20 l1 4-byte q0 wux nxe ad root 2 sync existing",
         ),
         (ev.kvm_mmu_pagetable_walk(0x1000, 4), "amd", "kvm_mmu_pagetable_walk: addr 1000 pferr 4 U"),
+        (
+            ev.fast_page_fault(0x61D0FE0, 7, 0xE5EFF22B, 0x361D0E65, 0x361D0E67, 4),
+            "amd",
+            "fast_page_fault: vcpu 0 gva 61d0fe0 error_code P|W|U sptep 00000000e5eff22b old 0x361d0e65 "
+            "new 361d0e67 spurious 0 fixed 1",
+        ),
+        (
+            ev.mark_mmio_spte(0x2B4F687A, 0xFEE00, 7, 0x3A),
+            "amd",
+            "mark_mmio_spte: sptep:000000002b4f687a gfn fee00 access 7 gen 3a",
+        ),
+        (
+            ev.kvm_nested_vmexit("npf", 0x200000006, 0x5000),
+            "amd",
+            "kvm_nested_vmexit: vcpu 0 reason npf rip 0x0 info1 0x0000000200000006 "
+            "info2 0x0000000000005000 intr_info 0x00000000 error_code 0x00000000",
+        ),
+        (
+            ev.kvm_nested_vmexit("pf", 0x2000, 0, 0x80000B0E, 0x14),
+            "intel",
+            "kvm_nested_vmexit: vcpu 0 reason EXCEPTION_NMI rip 0x0 info1 0x0000000000002000 "
+            "info2 0x0000000000000000 intr_info 0x80000b0e error_code 0x00000014",
+        ),
+        (
+            ev.kvm_nested_vmexit_inject("ept_violation", 0x81, 0),
+            "intel",
+            "kvm_nested_vmexit_inject: reason: EPT_VIOLATION ext_inf1: 0x0000000000000081 "
+            "ext_inf2: 0x0000000000000000 ext_int: 0x00000000 ext_int_err: 0x00000000",
+        ),
+        (
+            ev.kvm_nested_vmenter(0xD000, 0x1800, True, 0xE01E),
+            "intel",
+            "kvm_nested_vmenter: rip: 0x0000000000000000 vmcs: 0x000000000000d000 "
+            "nested_rip: 0x0000000000001800 int_ctl: 0x00000000 event_inj: 0x00000000 nested_ept=y "
+            "nested_eptp: 0x000000000000e01e",
+        ),
+        (
+            ev.kvm_nested_vmenter(0xD000, 0x1800, False, 0xE000),
+            "amd",
+            "kvm_nested_vmenter: rip: 0x0000000000000000 vmcb: 0x000000000000d000 "
+            "nested_rip: 0x0000000000001800 int_ctl: 0x00000000 event_inj: 0x00000000 nested_npt=n "
+            "guest_cr3: 0x000000000000e000",
+        ),
     ],
 )
 def test_kernel_text(event: ev.Event, vendor: str, text: str) -> None:
     assert format_event(event, LINUX_6_1, vendor=vendor) == text
+
+
+@pytest.mark.parametrize(
+    ("reason", "vendor", "printed"),
+    [
+        ("cr", "intel", "CR_ACCESS"),
+        ("vmxon", "intel", "VMON"),
+        ("vmcall", "intel", "VMCALL"),
+        ("wrmsr", "intel", "MSR_WRITE"),
+        ("ioio", "intel", "IO_INSTRUCTION"),
+        ("ept_misconfig", "intel", "EPT_MISCONFIG"),
+        ("vmmcall", "amd", "hypercall"),
+        ("ud", "amd", "UD excp"),
+        ("ioio", "amd", "io"),
+        ("vmrun", "amd", "vmrun"),
+    ],
+)
+def test_reasons_are_the_kernels(reason: str, vendor: str, printed: str) -> None:
+    text = format_event(ev.kvm_exit(reason, 0x10), LINUX_6_1, vendor=vendor, vcpu=3)
+    assert text.startswith(f"kvm_exit: vcpu 3 reason {printed} rip 0x10 info1 ")
 
 
 def test_recording_is_lines_of_trace_pipe() -> None:

@@ -1,11 +1,8 @@
-"""Events as the kernel's trace prints them, to be laid beside a real host's.
+"""Events in words for a reader of the model.
 
-:func:`format_event` is the tracepoint's own text (``TP_printk``), a function
-without a tracepoint a kprobe with named arguments; :func:`format_recording`
-makes whole lines of a recording, as ``trace_pipe`` prints them. Fields that the
-events do not carry (the emulator's mode, data of a device access) are left out.
-:func:`event_text` is the same for a reader of the model: the bits of a role that
-the trace hides follow in brackets, and of an exit only what it has is said.
+:func:`event_text` is the tracepoint's own text as far as the event has its fields; the bits of a role that
+the trace hides follow in brackets, and of an exit only what it has is said. The kernel's very line is
+:func:`mmulab.ftrace.writer.format_event`.
 
 Source: Linux 6.1 ``arch/x86/kvm/mmu/mmutrace.h``, ``arch/x86/kvm/trace.h``,
 ``include/trace/events/kvm.h``.
@@ -13,8 +10,8 @@ Source: Linux 6.1 ``arch/x86/kvm/mmu/mmutrace.h``, ``arch/x86/kvm/trace.h``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from mmulab import events as ev
 from mmulab.kvm.kernel import Kernel
@@ -23,12 +20,10 @@ from mmulab.kvm.mmu_internal import RetPf
 from mmulab.kvm.roles.design import RoleDesign
 from mmulab.kvm.roles.trace_text import OWN_NAMES
 from mmulab.kvm.spte import is_writable_pte
-from mmulab.trace.recording import Recording
+from mmulab.x86.exceptions import EXCEPTIONS
 from mmulab.x86.pferr import pferr_str
 
 Wording = Callable[[Any, RoleDesign], str]
-
-EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 13: "#GP", 14: "#PF"}
 
 
 def event_text(event: ev.Event, kernel: Kernel = LINUX_6_1) -> str:
@@ -225,88 +220,3 @@ _WORDINGS: dict[type, Wording] = {
     ev.kvm_assertion: _assertion,
 }
 """Events whose wording is more than the names of the fields with their values in hex."""
-
-
-# As the kernel prints them ----------------------------------------------------
-
-SVM_REASONS = {"pf": "PF excp", "db": "DB excp", "ioio": "io"}
-"""``SVM_EXIT_REASONS`` (``arch/x86/include/uapi/asm/svm.h``) where they are not the model's names."""
-VMX_REASONS = {
-    "pf": "EXCEPTION_NMI",
-    "db": "EXCEPTION_NMI",
-    "ud": "EXCEPTION_NMI",
-    "write_cr0": "CR_ACCESS",
-    "write_cr3": "CR_ACCESS",
-    "write_cr4": "CR_ACCESS",
-    "ioio": "IO_INSTRUCTION",
-    "msr": "MSR_WRITE",
-}
-"""``VMX_EXIT_REASONS`` (``uapi/asm/vmx.h``) where they are not the model's names in capitals."""
-INTR_INFO = {"pf": 0x80000B0E, "db": 0x80000301, "ud": 0x80000306}
-"""VM-exit interruption information: hardware exceptions, that of vector 14 with an error code."""
-
-
-def format_event(event: ev.Event, kernel: Kernel, *, vendor: str = "amd", vcpu: int = 0) -> str:
-    """Return an event as the kernel of `vendor`'s host prints it, its name first.
-
-    Examples
-    --------
-    >>> format_event(ev.kvm_mmu_load(), LINUX_6_1)
-    'kvm_mmu_load: (kvm_mmu_load+0x0)'
-    """
-    kind, design = type(event), kernel.design
-    name = kernel.events.name(kind)
-    if kind in ev.FUNCTIONS:
-        arguments = "".join(f" {key}={value:#x}" for key, value in event._asdict().items())
-        return f"{name}: ({name}+0x0){arguments}"
-    if kind in (ev.kvm_page_fault, ev.fast_page_fault):
-        return f"{name}: vcpu {vcpu} {_WORDINGS[kind](event, design)}"
-    if kind is ev.kvm_smm_transition:
-        return f"{name}: vcpu {vcpu}: {_WORDINGS[kind](event, design)}"
-    if kind is ev.kvm_exit:
-        return f"{name}: vcpu {vcpu} {_VENDOR_EXITS[vendor](event)}"
-    if hasattr(event, "role"):
-        # The trace does not show what the design's readers get in brackets.
-        page = cast("ev.PageEvent", event)
-        state = f"root {page.root_count} {'unsync' if page.unsync else 'sync'}"
-        created = ""
-        if isinstance(event, ev.kvm_mmu_get_page):
-            created = " new" if event.created else " existing"
-        role = design.facts(page.role).trace_str()
-        return f"{name}: sp gen {page.mmu_valid_gen} gfn {page.gfn:x} {role} {state}{created}"
-    return event_text(event, kernel)
-
-
-def _exit_text(reason: str, rip: int, info1: int, info2: int, intr_info: int, error_code: int) -> str:
-    infos = f"info1 {info1:#018x} info2 {info2:#018x} intr_info {intr_info:#010x}"
-    return f"reason {reason} rip {rip:#x} {infos} error_code {error_code:#010x}"
-
-
-def _svm_exit(e: ev.kvm_exit) -> str:
-    """EXITINFO1 is the error code of a fault, EXITINFO2 its address (``svm_get_exit_info``)."""
-    info1 = e.qualification if e.error_code is None else e.error_code
-    reason = SVM_REASONS.get(e.reason, e.reason)
-    return _exit_text(reason, e.guest_rip, info1 or 0, e.address or 0, e.idt_vectoring or 0, 0)
-
-
-def _vmx_exit(e: ev.kvm_exit) -> str:
-    """The address of a #PF is the exit's qualification (``vmx_get_exit_info``)."""
-    qualification = e.address if e.reason == "pf" else e.qualification
-    reason = VMX_REASONS.get(e.reason, e.reason.upper())
-    infos = (qualification or 0, e.idt_vectoring or 0, INTR_INFO.get(e.reason, 0), e.error_code or 0)
-    return _exit_text(reason, e.guest_rip, *infos)
-
-
-_VENDOR_EXITS: dict[str, Callable[[Any], str]] = {"amd": _svm_exit, "intel": _vmx_exit}
-
-
-def format_recording(recording: Recording) -> Iterator[str]:
-    """Yield a recording's events as lines of ``trace_pipe``; the time counts events, in microseconds."""
-    kernel, vendor = recording.config.kernel, recording.config.host.vendor
-    for op in range(len(recording.ops)):
-        vcpu = recording.op(op).vcpu
-        for number in range(recording.first_event(op), int(recording.ends[op])):
-            text = format_event(recording.events[number], kernel, vendor=vendor, vcpu=vcpu)
-            seconds, micro = divmod(number, 10**6)
-            task = f"vcpu-{vcpu}"
-            yield f"{task:>20}  [{vcpu:03}] ..... {seconds:5}.{micro:06}: {text}"
