@@ -12,23 +12,23 @@ holds to that.
 =====  ======================  ===================================================
 floor  room                    what lives there
 =====  ======================  ===================================================
-11     ``mmulab.__main__``     ``python -m mmulab``
-10     ``mmulab.cli``          the command line
-9      ``mmulab.lab``          experiments: cases, designs compared, validity; what
+12     ``mmulab.__main__``     ``python -m mmulab``
+11     ``mmulab.cli``          the command line
+10     ``mmulab.lab``          experiments: cases, designs compared, validity; what
                                shows one is its ``view``
-8      ``mmulab.report``       notebooks and functions run with checked parameters, in
+9      ``mmulab.report``       notebooks and functions run with checked parameters, in
                                sweeps; pages, provenance, results tables; what an
                                install lacks
-7      ``mmulab.widgets``      the notebooks' controls and figures
-6      ``mmulab.check``        the architectural oracle, the adversary's TLB;
+8      ``mmulab.widgets``      the notebooks' controls and figures
+7      ``mmulab.check``        the architectural oracle, the adversary's TLB;
                                fuzzer, explorer and shrinker
-6      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as
+7      ``mmulab.record``       the same scenarios on a real kernel in an emulator, as
                                recordings
-5      ``mmulab.scenario``     the scenario format and its runner; streams: sources
+6      ``mmulab.scenario``     the scenario format and its runner; streams: sources
                                of ops
-5      ``mmulab.workload``     guest builders and workloads
-5      ``mmulab.conform``      comparison with recorded kernels
-4      ``mmulab.ftrace``       traces of real kernels as text, in and out
+6      ``mmulab.workload``     guest builders and workloads
+6      ``mmulab.conform``      comparison with recorded kernels
+5      ``mmulab.ftrace``       traces of real kernels as text, in and out
 4      ``mmulab.trace``        recorder and recordings
 3      ``mmulab.machine``      VM and vCPUs; the *op*, and the one function that
                                executes it

@@ -1,1 +1,1 @@
-"""Floor 9: experiments: cases, designs and policies compared, real boots, known bugs, timings."""
+"""Floor 10: experiments: cases, designs and policies compared, real boots, known bugs, timings."""

@@ -1,1 +1,1 @@
-"""Floor 8: notebooks run with checked parameters, in batches: pages, provenance, results."""
+"""Floor 9: notebooks run with checked parameters, in batches: pages, provenance, results."""

@@ -1,1 +1,1 @@
-"""Floor 7: the figures and controls of the notebooks."""
+"""Floor 8: the figures and controls of the notebooks."""

@@ -76,9 +76,11 @@ def page(chromium: Browser) -> Iterator[Page]:
 def test_another_cell_is_chosen_in_jupyterlab(page: Page, tmp_path: Path) -> None:
     with jupyterlab(NOTEBOOK, tmp_path) as server:
         remote = run_all(page, server, last="wrong for the guest: ")
-        box = page.locator(".jp-OutputArea-output", has=page.get_by_text("marker", exact=True)).filter(
-            has=page.locator("select")
-        ).last  # the first has the lists of parameters
+        box = (
+            page.locator(".jp-OutputArea-output", has=page.get_by_text("marker", exact=True))
+            .filter(has=page.locator("select"))
+            .last
+        )  # the first has the lists of parameters
         box.locator("select").first.select_option("force_role_reset")
         box.locator("p b", has_text="force_role_reset").wait_for(timeout=PATIENCE)
         wait_until_idle(page)
