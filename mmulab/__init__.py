@@ -42,7 +42,7 @@ floor  room                    what lives there
 0      ``mmulab.archive``      archives of arrays
 0      ``mmulab.cluster``      works given to the workers of a dask scheduler
 0      ``mmulab.parcel``       works packed for them: files by digest
-0      ``mmulab.checks``       one thing that a machine may lack, and the mend
+0      ``mmulab.checks``       one thing that a machine may lack, and what to do about it
 0      ``mmulab.digests``      digests of files, folders and this package
 0      ``mmulab.files``        files read below a limit and written whole
 0      ``mmulab.deadline``     a limit on the time that a user's code may take

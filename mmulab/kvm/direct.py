@@ -128,7 +128,7 @@ def _is_access_allowed(vcpu: Vcpu, fault: PageFault, spte: int) -> bool:
 
 
 def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> RetPf:
-    """Try to mend the entry without the MMU lock; INVALID if that is not enough."""
+    """Try to fix the entry without the MMU lock; INVALID if that is not enough."""
     if not _can_be_fast(vcpu, fault):
         return RetPf.INVALID
     kvm = vcpu.kvm

@@ -243,8 +243,8 @@ def _set_spte(e: ev.kvm_mmu_set_spte, design: RoleDesign) -> str:
 
 
 def _fast_page_fault(e: ev.fast_page_fault, design: RoleDesign) -> str:
-    ended = {RetPf.FIXED: "mended", RetPf.SPURIOUS: "spurious"}.get(RetPf(e.ret), "not possible")
-    return f"KVM tries to mend the fault without the MMU lock: {ended}."
+    ended = {RetPf.FIXED: "fixed", RetPf.SPURIOUS: "spurious"}.get(RetPf(e.ret), "not possible")
+    return f"KVM tries to fix the fault without the MMU lock: {ended}."
 
 
 def _exit(e: ev.kvm_exit, design: RoleDesign) -> str:
