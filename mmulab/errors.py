@@ -12,7 +12,7 @@ from mmulab.limits import PATH, QUOTED
 Thing = TypeVar("Thing")
 
 
-_ALIKE = 0.7
+_ALIKE = 0.66  # one wrong letter of three
 """How alike names must be, of 1, for one to be a misspelling of the other."""
 
 

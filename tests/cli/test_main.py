@@ -200,9 +200,9 @@ def test_sigterm_has_its_own_code(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["rn"], "no such command 'rn'; did you mean 'run'? 'mmulab --help' lists them"),
+        (["rum"], "no such command 'rum'; did you mean 'run'? 'mmulab --help' lists them"),
         (["zzz"], "no such command 'zzz'; 'mmulab --help' lists them"),
-        (["role", "enc"], "no such command 'enc'; 'mmulab role --help' lists them"),
+        (["role", "enc"], "no such command 'enc'; did you mean 'encode'? 'mmulab role --help' lists them"),
         (["spte", "deco"], "no such command 'deco'; did you mean 'decode'? 'mmulab spte --help' lists them"),
         (["run"], "Missing argument 'FILE'; see 'mmulab run --help'"),
         (["role", "decode"], "Missing argument 'WORD...'; see 'mmulab role decode --help'"),
