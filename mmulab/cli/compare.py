@@ -49,6 +49,7 @@ _TOTALS = ("shadow_pages", "found", "duplicated", "sharing_lost", "page_faults",
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @SCHEDULER
 @click.option("--details", is_flag=True, help="Also which fields tell pages apart, and each cell's measures.")
+@click.option("--wrong-only", is_flag=True, help="Only rows of cases that some column is wrong on.")
 @click.option(
     "--picture", metavar="OUT.svg", type=PATH, help="Draw the pages that two designs make in one case."
 )
@@ -64,6 +65,7 @@ def compare(
     jobs: int,
     scheduler: str | None,
     details: bool,
+    wrong_only: bool,
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -89,7 +91,7 @@ def compare(
     if picture is not None and (kernels is not None or syncs is not None or choice.given):
         raise InputError("--picture: draws two designs on 6.1; leave --kernels, --syncs and the like out")
     if kernels is not None:
-        if designs is not None or syncs is not None or choice.given:
+        if designs is not None or syncs is not None or choice.given or wrong_only:
             raise InputError("--kernels: compares kernels alone; leave --designs, --kernel and the like out")
         works = _works(cases, limit, seed)
         compare_kernels(kernels, works, jobs=by, details=details, as_json=as_json)
@@ -99,7 +101,8 @@ def compare(
             raise InputError("--syncs: compares policies under one design; leave --designs and --sync out")
         works = _works(cases, limit, seed)
         kernel = choice.over(LINUX_6_1) if choice.given else None
-        compare_policies(syncs, works, kernel=kernel, jobs=by, details=details, as_json=as_json)
+        how = {"details": details, "wrong_only": wrong_only, "as_json": as_json}
+        compare_policies(syncs, works, kernel=kernel, jobs=by, **how)
         return
     names = list(DESIGNS) if designs is None else [name.strip() for name in designs.split(",")]
     chosen = [find_design(name) for name in names]
@@ -110,7 +113,8 @@ def compare(
     cells: list[DesignCell] = []
 
     def show() -> None:
-        _show(_comparison(chosen, works, cells), names, details=details, as_json=as_json)
+        found = _comparison(chosen, works, cells)
+        _show(found, names, details=details, wrong_only=wrong_only, as_json=as_json)
 
     with signals.shown(show):
         for row in progress(compare_each(chosen, works, kernel=kernel, jobs=by), len(works), "case"):
@@ -140,13 +144,16 @@ def _comparison(
     return Comparison(designs, [case for case in works if case.name in finished], cells)
 
 
-def _show(found: Comparison, asked: Sequence[str], *, details: bool, as_json: bool) -> None:
+def _show(found: Comparison, asked: Sequence[str], *, details: bool, wrong_only: bool, as_json: bool) -> None:
+    wrong = {cell.case.name for cell in found.cells if cell.first_wrong is not None}
+    shown = [case for case in found.works if not wrong_only or case.name in wrong]
     if as_json:
         called = {design.name: name for design, name in zip(found.designs, asked, strict=True)}
         records = [{**record, "design": called[record["design"]]} for record in found.records()]
-        click.echo(json.dumps(records, indent=1))
+        names = {case.name for case in shown}
+        click.echo(json.dumps([record for record in records if record["case"] in names], indent=1))
         return
-    for line in [*_matrix(found), "", *_costs(found), *(_fields(found) if details else ())]:
+    for line in [*_matrix(found, shown), "", *_costs(found), *(_fields(found) if details else ())]:
         click.echo(line)
     for cell in found.cells:
         if cell.first_wrong is not None and not cell.as_default:
@@ -157,12 +164,12 @@ def _show(found: Comparison, asked: Sequence[str], *, details: bool, as_json: bo
             click.echo(_measures(cell))
 
 
-def _matrix(found: Comparison) -> Iterator[str]:
-    width = max([len("case"), *(len(case.name) for case in found.works)])
+def _matrix(found: Comparison, shown: Sequence[Case]) -> Iterator[str]:
+    width = max([len("case"), *(len(case.name) for case in shown)])
     columns = [max(len(design.id or design.name), 9) for design in found.designs]
     heads = [design.id or design.name for design in found.designs]
     yield _row("case", width, heads, columns)
-    for case in found.works:
+    for case in shown:
         cells = [found.cell(design.name, case.name) for design in found.designs]
         yield _row(case.name, width, [_verdict(cell) for cell in cells], columns)
     yield "ok; the op of the first wrong access; (..): wrong, but the case lies after the design's time;"

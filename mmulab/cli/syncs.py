@@ -22,7 +22,14 @@ _HEADS = ("correct", "page faults", *(name.replace("_", " ") for name in _SUMS),
 
 
 def compare_policies(
-    names: str, works: Sequence[Case], *, kernel: Kernel | None, jobs: Jobs, details: bool, as_json: bool
+    names: str,
+    works: Sequence[Case],
+    *,
+    kernel: Kernel | None,
+    jobs: Jobs,
+    details: bool,
+    wrong_only: bool,
+    as_json: bool,
 ) -> None:
     """Show who is wrong where, and what each policy costs.
 
@@ -36,10 +43,12 @@ def compare_policies(
     cells: list[SyncCell] = []
 
     def show() -> None:
+        wrong = {cell.case.name for cell in cells if cell.wrong is not None}
+        rows = [cell for cell in cells if not wrong_only or cell.case.name in wrong]
         if as_json:
-            click.echo(json.dumps([cell.record() for cell in cells], indent=1))
+            click.echo(json.dumps([cell.record() for cell in rows], indent=1))
             return
-        for line in _lines(texts, cells, details=details):
+        for line in _lines(texts, cells, rows, details=details):
             click.echo(line)
 
     with signals.shown(show):
@@ -47,8 +56,10 @@ def compare_policies(
             cells += row
 
 
-def _lines(texts: Sequence[str], cells: Sequence[SyncCell], *, details: bool) -> Iterator[str]:
-    yield from _matrix(texts, cells)
+def _lines(
+    texts: Sequence[str], cells: Sequence[SyncCell], rows: Sequence[SyncCell], *, details: bool
+) -> Iterator[str]:
+    yield from _matrix(texts, rows)
     yield ""
     yield from _costs(texts, cells)
     for cell in cells:

@@ -30,6 +30,21 @@ def test_the_matrix_shows_who_is_wrong_where(capsys: Out) -> None:
     assert rows["la57-switch-shadow-4to5-l0-5"].split() == ["ok"] * 4
 
 
+def test_wrong_only_leaves_rows_out_and_no_sum(capsys: Out) -> None:
+    asked = ["compare", "--designs", "D0,D4", "--cases", "la57-switch-*"]
+    run(asked)
+    whole = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert run([*asked, "--wrong-only"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == [SWITCH, "la57-switch-npt-5to4-l0-5"]
+    assert lines[3].startswith("ok; the op of")
+    assert all(line.split() in whole for line in lines), "the sums are those of all six"
+    run([*asked, "--wrong-only", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 2 * 2
+    assert run(["compare", "--kernels", "6.1,6.12", "--wrong-only"]) == 2
+    assert "--kernels: compares kernels alone" in capsys.readouterr().err
+
+
 def test_a_wrong_cell_shows_access_page_and_missing_bit(capsys: Out) -> None:
     run(["compare", "--designs", "D0", "--cases", SWITCH])
     text = capsys.readouterr().out

@@ -46,6 +46,12 @@ def test_compare_shows_verdicts_costs_and_the_sentence(capsys: Out) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["sync/global-lost-64", "ok", "ok", "op", "6"]
     assert lines[2].split() == ["shadow-64-l0-4", "ok", "ok", "ok"]
+    asked = ["compare", "--syncs", policies, "--cases", "sync/global-lost-64,shadow-64-l0-4", "--wrong-only"]
+    assert run(asked) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == [
+        "sync/global-lost-64",
+        "ok;",
+    ]
     rows = [line.split() for line in lines if line.startswith(tuple(policies.split(",")))]
     costs = {row[0]: row[1] for row in rows}
     assert costs["unsync_children"] == costs["write_protect"] == "2/2"
