@@ -177,7 +177,7 @@ def test_a_recording_has_no_harm(folder: str) -> None:
 def test_recordings_have_no_harm(kind: str, kernel: str) -> None:
     paths = find_recordings([str(DATA_DIR / kind / kernel)])
     assert len(paths) > 100
-    assert [said for path in paths[::5] if (said := first_harm(path))] == []
+    assert [said for path in paths[::8] if (said := first_harm(path))] == []
 
 
 def test_a_machine_runs_on_without_its_adversary() -> None:

@@ -328,9 +328,9 @@ def test_stopped_at_a_moment(
 def test_stopped_at_any_moment(
     name: str, number: signal.Signals, whole_time: Callable[[str], float], tmp_path: Path
 ) -> None:
-    """The signals take turns, so that one comes at every second moment."""
+    """The signals take turns, so that one comes at every fourth moment."""
     turn = list(CODES).index(number)
-    for moment in range(2 * turn, MOMENTS, 2 * len(CODES)):
+    for moment in range(4 * turn, MOMENTS, 4 * len(CODES)):
         stop_at(name, number, whole_time(name) * moment / MOMENTS, tmp_path / str(moment))
 
 
