@@ -121,7 +121,7 @@ def _live(
         limit = limits.get(name)
         scales = {
             "x": bqplot.OrdinalScale(),
-            "y": bqplot.LinearScale(min=0.0, **({} if limit is None else {"max": limit * 1.02})),
+            "y": bqplot.LinearScale(min=0.0, max=1.02 * (max([*floats(values), limit or 0.0]) or 1.0)),
         }
         bars = bqplot.Bars(
             x=list(labels)[::-1],
@@ -139,7 +139,7 @@ def _live(
             bqplot.Figure(
                 marks=[bars],
                 axes=axes,
-                title=name if limit is None else f"{name}, up to {shown(limit)}",
+                title=name if limit is None else f"{name}, limit {shown(limit)}",
                 title_style={"font-size": "13px"},
                 fig_margin={"top": 36, "bottom": 30, "left": left, "right": 16},
                 layout={"width": f"{left + 170:.0f}px", "height": height, "min_width": "0"},

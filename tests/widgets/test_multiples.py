@@ -46,7 +46,16 @@ def test_interactive_twin_has_the_numbers() -> None:
     assert "t" in heading.value
     assert [list(shape.marks[0].y[::-1]) for shape in row.children] == [list(v) for v in MEASURES.values()]
     assert all(isinstance(shape.marks[0], bqplot.Bars) for shape in row.children)
-    assert row.children[1].title == "bits, up to 32"
+    assert row.children[1].title == "bits, limit 32"
+    assert [shape.marks[0].scales["y"].max for shape in row.children] == [
+        1.02 * most for most in (1234, 32, 1)
+    ]
+
+
+def test_interactive_bars_reach_beyond_the_limit() -> None:
+    figure = multiples(["one", "two"], {"bits": [3, 20]}, title="t", limits={"bits": 16})
+    (shape,) = figure.widget.children[1].children
+    assert shape.marks[0].scales["y"].max > 20
 
 
 def test_lengths_must_agree() -> None:
