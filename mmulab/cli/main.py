@@ -72,6 +72,9 @@ COMMANDS: dict[str, Entry] = {
         "mmulab.cli.trace:trace", "Read a real kernel's trace: what is in it, and its statistics."
     ),
     "spte": Entry("mmulab.cli.spte:spte", "Decode shadow entries as a kernel and a host lay them out."),
+    "pferr": Entry(
+        "mmulab.cli.pferr:pferr", "Say what a page fault's error code means, EPT's and NPT's too."
+    ),
     "features": Entry("mmulab.cli.features:features", "Show the features of KVM's MMU, with evidence."),
     "assertions": Entry("mmulab.cli.assertions:assertions", "Show the kernel's assertions."),
     "doc": Entry("mmulab.cli.doc:doc", "Print a page of the manual."),
